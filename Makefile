@@ -1,0 +1,30 @@
+# `make reproduce` and `make test` need Python >= 3.11 and make; each sets up .venv by itself.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+SEEDS ?= 1
+
+.PHONY: reproduce test bench lint
+
+reproduce: $(VENV)/.installed
+	$(RUN) reproduce.py --suite mini --seeds $(SEEDS)
+
+test: $(VENV)/.installed
+	$(RUN) -m ruff check .
+	$(RUN) -m pytest
+
+bench: $(VENV)/.installed
+	$(RUN) benchmarks/linear_step.py
+	$(RUN) benchmarks/coefficient_sweep.py
+
+lint: $(VENV)/.installed
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+# The stamp is written last: an installation that was broken off is done again.
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "expected Python >= 3.11, found %s; set PYTHON=" % sys.version)'
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --upgrade pip
+	$(RUN) -m pip install --quiet -e '.[test]'
+	touch $@
