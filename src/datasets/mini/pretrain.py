@@ -1,0 +1,200 @@
+"""Makes the shipped ViT-Mini: draws the mixture and trains CLIP on it. Resumable; every seed is fixed.
+
+    python -m src.datasets.mini.pretrain                      # draws, trains, writes vit_mini.safetensors
+    python -m src.datasets.mini.pretrain --steps 50 --images 4000 --output /tmp/try.safetensors
+
+The state is saved every `--checkpoint-every` steps beside the mixture in `--work`; started again, it goes on from there.
+At every save it prints what decides the suite, on design seed 0 only: zero-shot accuracy and a linear probe.
+"""
+
+import argparse
+import hashlib
+import json
+import math
+import os
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from tqdm import tqdm
+
+from . import draw, mixture
+from .clip import MEAN, SHIPPED, STD, Tokenizer, build
+
+
+def parse(argv=None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=240_000, help="pictures in the mixture")
+    parser.add_argument("--steps", type=int, default=6500)
+    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--wd", type=float, default=0.1)
+    parser.add_argument("--warmup_length", type=int, default=200)
+    parser.add_argument("--checkpoint-every", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--work", type=Path, default=Path("cache") / "pretrain", help="mixture and training state")
+    parser.add_argument("--output", type=Path, default=SHIPPED)
+    return parser.parse_args(argv)
+
+
+def draw_mixture(folder: Path, images: int, seed: int) -> tuple[np.ndarray, list[str]]:
+    """The mixture's pictures, uint8 (images, 32, 32, 3), and captions: drawn on all cores, kept in `folder`."""
+    if images % mixture.CHUNK:
+        raise SystemExit(f"--images: expected a multiple of {mixture.CHUNK}, found {images}")
+    pixels_file, captions_file = folder / f"mixture_{images}_{seed}.npy", folder / f"mixture_{images}_{seed}.json"
+    if not captions_file.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = np.empty((images, 32, 32, 3), np.uint8)
+        captions = []
+        jobs = [(seed, 1_000_000, i) for i in range(images // mixture.CHUNK)]
+        with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
+            chunks = tqdm(pool.map(mixture.draw_chunk, jobs), total=len(jobs), desc="mixture", unit="k images")
+            for i, (chunk, texts) in enumerate(chunks):
+                pixels[i * mixture.CHUNK : (i + 1) * mixture.CHUNK] = chunk
+                captions += texts
+        np.save(pixels_file, pixels)
+        captions_file.write_text(json.dumps(captions))  # last: its presence says that the pictures are whole
+    return np.load(pixels_file), json.loads(captions_file.read_text())
+
+
+def normalise(pixels: torch.Tensor) -> torch.Tensor:
+    """uint8 (n, H, W, 3) to the float (n, 3, H, W) that the model sees."""
+    mean, std = (torch.tensor(c, device=pixels.device).view(1, 3, 1, 1) for c in (MEAN, STD))
+    return (pixels.permute(0, 3, 1, 2).float() / 255 - mean) / std
+
+
+def augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Each image turned by up to 8 degrees, scaled by up to 10 %, shifted by up to 3 pixels; colours cast a little."""
+    n, _, side, _ = images.shape
+
+    def draw_uniform(*shape, low, high):
+        return (torch.rand(*shape, generator=generator) * (high - low) + low).to(images.device)
+
+    turn, scale = draw_uniform(n, low=-0.14, high=0.14), draw_uniform(n, low=0.9, high=1.1)
+    shift = draw_uniform(n, 2, low=-6 / side, high=6 / side)  # in units of half the width
+    cos, sin = scale * turn.cos(), scale * turn.sin()
+    affine = torch.stack([torch.stack([cos, -sin, shift[:, 0]], 1), torch.stack([sin, cos, shift[:, 1]], 1)], 1)
+    grid = F.affine_grid(affine, images.shape, align_corners=False)
+    moved = F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+    return moved * draw_uniform(n, 3, 1, 1, low=0.8, high=1.2) + draw_uniform(n, 3, 1, 1, low=-0.25, high=0.25)
+
+
+def contrastive_loss(model, images: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """CLIP's loss, where equal captions are each other's positives (with so few captions they meet in every batch)."""
+    unique, caption = torch.unique(tokens, dim=0, return_inverse=True)
+    image_features = F.normalize(model.encode_image(images), dim=-1)
+    text_features = F.normalize(model.encode_text(unique), dim=-1)[caption]
+    logits = model.logit_scale.exp().clamp(max=100) * image_features @ text_features.T
+    positive = (caption[:, None] == caption[None]).float()
+    target = positive / positive.sum(1, keepdim=True)
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+@torch.no_grad()
+def measure(model, tokenizer: Tokenizer, tasks: Path, device: str) -> dict[str, dict[str, float]]:
+    """Test accuracy (%) per task, zero-shot and of a logistic regression on frozen features, on design seed 0."""
+    model.eval()
+
+    def features(name, split):
+        images = torch.from_numpy(np.load(tasks / f"{name}_{split}_x.npy"))
+        parts = [model.encode_image(normalise(part.to(device))) for part in images.split(500)]
+        return torch.cat(parts).cpu(), np.load(tasks / f"{name}_{split}_y.npy")
+
+    scores = {"zero-shot": {}, "linear probe": {}}
+    for name, family in draw.FAMILIES.items():
+        prompts = [tokenizer([t.format(c) for t in family.TEMPLATES]).to(device) for c in family.NAMES]
+        per_prompt = [F.normalize(model.encode_text(p), dim=-1).mean(0) for p in prompts]
+        head = F.normalize(torch.stack(per_prompt), dim=-1).cpu()
+        x, y = features(name, "test")
+        scores["zero-shot"][name] = 100 * float(((F.normalize(x, dim=-1) @ head.T).argmax(1).numpy() == y).mean())
+        if "train" in draw.SIZES[name]:
+            probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=300))
+            probe.fit(*(a if isinstance(a, np.ndarray) else a.numpy() for a in features(name, "train")))
+            scores["linear probe"][name] = 100 * float(probe.score(x.numpy(), y))
+    model.train()
+    return scores
+
+
+def report(step: int, scores: dict[str, dict[str, float]]) -> None:
+    for kind, per_task in scores.items():
+        mean = np.mean([per_task[t] for t in draw.TASKS])
+        details = " ".join(f"{t} {v:.1f}" for t, v in per_task.items())
+        tqdm.write(f"step {step}: {kind} {mean:.1f} | {details}")
+
+
+def learning_rate(step: int, args: argparse.Namespace) -> float:
+    if step < args.warmup_length:
+        return args.lr * (step + 1) / args.warmup_length
+    done = (step - args.warmup_length) / max(1, args.steps - args.warmup_length)
+    return 0.5 * args.lr * (1 + math.cos(math.pi * done))
+
+
+def train(args: argparse.Namespace) -> None:
+    pixels, captions = draw_mixture(args.work, args.images, args.seed)
+    tasks = draw.cached(args.work, seed=0)
+    tokenizer = Tokenizer.of(mixture.vocabulary_texts())
+    tokens, pixels = tokenizer(captions), torch.from_numpy(pixels)
+
+    torch.manual_seed(args.seed)
+    model = build(tokenizer.vocabulary_size).to(args.device).train()
+    decayed = [p for n, p in model.named_parameters() if p.ndim >= 2 and "embedding" not in n]
+    others = [p for n, p in model.named_parameters() if not (p.ndim >= 2 and "embedding" not in n)]
+    groups = [dict(params=decayed, weight_decay=args.wd), dict(params=others, weight_decay=0.0)]
+    optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.98))
+
+    # The state belongs to these settings alone: another run in the same folder starts its own.
+    settings = {k: str(v) for k, v in vars(args).items() if k not in {"device", "work", "output", "checkpoint_every"}}
+    run = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+    state_file = args.work / f"state_{run}.pt"
+    first, seconds = 0, 0.0
+    if state_file.exists():
+        state = torch.load(state_file, map_location=args.device, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        first, seconds = state["step"], state["seconds"]
+        print(f"goes on from step {first} of {state_file}")
+
+    steps_per_epoch = len(pixels) // args.batch_size
+    began = time.time()
+    bar = tqdm(range(first, args.steps), initial=first, total=args.steps, desc="pre-training", unit="step")
+    for step in bar:
+        # Order and augmentation are functions of (seed, step), so a resumed run sees what an unbroken one sees.
+        epoch, place = divmod(step, steps_per_epoch)
+        order = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(args.seed * 1009 + epoch))
+        batch = order[place * args.batch_size : (place + 1) * args.batch_size]
+        generator = torch.Generator().manual_seed(args.seed * 1_000_003 + step)
+        images = augment(normalise(pixels[batch].to(args.device)), generator)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, args)
+        loss = contrastive_loss(model, images, tokens[batch].to(args.device))
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if step % 20 == 0:
+            bar.set_postfix(loss=f"{loss.item():.3f}", scale=f"{model.logit_scale.exp().item():.1f}")
+        if (step + 1) % args.checkpoint_every == 0 or step + 1 == args.steps:
+            total = seconds + time.time() - began
+            state = dict(model=model.state_dict(), optimizer=optimizer.state_dict(), step=step + 1, seconds=total)
+            torch.save(state, state_file.with_suffix(".tmp"))
+            os.replace(state_file.with_suffix(".tmp"), state_file)
+            scores = measure(model, tokenizer, tasks, args.device)
+            report(step + 1, scores)
+    header = dict(settings, words=tokenizer.words, seconds=round(seconds + time.time() - began), design_seed_0=scores)
+    half = {name: tensor.detach().half().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    save_file(half, args.output, metadata={"header": json.dumps(header)})
+    print(f"wrote {args.output}")
+
+
+if __name__ == "__main__":
+    train(parse())
