@@ -33,7 +33,9 @@ from .clip import MEAN, SHIPPED, STD, Tokenizer, build
 def parse(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=240_000, help="pictures in the mixture")
-    parser.add_argument("--steps", type=int, default=6500)
+    parser.add_argument("--steps", type=int, default=3200)
+    parser.add_argument("--horizon", type=int, default=5000, help="steps at which the cosine would reach 0")
+    parser.add_argument("--cooldown", type=int, default=1200, help="last steps, over which a line takes the rate to 0")
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--wd", type=float, default=0.1)
@@ -132,10 +134,14 @@ def report(step: int, scores: dict[str, dict[str, float]]) -> None:
 
 
 def learning_rate(step: int, args: argparse.Namespace) -> float:
+    """Warm-up, a cosine towards `--horizon`, and a linear cool-down over the last steps of the run.
+
+    With the cool-down apart from the cosine, one run can be ended early or prolonged from any of its states.
+    """
     if step < args.warmup_length:
         return args.lr * (step + 1) / args.warmup_length
-    done = (step - args.warmup_length) / max(1, args.steps - args.warmup_length)
-    return 0.5 * args.lr * (1 + math.cos(math.pi * done))
+    done = min(1.0, (step - args.warmup_length) / max(1, args.horizon - args.warmup_length))
+    return 0.5 * args.lr * (1 + math.cos(math.pi * done)) * min(1.0, (args.steps - step) / args.cooldown)
 
 
 def train(args: argparse.Namespace) -> None:

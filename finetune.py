@@ -1,0 +1,37 @@
+"""Fine-tunes the image encoder on every task of a suite, non-linearly or in the tangent space.
+
+    python finetune.py                                               # mini suite, standard
+    python finetune.py --finetuning-mode=linear --tasks signs,letters
+    python finetune.py --model=ViT-B-32 --world-size=2               # the papers' protocol, 2 processes
+    torchrun --nproc-per-node=8 finetune.py --model=ViT-L-14         # on one machine or several
+
+Finished tasks are skipped; a run that was killed goes on from its last saved state.
+"""
+
+from functools import partial
+
+from src import data, parallel, store, training
+from src.args import TRAINING_MODES, add_training, base_parser, parse, program
+from src.distributed import World, check_devices, launch, under_torchrun
+
+
+@program
+def main(argv=None) -> None:
+    parser = base_parser(__doc__, TRAINING_MODES)
+    add_training(parser)
+    args = parse(parser, argv)
+    try:
+        check_devices(args)
+    except ValueError as error:
+        parser.error(str(error))
+    if under_torchrun() or args.world_size > 1 or args.jobs == 1:
+        launch(training.worker, args)
+        return
+    store.save_pretrained(args)
+    data.examples(args, args.tasks[0], "train")  # mini's are drawn once, before the workers look for them
+    world = World(device=args.device)
+    parallel.each(partial(training.finetune, args, world=world), args.tasks, args.jobs, "fine-tuning")
+
+
+if __name__ == "__main__":
+    main()

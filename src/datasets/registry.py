@@ -1,0 +1,93 @@
+"""Every data set that the suite knows, one row each, and the two suites made of them."""
+
+from dataclasses import dataclass, field
+from functools import cache
+
+from .base import Dataset, nearest
+from .mini import ROWS as MINI_ROWS
+from .mini import TASKS as MINI_TASKS
+from .vision import CONTROL as VISION_CONTROL
+from .vision import ROWS as VISION_ROWS
+from .vision import TASKS as VISION_TASKS
+
+ROWS: dict[str, Dataset] = {row.name: row for row in (*MINI_ROWS, *VISION_ROWS)}
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a suite is fine-tuned and searched, where the command line says nothing else."""
+
+    lr: dict[str, float]  # per fine-tuning mode
+    batch_size: int  # the global one, over all processes, of one forward pass
+    warmup_length: int
+    n_eval_points: int
+    n_grid_points: int  # per axis of the disentanglement grid
+    grid_samples: int | None  # images per task on that grid; None: all
+    wd: float = 0.1
+    ls: float = 0.0
+    num_grad_accumulation: int = 1
+    clip: float = 1.0
+
+
+@dataclass(frozen=True)
+class Suite:
+    name: str
+    tasks: tuple[str, ...]
+    control: str
+    model: str
+    protocol: Protocol
+    pairs: tuple[tuple[str, str], ...]  # for the disentanglement heatmaps
+    ntk_pairs: tuple[tuple[str, str], ...]  # (task, control) for the localization of eigenfunctions
+    per_model: dict[str, dict] = field(default_factory=dict)  # deviations from the protocol, by model
+
+    def settings(self, model: str) -> dict:
+        """The protocol's fields for `model`."""
+        return vars(self.protocol) | self.per_model.get(model.removesuffix("__init__"), {})
+
+
+SUITES = {
+    # Learning rates and lengths were chosen on seed 0 alone, for |τ| of a few percent of |θ0|, as CLIP's are.
+    "mini": Suite(
+        name="mini",
+        tasks=MINI_TASKS,
+        control="control",
+        model="ViT-Mini",
+        protocol=Protocol(
+            lr={"standard": 2.5e-4, "linear": 5e-4}, batch_size=32, warmup_length=25, n_eval_points=41,
+            n_grid_points=13, grid_samples=256,
+        ),
+        pairs=(("land", "house_numbers"), ("textures", "scenes"), ("vehicles", "signs")),
+        ntk_pairs=(("land", "vehicles"), ("signs", "letters"), ("textures", "scenes")),
+    ),
+    "vision": Suite(
+        name="vision",
+        tasks=VISION_TASKS,
+        control=VISION_CONTROL,
+        model="ViT-B-32",
+        protocol=Protocol(
+            lr={"standard": 1e-5, "linear": 1e-5}, batch_size=128, warmup_length=500, n_eval_points=21,
+            n_grid_points=20, grid_samples=None,
+        ),
+        pairs=(("EuroSAT", "SVHN"), ("DTD", "SUN397"), ("Cars", "RESISC45")),
+        ntk_pairs=(("RESISC45", "Cars"),),
+        per_model={"ViT-L-14": dict(batch_size=64, num_grad_accumulation=2)},
+    ),
+}
+
+
+def suite(name: str) -> Suite:
+    if name not in SUITES:
+        raise ValueError(f"--suite: {name!r} does not exist{nearest(name, SUITES)} Known: {', '.join(SUITES)}")
+    return SUITES[name]
+
+
+def get(name: str) -> Dataset:
+    if name not in ROWS:
+        raise ValueError(f"data set {name!r} does not exist{nearest(name, list(ROWS))} Known: {', '.join(ROWS)}")
+    return ROWS[name]
+
+
+@cache
+def default_suite(model: str) -> str:
+    """The suite that a model is meant for."""
+    return "mini" if model.startswith(SUITES["mini"].model) else "vision"

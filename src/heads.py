@@ -1,0 +1,37 @@
+"""Zero-shot classification heads, made of class names and prompt templates by CLIP's text tower, and cached."""
+
+import torch
+from open_clip import build_zero_shot_classifier
+
+from . import checkpoints
+from .datasets import registry
+from .modeling import ClassificationHead, build_clip
+from .paths import Paths
+
+
+def build_classification_head(model, tokenizer, dataset: registry.Dataset, device: str) -> ClassificationHead:
+    """The head of one data set: per class, the prompts' normalised text features averaged and normalised again.
+
+    Weights (classes, D) are multiplied by exp(logit_scale), so that logits need only the image feature normalised.
+    """
+    # (D, classes)
+    columns = build_zero_shot_classifier(model, tokenizer, dataset.classnames, dataset.templates, device=device)
+    return ClassificationHead(columns.T * model.logit_scale.exp())
+
+
+@torch.no_grad()
+def get_classification_head(args, dataset: str) -> ClassificationHead:
+    """The head of `dataset`, from the cache under `--save`, or built anew where class names or templates have changed.
+
+    A model with random image tower (`__init__`) takes the head of the pre-trained text tower, as in the paper's Table 3.
+    """
+    row = registry.get(dataset)
+    path = Paths.of(args).head(dataset)
+    texts = dict(classnames=list(row.classnames), templates=list(row.templates))
+    if not path.is_file() or any(checkpoints.header(path)[key] != value for key, value in texts.items()):
+        model, tokenizer = build_clip(args)
+        head = build_classification_head(model.to(args.device), tokenizer, row, args.device)
+        header = dict(model=args.model.removesuffix("__init__"), task=dataset, **texts)
+        checkpoints.save(path, {"weight": head.weight.detach().cpu()}, header, kind="head")
+    head = ClassificationHead(checkpoints.load(path, kind="head", task=dataset)["weight"])
+    return head.requires_grad_(False)

@@ -1,0 +1,182 @@
+"""CLIP's image encoder, zero-shot heads, and classifiers made of the two.
+
+A model's name says what it is: `ViT-Mini` (the shipped one), or any open_clip name with `/` written as `-`
+(`ViT-B-32`). Suffixes: `__pretrained__<tag>` takes the open_clip weights of that tag in the place of OpenAI's (or, where
+the tag is a file, its weights), `__init__` builds the image tower without any pre-trained weights.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .datasets.base import nearest
+from .datasets.mini import clip as mini
+
+MINI = "ViT-Mini"
+
+
+@dataclass(frozen=True)
+class ModelName:
+    """A model's name, taken apart. `weights` is an open_clip tag, a file, or None for the model's own default."""
+
+    architecture: str
+    weights: str | None
+    random: bool
+
+    @classmethod
+    def parse(cls, name: str) -> "ModelName":
+        architecture, _, weights = name.removesuffix("__init__").partition("__pretrained__")
+        return cls(architecture, weights or None, name.endswith("__init__"))
+
+
+@cache
+def _open_clip_names() -> dict[str, str]:
+    """Our spelling of each open_clip architecture -> open_clip's own."""
+    import open_clip
+
+    return {name.replace("/", "-"): name for name in open_clip.list_models()}
+
+
+def check_model(name: str) -> None:
+    """Raise ValueError for a model that does not exist, with the nearest name that does."""
+    architecture = ModelName.parse(name).architecture
+    known = (MINI, *_open_clip_names())
+    if architecture not in known:
+        raise ValueError(
+            f"--model: {architecture!r} does not exist{nearest(architecture, known)} "
+            f"Known: {MINI}, ViT-B-32, ViT-B-16, ViT-L-14 and open_clip's {len(known) - 1} names; "
+            "suffixes __pretrained__<tag> and __init__"
+        )
+
+
+def _preprocess(side: int, mean, std, train: bool):
+    from torchvision.transforms import InterpolationMode, v2
+
+    crop = (
+        [v2.RandomResizedCrop(side, scale=(0.9, 1.0), interpolation=InterpolationMode.BICUBIC, antialias=True)]
+        if train
+        else [v2.Resize(side, interpolation=InterpolationMode.BICUBIC, antialias=True), v2.CenterCrop(side)]
+    )
+    return v2.Compose([v2.RGB(), *crop, v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)])
+
+
+def _build_mini(name: ModelName, seed: int):
+    model, tokenizer = mini.load()
+    if name.random:
+        torch.manual_seed(seed)
+        model.visual = mini.build(tokenizer.vocabulary_size).visual
+    return model, tokenizer
+
+
+def _build_open_clip(name: ModelName, seed: int, cache_dir: str | None, pretrained_path: str | None):
+    import open_clip
+
+    architecture = _open_clip_names()[name.architecture]
+    weights = pretrained_path or name.weights or "openai"
+    # OpenAI trained with QuickGELU. Asked for "ViT-B-32" with these weights, open_clip builds GELU and only warns.
+    quick = weights == "openai"
+    torch.manual_seed(seed)
+    model = open_clip.create_model(
+        architecture,
+        pretrained=None if name.random and not pretrained_path else weights,
+        force_quick_gelu=quick,
+        cache_dir=cache_dir,
+    )
+    if quick:
+        assert_quick_gelu(model)
+    return model, open_clip.get_tokenizer(architecture)
+
+
+def assert_quick_gelu(model: nn.Module) -> None:
+    """Raise if the image tower's blocks do not use QuickGELU, which the OpenAI weights were trained with."""
+    kinds = {type(block.mlp.gelu).__name__ for block in model.visual.transformer.resblocks}
+    if kinds != {"QuickGELU"}:
+        raise RuntimeError(f"expected QuickGELU in every block (OpenAI's weights need it), found {', '.join(kinds)}")
+
+
+def build_clip(args, keep_text: bool = True):
+    """(CLIP model, tokenizer) of `args.model`, in evaluation mode, float32."""
+    check_model(args.model)
+    name = ModelName.parse(args.model)
+    if name.architecture == MINI:
+        model, tokenizer = _build_mini(name, args.seed)
+    else:
+        model, tokenizer = _build_open_clip(name, args.seed, str(args.cache_dir), getattr(args, "pretrained_path", None))
+    if not keep_text:
+        del model.transformer
+    return model.float().eval(), tokenizer
+
+
+class ImageEncoder(nn.Module):
+    """CLIP's image tower. `encoder(images)`: (N, 3, H, W) normalised pixels -> (N, D) features, not normalised.
+
+    Without `keep_lang` the text transformer is dropped; the small text-side tensors stay, frozen, so that the state
+    dict has the published names. Only `model.visual` is trained.
+    """
+
+    def __init__(self, args, keep_lang: bool = False):
+        super().__init__()
+        self.model, self.tokenizer = build_clip(args, keep_lang)
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(name.startswith("visual."))
+        visual = self.model.visual
+        side = visual.image_size[0] if isinstance(visual.image_size, Sequence) else visual.image_size
+        mean, std = getattr(visual, "image_mean", None) or mini.MEAN, getattr(visual, "image_std", None) or mini.STD
+        self.image_size, self.mean, self.std = side, tuple(mean), tuple(std)
+        self.train_preprocess = _preprocess(side, mean, std, train=True)
+        self.val_preprocess = _preprocess(side, mean, std, train=False)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.model.encode_image(images)
+
+
+class ClassificationHead(nn.Linear):
+    """Logits = normalised features @ weights.T; weights (classes, D) already carry CLIP's logit scale."""
+
+    def __init__(self, weights: torch.Tensor, normalize: bool = True):
+        classes, width = weights.shape
+        super().__init__(width, classes, bias=False)
+        self.normalize = normalize
+        self.weight = nn.Parameter(weights.clone())
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return super().forward(F.normalize(features, dim=-1) if self.normalize else features)
+
+
+class ImageClassifier(nn.Module):
+    """Encoder and head: images (N, 3, H, W) -> logits (N, classes)."""
+
+    def __init__(self, image_encoder: nn.Module, classification_head: ClassificationHead):
+        super().__init__()
+        self.image_encoder = image_encoder
+        self.classification_head = classification_head
+        for attribute in ("train_preprocess", "val_preprocess"):
+            if hasattr(image_encoder, attribute):
+                setattr(self, attribute, getattr(image_encoder, attribute))
+
+    def freeze_head(self) -> None:
+        self.classification_head.requires_grad_(False)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.classification_head(self.image_encoder(images))
+
+
+class MultiHeadImageClassifier(nn.Module):
+    """One encoder and several heads; `head_idx` chooses."""
+
+    def __init__(self, image_encoder: nn.Module, classification_heads: Sequence[ClassificationHead]):
+        super().__init__()
+        self.image_encoder = image_encoder
+        self.classification_heads = nn.ModuleList(classification_heads)
+        if hasattr(image_encoder, "val_preprocess"):
+            self.val_preprocess = image_encoder.val_preprocess
+
+    def freeze_head(self) -> None:
+        self.classification_heads.requires_grad_(False)
+
+    def forward(self, images: torch.Tensor, head_idx: int) -> torch.Tensor:
+        return self.classification_heads[head_idx](self.image_encoder(images))

@@ -1,0 +1,78 @@
+"""Where every checkpoint, head, mask, cache and result lives. The only file that joins the project's paths."""
+
+from argparse import Namespace
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PUBLISHED = ROOT / "src" / "reporting" / "published.csv"
+
+# The file names of single-task results, as published.
+SINGLE_TASK = {
+    "none": "zeroshot_accuracies",
+    "standard": "ft_accuracies",
+    "linear": "linear_ft_accuracies",
+    "posthoc": "posthoc_ft_accuracies",
+}
+
+
+@dataclass(frozen=True)
+class Paths:
+    """The places of one (suite, model, seed). Relative locations are meant from the project's root."""
+
+    suite: str
+    model: str
+    seed: int
+    save: Path
+    results: Path
+    cache: Path
+    data: Path
+
+    @classmethod
+    def of(cls, args: Namespace) -> "Paths":
+        """From parsed flags: `--save`, `--results`, `--cache-dir`, `--data-location`."""
+        places = (ROOT / args.save, ROOT / args.results, ROOT / args.cache_dir, ROOT / args.data_location)
+        return cls(args.suite, args.model, args.seed, *places)
+
+    @property
+    def _run(self) -> Path:
+        return Path(self.suite) / self.model / f"seed_{self.seed}"
+
+    def pretrained(self) -> Path:
+        """θ0."""
+        return self.save / self._run / "zeroshot.safetensors"
+
+    def checkpoint(self, task: str, mode: str) -> Path:
+        """θ of a task; `mode` is "standard" or "linear"."""
+        return self.save / self._run / task / f"{mode}.safetensors"
+
+    def training_state(self, task: str, mode: str) -> Path:
+        """What an unfinished fine-tuning goes on from."""
+        return self.save / self._run / task / f"{mode}.state"
+
+    def head(self, dataset: str) -> Path:
+        """A zero-shot head; it depends on the text tower alone, so all seeds share it."""
+        return self.save / self.suite / self.model.removesuffix("__init__") / "heads" / f"{dataset}.safetensors"
+
+    def masks(self, name: str) -> Path:
+        return self.save / self._run / "masks" / f"{name}.safetensors"
+
+    def adaptation_state(self, name: str) -> Path:
+        """What an unfinished test-time adaptation goes on from."""
+        return self.save / self._run / "adaptation" / f"{name}.state"
+
+    def result(self, name: str) -> Path:
+        return self.results / self._run / f"{name}.json"
+
+    def single_task(self, mode: str) -> Path:
+        """`mode` is "none", "standard", "linear" or "posthoc"."""
+        return self.result(SINGLE_TASK[mode])
+
+    def tables(self) -> Path:
+        return self.results / self.suite / "tables"
+
+    def figures(self) -> Path:
+        return self.results / self.suite / "figures"
+
+    def claims(self) -> Path:
+        return self.results / self.suite / "claims.md"

@@ -1,0 +1,132 @@
+"""Encoders, heads and names of models."""
+
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+from open_clip.model import CLIP
+
+from src import heads, modeling
+from src.datasets import registry
+from src.datasets.mini import clip
+from src.modeling import (
+    ClassificationHead,
+    ImageClassifier,
+    ImageEncoder,
+    ModelName,
+    MultiHeadImageClassifier,
+    assert_quick_gelu,
+)
+
+
+def test_model_names():
+    assert ModelName.parse("ViT-B-32") == ModelName("ViT-B-32", None, False)
+    assert ModelName.parse("ViT-B-32__pretrained__laion2b_e16") == ModelName("ViT-B-32", "laion2b_e16", False)
+    assert ModelName.parse("ViT-Mini__init__") == ModelName("ViT-Mini", None, True)
+
+
+def test_unknown_model_names_the_nearest():
+    with pytest.raises(ValueError, match="did you mean ViT-B-32"):
+        modeling.check_model("ViT-B32")
+
+
+def test_shipped_weights_are_small_and_say_how_they_were_made():
+    assert clip.SHIPPED.stat().st_size < 8_000_000
+    from safetensors import safe_open
+
+    with safe_open(clip.SHIPPED, framework="pt") as file:
+        header = json.loads(file.metadata()["header"])
+        assert {file.get_slice(k).get_dtype() for k in file.keys()} == {"F16"}
+    assert header["seconds"] > 0 and header["steps"] and header["words"]
+
+
+def test_encoder_has_the_published_names(parsed):
+    encoder = ImageEncoder(parsed())
+    names = set(encoder.state_dict())
+    text_side = {"model.positional_embedding", "model.text_projection", "model.logit_scale",
+                 "model.token_embedding.weight", "model.ln_final.weight", "model.ln_final.bias"}  # fmt: skip
+    assert text_side < names
+    assert all(n.startswith("model.visual.") for n in names - text_side)
+    assert {n for n, p in encoder.named_parameters() if p.requires_grad} == names - text_side
+    assert any(n.startswith("model.transformer.") for n in ImageEncoder(parsed(), keep_lang=True).state_dict())
+
+
+def test_encoder_is_a_function_of_each_image(parsed):
+    encoder = ImageEncoder(parsed())
+    images = torch.randn(3, 3, 32, 32)
+    with torch.no_grad():
+        together = encoder(images)
+        alone = torch.cat([encoder(image[None]) for image in images])
+    assert together.shape == (3, clip.EMBED)
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
+
+
+def test_random_initialization_keeps_the_text_head(parsed):
+    trained, random = parsed(), parsed("--model=ViT-Mini__init__")
+    a, b = ImageEncoder(trained), ImageEncoder(random)
+    assert not torch.equal(a.model.visual.proj, b.model.visual.proj)
+    again = ImageEncoder(random).model.visual.proj
+    torch.testing.assert_close(b.model.visual.proj, again, rtol=0, atol=0)
+    head = heads.get_classification_head(trained, "signs")
+    torch.testing.assert_close(head.weight, heads.get_classification_head(random, "signs").weight, rtol=0, atol=0)
+
+
+def test_head_is_the_prompt_ensemble(parsed):
+    """Against the definition, in float64: normalise, average, normalise, scale."""
+    args = parsed()
+    model, tokenizer = modeling.build_clip(args)
+    row = registry.get("land")
+    expected = []
+    with torch.no_grad():
+        for name in row.classnames:
+            texts = model.encode_text(tokenizer([t.format(name) for t in row.templates])).double()
+            expected.append(F.normalize(F.normalize(texts, dim=-1).mean(0), dim=-1) * model.logit_scale.double().exp())
+    built = heads.get_classification_head(args, "land")
+    cached = heads.get_classification_head(args, "land")
+    torch.testing.assert_close(built.weight.double(), torch.stack(expected), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(built.weight, cached.weight, atol=0, rtol=0)
+    assert not built.weight.requires_grad
+
+
+def test_a_head_of_other_class_names_is_not_reused(parsed, monkeypatch):
+    args = parsed()
+    before = heads.get_classification_head(args, "signs").weight
+    row = registry.get("signs")
+    renamed = registry.Dataset(**vars(row) | {"templates": ("the {} symbol",)})
+    monkeypatch.setitem(registry.ROWS, "signs", renamed)
+    assert not torch.equal(before, heads.get_classification_head(args, "signs").weight)
+
+
+def test_head_normalises_and_classifiers_compose():
+    head = ClassificationHead(torch.randn(5, 8))
+    features = torch.randn(4, 8)
+    torch.testing.assert_close(head(features), F.normalize(features, dim=-1) @ head.weight.T)
+    torch.testing.assert_close(head(3 * features), head(features))
+    encoder = torch.nn.Linear(2, 8)
+    one = ImageClassifier(encoder, head)
+    many = MultiHeadImageClassifier(encoder, [ClassificationHead(torch.randn(3, 8)), head])
+    inputs = torch.randn(4, 2)
+    torch.testing.assert_close(many(inputs, 1), one(inputs))
+    one.freeze_head()
+    assert not head.weight.requires_grad and encoder.weight.requires_grad
+
+
+def tiny_clip(quick: bool) -> CLIP:
+    vision = dict(image_size=16, patch_size=8, width=16, layers=1, head_width=8)
+    return CLIP(8, vision, dict(context_length=4, vocab_size=9, width=16, heads=2, layers=1), quick_gelu=quick)
+
+
+def test_quick_gelu_is_asserted():
+    assert_quick_gelu(tiny_clip(quick=True))
+    with pytest.raises(RuntimeError, match="expected QuickGELU"):
+        assert_quick_gelu(tiny_clip(quick=False))
+
+
+def test_tokenizer_knows_words_and_spells_the_rest():
+    tokenizer = clip.Tokenizer.of(["a red car"])
+    tokens = tokenizer(["a red car", "a xy", "a red car a red car a red car a red car"])
+    assert tokens.shape == (3, clip.CONTEXT)
+    assert tokens[0, :5].tolist() == [tokenizer.start, 256, 258, 257, tokenizer.end]
+    assert tokens[1, :5].tolist() == [tokenizer.start, 256, ord("x"), ord("y"), tokenizer.end]
+    assert tokens[2, -1] == tokenizer.end

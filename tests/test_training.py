@@ -1,0 +1,226 @@
+"""Fine-tuning: schedule, batches, exact resume, several processes, refusals."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from src import checkpoints, store, training
+from src.distributed import World, check_devices
+from src.paths import ROOT, Paths
+
+TRAIN = ("--steps=8", "--checkpoint-every=3", "--tasks=signs", "--batch-size=16")
+
+
+def run(script: str, *flags: str, **more) -> subprocess.CompletedProcess:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(ROOT / script), *flags]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, **more)
+
+
+def weights(args, task: str = "signs") -> dict[str, torch.Tensor]:
+    return checkpoints.load(Paths.of(args).checkpoint(task, args.finetuning_mode))
+
+
+def assert_same(one, two, **tolerance):
+    assert one.keys() == two.keys()
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], msg=lambda m, name=name: f"{name}: {m}", **tolerance)
+
+
+def finetune(args, world=World()):
+    store.save_pretrained(args)
+    training.finetune(args, "signs", world)
+
+
+def test_schedule_is_the_published_one():
+    rates = [training.cosine_lr(step, 100, 1.0, 10) for step in range(100)]
+    assert rates[0] == 0.1 and rates[9] == 1.0 and rates[10] == 1.0
+    assert rates[55] == pytest.approx(0.5) and 0 < rates[99] < 1e-3
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+
+
+def test_batches_cover_each_epoch_once_and_shares_make_the_whole():
+    batches = [training.batch_indices(50, 16, number, seed=3) for number in range(8)]
+    assert [len(b) for b in batches] == [16, 16, 16, 2] * 2
+    assert sorted(np.concatenate(batches[:4])) == list(range(50)) == sorted(np.concatenate(batches[4:]))
+    assert not np.array_equal(batches[0], batches[4])
+    np.testing.assert_array_equal(batches[5], training.batch_indices(50, 16, 5, seed=3))
+
+
+def test_shift_moves_pixels_and_repeats_the_edge():
+    image = torch.arange(36, dtype=torch.uint8).view(1, 6, 6, 1).expand(1, 6, 6, 3)
+    seen = set()
+    for seed in range(40):
+        moved = training.shifted(image, 2, torch.Generator().manual_seed(seed))
+        moves = [(r, c) for r in range(-2, 3) for c in range(-2, 3) if torch.equal(moved, _moved(image, r, c))]
+        assert len(moves) == 1
+        seen.update(moves)
+    assert {r for r, _ in seen} == {c for _, c in seen} == {-2, -1, 0, 1, 2}
+
+
+def _moved(image, down, right):
+    rows, columns = (torch.arange(6) + down).clamp(0, 5), (torch.arange(6) + right).clamp(0, 5)
+    return image[:, rows][:, :, columns]
+
+
+@pytest.mark.parametrize("mode", ["standard", "linear"])
+def test_one_step_is_adamw_on_the_clipped_gradient(parsed, mode):
+    """The first steps against a hand-written loop on f or on f_lin with its plain gradient."""
+    args = parsed(*TRAIN, f"--finetuning-mode={mode}", training=True)
+    finetune(args)
+    from src import data
+    from src.heads import get_classification_head
+    from src.linearize import LinearizedImageEncoder
+    from src.modeling import ImageEncoder
+
+    encoder = ImageEncoder(args)
+    if mode == "linear":
+        encoder = LinearizedImageEncoder(args, image_encoder=encoder, twice_differentiable=True)
+    head = get_classification_head(args, "signs")
+    trained = [p for n, p in encoder.named_parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=args.lr, weight_decay=args.wd)
+    batches = training.Batches(args, encoder, data.examples(args, "signs", "train"), World(), "signs")
+    for step, (images, labels, _) in enumerate(batches(0, 8)):
+        optimizer.param_groups[0]["lr"] = training.cosine_lr(step, 8, args.lr, args.warmup_length)
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(head(encoder(images)), labels).backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+    assert_same(weights(args), encoder.state_dict(), atol=2e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize("mode", ["standard", "linear"])
+def test_two_processes_give_the_weights_of_one(parsed, tmp_path, mode):
+    args = parsed(*TRAIN, f"--finetuning-mode={mode}", training=True)
+    finetune(args)
+    flags = (*TRAIN, f"--finetuning-mode={mode}", "--world-size=2", "--seed=0", "--device=cpu")
+    done = run("finetune.py", *flags, f"--save={tmp_path}/two", f"--cache-dir={args.cache_dir}")
+    assert done.returncode == 0, done.stderr
+    two = checkpoints.load(tmp_path / f"two/mini/ViT-Mini/seed_0/signs/{mode}.safetensors")
+    assert_same(weights(args), two, atol=1e-5, rtol=1e-3)
+
+
+def test_torchrun_gives_the_weights_of_one(parsed, tmp_path):
+    args = parsed(*TRAIN, training=True)
+    finetune(args)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    flags = (*TRAIN, "--seed=0", "--device=cpu", f"--save={tmp_path}/two", f"--cache-dir={args.cache_dir}")
+    done = subprocess.run([*launcher, str(ROOT / "finetune.py"), *flags], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    two = checkpoints.load(tmp_path / "two/mini/ViT-Mini/seed_0/signs/standard.safetensors")
+    assert_same(weights(args), two, atol=1e-5, rtol=1e-3)
+    assert done.stdout.count("signs standard: 8 steps") == 1  # rank 0 alone speaks
+
+
+@pytest.mark.parametrize("mode", ["standard", "linear"])
+def test_a_killed_run_ends_bit_identical(parsed, tmp_path, mode):
+    flags = ("--steps=60", "--checkpoint-every=4", "--tasks=signs", "--batch-size=16", f"--finetuning-mode={mode}")
+    whole = parsed(*flags, training=True)
+    finetune(whole)
+    broken = parsed(*flags, f"--save={tmp_path}/broken", training=True)
+    state = Paths.of(broken).training_state("signs", mode)
+    same = (*flags, "--seed=0", "--device=cpu", "--jobs=1", f"--save={broken.save}", f"--cache-dir={broken.cache_dir}")
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([sys.executable, str(ROOT / "finetune.py"), *same], env=environment)
+    until = time.time() + 300
+    while not state.exists() and time.time() < until:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert state.exists() and not Paths.of(broken).checkpoint("signs", mode).exists()
+    done = run("finetune.py", *same)
+    assert done.returncode == 0 and "goes on from step" in done.stdout, done.stderr
+    assert_same(weights(whole), weights(broken), atol=0, rtol=0)
+    assert not state.exists()
+
+
+def test_accumulation_is_the_larger_batch(parsed, tmp_path):
+    """Two forward passes of 16 make one step of 32, up to rounding; the epoch's images are the same."""
+    flags = ("--steps=3", "--tasks=signs", "--lr=1e-4")
+    large = parsed(*flags, "--batch-size=32", training=True)
+    small = parsed(*flags, "--batch-size=16", "--num-grad-accumulation=2", f"--save={tmp_path}/small", training=True)
+    finetune(large)
+    finetune(small)
+    # The shift of an image is drawn with its batch, so the weights are near, not equal.
+    moved = store.task_vector(large, "signs", "standard")
+    other = store.task_vector(small, "signs", "standard")
+    assert float(moved.cosine(other)) > 0.9
+
+
+def test_finished_work_is_skipped_and_foreign_checkpoints_are_refused(parsed, capsys):
+    args = parsed(*TRAIN, training=True)
+    finetune(args)
+    path = Paths.of(args).checkpoint("signs", "standard")
+    before = path.read_bytes()
+    training.finetune(args, "signs")
+    assert "skipped" in capsys.readouterr().out and path.read_bytes() == before
+    path.write_bytes(before[: len(before) // 2])
+    with pytest.raises(checkpoints.CheckpointError, match="cut short"):
+        training.finetune(args, "signs")
+    assert len(path.read_bytes()) == len(before) // 2
+
+
+def test_a_state_of_other_settings_is_refused(parsed, monkeypatch):
+    args = parsed(*TRAIN, training=True)
+    _break_after(monkeypatch, 5)
+    with pytest.raises(KeyboardInterrupt):
+        finetune(args)
+    monkeypatch.undo()
+    other = parsed(*TRAIN, "--lr=0.01", training=True)
+    with pytest.raises(checkpoints.CheckpointError, match=r"lr 0.00025 \(now 0.01\)"):
+        finetune(other)
+
+
+def test_a_loss_that_is_no_number_stops_and_keeps_the_state(parsed, monkeypatch):
+    args = parsed(*TRAIN, training=True)
+    cross_entropy = training.F.cross_entropy
+    calls = []
+
+    def poisoned(*arguments, **named):
+        calls.append(1)
+        return cross_entropy(*arguments, **named) * (float("nan") if len(calls) == 5 else 1)
+
+    monkeypatch.setattr(training.F, "cross_entropy", poisoned)
+    with pytest.raises(training.NonFiniteLoss, match="at step 4 of 8; the last good state is kept"):
+        finetune(args)
+    state = checkpoints.Checkpoint(Paths.of(args).training_state("signs", "standard"), kind="training state")
+    assert state.header["step"] == 3 and all(torch.isfinite(state[key]).all() for key in state)
+
+
+def _break_after(monkeypatch, steps: int) -> None:
+    rate, calls = training.cosine_lr, []
+
+    def counted(*arguments):
+        calls.append(1)
+        if len(calls) > steps:
+            raise KeyboardInterrupt
+        return rate(*arguments)
+
+    monkeypatch.setattr(training, "cosine_lr", counted)
+
+
+def test_world_size_above_the_devices_is_an_error(parsed):
+    args = parsed("--world-size=4096", training=True)
+    with pytest.raises(ValueError, match="at most the .* CPU cores"):
+        check_devices(args)
+
+
+def test_a_dead_rank_ends_the_job_with_its_reason(tmp_path, mini_cache):
+    program = Path(tmp_path / "dies.py")
+    program.write_text(
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+        "from argparse import Namespace\nfrom src.distributed import launch\n"
+        "def worker(args, world):\n"
+        "    if world.rank == 1: raise RuntimeError('rank one is unwell')\n"
+        "    world.wait()\n"
+        "if __name__ == '__main__': launch(worker, Namespace(world_size=2, device='cpu'))\n"
+    )
+    done = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, timeout=200)
+    assert done.returncode != 0 and "rank one is unwell" in done.stderr
