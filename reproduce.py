@@ -1,0 +1,240 @@
+"""Every stage of a suite in order: fine-tune, evaluate, merge, analyse, tables, figures.
+
+    python reproduce.py                          # mini suite, seed 1
+    python reproduce.py --seeds 1,2,3
+    python reproduce.py --only single-task addition
+    python reproduce.py --dry-run                # what would run, and what is there already
+    python reproduce.py --suite vision --model ViT-B-32
+
+Finished work is skipped, so a run that was stopped goes on where it was. A stage that fails is reported, the stages that
+do not need it still run, and the exit status is 1.
+"""
+
+import argparse
+import importlib
+import shlex
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from src.args import EVALUATION_MODES, TRAINING_MODES, base_parser, parse
+from src.paths import Paths
+
+
+@dataclass(frozen=True)
+class Command:
+    """One script with its flags, and the files that say that it has run."""
+
+    script: str
+    flags: tuple[str, ...]
+    outputs: tuple[Path, ...]
+
+    @property
+    def finished(self) -> bool:
+        return all(path.exists() for path in self.outputs)
+
+    def __str__(self) -> str:
+        return shlex.join(["python", f"{self.script}.py", *self.flags])
+
+
+@dataclass(frozen=True)
+class Stage:
+    name: str
+    commands: Callable[[argparse.Namespace], list[Command]]
+
+
+def _fine_tune(args) -> list[Command]:
+    paths = Paths.of(args)
+    return [
+        Command(
+            "finetune",
+            (f"--finetuning-mode={mode}", *_common(args)),
+            tuple(paths.checkpoint(task, mode) for task in args.tasks),
+        )
+        for mode in TRAINING_MODES
+    ]
+
+
+def _single_task(args) -> list[Command]:
+    return _per_mode(args, "eval_single_task", ("none", *EVALUATION_MODES), Paths.of(args).single_task)
+
+
+def _addition(args) -> list[Command]:
+    return _per_mode(args, "eval_task_addition", EVALUATION_MODES, lambda m: Paths.of(args).result(f"addition_{m}"))
+
+
+def _negation(args) -> list[Command]:
+    return _per_mode(args, "eval_task_negation", EVALUATION_MODES, lambda m: Paths.of(args).result(f"negation_{m}"))
+
+
+def _disentanglement(args) -> list[Command]:
+    def output(mode):
+        return Paths.of(args).result(f"disentanglement_{mode}")
+
+    return _per_mode(args, "eval_disentanglement", EVALUATION_MODES, output)
+
+
+def _ntk(args) -> list[Command]:
+    found = []
+    for model in (args.model, f"{args.model}__init__"):
+        named = argparse.Namespace(**vars(args) | {"model": model})
+        for reduction in ("trace", "sum"):
+            flags = (f"--reduction={reduction}", *_common(named))
+            found.append(Command("eval_ntk_localization", flags, (Paths.of(named).result(f"ntk_{reduction}"),)))
+    return found
+
+
+def _random_init(args) -> list[Command]:
+    named = argparse.Namespace(**vars(args) | {"model": f"{args.model}__init__"})
+    paths = Paths.of(named)
+    single = _per_mode(named, "eval_single_task", ("none", *TRAINING_MODES), paths.single_task)
+    added = _per_mode(named, "eval_task_addition", TRAINING_MODES, lambda mode: paths.result(f"addition_{mode}"))
+    return [*_fine_tune(named), *single, *added]
+
+
+# Label of the result (see main.label) -> overrides of main.py. Consensus needs the masks that tall_mask keeps.
+MERGING = {
+    "zeroshot": ("method=zeroshot",),
+    "average": ("method=average",),
+    "sum": ("method=sum",),
+    "ties": ("method=ties",),
+    "mag_masking": ("method=mag_masking",),
+    "tall_mask": ("method=tall_mask",),
+    "tall_mask_use_ties=True": ("method=tall_mask", "method.use_ties=True"),
+    "consensus": ("method=consensus",),
+    "consensus_use_ties=True": ("method=consensus", "method.use_ties=True"),
+}
+
+
+def _merging(args) -> list[Command]:
+    found = []
+    for mode in EVALUATION_MODES:
+        for label, overrides in MERGING.items():
+            output = Paths.of(args).result(f"merging/{len(args.tasks)}task/{mode}-visual/{label}")
+            found.append(Command("main", (*overrides, f"finetuning_mode={mode}", *_hydra_flags(args)), (output,)))
+    return found
+
+
+def _sweeps(args) -> list[Command]:
+    """Consensus at every threshold, and sum, TIES and TALL masks on more and more tasks."""
+    found = []
+    tasks = len(args.tasks)
+    for k in (0, 1, *range(3, tasks + 1)):
+        output = Paths.of(args).result(f"merging/{tasks}task/standard-visual/consensus_prun_thre_k={k}")
+        found.append(Command("main", ("method=consensus", f"method.prun_thre_k={k}", *_hydra_flags(args)), (output,)))
+    for count in range(2, tasks, 2):
+        for label in ("sum", "ties", "tall_mask"):
+            output = Paths.of(args).result(f"merging/{count}task/standard-visual/{label}")
+            found.append(Command("main", (f"method={label}", f"num_tasks={count}", *_hydra_flags(args)), (output,)))
+    return found
+
+
+def _hydra_flags(args) -> tuple[str, ...]:
+    """`_common` as main.py spells it: model=ViT-Mini in the place of --model=ViT-Mini."""
+    flags = (flag.removeprefix("--").split("=", 1) for flag in _common(args))
+    return tuple(f"{name.replace('-', '_')}={value}" for name, value in flags)
+
+
+def _tables(args) -> list[Command]:
+    return [Command("make_tables", _reported(args), (Paths.of(args).tables(),))]
+
+
+def _figures(args) -> list[Command]:
+    return [Command("make_figures", _reported(args), (Paths.of(args).figures(),))]
+
+
+def _reported(args) -> tuple[str, ...]:
+    return tuple(flag for flag in _common(args) if not flag.startswith(("--seed=", "--save=")))
+
+
+def _per_mode(args, script: str, modes, output: Callable[[str], Path]) -> list[Command]:
+    return [Command(script, (f"--finetuning-mode={mode}", *_common(args)), (output(mode),)) for mode in modes]
+
+
+def _common(args) -> tuple[str, ...]:
+    """What every command of a run shares; defaults are left out, so that the commands are those one would type."""
+    flags = [f"--model={args.model}", f"--seed={args.seed}"]
+    for flag, default in (("save", "checkpoints"), ("results", "results"), ("cache_dir", "cache"), ("data_location", "data")):
+        if str(getattr(args, flag)) != default:
+            flags.append(f"--{flag.replace('_', '-')}={getattr(args, flag)}")
+    return tuple(flags)
+
+
+STAGES = (
+    Stage("fine-tuning", _fine_tune),
+    Stage("single-task", _single_task),
+    Stage("addition", _addition),
+    Stage("negation", _negation),
+    Stage("disentanglement", _disentanglement),
+    Stage("ntk", _ntk),
+    Stage("random-init", _random_init),
+    Stage("merging", _merging),
+    Stage("merging-sweeps", _sweeps),
+)
+# Once, after the stages of every seed, from whatever results there are.
+REPORT = (Stage("tables", _tables), Stage("figures", _figures))
+
+
+def main(argv=None) -> None:
+    parser = base_parser(__doc__, modes=None)
+    parser.add_argument("--seeds", default="1", help="comma-separated; each draws its own images and fine-tunes anew")
+    parser.add_argument("--only", nargs="+", choices=[stage.name for stage in (*STAGES, *REPORT)], metavar="STAGE", help="these stages")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands; run nothing")
+    args = parse(parser, argv)
+    seeds = [int(text) for text in args.seeds.split(",")]
+    began, failed = time.time(), []
+    for seed in seeds:
+        seeded = argparse.Namespace(**vars(args) | {"seed": seed})
+        for stage in _chosen(STAGES, args):
+            start = time.time()
+            ran = sum(_run(command, args, failed) for command in stage.commands(seeded))
+            if not args.dry_run:
+                took = f"{time.time() - start:.0f} s" if ran else "finished before"
+                print(f"seed {seed}, {stage.name}: {took}", flush=True)
+    for stage in _chosen(REPORT, args):
+        for command in stage.commands(args):
+            _run(command, args, failed, always=True)
+    if failed:
+        print(f"{len(failed)} of the commands failed; run them by themselves to see why:")
+        print("\n".join(f"  {command}" for command in failed))
+        raise SystemExit(1)
+    if not args.dry_run:
+        print(f"all stages finished in {(time.time() - began) / 60:.1f} minutes; results in {args.results / args.suite}")
+
+
+def _chosen(stages: tuple[Stage, ...], args) -> list[Stage]:
+    return [stage for stage in stages if not args.only or stage.name in args.only]
+
+
+def _run(command: Command, args, failed: list, always: bool = False) -> bool:
+    """Run a command in this process, which keeps its workers; whether it had anything to do."""
+    if command.finished and not always and not args.overwrite:
+        if args.dry_run:
+            print(f"  there already: {command}")
+        return False
+    if args.dry_run:
+        print(f"  would run:     {command}")
+        return False
+    print(f"  {command}", flush=True)
+    try:
+        _call(command, args.overwrite and not always)
+    except (Exception, SystemExit) as error:
+        if isinstance(error, SystemExit) and not error.code:
+            return True
+        traceback.print_exc()
+        failed.append(command)
+    return True
+
+
+def _call(command: Command, overwrite: bool) -> None:
+    module = importlib.import_module(command.script)
+    if command.script == "main":
+        module.main([*command.flags, *(["overwrite=True"] if overwrite else [])])
+    else:
+        module.main([*command.flags, *(["--overwrite"] if overwrite else [])])
+
+
+if __name__ == "__main__":
+    main()
