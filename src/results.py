@@ -1,0 +1,159 @@
+"""Results are data with provenance: JSON files written whole, read by tables and figures without loading a model."""
+
+import dataclasses
+import json
+import math
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from src.atomic import replacing
+from src.paths import ROOT
+
+PACKAGES = {"torch": "torch", "open_clip": "open_clip_torch", "numpy": "numpy"}
+STARTED = time.time()
+
+
+class MissingResult(FileNotFoundError):
+    """A result that was never made; the message names the command that makes it."""
+
+
+class ResultError(ValueError):
+    """A result that cannot be written (it holds a NaN) or read (it is cut short, or is no result)."""
+
+
+def write(path: Path, record: Mapping, args: Any, started: float | None = None) -> None:
+    """Write `record` with its provenance to `path`, atomically.
+
+    record: nested dicts and lists of numbers and strings; NumPy and PyTorch scalars and arrays become plain numbers.
+    args: the configuration of the run: a namespace, a dataclass or a mapping.
+    started: `time.time()` when the work began, for `seconds`; by default when this process did.
+    Raises ResultError for a NaN or an infinity, TypeError for what JSON cannot hold; `path` is then left as it was.
+    """
+    document = _plain(record, path.stem) | {"provenance": provenance(args, started)}
+    text = json.dumps(document, indent=1, allow_nan=False)
+    with replacing(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def exists(path: Path) -> bool:
+    """Whether the result was made. Results are written whole, so a name means a file."""
+    return path.is_file()
+
+
+def read(path: Path) -> dict:
+    """The result at `path`, for readers that need not know which script makes it."""
+    return require(path, "python reproduce.py")
+
+
+def require(path: Path, command: str) -> dict:
+    """The result at `path`, or an error that names the `command` that makes it: MissingResult or ResultError."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise MissingResult(f"expected the result {path}, found no file; make it with: {command}") from None
+    except UnicodeDecodeError:
+        text = ""
+    try:
+        record = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ResultError(
+            f"expected a whole JSON result in {path}, found a damaged one of {path.stat().st_size} bytes "
+            f"(line {error.lineno}: {error.msg}); remove it and make it again with: {command}"
+        ) from None
+    if not isinstance(record, dict) or "provenance" not in record:
+        raise ResultError(f"expected a result with its provenance in {path}, found other JSON; make it with: {command}")
+    return record
+
+
+def provenance(args: Any, started: float | None = None) -> dict:
+    """Where a result comes from: command, configuration, commit, versions, device, seconds, date."""
+    config = args if isinstance(args, Mapping) else vars(args)
+    return {
+        "command": command_line(),
+        "config": _plain(config, "config", other=str),
+        "commit": commit(),
+        "versions": versions(),
+        "device": device_name(config.get("device")),
+        "seconds": round(time.time() - (STARTED if started is None else started), 3),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that numbers depend on, read without importing them."""
+    return {"python": platform.python_version()} | {name: metadata.version(dist) for name, dist in PACKAGES.items()}
+
+
+def command_line() -> str:
+    """The command of this process, as it would be typed in the project's folder."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)  # set when Python was started with -m
+    start = ["-m", spec.name.removesuffix(".__main__")] if spec else sys.argv[:1]
+    return shlex.join(["python", *map(_portable, start + sys.argv[1:])])
+
+
+def commit() -> str | None:
+    """The project's commit, with `-dirty` when tracked files differ from it; None outside a repository of its own."""
+    try:
+        if _git("rev-parse", "--show-toplevel") != str(ROOT):
+            return None  # an unpacked copy inside somebody else's repository
+        return _git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def device_name(device: Any = None) -> str:
+    """The name of the accelerator or processor that `device` means; by default the one PyTorch would use."""
+    import torch  # here, so that reading results does not pay for it
+
+    kind = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if kind.type == "cuda":
+        return torch.cuda.get_device_name(kind)
+    return f"{_processor()}, {torch.get_num_threads()} threads"
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def _portable(text: str) -> str:
+    """A path inside the project relative to it: results are shared, folders of one machine are not."""
+    return text.removeprefix(f"{ROOT}/")
+
+
+def _plain(value: Any, where: str, other: Callable[[Any], Any] | None = None) -> Any:
+    """`value` in JSON's own types; `where` names it in errors; `other` converts what has no JSON form."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item, f"{where}.{key}", other) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item, f"{where}[{index}]", other) for index, item in enumerate(value)]
+    if value is None or isinstance(value, (bool, int)):
+        return value
+    if isinstance(value, (str, Path)):
+        return _portable(str(value))
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ResultError(f"expected finite numbers in a result, found {where} = {value}; nothing was written")
+        return float(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return _plain(vars(value), where, other)
+    if hasattr(value, "tolist"):  # NumPy's and PyTorch's scalars and arrays
+        return _plain(value.tolist(), where, other)
+    if other is None:
+        raise TypeError(f"{where} is a {type(value).__name__}, which a JSON result cannot hold")
+    return other(value)
