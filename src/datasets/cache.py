@@ -1,0 +1,201 @@
+"""Images decoded once: a split's cropped pixels in a memory-mapped uint8 file, shared by all methods and scripts.
+
+A file's name carries a hash of everything its bytes depend on (data set, split, source files, labels, crop, versions of
+the libraries that decode and resize), so a stale one is never opened. Its description lies beside it as JSON, written
+last: without it the pixels do not count. At 224 x 224 an image takes 147 KiB.
+"""
+
+import errno
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock
+from PIL import Image, features
+from tqdm import tqdm
+
+from ..atomic import replacing
+from .base import Examples, Pixels, Subset
+from .examples import CorruptImage, DataError, digest, name_of
+
+FORMAT = 1
+BLOCK = 256  # images decoded before they are written: bounds the memory, keeps the threads busy
+SHOWN = 10  # names of corrupt images in a message
+Crop = Callable[[Image.Image], np.ndarray]
+
+
+def cached(
+    examples: Examples,
+    crop: Crop,
+    transform: str,
+    folder: Path,
+    dataset: str,
+    split: str,
+    skip_corrupt: bool = False,
+) -> Pixels:
+    """All images of a split, cropped: decoded now if nobody did before, else read from disk.
+
+    crop: PIL image to uint8 (H, W, 3), the same shape for all; `transform` is its name and settings, for the key.
+    skip_corrupt: leave images out that cannot be decoded, with a warning, where otherwise DataError names and counts
+    them. Processes that ask at once wait for the one that builds. Where the cache cannot be written, each pass decodes
+    again, with a warning.
+    """
+    if not len(examples):
+        raise DataError(
+            f"{dataset} {split}: expected images, found none; run: python -m src.datasets prepare {dataset}"
+        )
+    key = _key(examples, transform, dataset, split)
+    path = folder / f"{dataset}-{split}-{digest([json.dumps(key, sort_keys=True)])[:16]}.pixels"
+    try:
+        description = _read(path, key) or _build_once(path, key, examples, crop)
+    except OSError as error:
+        warnings.warn(f"no image cache in {folder} ({error}): every pass decodes {dataset} again", stacklevel=2)
+        return _uncached(examples, crop, dataset, split, skip_corrupt)
+    kept = _kept(description["corrupt"], len(examples), dataset, split, skip_corrupt)
+    pixels = np.memmap(path, np.uint8, "r", shape=tuple(description["shape"]))
+    return Pixels(pixels, examples.labels if len(kept) == len(examples) else examples.labels[kept])
+
+
+def _key(examples: Examples, transform: str, dataset: str, split: str) -> dict:
+    return {
+        "format": FORMAT,
+        "dataset": dataset,
+        "split": split,
+        "examples": _identity(examples),
+        "labels": digest([np.ascontiguousarray(examples.labels, dtype=np.int64).tobytes()]),
+        "transform": transform,
+        "versions": {name: metadata.version(name) for name in ("pillow", "torchvision")}
+        | {codec: str(features.version(codec)) for codec in ("jpg", "zlib", "webp")},
+    }
+
+
+def _identity(examples: Examples) -> str:
+    """A hash that changes when the images do, made without reading them."""
+    if isinstance(examples, Subset):
+        indices = np.ascontiguousarray(examples.indices, dtype=np.int64)
+        return digest([_identity(examples.examples), indices.tobytes()])
+    return examples.identity()
+
+
+def _read(path: Path, key: dict) -> dict | None:
+    """The description of a whole file with that key, or None."""
+    try:
+        description = json.loads(_description(path).read_text(encoding="utf-8"))
+        whole = path.stat().st_size == int(np.prod(description["shape"], dtype=np.int64))
+    except (FileNotFoundError, ValueError, KeyError):
+        return None
+    return description if whole and description["key"] == key else None
+
+
+def _build_once(path: Path, key: dict, examples: Examples, crop: Crop) -> dict:
+    """Build unless another process did while this one waited."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path}.lock"):
+        if description := _read(path, key):
+            return description
+        for left_behind in path.parent.glob(f".{path.name}.*.tmp"):  # by a killed builder: the lock says it is gone
+            left_behind.unlink()
+        return _build(path, key, examples, crop)
+
+
+def _build(path: Path, key: dict, examples: Examples, crop: Crop) -> dict:
+    """Decode and write all images; a corrupt one leaves no row, and its name in the description."""
+    _description(path).unlink(missing_ok=True)
+    corrupt: dict[str, str] = {}  # position -> name and reason
+    shape: tuple[int, ...] = ()
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        for block in _decoded(examples, crop, f"decoding {key['dataset']} {key['split']}"):
+            corrupt |= _corrupt(block)
+            for image in (image for _, image in block if not isinstance(image, CorruptImage)):
+                if not shape:
+                    shape = image.shape
+                    _require_room(path.parent, len(examples) * image.nbytes)
+                if image.dtype != np.uint8 or image.shape != shape:
+                    raise ValueError(f"expected uint8 crops of shape {shape}, found {image.dtype} {image.shape}")
+                file.write(image.tobytes())  # not through a mapping: a full disk must raise, not kill the process
+    description = {"key": key, "shape": [len(examples) - len(corrupt), *shape], "corrupt": corrupt}
+    with replacing(_description(path)) as temporary:
+        temporary.write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
+    return description
+
+
+def _decoded(examples: Examples, crop: Crop, title: str):
+    """Blocks of (position, pixels or CorruptImage), decoded by a few threads (Pillow works without the GIL)."""
+
+    def one(position: int):
+        try:
+            return position, crop(examples[position])
+        except CorruptImage as error:
+            return position, error
+        except OSError as error:  # a container file that cannot be read; not to be taken for a cache that cannot
+            return position, CorruptImage(name_of(examples, position), error)
+
+    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as threads:
+        with tqdm(total=len(examples), desc=title, disable=None) as bar:
+            for start in range(0, len(examples), BLOCK):
+                block = list(threads.map(one, range(start, min(start + BLOCK, len(examples)))))
+                bar.update(len(block))
+                yield block
+
+
+def _kept(corrupt: dict[str, str], total: int, dataset: str, split: str, skip_corrupt: bool) -> np.ndarray:
+    """Positions of the whole images; raises DataError when some are corrupt and may not be skipped, or all are."""
+    if corrupt:
+        names = list(corrupt.values())
+        listed = "\n  ".join(names[:SHOWN] + ["..."] * (len(names) > SHOWN))
+        message = f"{dataset} {split}: {len(names)} of {total} images cannot be decoded:\n  {listed}"
+        if not skip_corrupt or len(names) == total:
+            raise DataError(f"{message}\nFetch them again: python -m src.datasets prepare {dataset}; or --skip-corrupt")
+        warnings.warn(f"{message}\nThey are skipped.", stacklevel=3)
+    return np.setdiff1d(np.arange(total), [int(position) for position in corrupt])
+
+
+def _require_room(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise OSError(errno.ENOSPC, f"it needs {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free", str(folder))
+
+
+def _description(path: Path) -> Path:
+    return path.with_suffix(".json")
+
+
+def _uncached(examples: Examples, crop: Crop, dataset: str, split: str, skip_corrupt: bool) -> Pixels:
+    """The same pixels without a file: decoded whenever they are asked for."""
+    kept = np.arange(len(examples))
+    if skip_corrupt:  # which labels go with the pixels must be known before the first is read
+        found = [pair for block in _decoded(examples, crop, f"checking {dataset} {split}") for pair in _corrupt(block)]
+        kept = _kept(dict(found), len(examples), dataset, split, skip_corrupt)
+    shape = crop(examples[int(kept[0])]).shape
+    return Pixels(OnDemand(examples, crop, kept, (len(kept), *shape)), examples.labels[kept])
+
+
+def _corrupt(block: list) -> list[tuple[str, str]]:
+    return [(str(position), str(image)) for position, image in block if isinstance(image, CorruptImage)]
+
+
+@dataclass(frozen=True)
+class OnDemand:
+    """Stands where an array of pixels would: indexing decodes."""
+
+    examples: Examples
+    crop: Crop
+    kept: np.ndarray
+    shape: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index) -> np.ndarray:
+        positions = self.kept[index]
+        if np.ndim(positions) == 0:
+            return self.crop(self.examples[int(positions)])
+        images = [self.crop(self.examples[int(position)]) for position in positions]
+        return np.stack(images) if images else np.empty((0, *self.shape[1:]), np.uint8)

@@ -1,0 +1,128 @@
+"""Examples that come from files, and the three ways in which reading them fails.
+
+Besides what `base.Examples` asks for, each knows `name(i)`, how to call image i in a message; `raw(i)`, its undecoded
+bytes, for the leak check; and `identity()`, a hash that changes when the files do, for the image cache.
+"""
+
+import hashlib
+import io
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from .base import Examples, Subset
+
+
+class DataError(RuntimeError):
+    """Data that cannot be used; the message says what was expected, what was found and what mends it."""
+
+
+class BadFile(DataError):
+    """A file that is not what its name promises. `path` lets `prepare` set it aside."""
+
+    def __init__(self, path: Path, expected: str, found: str):
+        super().__init__(f"{path}: expected {expected}, found {found}")
+        self.path = path
+
+
+class CorruptImage(DataError):
+    """An image that cannot be decoded."""
+
+    def __init__(self, name: str, reason: object):
+        super().__init__(f"corrupt image {name}: {reason}")
+        self.image = name
+
+
+def decode(source: str | bytes, name: str) -> Image.Image:
+    """The image in a file, or in its bytes, as RGB."""
+    try:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+            return image.convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # all that Pillow raises
+        raise CorruptImage(name, error) from error
+
+
+@dataclass(frozen=True)
+class Files:
+    """One image file for each example."""
+
+    paths: tuple[str, ...]
+    labels: np.ndarray
+
+    @classmethod
+    def of(cls, samples: Iterable[tuple[str | Path, int]]) -> "Files":
+        paths, labels = zip(*samples, strict=True) if (samples := list(samples)) else ((), ())
+        return cls(tuple(map(os.fspath, paths)), np.array(labels, dtype=np.int64))
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Image.Image:
+        return decode(self.paths[index], self.name(index))
+
+    def name(self, index: int) -> str:
+        return self.paths[index]
+
+    def raw(self, index: int) -> bytes:
+        try:
+            return Path(self.paths[index]).read_bytes()
+        except OSError as error:
+            raise CorruptImage(self.name(index), error) from error
+
+    def identity(self) -> str:
+        return digest(_stamps(self.paths))
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """Pixels that a few files hold decoded: uint8, (n, H, W) grey or (n, H, W, 3)."""
+
+    pixels: np.ndarray
+    labels: np.ndarray
+    files: tuple[Path, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> Image.Image:
+        return Image.fromarray(np.ascontiguousarray(self.pixels[index])).convert("RGB")
+
+    def name(self, index: int) -> str:
+        return f"{self.files[0]}[{index}]"
+
+    def raw(self, index: int) -> bytes:
+        return np.ascontiguousarray(self.pixels[index]).tobytes()
+
+    def identity(self) -> str:
+        return digest(_stamps(self.files))
+
+
+def name_of(examples: Examples, index: int) -> str:
+    """How to call one image in a message."""
+    while isinstance(examples, Subset):
+        examples, index = examples.examples, int(examples.indices[index])
+    return examples.name(index)
+
+
+def _stamps(paths: Iterable[str | Path]) -> Iterator[str]:
+    """Size and time of each file: reading all bytes of a large set at every start would cost what the cache saves."""
+    for path in paths:
+        try:
+            status = os.stat(path)
+        except OSError:
+            status = os.stat_result((0,) * 10)  # decoding it will say that it is missing
+        yield f"{path} {status.st_size} {status.st_mtime_ns}"
+
+
+def digest(parts: Iterable[str | bytes]) -> str:
+    """A hash of the parts in their order."""
+    total = hashlib.sha256()
+    for part in parts:
+        part = part.encode() if isinstance(part, str) else part
+        total.update(len(part).to_bytes(8, "little"))
+        total.update(part)
+    return total.hexdigest()

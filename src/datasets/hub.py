@@ -1,0 +1,267 @@
+"""Hub mirrors: one snapshot of parquet files (or tar shards) at one revision, read offline ever after.
+
+The first fetch writes `snapshot.json` beside the files: the repository's revision, and the size and SHA-256 of each
+file. Later fetches complete or repair that same revision. Copying the folder to a machine without a network is enough.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ..atomic import replacing
+from .download import TIMEOUT, set_aside, sha256
+from .examples import BadFile, DataError, decode, digest
+
+CONVERTED = "refs/convert/parquet"  # where the hub keeps its own parquet copy of a set that came in another format
+
+
+@dataclass(frozen=True)
+class Mirror:
+    """A data set on the hub and how its columns and splits are called."""
+
+    repo: str
+    config: str = ""  # a folder of the repository, when it holds several variants
+    image: str = "image"
+    label: str = "label"
+    train: str = "train"
+    test: str = "test"
+    # What the mirror may call the classes, in our label order; None: our class names; (): its order is ours.
+    classes: tuple[str, ...] | None = None
+
+    def folder(self, root: Path) -> Path:
+        return root / "hub" / self.repo.replace("/", "--")
+
+    def part(self, part: str) -> str:
+        return {"train": self.train, "test": self.test}[part]
+
+    def select(self, files: list[str], part: str) -> list[str]:
+        """The files of a part, in the order of their numbers: data/train-00000-of-00002.parquet, train/0.tar, ..."""
+        pattern = re.compile(rf"(^|/){re.escape(self.part(part))}([-/][^/]*)?\.(parquet|tar)$")
+        chosen = [file for file in files if pattern.search(file) and f"{self.config}/" in f"/{file}"]
+        parquet = [file for file in chosen if file.endswith(".parquet")]
+        return sorted(parquet or chosen, key=lambda file: [int(n) for n in re.findall(r"\d+", file)] + [file])
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What was fetched: files by their path in the repository."""
+
+    repo: str
+    revision: str
+    files: dict[str, dict]  # {"size": bytes, "sha256": hex or None where the hub states none}
+
+    @classmethod
+    def read(cls, folder: Path) -> "Snapshot | None":
+        path = folder / "snapshot.json"
+        if not path.exists():
+            return None
+        try:
+            return cls(**json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise BadFile(path, "the record of a fetched snapshot", f"{error}; remove it and fetch again") from error
+
+    def write(self, folder: Path) -> None:
+        with replacing(folder / "snapshot.json") as temporary:
+            temporary.write_text(json.dumps(vars(self), indent=1) + "\n", encoding="utf-8")
+
+    def missing(self, folder: Path) -> list[str]:
+        """Files that are absent or of another size: quick enough for every start."""
+        sizes = {file: (folder / file).stat().st_size for file in self.files if (folder / file).exists()}
+        return [file for file, facts in self.files.items() if sizes.get(file) != facts["size"]]
+
+    def verify(self, folder: Path) -> list[str]:
+        """The files to fetch. One whose size or hash is wrong is set aside and named."""
+        lacking = []
+        for file, facts in self.files.items():
+            path = folder / file
+            if path.exists():
+                found = {"size": path.stat().st_size, "sha256": facts["sha256"] and sha256(path)}
+                if found == facts:
+                    continue
+                print(f"{path}: expected {facts}, found {found}; set aside as {set_aside(path).name}")
+            lacking.append(file)
+        return lacking
+
+
+def fetch(mirror: Mirror, root: Path) -> Snapshot:
+    """The verified snapshot of a mirror; touches the network only for files that are not there.
+
+    Raises DataError when the hub cannot be reached, asks for a login, or gives files that differ from its own hashes.
+    """
+    import huggingface_hub
+
+    folder = mirror.folder(root)
+    snapshot = Snapshot.read(folder)
+    if snapshot is None:
+        snapshot = _listing(mirror, folder)
+        snapshot.write(folder)
+    if lacking := snapshot.verify(folder):
+        try:
+            huggingface_hub.snapshot_download(
+                mirror.repo,
+                repo_type="dataset",
+                revision=snapshot.revision,
+                allow_patterns=lacking,
+                local_dir=folder,
+            )
+        except Exception as error:  # the hub's client changes its transport library, and with it its errors
+            raise _unreachable(mirror, folder, error) from error
+        if wrong := snapshot.verify(folder):
+            raise DataError(
+                f"{mirror.repo}@{snapshot.revision}: {len(wrong)} files did not arrive as the hub describes them: "
+                f"{', '.join(wrong[:5])}. Run the same command again."
+            )
+    return snapshot
+
+
+def _listing(mirror: Mirror, folder: Path) -> Snapshot:
+    """The revision that the mirror is at, and its files of our parts."""
+    import huggingface_hub
+
+    seen: list[str] = []
+    for revision in (None, CONVERTED):
+        try:
+            info = huggingface_hub.HfApi().dataset_info(
+                mirror.repo, revision=revision, files_metadata=True, timeout=TIMEOUT
+            )
+        except huggingface_hub.errors.RevisionNotFoundError:
+            continue
+        except Exception as error:  # see fetch
+            raise _unreachable(mirror, folder, error) from error
+        entries = {entry.rfilename: entry for entry in info.siblings}
+        seen += entries
+        chosen = [mirror.select(list(entries), part) for part in ("train", "test")]
+        if all(chosen):
+            names = sum(chosen, []) + [name for name in ("classnames.txt",) if name in entries]
+            files = {
+                name: {"size": entries[name].size, "sha256": entries[name].lfs.sha256 if entries[name].lfs else None}
+                for name in names
+            }
+            return Snapshot(mirror.repo, info.sha, files)
+    raise DataError(
+        f"hub data set {mirror.repo}: expected parquet or tar files of {mirror.train!r} and {mirror.test!r}, "
+        f"found {', '.join(seen[:8])}, ... It changed; take --source official."
+    )
+
+
+def _unreachable(mirror: Mirror, folder: Path, error: Exception) -> DataError:
+    import huggingface_hub
+
+    if isinstance(error, huggingface_hub.errors.GatedRepoError):
+        return DataError(
+            f"hub data set {mirror.repo} is given only to those who accepted its terms: accept them on its page, "
+            "then log in with: hf auth login"
+        )
+    return DataError(
+        f"cannot fetch {mirror.repo} from the hub: {type(error).__name__}: {error}\n"
+        "Without a network: run the same command on a machine that has one, "
+        f"and copy its hub/{folder.name} folder to {folder}."
+    )
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Examples of a snapshot: encoded images in a memory-mapped table."""
+
+    table: object  # datasets.Dataset whose image column holds {"bytes", "path"}
+    labels: np.ndarray
+    column: str
+    origin: str  # repository@revision/part
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> Image.Image:
+        return decode(self.raw(index), self.name(index))
+
+    def name(self, index: int) -> str:
+        return f"{self.origin}[{index}]"
+
+    def raw(self, index: int) -> bytes:
+        return self.table[int(index)][self.column]["bytes"] or b""
+
+    def identity(self) -> str:
+        return digest([self.origin])
+
+
+def read(mirror: Mirror, root: Path, part: str, classnames: tuple[str, ...]) -> Encoded:
+    """The examples of "train" or "test", with labels in our order of classes."""
+    folder = mirror.folder(root)
+    snapshot = Snapshot.read(folder)
+    lacking = snapshot.missing(folder) if snapshot else ["snapshot.json"]
+    if lacking:
+        raise DataError(f"{folder}: {len(lacking)} files are missing or cut short: {', '.join(lacking[:5])}")
+    files = mirror.select(list(snapshot.files), part)
+    table = _table([str(folder / file) for file in files], part, root / "hub" / ".arrow")
+    from datasets import Image as ImageFeature  # after _table, which explains a wrong `datasets`
+
+    if absent := {mirror.image, mirror.label} - set(table.column_names):
+        raise BadFile(
+            folder / files[0],
+            f"columns {mirror.image} and {mirror.label}",
+            f"{', '.join(table.column_names)} (no {', '.join(sorted(absent))})",
+        )
+    feature = table.features[mirror.label]
+    labels = table.data.column(mirror.label).to_numpy()
+    if labels.dtype.kind not in "iub":
+        raise BadFile(folder / files[0], f"whole numbers in {mirror.label}", f"{feature}")
+    if len(labels) and not 0 <= labels.min() <= labels.max() < len(classnames):
+        raise BadFile(folder / files[0], f"labels 0 to {len(classnames) - 1}", f"{labels.min()} to {labels.max()}")
+    names_file = folder / "classnames.txt"
+    names = getattr(feature, "names", None) or (names_file.read_text().split("\n") if names_file.exists() else [])
+    order = class_order([name for name in names if name], classnames if mirror.classes is None else mirror.classes)
+    labels = labels.astype(np.int64)
+    return Encoded(
+        table.cast_column(mirror.image, ImageFeature(decode=False)),
+        order[labels] if len(order) else labels,
+        mirror.image,
+        f"{mirror.repo}@{snapshot.revision}/{part}",
+    )
+
+
+def class_order(theirs: list[str], ours: tuple[str, ...]) -> np.ndarray:
+    """For each of the mirror's labels, ours; empty when there is nothing to compare.
+
+    A class that both call the same goes to our place, spelling of separators aside; one that they call otherwise keeps
+    its number. Raises DataError when that is no one-to-one order.
+    """
+    if not theirs or not ours:
+        return np.empty(0, dtype=np.int64)
+    place = {_plain(name): index for index, name in enumerate(ours)}
+    order = np.array([place.get(_plain(name), index) for index, name in enumerate(theirs)])
+    if len(theirs) != len(ours) or len(set(order.tolist())) != len(ours):
+        raise DataError(
+            f"the mirror's classes do not fit: expected {len(ours)}: {', '.join(ours[:6])}, ...; "
+            f"found {len(theirs)}: {', '.join(theirs[:6])}, ..."
+        )
+    return order
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\W_]", "", name.lower())
+
+
+def _table(files: list[str], part: str, cache: Path):
+    """The rows of the files as a `datasets.Dataset`, memory-mapped from an Arrow copy in `cache`.
+
+    The builders are used without `load_dataset`, which calls the hub to be counted even when all files are local.
+    """
+    try:
+        from datasets.packaged_modules.parquet.parquet import Parquet
+        from datasets.packaged_modules.webdataset.webdataset import WebDataset
+    except ImportError as error:
+        raise DataError(
+            f"expected Hugging Face's datasets (4 or later), found: {error}. Where src/ stands on sys.path, `datasets` "
+            "is this project's src/datasets: start from its root, as in python -m src.datasets or python finetune.py"
+        ) from error
+    kind = Parquet if files[0].endswith(".parquet") else WebDataset
+    try:
+        builder = kind(cache_dir=str(cache), data_files={part: files})
+        builder.download_and_prepare()
+        return builder.as_dataset(split=part)
+    except OSError as error:
+        raise DataError(f"cannot make an Arrow copy of {files[0]} (it needs room in {cache}): {error}") from error

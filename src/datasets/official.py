@@ -1,0 +1,312 @@
+"""Readers of the official files, in the folders where torchvision and the published code keep them.
+
+A reader takes (folder, part, number of classes) and returns the Examples of an official part: "train", "val", "test",
+or "all" for a set that comes unsplit. Examples stand in the order of the published code, because the pinned validation
+split is made of positions. torchvision's classes read what they read without decoding an image, without hashing whole
+archives at every start, and without executing a pickle; the rest is read here.
+"""
+
+import csv
+import gzip
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ..unpickle import Call, UnpickleError, parse
+from .base import Examples
+from .classnames import CLASSNAMES
+from .examples import Arrays, BadFile, DataError, Files
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where official files may lie under the data root, how to tell that they do, and how to read them."""
+
+    folder: str
+    needs: tuple[str, ...]  # files or folders that must be there
+    read: Callable[[Path, str, int], Examples]
+    parts: tuple[str, ...] = ("train", "test")
+    gzipped: bool = False  # a file may stand there as <name>.gz
+
+    def missing(self, root: Path) -> list[str]:
+        endings = ("", ".gz") if self.gzipped else ("",)
+        base = root / self.folder
+        return [need for need in self.needs if not any((base / f"{need}{end}").exists() for end in endings)]
+
+
+def class_folders(base: Path, part: str, classes: int, *, folders: dict[str, str]) -> Files:
+    """One folder of images for each class, in the order of their names."""
+    from torchvision.datasets import ImageFolder
+
+    where = base / folders[part]
+    try:
+        images = ImageFolder(str(where))
+    except FileNotFoundError as error:  # torchvision's word for no folder, or an empty one
+        raise BadFile(where, f"{classes} folders of images, one for each class", str(error)) from error
+    if len(images.classes) != classes:  # labels are positions among the folders: one less would shift them all
+        raise BadFile(where, f"{classes} class folders", f"{len(images.classes)}: {', '.join(images.classes[:5])}, ...")
+    return Files.of(images.samples)
+
+
+def cars(base: Path, part: str, classes: int) -> Files:
+    from torchvision.datasets import StanfordCars
+
+    return Files.of(StanfordCars(str(base.parent), part)._samples)
+
+
+def dtd(base: Path, part: str, classes: int) -> Files:
+    """Partition 1: its "train" and "val" lists are trained on, in the order of one folder that holds both."""
+    from torchvision.datasets import DTD
+
+    lists = [DTD(str(base.parent.parent), split) for split in (("train", "val") if part == "train" else ("test",))]
+    return Files.of(sorted(sample for images in lists for sample in zip(images._image_files, images._labels)))
+
+
+def gtsrb(base: Path, part: str, classes: int) -> Files:
+    from torchvision.datasets import GTSRB
+
+    return Files.of(GTSRB(str(base.parent), part)._samples)
+
+
+def pets(base: Path, part: str, classes: int) -> Files:
+    from torchvision.datasets import OxfordIIITPet
+
+    images = OxfordIIITPet(str(base.parent), "trainval" if part == "train" else part)
+    return Files.of(zip(images._images, images._labels))
+
+
+def food101(base: Path, part: str, classes: int) -> Files:
+    from torchvision.datasets import Food101
+
+    images = Food101(str(base.parent), part)
+    return Files.of(zip(images._image_files, images._labels))
+
+
+def rendered_sst2(base: Path, part: str, classes: int) -> Files:
+    from torchvision.datasets import RenderedSST2
+
+    return Files.of(RenderedSST2(str(base.parent), part)._samples)
+
+
+def flowers102(base: Path, part: str, classes: int) -> Files:
+    """Image numbers by part in setid.mat, classes from 1 by image number in imagelabels.mat."""
+    numbers = _mat(base / "setid.mat", "trnid" if part == "train" else "tstid").ravel()
+    labels = _mat(base / "imagelabels.mat", "labels").ravel()
+    return Files.of((base / "jpg" / f"image_{n:05d}.jpg", int(labels[n - 1]) - 1) for n in numbers)
+
+
+def resisc45(base: Path, part: str, classes: int) -> Files:
+    """`resisc45-<part>.txt` lists names such as airport_123.jpg; the images lie in one folder for each class."""
+    names = _lines(base / f"resisc45-{part}.txt")
+    return _listed(
+        base / f"resisc45-{part}.txt",
+        ((base / "NWPU-RESISC45" / name.rpartition("_")[0] / name, name.rpartition("_")[0]) for name in names),
+        "RESISC45",
+    )
+
+
+def sun397(base: Path, part: str, classes: int) -> Files:
+    """Partition 1: `Training_01.txt` and `Testing_01.txt` list paths such as /a/apse/indoor/sun_xyz.jpg."""
+    listing = base / ("Training_01.txt" if part == "train" else "Testing_01.txt")
+    paths = [Path(line.lstrip("/")) for line in _lines(listing)]
+    return _listed(listing, ((base / path, "_".join(path.parent.parts[1:])) for path in paths), "SUN397")
+
+
+def _listed(listing: Path, rows: Iterable[tuple[Path, str]], name: str) -> Files:
+    """(file, class) rows sorted as one folder for each class would be, which is how the published code reads them."""
+    label = {classname.replace(" ", "_"): index for index, classname in enumerate(CLASSNAMES[name])}
+    rows = sorted(rows, key=lambda row: (row[1], row[0].name))
+    if unknown := sorted({key for _, key in rows} - label.keys()):
+        raise BadFile(listing, f"classes of {name}", f"{len(unknown)} others: {', '.join(unknown[:5])}")
+    return Files.of((path, label[key]) for path, key in rows)
+
+
+def idx(base: Path, part: str, classes: int, *, prefix: dict[str, str], first: int = 0) -> Arrays:
+    """MNIST's format, gzipped or not. `first` is the label of the first class.
+
+    EMNIST's images lie on their side in the files; the published code leaves them so, and so does this.
+    """
+    pixels, image_file = _idx(base / f"{prefix[part]}-images-idx3-ubyte", dimensions=3)
+    labels, label_file = _idx(base / f"{prefix[part]}-labels-idx1-ubyte", dimensions=1)
+    if len(pixels) != len(labels):
+        raise BadFile(label_file, f"{len(pixels)} labels, as many as {image_file.name} has images", str(len(labels)))
+    return Arrays(pixels, labels.astype(np.int64) - first, (image_file, label_file))
+
+
+def _idx(path: Path, dimensions: int) -> tuple[np.ndarray, Path]:
+    """The bytes of an idx file as an array: magic 0 0 8 `dimensions`, big-endian sizes, uint8 data."""
+    if not path.exists():
+        path = path.with_name(f"{path.name}.gz")
+    try:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
+            data = file.read()
+    except (gzip.BadGzipFile, EOFError) as error:
+        raise BadFile(path, "a whole gzip file", str(error)) from error
+    start = 4 + 4 * dimensions
+    if data[:4] != bytes((0, 0, 8, dimensions)) or len(data) < start:
+        raise BadFile(path, f"an idx file of bytes in {dimensions} dimensions", f"it starts with {data[:4].hex(' ')}")
+    shape = tuple(np.frombuffer(data, ">u4", dimensions, 4).tolist())
+    if len(data) - start != np.prod(shape, dtype=np.int64):
+        raise BadFile(path, f"{np.prod(shape, dtype=np.int64)} bytes for {shape}", f"{len(data) - start}")
+    return np.frombuffer(data, np.uint8, offset=start).reshape(shape), path
+
+
+def svhn(base: Path, part: str, classes: int) -> Arrays:
+    """X is (32, 32, 3, n); the digit 0 is written 10."""
+    path = base / f"{part}_32x32.mat"
+    pixels, labels = _mat(path, "X"), _mat(path, "y").ravel()
+    if pixels.ndim != 4 or pixels.shape[-1] != len(labels):
+        raise BadFile(path, f"pixels of {len(labels)} images, (32, 32, 3, n)", f"X of shape {pixels.shape}")
+    return Arrays(pixels.transpose(3, 0, 1, 2), labels.astype(np.int64) % 10, (path,))
+
+
+def _mat(path: Path, name: str) -> np.ndarray:
+    from scipy.io import loadmat
+
+    try:
+        return loadmat(path, variable_names=[name])[name]
+    except FileNotFoundError:
+        raise
+    except (ValueError, TypeError, KeyError, OSError, NotImplementedError) as error:
+        raise BadFile(path, f"a MATLAB 5 file with {name!r}", f"{type(error).__name__}: {error}") from error
+
+
+def stl10(base: Path, part: str, classes: int) -> Arrays:
+    """Images are (3, width, height), column by column; labels start from 1."""
+    images, labels = base / f"{part}_X.bin", base / f"{part}_y.bin"
+    values = np.fromfile(labels, np.uint8).astype(np.int64) - 1
+    if images.stat().st_size != len(values) * 3 * 96 * 96:
+        raise BadFile(images, f"{len(values) * 3 * 96 * 96} bytes for {len(values)} images", f"{images.stat().st_size}")
+    pixels = np.memmap(images, np.uint8, "r", shape=(len(values), 3, 96, 96))
+    return Arrays(pixels.transpose(0, 3, 2, 1), values, (images, labels))
+
+
+def cifar(base: Path, part: str, classes: int, *, files: dict[str, tuple[str, ...]], labels: str) -> Arrays:
+    """Python's pickled batches, read without executing them."""
+    paths = tuple(base / name for name in files[part])
+    pixels, values = zip(*(_batch(path, labels) for path in paths), strict=True)
+    planes = np.concatenate(pixels).reshape(-1, 3, 32, 32)
+    return Arrays(planes.transpose(0, 2, 3, 1), np.concatenate(values), paths)
+
+
+def _batch(path: Path, labels: str) -> tuple[np.ndarray, np.ndarray]:
+    """(pixels (n, 3072) uint8, labels (n,)) of one batch: {"data": array, `labels`: list, ...}."""
+    try:
+        with open(path, "rb") as file:
+            batch = {_text(key): value for key, value in parse(file).items()}
+        state = batch["data"].state if isinstance(batch["data"], Call) else None
+        _, shape, _, column_major, data = state  # what numpy hands to ndarray.__setstate__
+        if isinstance(data, Call):  # Python 3 writes bytes as a call of encode(text, "latin1")
+            data = data.args[0]
+        pixels = np.frombuffer(data.encode("latin1") if isinstance(data, str) else data, np.uint8).reshape(shape)
+        values = np.array(batch[labels], dtype=np.int64)
+        if column_major or pixels.shape != (len(values), 3072):
+            raise ValueError(f"pixels of shape {pixels.shape} for {len(values)} labels")
+    except (UnpickleError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise BadFile(path, f"a pickled CIFAR batch with 'data' and {labels!r}", str(error)) from error
+    return pixels, values
+
+
+def _text(key: str | bytes) -> str:
+    return key.decode("latin1") if isinstance(key, bytes) else str(key)
+
+
+# Kaggle numbers the emotions angry, disgust, fear, happy, sad, surprise, neutral; the published loader, as every copy
+# in folders, numbers them by name: angry, disgust, fear, happy, neutral, sad, surprise.
+FER_ORDER = np.array((0, 1, 2, 3, 5, 6, 4))
+
+
+def fer2013(base: Path, part: str, classes: int) -> Arrays:
+    """Kaggle's csv with the columns emotion, pixels (48 x 48 numbers) and Usage."""
+    path = next(path for name in ("fer2013.csv", "icml_face_data.csv") if (path := base / name).exists())
+    usages = ("Training",) if part == "train" else ("PublicTest", "PrivateTest")
+    pixels, labels = [], []
+    with open(path, newline="") as file:
+        rows = csv.DictReader(file, skipinitialspace=True)
+        if missing := {"emotion", "pixels", "Usage"} - {column.strip() for column in rows.fieldnames or ()}:
+            raise BadFile(path, "columns emotion, pixels, Usage", f"no {', '.join(sorted(missing))}")
+        for line, row in enumerate(rows, start=2):
+            if row["Usage"] in usages:
+                try:
+                    pixels.append(np.array(row["pixels"].split(), dtype=np.uint8).reshape(48, 48))
+                    labels.append(int(row["emotion"]))
+                except (ValueError, OverflowError) as error:
+                    raise BadFile(path, f"an emotion and {48 * 48} pixels in line {line}", str(error)) from error
+    if not pixels:
+        raise BadFile(path, f"rows with Usage {' or '.join(usages)}", "none")
+    return Arrays(np.stack(pixels), FER_ORDER[labels], (path,))
+
+
+@dataclass(frozen=True)
+class Pcam:
+    """PatchCamelyon's HDF5 files; pixels stay on disk."""
+
+    images: Path
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> Image.Image:
+        with _h5py().File(self.images) as file:
+            return Image.fromarray(file["x"][index]).convert("RGB")
+
+    def name(self, index: int) -> str:
+        return f"{self.images}[{index}]"
+
+    def raw(self, index: int) -> bytes:
+        with _h5py().File(self.images) as file:
+            return file["x"][index].tobytes()
+
+    def identity(self) -> str:
+        return Files((str(self.images),), self.labels).identity()
+
+
+def pcam(base: Path, part: str, classes: int) -> Pcam:
+    images, labels = (base / f"camelyonpatch_level_2_split_{part}_{kind}.h5" for kind in "xy")
+    h5py = _h5py()
+    try:
+        with h5py.File(images) as x, h5py.File(labels) as y:
+            count, values = len(x["x"]), y["y"][:].reshape(-1).astype(np.int64)
+    except (OSError, KeyError) as error:
+        raise BadFile(images, "whole HDF5 files with 'x' and 'y'", str(error)) from error
+    if count != len(values):
+        raise BadFile(labels, f"{count} labels, as many as {images.name} has images", str(len(values)))
+    return Pcam(images, values)
+
+
+def _h5py():
+    try:
+        import h5py
+    except ImportError as error:
+        raise DataError(
+            "PCAM's official files are HDF5 and need h5py: pip install h5py, "
+            "or take the mirror: python -m src.datasets prepare PCAM --source hub"
+        ) from error
+    return h5py
+
+
+def _lines(path: Path) -> list[str]:
+    return [line.strip() for line in path.read_text().splitlines() if line.strip()]
+
+
+def idx_layouts(*folders: str, train: str = "train", test: str = "t10k", first: int = 0) -> tuple[Layout, ...]:
+    prefix = {"train": train, "test": test}
+    kinds = ("images-idx3-ubyte", "labels-idx1-ubyte")
+    needs = tuple(f"{name}-{kind}" for name in (train, test) for kind in kinds)
+    read = partial(idx, prefix=prefix, first=first)
+    return tuple(Layout(folder, needs, read, gzipped=True) for folder in folders)
+
+
+def folder_layout(folder: str, **folders: str) -> Layout:
+    """`folders` says which folder holds which part: train="train", test="val"."""
+    return Layout(folder, tuple(folders.values()), partial(class_folders, folders=folders), tuple(folders))
+
+
+def cifar_layout(folder: str, train: tuple[str, ...], test: tuple[str, ...], labels: str) -> Layout:
+    files = {"train": train, "test": test}
+    return Layout(folder, train + test, partial(cifar, files=files, labels=labels))

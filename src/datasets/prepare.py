@@ -1,0 +1,300 @@
+"""From wherever the files come to a data set that can be loaded: fetched, counted, checked for leaks, split, recorded.
+
+`prepare` writes `<data root>/prepared/<name>.json`: the source, how many images of each class every part holds, and the
+indices of the train, validation and test splits. `load` reads by that record alone, without a network, and refuses
+files that no longer agree with it.
+"""
+
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..atomic import replacing
+from ..paths import ROOT
+from . import hub
+from .base import SPLITS, Examples, Subset, validation_indices
+from .download import Download, set_aside
+from .examples import BadFile, DataError, digest
+from .official import Layout
+
+DEFAULT_ROOT = ROOT / "data"
+SOURCES = ("official", "hub")
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Where a data set comes from and what it must hold."""
+
+    name: str
+    classnames: tuple[str, ...]
+    # Images of each published part: a total, or one number for each class.
+    counts: dict[str, int | Sequence[int]]
+    layouts: tuple[Layout, ...]
+    mirror: hub.Mirror
+    downloads: tuple[Download, ...] = ()
+    by_hand: str = ""  # why the official files cannot be downloaded, where they cannot
+    guarded: bool = False  # refuse the set when an image stands in two splits
+
+    def command(self, root: Path, source: str = "") -> str:
+        where = "" if root == DEFAULT_ROOT else f" --data-location {shlex.quote(str(root))}"
+        return f"python -m src.datasets prepare {self.name}{source and f' --source {source}'}{where}"
+
+    def layout(self, root: Path) -> Layout | None:
+        """How the official files lie there; None when they do not, or when an unpacking was cut short."""
+        if any(download.interrupted(root) for download in self.downloads):
+            return None
+        return next((layout for layout in self.layouts if not layout.missing(root)), None)
+
+    def origin(self, source: str, root: Path) -> str:
+        """The folder of the official files, or repository@revision; empty when nothing whole is there."""
+        if source == "official":
+            layout = self.layout(root)
+            return layout.folder if layout else ""
+        snapshot = hub.Snapshot.read(self.mirror.folder(root))
+        whole = snapshot and not snapshot.missing(self.mirror.folder(root))
+        return f"{snapshot.repo}@{snapshot.revision}" if whole else ""
+
+    def parts(self, source: str, root: Path) -> tuple[str, ...]:
+        return ("train", "test") if source == "hub" else self._require_layout(root).parts
+
+    def read(self, source: str, root: Path, part: str) -> Examples:
+        """One official part, from files alone."""
+        if source == "hub":
+            return hub.read(self.mirror, root, part, self.classnames)
+        return self.read_official(self._require_layout(root), root, part)
+
+    def read_official(self, layout: Layout, root: Path, part: str) -> Examples:
+        base = root / layout.folder
+        try:
+            examples = layout.read(base, part, len(self.classnames))
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise DataError(
+                f"{self.name}: cannot read the {part} part in {base}: {type(error).__name__}: {error}\n"
+                f"Remove that folder and run: {self.command(root)}"
+            ) from error
+        labels, classes = examples.labels, len(self.classnames)
+        if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
+            raise DataError(f"{base}: expected labels 0 to {classes - 1}, found {labels.min()} to {labels.max()}")
+        return examples
+
+    def _require_layout(self, root: Path) -> Layout:
+        if layout := self.layout(root):
+            return layout
+        raise DataError(f"{self.name}: its official files are not in {root}.\n{self.how_to_get(root)}")
+
+    def how_to_get(self, root: Path) -> str:
+        """The ways that are left when the official files are not there."""
+        ways = [f"The official download does not work: {self.by_hand}."] if self.by_hand else []
+        ways.append(f"Take the mirror {self.mirror.repo}: {self.command(root, 'hub')}")
+        for layout in self.layouts:
+            ways.append(
+                f"Or put the official files there yourself: {root / layout.folder}/ with {', '.join(layout.needs)}"
+            )
+        return "\n".join(ways)
+
+
+@dataclass(frozen=True)
+class Record:
+    """What `prepare` found. `published`: the counts, and for guarded sets the leak check, are as they must be."""
+
+    name: str
+    source: str
+    origin: str  # folder, or repository@revision
+    published: bool
+    counts: dict[str, list[int]]  # images of each class in each part
+    splits: dict[str, dict]  # split -> {"part": ..., "indices": [...], or None for the whole part}
+    notes: list[str] = field(default_factory=list)
+    format: int = FORMAT
+
+    @classmethod
+    def path(cls, root: Path, name: str) -> Path:
+        return root / "prepared" / f"{name}.json"
+
+    @classmethod
+    def read(cls, facts: Facts, root: Path) -> "Record":
+        path = cls.path(root, facts.name)
+        try:
+            record = cls(**json.loads(path.read_text(encoding="utf-8")))
+            if record.format != FORMAT:
+                raise ValueError(f"format {record.format}, expected {FORMAT}")
+        except FileNotFoundError as error:
+            raise DataError(f"{facts.name} is not prepared in {root}. Run: {facts.command(root)}") from error
+        except (ValueError, TypeError) as error:
+            raise DataError(f"{path} is damaged or of another version ({error}). Run: {facts.command(root)}") from error
+        return record
+
+    def write(self, root: Path) -> None:
+        with replacing(self.path(root, self.name)) as temporary:
+            temporary.write_text(json.dumps(vars(self)) + "\n", encoding="utf-8")
+
+    def size(self, split: str) -> int:
+        indices = self.splits[split]["indices"]
+        return sum(self.counts[self.splits[split]["part"]]) if indices is None else len(indices)
+
+
+def load(facts: Facts, split: str, root: Path, seed: int = 0) -> Examples:
+    """The Examples of "train", "val" or "test" of a prepared set. `seed` does not matter: the splits are pinned.
+
+    Raises DataError when the set is not prepared, or when its files no longer hold what was counted.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"expected a split of {', '.join(SPLITS)}, found {split!r}")
+    root = Path(root).expanduser()
+    record = Record.read(facts, root)
+    part, indices = record.splits[split]["part"], record.splits[split]["indices"]
+    again = f"If that is meant, run: {facts.command(root, record.source)}"
+    origin = facts.origin(record.source, root)
+    if origin and origin != record.origin:  # another copy may have the same counts in another order
+        raise DataError(f"{facts.name} was prepared from {record.origin}, but {origin} is there now. {again}")
+    examples = facts.read(record.source, root, part)
+    found = _by_class(examples, facts)
+    if found != record.counts[part]:
+        difference = _difference(record.counts[part], found)
+        raise DataError(f"{facts.name}: the {part} part changed since it was prepared: {difference}. {again}")
+    return examples if indices is None else Subset(examples, np.array(indices, dtype=np.int64))
+
+
+def prepare(facts: Facts, root: Path, source: str | None = None, as_is: bool = False) -> Record:
+    """Fetch what is not there, check everything, and write the record that `load` reads.
+
+    source: "official", "hub", or None for the official files if they are there and the mirror if not.
+    as_is: take other counts than the published ones, and leaks, as they are, and record that (a subset, a fake).
+    Raises DataError; then an older record of the set is gone too, because its files can no longer be vouched for.
+    """
+    root = Path(root).expanduser()
+    source = source or ("official" if facts.layout(root) else "hub")
+    Record.path(root, facts.name).unlink(missing_ok=True)
+    _fetch(facts, root, source)
+    origin = facts.origin(source, root)
+    try:
+        parts = {part: facts.read(source, root, part) for part in facts.parts(source, root)}
+    except BadFile as error:
+        again = facts.command(root, source)
+        if source == "official" and error.path.is_file():
+            raise DataError(f"{error}\nSet aside as {set_aside(error.path).name}. Fetch it anew: {again}") from error
+        raise DataError(f"{error}\nComplete it, or remove it and run: {again}") from error
+    counts = {part: _by_class(examples, facts) for part, examples in parts.items()}
+    wrong = {part: problem for part in counts if (problem := _wrong(facts, part, counts[part]))}
+    notes = [f"{part}: {problem}" for part, problem in wrong.items()]
+    if wrong and not as_is:
+        files = [file for part in wrong for file in getattr(parts[part], "files", ())] if facts.downloads else []
+        aside = ", ".join(str(set_aside(file)) for file in files)
+        listed = "\n  ".join(notes)
+        raise DataError(
+            f"{facts.name} from {origin} is not the published set:\n  {listed}\n"
+            + (f"Set aside: {aside}. Run the same command again to fetch anew.\n" if aside else "")
+            + f"To use it nevertheless, under its own numbers: {'rename it back and ' if aside else ''}add --as-is"
+        )
+    splits = cut(parts, len(facts.classnames))
+    if facts.guarded and (leaks := find_leaks(parts, splits)):
+        shown = "\n  ".join(" = ".join(pair) for pair in leaks[:5])
+        notes.append(f"{len(leaks)} images stand in two splits")
+        if not as_is:
+            raise DataError(
+                f"{facts.name} from {origin} leaks: {notes[-1]}, so its test accuracy would say nothing:\n  {shown}\n"
+                f"Take another copy: {facts.command(root, 'hub' if source == 'official' else 'official')}"
+            )
+    record = Record(facts.name, source, origin, not notes, counts, splits, notes)
+    record.write(root)
+    return record
+
+
+def _fetch(facts: Facts, root: Path, source: str) -> None:
+    """Bring the files, where they are not there."""
+    if source == "hub":
+        hub.fetch(facts.mirror, root)
+    elif facts.layout(root) is None:
+        for download in facts.downloads:
+            download.fetch(root, facts.how_to_get(root))
+
+
+def cut(parts: dict[str, Examples], classes: int) -> dict[str, dict]:
+    """Which part, and which of its indices, each split is.
+
+    Validation is cut from train as published (`validation_indices`), unless the set brings its own. A set that comes
+    unsplit gives a tenth of each class to validation and to test, drawn with seed 0: EuroSAT's 21,600 / 2,700 / 2,700.
+    """
+    if "val" in parts:
+        return {split: {"part": split, "indices": None} for split in SPLITS}
+    if "all" in parts:
+        generator = torch.Generator().manual_seed(0)
+        chosen: dict[str, list[int]] = {split: [] for split in SPLITS}
+        for label in range(classes):
+            members = np.flatnonzero(parts["all"].labels == label)
+            members = members[torch.randperm(len(members), generator=generator).numpy()].tolist()
+            tenth = len(members) // 10
+            chosen["val"] += members[:tenth]
+            chosen["test"] += members[tenth : 2 * tenth]
+            chosen["train"] += members[2 * tenth :]
+        return {split: {"part": "all", "indices": sorted(indices)} for split, indices in chosen.items()}
+    train, validation = validation_indices(len(parts["train"]))
+    return {
+        "train": {"part": "train", "indices": train.tolist()},
+        "val": {"part": "train", "indices": validation.tolist()},
+        "test": {"part": "test", "indices": None},
+    }
+
+
+def find_leaks(parts: dict[str, Examples], splits: dict[str, dict]) -> list[tuple[str, str]]:
+    """Pairs of names of images that have the same bytes and stand in two splits."""
+    seen: dict[str, tuple[str, str]] = {}
+    leaks = []
+    for split, where in splits.items():
+        examples = parts[where["part"]]
+        for index in range(len(examples)) if where["indices"] is None else where["indices"]:
+            name = examples.name(index)
+            first_split, first_name = seen.setdefault(digest([examples.raw(index)]), (split, name))
+            if first_split != split:
+                leaks.append((first_name, name))
+    return leaks
+
+
+def _by_class(examples: Examples, facts: Facts) -> list[int]:
+    return np.bincount(examples.labels, minlength=len(facts.classnames)).tolist()
+
+
+def _wrong(facts: Facts, part: str, found: list[int]) -> str:
+    """How a part differs from the published one; empty when it does not."""
+    expected = facts.counts[part]
+    if isinstance(expected, int):
+        if sum(found) != expected:
+            return f"expected {expected} images, found {sum(found)}"
+        empty = [facts.classnames[label] for label, count in enumerate(found) if not count]
+        return f"expected images of every class, found none of {', '.join(empty[:5])}" if empty else ""
+    return "" if found == list(expected) else _difference(list(expected), found, facts.classnames)
+
+
+def _difference(expected: list[int], found: list[int], classnames: tuple[str, ...] = ()) -> str:
+    wrong = [label for label, (a, b) in enumerate(zip(expected, found, strict=True)) if a != b]
+    shown = ", ".join(
+        f"{classnames[label] if classnames else f'class {label}'} {expected[label]} -> {found[label]}"
+        for label in wrong[:5]
+    )
+    return (
+        f"expected {sum(expected)} images, found {sum(found)}; "
+        f"{len(wrong)} classes differ (expected -> found): {shown}{', ...' if len(wrong) > 5 else ''}"
+    )
+
+
+def state(facts: Facts, root: Path) -> dict[str, str]:
+    """One row of the status table."""
+    row = dict.fromkeys(("source", "train", "val", "test"), "") | {"name": facts.name}
+    row["classes"] = str(len(facts.classnames))
+    try:
+        record = Record.read(facts, root)
+    except DataError:
+        there = [source for source in SOURCES if facts.origin(source, root)]
+        row["state"] = f"{' and '.join(there)} files there; not prepared" if there else "absent"
+        return row
+    row |= {split: str(record.size(split)) for split in SPLITS}
+    row["source"] = record.origin.partition("@")[0]
+    row["state"] = "ready" if record.published else f"as is: {'; '.join(record.notes)}"
+    if facts.origin(record.source, root) != record.origin:
+        row["state"] = "prepared, but its files are gone"
+    return row

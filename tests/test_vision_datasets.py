@@ -1,0 +1,613 @@
+"""The 20 vision data sets and the control: rows, official formats, mirrors, splits, and what goes wrong with them."""
+
+import dataclasses
+import gzip
+import hashlib
+import io
+import json
+import pickle
+import shutil
+import socket
+import urllib.error
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import vision_files as files
+
+from src.datasets import __main__ as command
+from src.datasets import hub, official
+from src.datasets.base import Subset, validation_indices
+from src.datasets.download import Download, md5
+from src.datasets.examples import BadFile, CorruptImage, DataError
+from src.datasets.prepare import Record, cut, load, prepare
+from src.datasets.templates import TEMPLATES
+from src.datasets.vision import CONTROL, FACTS, ROWS, TASKS
+
+ROW = {row.name: row for row in ROWS}
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    """Nothing here may reach out: a connection fails as it does without a network."""
+
+    def refuse(*args, **kwargs):
+        raise OSError("Network is unreachable")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+def prepared(name: str, root: Path, source: str = "official"):
+    (files.OFFICIAL[name] if source == "official" else lambda root: files.hub(name, root))(root)
+    return prepare(FACTS[name], root, source, as_is=True)
+
+
+def check_images(name: str, root: Path) -> dict[str, np.ndarray]:
+    """Load the three splits through the row; every image must show its label. Returns the labels."""
+    found = {}
+    for split in ("train", "val", "test"):
+        examples = ROW[name].load(split, root, 0)
+        found[split] = examples.labels
+        assert len(examples) == len(found[split]) > 0
+        assert found[split].dtype == np.int64
+        for index in range(min(len(examples), 60)):
+            image = examples[index]
+            assert image.mode == "RGB"
+            assert files.shown(image, name in files.GREY) == found[split][index]
+    return found
+
+
+# Rows
+
+
+def test_tasks_stand_in_the_published_order():
+    assert TASKS == tuple(
+        "Cars DTD EuroSAT GTSRB MNIST RESISC45 SVHN SUN397 STL10 OxfordIIITPet Flowers102 CIFAR100 PCAM FER2013 "
+        "CIFAR10 Food101 FashionMNIST RenderedSST2 EMNIST KMNIST".split()
+    )
+    assert [row.name for row in ROWS] == [*TASKS, CONTROL, "EMNIST_letters", "FER2013_corrected"]
+
+
+def test_rows_are_complete():
+    classes = (196, 47, 10, 43, 10, 45, 10, 397, 10, 37, 102, 100, 2, 7, 10, 101, 10, 2, 10, 10, 1000, 26, 7)
+    epochs = (35, 76, 12, 11, 5, 15, 4, 14, 60, 82, 147, 6, 1, 10, 6, 4, 5, 39, 2, 5, None, 2, 10)
+    assert tuple(len(row.classnames) for row in ROWS) == classes
+    assert tuple(row.epochs for row in ROWS) == epochs
+    for row in ROWS:
+        assert row.suite == "vision" and row.about["licence"] and row.about["source"].startswith("http")
+        assert row.templates and all(template.count("{}") == 1 for template in row.templates)
+        assert FACTS[row.name].mirror and FACTS[row.name].layouts
+        assert FACTS[row.name].downloads or FACTS[row.name].by_hand
+        for count in FACTS[row.name].counts.values():
+            assert isinstance(count, int) or len(count) == len(row.classnames)
+
+
+def test_published_sizes():
+    sizes = {
+        name: [count if isinstance(count, int) else sum(count) for count in facts.counts.values()]
+        for name, facts in FACTS.items()
+    }
+    assert sizes["DTD"] == [3760, 1880] and sizes["EuroSAT"] == [21600, 2700, 2700, 27000]
+    assert sizes["MNIST"] == [60000, 10000] and sizes["SVHN"] == [73257, 26032] and sizes["GTSRB"] == [26640, 12630]
+    assert sizes["SUN397"] == [19850, 19850] and sizes["RESISC45"] == [18900, 6300] and sizes["Cars"] == [8144, 8041]
+    assert sizes["FER2013"] == [28709, 7178] and sizes["RenderedSST2"] == [6920, 1821]
+    assert sizes["EMNIST"] == [240000, 40000] and sizes["EMNIST_letters"] == [124800, 20800]
+    assert sizes["Food101"] == [75750, 25250] and sizes["PCAM"] == [262144, 32768]
+
+
+def test_imagenet_speaks_as_open_clip_does():
+    from open_clip import IMAGENET_CLASSNAMES, OPENAI_IMAGENET_TEMPLATES
+
+    assert ROW["ImageNet"].classnames == tuple(IMAGENET_CLASSNAMES)
+    assert sorted(TEMPLATES["ImageNet"]) == sorted(template("{}") for template in OPENAI_IMAGENET_TEMPLATES)
+
+
+def test_rows_travel_to_other_processes():
+    assert all(pickle.dumps(row) for row in ROWS)
+
+
+# Formats
+
+
+@pytest.mark.parametrize("name", FACTS)
+def test_official_files(name, tmp_path):
+    if name == "PCAM":
+        pytest.importorskip("h5py")
+    record = prepared(name, tmp_path)
+    assert record.source == "official" and not record.published
+    found = check_images(name, tmp_path)
+    assert [len(labels) for labels in found.values()] == [record.size(split) for split in found]
+    if name not in ("EuroSAT", "DTD"):
+        assert len(found["val"]) == (len(found["train"]) + len(found["val"])) // 10
+
+
+@pytest.mark.parametrize("name", FACTS)
+def test_mirrors(name, tmp_path):
+    record = prepared(name, tmp_path, "hub")
+    assert record.origin == f"{FACTS[name].mirror.repo}@0123456789abcdef"
+    found = check_images(name, tmp_path)
+    labels = files.labels_of(name, 24)
+    assert sorted(np.concatenate([found["train"], found["val"]])) == sorted(labels)
+
+
+@pytest.mark.parametrize(
+    ("name", "folder", "parts"),
+    [
+        ("DTD", "dtd", {"train": 2, "val": 1}),
+        ("SUN397", "sun397", {"train": 1, "val": 1}),
+        ("EuroSAT", "EuroSAT_splits", {"train": 2, "val": 1, "test": 1}),
+        ("ImageNet", "imagenet", {"train": 1, "val_in_folder": 1}),
+    ],
+)
+def test_folders_that_the_published_code_reads(name, folder, parts, tmp_path):
+    letters = {"SUN397": lambda c: f"{c[0]}_{c}", "ImageNet": lambda c: f"n{files.CLASSNAMES[name].index(c):08d}"}
+    keys = [letters.get(name, str)(classname).replace(" ", "_") for classname in files.CLASSNAMES[name]]
+    if name == "EuroSAT":
+        keys = files.EUROSAT
+    elif name == "ImageNet":  # two classes of one name
+        keys = [f"n{label:08d}" for label in range(1000)]
+    files.class_folders(name, tmp_path / folder, parts, keys)
+    prepare(FACTS[name], tmp_path, "official", as_is=True)
+    found = check_images(name, tmp_path)
+    if name == "EuroSAT":
+        assert [len(labels) for labels in found.values()] == [20, 10, 10]
+
+
+def test_kaggles_two_csv_files_agree(tmp_path):
+    for file in files.FER_HEADERS:
+        files.fer2013(tmp_path / file, file)
+        prepare(FACTS["FER2013"], tmp_path / file, "official", as_is=True)
+        check_images("FER2013", tmp_path / file)
+    assert all(
+        np.array_equal(
+            load(FACTS["FER2013"], split, tmp_path / a).labels, load(FACTS["FER2013"], split, tmp_path / b).labels
+        )
+        for a, b in [files.FER_HEADERS]
+        for split in ("train", "val", "test")
+    )
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4])
+def test_cifar_batches_of_newer_pythons(protocol, tmp_path):
+    files.OFFICIAL["CIFAR10"](tmp_path)
+    files.put(tmp_path / "cifar-10-batches-py/test_batch", files.modern_batch([1, 2, 3], "labels", protocol))
+    prepare(FACTS["CIFAR10"], tmp_path, "official", as_is=True)
+    assert check_images("CIFAR10", tmp_path)["test"].tolist() == [1, 2, 3]
+
+
+class Hostile:
+    def __reduce__(self):
+        return Path.touch, (Path("executed"),)
+
+
+def test_a_hostile_cifar_batch_is_set_aside_and_not_executed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    files.OFFICIAL["CIFAR10"](tmp_path)
+    batch = tmp_path / "cifar-10-batches-py/data_batch_3"
+    batch.write_bytes(pickle.dumps({"data": Hostile(), "labels": [0]}))
+    with pytest.raises(
+        DataError, match=r"data_batch_3: expected a pickled CIFAR batch.*(?s:.)*Set aside as data_batch_3.bad"
+    ):
+        prepare(FACTS["CIFAR10"], tmp_path, "official", as_is=True)
+    assert not Path("executed").exists() and not batch.exists() and batch.with_name("data_batch_3.bad").exists()
+
+
+def test_mirror_classes_in_another_order(tmp_path):
+    files.hub("RenderedSST2", tmp_path, names=["positive", "negative"])
+    prepare(FACTS["RenderedSST2"], tmp_path, "hub", as_is=True)
+    check_images("RenderedSST2", tmp_path)
+
+
+def test_mirror_classes_spelt_otherwise(tmp_path):
+    order = hub.class_order(["T - shirt / top", "Trouser", "Skirt"], ("Trouser", "T-shirt/top", "Dress"))
+    assert order.tolist() == [1, 0, 2]
+    with pytest.raises(DataError, match="classes do not fit: expected 3.*found 2"):
+        hub.class_order(["a", "b"], ("a", "b", "c"))
+    with pytest.raises(DataError, match="classes do not fit"):
+        hub.class_order(["b", "x", "c"], ("a", "b", "c"))
+
+
+# Splits
+
+
+def test_the_published_validation_split():
+    train, validation = validation_indices(60000)
+    assert train[0] == 36044 and len(validation) == 5000
+    record = cut({"train": _Labels(60000), "test": _Labels(10)}, 10)
+    assert record["train"]["indices"][0] == 36044 and record["test"] == {"part": "test", "indices": None}
+
+
+class _Labels:
+    def __init__(self, count: int, classes: int = 10):
+        self.labels = np.arange(count) % classes
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def test_eurosat_is_cut_as_published():
+    counts = FACTS["EuroSAT"].counts["all"]
+    examples = _Labels(27000)
+    examples.labels = np.repeat(np.arange(10), counts)
+    splits = {split: where["indices"] for split, where in cut({"all": examples}, 10).items()}
+    assert {split: len(indices) for split, indices in splits.items()} == {"train": 21600, "val": 2700, "test": 2700}
+    assert sorted(sum(splits.values(), [])) == list(range(27000))
+    assert splits == {split: where["indices"] for split, where in cut({"all": examples}, 10).items()}
+    assert (splits["val"][:3], splits["test"][:3]) == ([0, 4, 15], [8, 13, 29])  # pinned
+
+
+@pytest.mark.parametrize("name", ["Cars", "EuroSAT", "CIFAR10"])
+def test_splits_are_written_disjoint_and_read_back(name, tmp_path):
+    record = prepared(name, tmp_path)
+    written = json.loads((tmp_path / "prepared" / f"{name}.json").read_text())
+    assert written["splits"] == record.splits
+    train, val = (set(written["splits"][split]["indices"]) for split in ("train", "val"))
+    assert train and val and not train & val
+    splits = {split: ROW[name].load(split, tmp_path, 0) for split in ("train", "val", "test")}
+    assert isinstance(splits["val"], Subset) and splits["val"].indices.tolist() == record.splits["val"]["indices"]
+    shown = [
+        {image.tobytes() for image in map(examples.__getitem__, range(len(examples)))} for examples in splits.values()
+    ]
+    assert not shown[0] & shown[1] and not shown[0] & shown[2] and not shown[1] & shown[2]
+
+
+@pytest.mark.parametrize(("name", "source"), [("DTD", "official"), ("EuroSAT", "official"), ("DTD", "hub")])
+def test_an_image_in_two_splits_is_refused(name, source, tmp_path):
+    if source == "hub":
+        folder = files.hub(name, tmp_path)
+        for shard in (0, 1):  # the test images are training images
+            train, test = (folder / "data" / f"{part}-0000{shard}-of-00002.parquet" for part in ("train", "test"))
+            test.write_bytes(train.read_bytes())
+        files.describe(folder, FACTS[name].mirror.repo)
+    else:
+        files.OFFICIAL[name](tmp_path)
+        images = sorted(path for path in tmp_path.rglob("*.jpg") if "test1" in path.name or "2750_" in path.name)
+        twin = next(path for path in tmp_path.rglob("*.jpg") if "train1" in path.name or "2750_" in path.name)
+        for image in images[:: len(images) // 10]:
+            image.write_bytes(twin.read_bytes())
+    with pytest.raises(DataError, match=r"leaks: \d+ images stand in two splits"):
+        _prepare_counted(FACTS[name], tmp_path, source)
+    assert not Record.path(tmp_path, name).exists()
+    assert not prepare(FACTS[name], tmp_path, source, as_is=True).published
+
+
+def _prepare_counted(facts, root, source):
+    """prepare, with the counts of the tiny set in the place of the published ones."""
+    labels = {part: facts.read(source, root, part).labels for part in facts.parts(source, root)}
+    counts = {part: np.bincount(found, minlength=len(facts.classnames)).tolist() for part, found in labels.items()}
+    return prepare(dataclasses.replace(facts, counts=counts), root, source)
+
+
+def test_counted_sets_are_published(tmp_path):
+    files.OFFICIAL["DTD"](tmp_path)
+    assert _prepare_counted(FACTS["DTD"], tmp_path, "official").published
+
+
+# What goes wrong
+
+
+def test_a_set_that_is_not_prepared_names_the_command(tmp_path):
+    with pytest.raises(
+        DataError, match=r"Cars is not prepared in .*python -m src.datasets prepare Cars --data-location"
+    ):
+        ROW["Cars"].load("train", tmp_path, 0)
+    with pytest.raises(ValueError, match="expected a split of train, val, test, found 'valid'"):
+        ROW["Cars"].load("valid", tmp_path, 0)
+
+
+def test_wrong_counts_are_refused_and_named(tmp_path):
+    files.OFFICIAL["MNIST"](tmp_path)
+    with pytest.raises(DataError) as caught:
+        prepare(FACTS["MNIST"], tmp_path, "official")
+    text = str(caught.value)
+    assert "train: expected 60000 images, found 24; 10 classes differ (expected -> found): 0 5923 -> " in text
+    assert "Set aside" in text and "--as-is" in text
+    assert sorted(path.name for path in (tmp_path / "MNIST/raw").iterdir()) == [
+        f"{part}-{kind}-ubyte.gz.bad" for part in ("t10k", "train") for kind in ("images-idx3", "labels-idx1")
+    ]
+    with pytest.raises(DataError, match="not prepared"):
+        ROW["MNIST"].load("train", tmp_path, 0)
+
+
+def test_another_copy_that_took_the_place_is_refused(tmp_path):
+    files.OFFICIAL["DTD"](tmp_path)
+    prepare(FACTS["DTD"], tmp_path, "official", as_is=True)
+    files.OFFICIAL["SUN397"](tmp_path)
+    prepare(FACTS["SUN397"], tmp_path, "official", as_is=True)
+    keys = [f"{name[0]}_{name}".replace(" ", "_") for name in files.CLASSNAMES["SUN397"]]
+    files.class_folders("SUN397", tmp_path / "sun397", {"train": 1, "val": 1}, keys)
+    assert len(ROW["DTD"].load("test", tmp_path, 0)) == 47
+    with pytest.raises(DataError, match="SUN397 was prepared from SUN397, but sun397 is there now. If that is meant"):
+        ROW["SUN397"].load("test", tmp_path, 0)
+
+
+def test_a_missing_class_folder_does_not_shift_the_labels(tmp_path):
+    files.OFFICIAL["EuroSAT"](tmp_path)
+    (tmp_path / "eurosat/2750/Forest").rename(tmp_path / "Forest")
+    with pytest.raises(DataError, match="expected 10 class folders, found 9: AnnualCrop, Herb"):
+        prepare(FACTS["EuroSAT"], tmp_path, "official", as_is=True)
+
+
+def test_files_that_change_after_they_were_prepared(tmp_path):
+    prepared("Cars", tmp_path)
+    files.savemat(
+        tmp_path / "stanford_cars/cars_test_annos_withlabels.mat",
+        {"annotations": np.array([(5, "00001.jpg"), (6, "00002.jpg")], dtype=[("class", object), ("fname", object)])},
+    )
+    ROW["Cars"].load("train", tmp_path, 0)
+    with pytest.raises(DataError, match="the test part changed since it was prepared: expected 6 images, found 2"):
+        ROW["Cars"].load("test", tmp_path, 0)
+
+
+@pytest.mark.parametrize(
+    "name", ["MNIST", "SVHN", "STL10", "CIFAR10", "FER2013", "Flowers102", "Cars", "OxfordIIITPet"]
+)
+@pytest.mark.parametrize("damage", ["cut", "text"])
+def test_damaged_files_are_named(name, damage, tmp_path):
+    files.OFFICIAL[name](tmp_path)
+    path = {
+        "MNIST": "MNIST/raw/train-images-idx3-ubyte.gz",
+        "SVHN": "svhn/train_32x32.mat",
+        "STL10": "stl10/stl10_binary/train_X.bin",
+        "CIFAR10": "cifar-10-batches-py/data_batch_1",
+        "FER2013": "fer2013/fer2013.csv",
+        "Flowers102": "flowers102/flowers-102/setid.mat",
+        "Cars": "stanford_cars/devkit/cars_train_annos.mat",
+        "OxfordIIITPet": "OxfordIIITPet/oxford-iiit-pet/annotations/trainval.txt",
+    }[name]
+    path = tmp_path / path
+    path.write_bytes(
+        path.read_bytes()[: path.stat().st_size // 2 + 1] if damage == "cut" else b"<html>not found</html>"
+    )
+    with pytest.raises(DataError) as caught:
+        prepare(FACTS[name], tmp_path, "official", as_is=True)
+    assert str(path) in str(caught.value) or str(path.parent.parent) in str(caught.value)
+
+
+def test_a_corrupt_image_is_named_when_it_is_read(tmp_path):
+    prepared("Cars", tmp_path)
+    (tmp_path / "stanford_cars/cars_test/00002.jpg").write_bytes(b"no image")
+    examples = ROW["Cars"].load("test", tmp_path, 0)
+    assert examples[0].mode == "RGB"
+    with pytest.raises(CorruptImage, match="corrupt image .*cars_test/00002.jpg"):
+        examples[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("Cars", ["does not work: its server no longer has it", "tanganke/stanford_cars", "--source hub", "devkit/"]),
+        ("SUN397", ["does not work", "prepare SUN397 --source hub", "Training_01.txt"]),
+        ("RESISC45", ["answer 403", "prepare RESISC45 --source hub"]),
+        ("FER2013", ["Kaggle asks for a login", "fer2013.csv"]),
+        ("ImageNet", ["given on request", "ILSVRC/imagenet-1k"]),
+    ],
+)
+def test_dead_downloads_say_so_and_name_the_mirror(name, words, tmp_path):
+    with pytest.raises(DataError) as caught:
+        prepare(FACTS[name], tmp_path, "official")
+    assert all(word in str(caught.value) for word in words), caught.value
+
+
+@pytest.mark.parametrize("name", sorted(name for name, facts in FACTS.items() if facts.downloads))
+def test_without_a_network_a_download_says_so_at_once(name, tmp_path):
+    with pytest.raises(DataError) as caught:
+        prepare(FACTS[name], tmp_path, "official")
+    text = str(caught.value)
+    assert "cannot download http" in text and "unreachable" in text
+    assert f"python -m src.datasets prepare {name} --source hub" in text
+    assert "Without a network: fetch that file elsewhere, put it at " in text
+
+
+def test_without_a_network_the_mirror_says_so_at_once(tmp_path):
+    with pytest.raises(
+        DataError, match=r"cannot fetch tanganke/stanford_cars from the hub.*(?s:.)*copy its hub/tanganke--st"
+    ):
+        prepare(FACTS["Cars"], tmp_path, "hub")
+
+
+# Downloads
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """An official server that is a folder: url -> bytes."""
+    answers: dict[str, bytes] = {}
+
+    class Answer(io.BytesIO):
+        headers: dict = {}
+
+    def urlopen(url, timeout):
+        if url not in answers:
+            raise urllib.error.URLError("not found")
+        return Answer(answers[url])
+
+    monkeypatch.setattr("urllib.request.urlopen", urlopen)
+    return answers
+
+
+def test_archives_are_verified_unpacked_and_not_fetched_twice(tmp_path, server):
+    files.OFFICIAL["CIFAR10"](tmp_path / "elsewhere")
+    archive = Path(shutil.make_archive(str(tmp_path / "cifar"), "gztar", tmp_path / "elsewhere"))
+    download = Download("http://server/cifar.tar.gz", md5(archive), "")
+    root = tmp_path / "data"
+    with pytest.raises(DataError, match="cannot download http://server/cifar.tar.gz: not found\nadvice"):
+        download.fetch(root, "advice")
+    server[download.url] = b"a page that says that the quota is used up"
+    with pytest.raises(DataError, match=f"expected md5 {download.md5}, found .*set aside as .*cifar.tar.gz.bad"):
+        download.fetch(root, "advice")
+    assert [path.name for path in root.iterdir()] == ["cifar.tar.gz.bad"]
+    server[download.url] = archive.read_bytes()
+    download.fetch(root, "advice")
+    server.clear()
+    download.fetch(root, "advice")
+    assert not download.interrupted(root)
+    assert prepare(FACTS["CIFAR10"], root, "official", as_is=True).size("train") == 27
+
+
+def test_a_file_put_there_by_hand_with_another_hash_is_set_aside(tmp_path, server, capsys):
+    download = Download("http://server/labels.mat", "0" * 32, "flowers")
+    files.put(download.path(tmp_path), "half a file")
+    with pytest.raises(DataError, match="cannot download"):
+        download.fetch(tmp_path, "advice")
+    assert "expected md5 000" in capsys.readouterr().out
+    assert [path.name for path in (tmp_path / "flowers").iterdir()] == ["labels.mat.bad"]
+
+
+def test_an_interrupted_unpacking_is_not_taken_for_a_whole_set(tmp_path):
+    files.OFFICIAL["CIFAR10"](tmp_path)
+    assert FACTS["CIFAR10"].layout(tmp_path)
+    (tmp_path / "cifar-10-python.tar.gz.unpacking").touch()
+    assert FACTS["CIFAR10"].layout(tmp_path) is None
+
+
+# The hub
+
+
+class FakeHub:
+    """A hub that serves {path: bytes} at one revision, and remembers what was asked of it."""
+
+    def __init__(self, served: dict[str, bytes]):
+        self.files, self.revision, self.listed, self.served = served, "a" * 40, 0, []
+
+    def dataset_info(self, repo, revision=None, files_metadata=False, timeout=None):
+        self.listed += 1
+        siblings = [
+            SimpleNamespace(
+                rfilename=name,
+                size=len(data),
+                lfs=SimpleNamespace(sha256=hashlib.sha256(data).hexdigest()) if name.endswith("parquet") else None,
+            )
+            for name, data in self.files.items()
+        ]
+        return SimpleNamespace(sha=self.revision, siblings=siblings)
+
+    def snapshot_download(self, repo, repo_type, revision, allow_patterns, local_dir):
+        assert revision == self.revision
+        for name in allow_patterns:
+            self.served.append(name)
+            files.put(Path(local_dir) / name, self.files[name])
+
+
+@pytest.fixture
+def fake_hub(tmp_path, monkeypatch):
+    """SVHN's mirror, which also holds files that must not be fetched."""
+    import huggingface_hub
+
+    folder = files.hub("SVHN", tmp_path / "server")
+    shards = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.parquet")}
+    others = {name.replace("cropped_digits", "full_numbers"): data for name, data in shards.items()}
+    others |= {"cropped_digits/extra-00000-of-00001.parquet": b"extra", "README.md": b"words"}
+    server = FakeHub(shards | others)
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: server)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", server.snapshot_download)
+    return server
+
+
+def test_a_mirror_is_fetched_once_and_read_offline_after(tmp_path, fake_hub):
+    root = tmp_path / "data"
+    prepare(FACTS["SVHN"], root, "hub", as_is=True)
+    assert sorted(fake_hub.served) == [
+        f"cropped_digits/{part}-0000{shard}-of-00002.parquet" for part in ("test", "train") for shard in (0, 1)
+    ]
+    record = json.loads((FACTS["SVHN"].mirror.folder(root) / "snapshot.json").read_text())
+    assert record["revision"] == "a" * 40 and len(record["files"]) == 4
+    fake_hub.revision, fake_hub.served = "b" * 40, []  # the repository moved on: what was fetched stays
+    assert prepare(FACTS["SVHN"], root, "hub", as_is=True).origin.endswith("a" * 40)
+    assert fake_hub.listed == 1 and not fake_hub.served
+    check_images("SVHN", root)
+
+
+def test_an_older_arrow_copy_is_not_read(tmp_path):
+    prepared("STL10", tmp_path, "hub")
+    files.hub("STL10", tmp_path, train=30)
+    with pytest.raises(DataError, match="changed since it was prepared: expected 24 images, found 30"):
+        ROW["STL10"].load("train", tmp_path, 0)
+    prepare(FACTS["STL10"], tmp_path, "hub", as_is=True)
+    assert len(check_images("STL10", tmp_path)["train"]) == 27
+
+
+def test_a_snapshot_is_repaired_at_its_revision(tmp_path, fake_hub, capsys):
+    root = tmp_path / "data"
+    prepare(FACTS["SVHN"], root, "hub", as_is=True)
+    fake_hub.served = []
+    shard = FACTS["SVHN"].mirror.folder(root) / "cropped_digits/train-00001-of-00002.parquet"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-1] + b"?")
+    prepare(FACTS["SVHN"], root, "hub", as_is=True)
+    assert fake_hub.served == ["cropped_digits/train-00001-of-00002.parquet"] and shard.read_bytes() == whole
+    assert shard.with_name(f"{shard.name}.bad").exists() and "set aside" in capsys.readouterr().out
+    shard.unlink()
+    with pytest.raises(DataError, match="1 files are missing or cut short: cropped_digits/train-00001"):
+        ROW["SVHN"].load("train", root, 0)
+    assert command.state(FACTS["SVHN"], root)["state"] == "prepared, but its files are gone"
+
+
+def test_files_that_differ_from_the_hubs_hashes_are_refused(tmp_path, fake_hub, monkeypatch):
+    import huggingface_hub
+
+    def cut_short(repo, repo_type, revision, allow_patterns, local_dir):
+        for name in allow_patterns:
+            files.put(Path(local_dir) / name, fake_hub.files[name][:-10])
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", cut_short)
+    with pytest.raises(DataError, match="4 files did not arrive as the hub describes them"):
+        prepare(FACTS["SVHN"], tmp_path / "data", "hub", as_is=True)
+
+
+def test_a_mirror_without_our_files_says_what_it_has(tmp_path, fake_hub):
+    fake_hub.files = {"README.md": b"moved"}
+    with pytest.raises(DataError, match="expected parquet or tar files of 'train' and 'test', found README.md"):
+        prepare(FACTS["SVHN"], tmp_path / "data", "hub")
+
+
+def test_the_order_of_shards():
+    mirror = hub.Mirror("a/b")
+    paths = ["train/10.tar", "train/2.tar", "train/nshards.txt", "test/0.tar", "data/train-00000-of-00001.txt"]
+    assert mirror.select(paths, "train") == ["train/2.tar", "train/10.tar"]
+    assert mirror.select([*paths, "default/train/0000.parquet"], "train") == ["default/train/0000.parquet"]
+    assert mirror.select(["data/test-00001-of-00002-3bfa.parquet", "data/contest-0.parquet"], "test") == [
+        "data/test-00001-of-00002-3bfa.parquet"
+    ]
+
+
+# The command
+
+
+def test_prepare_and_status(tmp_path, capsys):
+    files.OFFICIAL["CIFAR10"](tmp_path)
+    where = ["--data-location", str(tmp_path)]
+    assert command.main(["prepare", "CIFAR10", "KMNIST", "--source", "official", *where, "--as-is"]) == 1
+    out, err = capsys.readouterr()
+    assert "CIFAR10: train 27, val 3, test 6 images of 10 classes from cifar-10-batches-py" in out
+    assert "as is: train: expected 50000 images, found 30" in out
+    assert "cannot download" in err and err.endswith("not prepared: KMNIST\n")
+    assert command.main(["status", *where]) == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert lines["name"].split() == ["name", "classes", "train", "val", "test", "source", "state"]
+    assert len(lines) == 1 + len(FACTS)
+    assert (
+        lines["CIFAR10"].split()[1:6] == ["10", "27", "3", "6", "cifar-10-batches-py"] and "as is" in lines["CIFAR10"]
+    )
+    assert lines["Cars"].split() == ["Cars", "196", "absent"]
+
+
+def test_an_unknown_name_gets_the_nearest(capsys):
+    with pytest.raises(SystemExit):
+        command.main(["prepare", "EuroSat"])
+    assert "unknown data set 'EuroSat'; did you mean EuroSAT?" in capsys.readouterr().err
+
+
+def test_truncated_gzip_and_foreign_bytes(tmp_path):
+    labels = files.idx_bytes(np.zeros(5, np.uint8))
+    for data, found in (
+        (b"", "starts with"),
+        (labels[:-1], "4"),
+        (gzip.compress(labels)[:-5], "Compressed file ended"),
+    ):
+        path = tmp_path / ("x-labels.gz" if data[:2] == b"\x1f\x8b" else "x-labels")
+        path.write_bytes(data)
+        with pytest.raises(BadFile, match=found):
+            official._idx(path, 1)
