@@ -1,0 +1,1 @@
+"""Measurements on trained models: disentanglement error, tangent kernels, masks."""

@@ -1,0 +1,224 @@
+"""Weight disentanglement: whether two task vectors act on their own task's data alone.
+
+    ξ(α1, α2) = Σ_{t=1,2} E_{x~D_t} [ dist( f(x; θ0 + α_t τ_t), f(x; θ0 + α1 τ1 + α2 τ2) ) ],
+    dist = 1 where the two predictions on task t's head differ, 0 where they agree.
+
+Source: Ortiz-Jimenez et al. 2023, section 4, Figures 3, 9, 10. Each of the two terms is measured by itself, on the data
+and the head of its task: `linear_term` for linear and post-hoc models, whose features are affine in the weights,
+`nonlinear_term` for the others. `Disentanglement` puts the two together.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+SEARCH_BOX = 1.0  # the red box of Figures 3, 9, 10: where the papers look for coefficients, both ways from θ0
+GRID_ELEMENTS = 1 << 22  # logits held at once while a grid is swept
+
+
+@dataclass(frozen=True)
+class Term:
+    """One task's part of ξ: fraction of its images whose prediction the other task's vector changes, (n1, n2)."""
+
+    task: str
+    disagreement: np.ndarray
+    samples: int
+
+
+@dataclass(frozen=True)
+class Disentanglement:
+    """ξ on a grid; `terms` are those of task 1 and task 2, in this order, over the same coefficients."""
+
+    alphas1: Sequence[float]
+    alphas2: Sequence[float]
+    terms: tuple[Term, Term]
+
+    def __post_init__(self):
+        shape = (len(self.alphas1), len(self.alphas2))
+        for term in self.terms:
+            if term.disagreement.shape != shape:
+                raise ValueError(f"{term.task}: a grid of {term.disagreement.shape} for {shape} coefficients")
+
+    @property
+    def error(self) -> np.ndarray:
+        """ξ, (n1, n2), between 0 and 2."""
+        return sum(term.disagreement for term in self.terms)
+
+    def box_mean(self, box: float = SEARCH_BOX) -> float:
+        """Mean of ξ over the grid points with |α1|, |α2| <= box."""
+        inside1, inside2 = (np.abs(np.asarray(alphas)) <= box + 1e-9 for alphas in (self.alphas1, self.alphas2))
+        if not inside1.any() or not inside2.any():
+            raise ValueError(f"no point of the grid lies inside [-{box:g}, {box:g}]²")
+        return float(self.error[np.ix_(inside1, inside2)].mean())
+
+    def record(self) -> dict:
+        """For the results' JSON."""
+        return {
+            "tasks": [term.task for term in self.terms],
+            "samples": [term.samples for term in self.terms],
+            "alphas": [[float(alpha) for alpha in alphas] for alphas in (self.alphas1, self.alphas2)],
+            "error": self.error.tolist(),
+            "terms": [term.disagreement.tolist() for term in self.terms],
+            "box": SEARCH_BOX,
+            "box_mean": self.box_mean(),
+        }
+
+
+def _check_own(own: int) -> None:
+    if own not in (0, 1):
+        raise ValueError(f"own is 0 for the data of the first vector's task, 1 for the second's; got {own!r}")
+
+
+def _require_finite(features: Tensor, task: str, where: str) -> None:
+    if not features.isfinite().all():
+        raise FloatingPointError(f"the features of {task} are not finite at {where}")
+
+
+@torch.no_grad()
+def linear_term(
+    head: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    tangents: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]],
+    alphas1: Sequence[float],
+    alphas2: Sequence[float],
+    own: int,
+    task: str,
+) -> Term:
+    """Task `own`'s term for a model affine in its weights: two jvps per batch, whatever the size of the grid.
+
+    tangents: images -> (f(x; θ0), J τ1, J τ2), each (images, features); see `two_tangents`. The features at (α1, α2)
+    are f0 + α1 J τ1 + α2 J τ2, and so are the logits of ClassificationHead but for the feature's norm, which no argmax
+    sees: the grid is swept over three arrays of logits. Memory: GRID_ELEMENTS logits beside a batch.
+
+    batches yields (images, labels) of D_own, the labels unread. Raises FloatingPointError for features not finite.
+    """
+    _check_own(own)
+    if getattr(head, "bias", None) is not None and head.bias.any():
+        raise ValueError("the head has a bias, so the norm of the features counts: they cannot be swept as logits")
+    names = ("(α1, α2) = (0, 0)", "any α1 but 0", "any α2 but 0")
+    changed = torch.zeros(len(alphas1), len(alphas2), dtype=torch.int64)
+    samples = 0
+    for images, _ in batches:
+        parts = tangents(images)
+        for part, where in zip(parts, names, strict=True):
+            _require_finite(part, task, where)
+        logits = torch.stack([part @ head.weight.T for part in parts], 1)  # (images, 3, classes)
+        samples += len(images)
+        step = max(1, GRID_ELEMENTS // (len(alphas2) * logits.shape[2]))
+        for part in logits.split(step):
+            changed += _count_changed(part, alphas1, alphas2, own).cpu()
+    return _term(task, changed, samples)
+
+
+def _count_changed(logits: Tensor, alphas1: Sequence[float], alphas2: Sequence[float], own: int) -> Tensor:
+    """(images, 3, classes) logits of f0, J τ1, J τ2 -> (n1, n2) images whose prediction changes."""
+    column = torch.as_tensor(alphas2, dtype=logits.dtype, device=logits.device).view(-1, 1, 1)
+    base, first, second = logits.unbind(1)
+    alone2 = (base + column * second).argmax(2)  # (n2, images): θ0 + α2 τ2
+    rows = []
+    for alpha in alphas1:
+        alone1 = base + float(alpha) * first
+        both = (alone1 + column * second).argmax(2)  # (n2, images)
+        rows.append((both != (alone2 if own else alone1.argmax(1))).sum(1))
+    return torch.stack(rows)
+
+
+def two_tangents(
+    jvp_features: Callable[[Tensor, Mapping[str, Tensor]], tuple[Tensor, Tensor]],
+    vector1: Mapping[str, Tensor],
+    vector2: Mapping[str, Tensor],
+) -> Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]:
+    """`tangents` for `linear_term` from LinearizedImageEncoder.jvp_features and two task vectors' tensors."""
+
+    def tangents(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        features, first = jvp_features(images, vector1)
+        return features, first, jvp_features(images, vector2)[1]
+
+    return tangents
+
+
+@torch.no_grad()
+def nonlinear_term(
+    head: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    features: Callable[[Tensor, float, float], Tensor],
+    alphas1: Sequence[float],
+    alphas2: Sequence[float],
+    own: int,
+    task: str,
+    progress: Callable[[int], None] | None = None,
+) -> Term:
+    """Task `own`'s term for any model, one forward pass per batch and grid point; each image is read once.
+
+    features: (images, α1, α2) -> f(images; θ0 + α1 τ1 + α2 τ2), (images, features); see `WeightPlane`. The line
+    θ0 + α_own τ_own costs one pass per coefficient, and none where the other coefficient's grid contains 0.
+
+    batches yields (images, labels) of D_own, the labels unread; progress(images) is called after each batch. Raises
+    FloatingPointError for features not finite, naming the task and the coefficients.
+    """
+    _check_own(own)
+    alphas1, alphas2 = ([float(alpha) for alpha in alphas] for alphas in (alphas1, alphas2))
+    changed = torch.zeros(len(alphas1), len(alphas2), dtype=torch.int64)
+    samples = 0
+    for images, _ in batches:
+        seen: dict[tuple[float, float], Tensor] = {}
+
+        def predict(alpha1: float, alpha2: float, images=images, seen=seen) -> Tensor:
+            if (alpha1, alpha2) not in seen:
+                out = features(images, alpha1, alpha2)
+                _require_finite(out, task, f"(α1, α2) = ({alpha1:g}, {alpha2:g})")
+                seen[alpha1, alpha2] = head(out).argmax(1)
+            return seen[alpha1, alpha2]
+
+        for i, alpha1 in enumerate(alphas1):
+            for j, alpha2 in enumerate(alphas2):
+                alone = predict(0.0, alpha2) if own else predict(alpha1, 0.0)
+                changed[i, j] += (predict(alpha1, alpha2) != alone).sum().item()
+        samples += len(images)
+        if progress:
+            progress(len(images))
+    return _term(task, changed, samples)
+
+
+def _term(task: str, changed: Tensor, samples: int) -> Term:
+    if not samples:
+        raise ValueError(f"no image of {task} to measure on")
+    return Term(task, changed.numpy() / samples, samples)
+
+
+class WeightPlane:
+    """`features` for `nonlinear_term`: a module at θ0 + α1 τ1 + α2 τ2, its own weights left as they are.
+
+    pretrained holds θ0; what neither vector holds keeps the module's value. Raises KeyError for tensors of a vector
+    that θ0 lacks, ValueError for shapes that differ.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        pretrained: Mapping[str, Tensor],
+        vector1: Mapping[str, Tensor],
+        vector2: Mapping[str, Tensor],
+    ):
+        self.module = module
+        names = sorted(vector1.keys() | vector2.keys())
+        own = {name: tensor for name, tensor in module.state_dict().items()}
+        for name in names:
+            if name not in pretrained or name not in own:
+                raise KeyError(f"{name} is in a task vector, but not in the pre-trained weights or the module")
+            shapes = {tuple(part[name].shape) for part in (own, pretrained, vector1, vector2) if name in part}
+            if len(shapes) > 1:
+                raise ValueError(f"{name}: shapes differ, {sorted(shapes)}")
+        self.pretrained = {name: pretrained[name].to(own[name].device) for name in names}
+        self.vectors = [{name: vector[name].to(own[name].device) for name in vector} for vector in (vector1, vector2)]
+
+    def __call__(self, images: Tensor, alpha1: float, alpha2: float) -> Tensor:
+        weights = dict(self.pretrained)
+        for alpha, vector in zip((alpha1, alpha2), self.vectors, strict=True):
+            if alpha:
+                weights |= {name: torch.add(weights[name], tau, alpha=alpha) for name, tau in vector.items()}
+        return functional_call(self.module, weights, (images,))
