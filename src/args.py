@@ -62,7 +62,7 @@ def base_parser(doc: str, modes: tuple[str, ...] | None = EVALUATION_MODES) -> P
     parser.add_argument("--pretrained-path", help="weights of the pre-trained model from a local file")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--jobs", type=int, help="tasks worked on at once; default: the cores on CPU, 1 on a GPU")
-    parser.add_argument("--eval-batch-size", type=int, default=200)
+    parser.add_argument("--eval-batch-size", type=int, default=100)
     parser.add_argument("--overwrite", action="store_true", help="compute again what is already there")
     return parser
 

@@ -75,7 +75,7 @@ def test_a_tangent_line_costs_one_jvp_per_batch(parsed, monkeypatch):
     jvp = evaluation.forward_and_jvp
     monkeypatch.setattr(evaluation, "forward_and_jvp", lambda *a: calls.append(1) or jvp(*a))
     score(args, "digits", "val", [Line(small_vector(args).vector, tuple(i / 20 for i in range(21)))], tangent=True)
-    assert len(calls) == 1  # 200 images, one batch
+    assert len(calls) == 2  # 200 images, two batches
 
 
 def test_features_that_are_no_numbers_stop_with_the_task_and_coefficient(parsed):

@@ -18,7 +18,7 @@ VERSIONS = {"numpy": "2.4.6", "pillow": "13.0.0", "matplotlib": "3.11.2", "sciki
 HASHES = {
     "vehicles": "170311c1a1de7399",
     "textures": "6081da5e54b1a892",
-    "land": "e99c157b31f11ea3",
+    "land": "ba7a9fb874b7b65a",
     "signs": "9715ac5fbadbbd7e",
     "digits": "ded29e6667f6af43",
     "letters": "889e44b2c6cee854",

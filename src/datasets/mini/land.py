@@ -1,16 +1,16 @@
 """Land: in the place of EuroSAT and RESISC45. Ten kinds of land cover seen from above.
 
 The mixture shows natural colours (one of several seasons), at any angle and over a wide range of scales. The task's
-pictures come from another sensor: a false-colour infrared composite in which healthy vegetation is red or magenta,
-water nearly black and built-up land cyan-grey; the ground scale is smaller and narrower and the scenes lie almost
-square to the frame, under a haze whose strength varies.
+pictures come from another sensor, infrared film kept as a negative: healthy vegetation is cyan or green, water nearly
+white and built-up land dark red-brown; the ground scale is smaller and narrower and the scenes lie almost square to the
+frame, under a haze whose strength varies.
 """
 
 import math
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 
 from .canvas import SIDE, Colour, chance, clouds, coordinates, disc, flat, near, pick, uniform
 
@@ -301,4 +301,5 @@ def draw(label: int, rng: np.random.Generator, web: bool) -> Image.Image:
     if not web:
         haze = uniform(rng, 0, 0.18)
         _lay(image, (150, 165, 175), haze * (0.5 + 0.5 * clouds(rng, 3)))
+        image = ImageOps.invert(image)
     return image
