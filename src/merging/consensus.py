@@ -1,0 +1,35 @@
+"""Consensus merging: what only one task needs, or none, is left out (Wang et al., 2024, arXiv:2405.07813).
+
+θ = θ0 + α · 1{ Σ_t m_t >= k } ∘ τ_MTL, with the TALL masks m_t that `method=tall_mask` kept and validation's α.
+k = `prun_thre_k`: 0 is τ_MTL itself, 1 drops catastrophic weights, 2 selfish ones too, more than T is zero-shot.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+
+from src.merging.base import ALPHAS, Merge, Method, Problem, register, scaled
+from src.merging.masked import Masks
+from src.merging.tall_mask import load_tall_masks, tau_mtl
+from src.task_vectors import Mask
+
+
+def consensus_mask(masks: Masks, k: int) -> Mask:
+    """1 where at least k of the tasks' masks are 1."""
+    if k < 0:
+        raise ValueError(f"expected a number of tasks for prun_thre_k, 0 or more; got {k}")
+    names = next(iter(masks.values())).bits
+    return Mask({name: sum(mask.bits[name].to(torch.int16) for mask in masks.values()) >= k for name in names})
+
+
+@register("consensus")
+@dataclass
+class Consensus(Method):
+    prun_thre_k: int = 2
+    use_ties: bool = False
+    mask_file: str | None = None
+    alphas: list[float] = field(default_factory=lambda: list(ALPHAS))
+
+    def merge(self, problem: Problem) -> Merge:
+        mask = consensus_mask(load_tall_masks(problem, self.use_ties, self.mask_file), self.prun_thre_k)
+        return scaled(problem, mask * tau_mtl(problem, self.use_ties), self.alphas, density=mask.density())

@@ -1,0 +1,75 @@
+"""TALL masks: localising a task in the multi-task vector (Wang et al., 2024, arXiv:2405.07813).
+
+m_t = 1{ |τ_t| > λ_t |τ_MTL − τ_t| }, θ_t = θ0 + m_t ∘ τ_MTL, where τ_MTL = Σ_t τ_t or, with `use_ties`, TIES with
+k = 20 and the disjoint sum. Validation chooses λ_t for each task; of equal ones the smallest wins. The chosen masks are
+kept on disk for `load_mask` and for consensus.py; `mask_file` loads others, such as the published ones.
+
+The published code takes |τ_MTL − τ_t| as |(θ0 + τ_MTL) − θ_t|, which rounds to the last bits of θ0 in float32. This is
+the paper's formula; the masks differ only at weights whose two sides are equal up to that rounding.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+from src.merging.base import Merge, Method, Problem, register
+from src.merging.masked import Masks, load_masks, masked, save_masks
+from src.merging.task_arithmetic import multi_task_vector
+from src.merging.ties import ties_vector
+from src.task_vectors import Mask, TaskVector
+
+LAMBDAS = (0.2, 0.3, 0.4, 0.5, 0.6)
+
+
+def tau_mtl(problem: Problem, use_ties: bool) -> TaskVector:
+    """τ_MTL of the paper's two variants, coefficient 1."""
+    return ties_vector(problem, k=20, reduce="sum") if use_ties else multi_task_vector(problem)
+
+
+def tall_masks(problem: Problem, task: str, tau_mtl: TaskVector, lambdas: Sequence[float]) -> list[Mask]:
+    """m_t at each λ, from one reading of τ_t."""
+    masks = [{} for _ in lambdas]
+    for key in problem.keys:
+        tau = problem.tensor(task, key)
+        rest = (tau_mtl.vector[key] - tau).abs_()
+        tau.abs_()
+        for mask, lambda_t in zip(masks, lambdas, strict=True):
+            mask[key] = tau > rest * lambda_t
+    return [Mask(mask) for mask in masks]
+
+
+def load_tall_masks(problem: Problem, use_ties: bool, file: str | None) -> Masks:
+    """The masks that an earlier `method=tall_mask` kept, or those of `file`."""
+    which = f"model={problem.model} finetuning_mode={problem.mode} scope={problem.scope} seed={problem.seed}"
+    command = f"python main.py {which} DATASETS=[{','.join(problem.tasks)}] method=tall_mask method.use_ties={use_ties}"
+    return load_masks(problem, _name(use_ties), f"{command} overwrite=True", file)
+
+
+@register("tall_mask")
+@dataclass
+class TallMask(Method):
+    use_ties: bool = False
+    load_mask: bool = False
+    mask_file: str | None = None
+    tall_mask_lambda: list[float] = field(default_factory=lambda: list(LAMBDAS))
+
+    def merge(self, problem: Problem) -> Merge:
+        merged = tau_mtl(problem, self.use_ties)
+        if self.load_mask or self.mask_file:
+            loaded = load_tall_masks(problem, self.use_ties, self.mask_file)
+            return masked(problem, merged, mask=lambda task, setting: loaded[task], settings=[1.0])
+        lambdas = sorted(self.tall_mask_lambda)  # ascending, so that the first of equal ones is the smallest
+
+        @lru_cache(maxsize=1)  # validation asks for all λ of a task before it turns to the next
+        def masks(task: str) -> dict[float, Mask]:
+            return dict(zip(lambdas, tall_masks(problem, task, merged, lambdas), strict=True))
+
+        def keep(chosen_masks: Masks, chosen: Mapping[str, float]) -> dict[str, Any]:
+            return save_masks(problem, _name(self.use_ties), chosen_masks, tall_mask_lambda=dict(chosen))
+
+        return masked(problem, merged, lambda task, lambda_t: masks(task)[lambda_t], lambdas, keep)
+
+
+def _name(use_ties: bool) -> str:
+    return "tall_mask_ties" if use_ties else "tall_mask"

@@ -1,0 +1,189 @@
+"""The contract around the methods: problems, storage, registration, masks on disk and their analysis."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+
+from src import checkpoints
+from src.analysis.masks import describe, vector_geometry
+from src.merging import base
+from src.merging.base import Merge, Method, Problem, load_methods, register
+from src.merging.consensus import Consensus
+from src.merging.tall_mask import TallMask
+
+W = "model.visual.w"
+
+
+def problem(tmp_path=None, tasks=("a", "b"), **fields) -> Problem:
+    generator = torch.Generator().manual_seed(1)
+    shapes = {W: (6, 5), "model.visual.b": (3,), "model.logit_scale": ()}
+    start = {key: torch.randn(shape, generator=generator) for key, shape in shapes.items()}
+    ends = {task: {k: v + 0.1 * torch.randn(v.shape, generator=generator) for k, v in start.items()} for task in tasks}
+    path = (lambda name: tmp_path / f"{name}.safetensors") if tmp_path else None
+    return Problem(start, ends, **{"model": "tiny", "mask_path": path} | fields)
+
+
+def test_foreign_checkpoints_are_refused_with_the_keys_or_shapes_that_differ():
+    start = {W: torch.zeros(2, 3)}
+    with pytest.raises(ValueError, match="other.visual.w"):
+        Problem(start, {"t": {"other.visual.w": torch.zeros(2, 3)}})
+    with pytest.raises(ValueError, match=r"\(3, 2\) in t, but \(2, 3\)"):
+        Problem(start, {"t": {W: torch.zeros(3, 2)}}).vector("t")
+    with pytest.raises(ValueError, match="at least one task"):
+        Problem(start, {})
+    with pytest.raises(ValueError, match="visual, published"):
+        Problem(start, {"t": start}, scope="text")
+    with pytest.raises(ValueError, match="model.visual"):
+        Problem({"w": torch.zeros(2)}, {"t": {"w": torch.zeros(2)}}).vector("t")
+
+
+class Counted(dict):
+    """Weights that count how many of their tensors are alive at once, over all tasks."""
+
+    alive, most = 0, 0
+
+    def __getitem__(self, key):
+        tensor = super().__getitem__(key).clone()
+        Counted.alive += 1
+        Counted.most = max(Counted.most, Counted.alive)
+        import weakref
+
+        weakref.finalize(tensor, Counted._gone)
+        return tensor
+
+    @staticmethod
+    def _gone():
+        Counted.alive -= 1
+
+
+@pytest.mark.parametrize("name", ["sum", "average", "zeroshot", "ties", "mag_masking", "tall_mask", "consensus"])
+def test_weights_are_read_tensor_by_tensor(tmp_path, name):
+    """No method has more than a few of the checkpoints' 10 x 30 tensors in memory."""
+    load_methods()
+    generator = torch.Generator().manual_seed(0)
+    keys = [f"model.visual.{i}" for i in range(30)]
+    start = {key: torch.randn(4, generator=generator) for key in keys}
+    ends = {f"t{t}": {k: v + torch.randn(4, generator=generator) for k, v in start.items()} for t in range(10)}
+    paths = dict(model="tiny", mask_path=lambda name: tmp_path / f"{name}.safetensors")
+    if name == "consensus":
+        TallMask().merge(Problem(start, ends, **paths)).finish(dict.fromkeys(ends, 0.4))
+    Counted.alive = Counted.most = 0
+    counted = Problem(Counted(start), {task: Counted(weights) for task, weights in ends.items()}, **paths)
+    merge = base.METHODS[name]().merge(counted)
+    merge.vector("t3", merge.settings[0])
+    assert 0 < Counted.most <= 3
+
+
+@pytest.mark.parametrize("tasks, finetuned, masked", [(8, 23.3, 7.1), (14, 40.2, 7.7), (20, 57.0, 8.2)])
+def test_storage_is_that_of_the_papers_table(tasks, finetuned, masked):
+    """ViT-B/32 in gigabits: 87.85M trained weights of 113.45M."""
+    sizes = {W: 87_849_216, "model.token_embedding.weight": 25_599_489}
+    start = {key: torch.empty(size, device="meta") for key, size in sizes.items()}
+    found = Problem(start, {str(task): start for task in range(tasks)})
+    assert (found.num_parameters, found.num_parameters_total) == (87_849_216, 113_448_705)
+    assert round(found.storage_merged() / 1e9, 1) == 3.6
+    assert round(found.storage_finetuned() / 1e9, 1) == finetuned
+    assert round(found.storage_masked() / 1e9, 1) == masked
+    published = Problem(start, {str(task): start for task in range(tasks)}, scope="published")
+    assert published.storage_finetuned() == 32 * tasks * 113_448_705
+
+
+def test_register_refuses_what_is_no_method_and_names_that_are_taken():
+    load_methods()
+    with pytest.raises(TypeError, match="dataclass"):
+        register("plain")(type("Plain", (), {}))
+
+    @dataclass
+    class Other(Method):
+        def merge(self, problem) -> Merge: ...
+
+    with pytest.raises(ValueError, match="two merging methods"):
+        register("ties")(Other)
+    assert base.METHODS["ties"].name == "ties"
+
+
+@pytest.mark.parametrize("use_ties", [False, True])
+def test_masks_are_kept_as_bits_and_reloaded(tmp_path, use_ties):
+    found = problem(tmp_path)
+    made = TallMask(use_ties=use_ties).merge(found)
+    facts = made.finish({"a": 0.2, "b": 0.5})
+    header = checkpoints.header(facts["mask_file"])
+    assert header["tall_mask_lambda"] == {"a": 0.2, "b": 0.5} and header["scope"] == "visual"
+    loaded = TallMask(use_ties=use_ties, load_mask=True).merge(found)
+    for task, setting in {"a": 0.2, "b": 0.5}.items():
+        again = loaded.vector(task, 1.0).vector
+        assert all(torch.equal(again[key], tensor) for key, tensor in made.vector(task, setting).vector.items())
+    assert loaded.finish({"a": 1.0, "b": 1.0})["masks"] == facts["masks"]
+
+
+def test_masks_take_one_bit_per_weight(tmp_path):
+    start = {W: torch.zeros(1000, 100)}
+    ends = {str(t): {W: torch.randn(1000, 100)} for t in range(4)}
+    found = Problem(start, ends, model="tiny", mask_path=lambda name: tmp_path / name)
+    bits = TallMask().merge(found).finish(dict.fromkeys(ends, 0.4))["mask_file_bits"]
+    assert 4e5 <= bits < 4e5 + 8 * 4096  # and a header
+
+
+@pytest.mark.parametrize("method", [TallMask(load_mask=True), Consensus(), Consensus(use_ties=True)])
+def test_missing_masks_name_the_command_that_makes_them(tmp_path, method):
+    with pytest.raises(FileNotFoundError, match=f"method=tall_mask method.use_ties={method.use_ties}"):
+        method.merge(problem(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "other, named",
+    [
+        (dict(model="large"), ("large", "tiny")),
+        (dict(scope="published"), ("published", "visual")),
+        (dict(mode="linear"), ("linear", "standard")),
+        (dict(tasks=("a", "c")), ("'c'", "'b'")),
+    ],
+)
+def test_masks_of_another_problem_are_refused_with_both_names(tmp_path, other, named):
+    kept = TallMask().merge(problem(tmp_path)).finish({"a": 0.2, "b": 0.5})["mask_file"]
+    for method in (TallMask(mask_file=str(kept)), Consensus(mask_file=str(kept))):
+        with pytest.raises(checkpoints.CheckpointError) as refused:
+            method.merge(problem(tmp_path, **other))
+        assert all(name in str(refused.value) for name in named)
+
+
+def test_published_mask_files_are_read_in_their_own_scope(tmp_path):
+    found = problem(scope="published")
+    size = found.num_parameters
+    bits = {task: np.random.default_rng(i).integers(0, 2, size).astype(bool) for i, task in enumerate(found.tasks)}
+    np.save(tmp_path / "TALL_mask_2task.npy", {task: np.packbits(row) for task, row in bits.items()}, allow_pickle=True)
+    file = str(tmp_path / "TALL_mask_2task.npy")
+    merge = TallMask(load_mask=True, mask_file=file).merge(found)
+    total = sum(found.vector(task) for task in found.tasks).vector
+    ours = torch.cat([merge.vector("b", 1.0).vector[key].flatten() for key in sorted(total)])
+    expected = torch.cat([total[key].flatten() for key in sorted(total)]) * torch.from_numpy(bits["b"])
+    assert torch.equal(ours, expected)
+    with pytest.raises(checkpoints.CheckpointError, match="visual, found published"):
+        TallMask(mask_file=file).merge(problem())
+    with pytest.raises(checkpoints.CheckpointError, match="'c'"):
+        TallMask(mask_file=file).merge(problem(scope="published", tasks=("a", "c")))
+
+
+def test_mask_analysis_counts_what_it_says():
+    rows = torch.tensor([[1, 1, 0, 0, 1, 0, 0, 0, 1], [1, 0, 1, 0, 1, 0, 0, 0, 0], [1, 0, 0, 0, 1, 0, 0, 0, 0]]).bool()
+    masks = {t: {"x": row[:4].reshape(2, 2), "y": row[4:]} for t, row in zip("abc", rows, strict=True)}
+    found = describe(masks)
+    assert found["density"] == pytest.approx({"a": 4 / 9, "b": 3 / 9, "c": 2 / 9})
+    assert found["usage"] == pytest.approx([4 / 9, 3 / 9, 0, 2 / 9])
+    assert (found["catastrophic"], found["selfish"], found["universal"]) == pytest.approx((4 / 9, 3 / 9, 2 / 9))
+    assert np.array(found["iou"]) == pytest.approx(np.array([[1, 2 / 5, 2 / 4], [2 / 5, 1, 2 / 3], [2 / 4, 2 / 3, 1]]))
+    empty = describe({t: {"x": torch.zeros(5, dtype=torch.bool)} for t in "ab"})
+    assert empty["iou"] == [[1, 1], [1, 1]] and empty["catastrophic"] == 1
+
+
+def test_vector_geometry_equals_the_flat_vectors():
+    found = problem(tasks=("a", "b", "c"))
+    flat = torch.stack([torch.cat([found.tensor(t, k).flatten() for k in found.keys]) for t in found.tasks]).double()
+    geometry = vector_geometry(found)
+    unit = flat / flat.norm(dim=1, keepdim=True)
+    np.testing.assert_allclose(geometry["cosine"], unit @ unit.T, atol=1e-12)
+    np.testing.assert_allclose(geometry["norm"], flat.norm(dim=1))
+    start = {W: torch.zeros(3)}
+    assert vector_geometry(Problem(start, {"a": start, "b": {W: torch.ones(3)}}))["cosine"] == [[0, 0], [0, 1]]
