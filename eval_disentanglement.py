@@ -4,8 +4,8 @@
     python eval_disentanglement.py --finetuning-mode=linear --pairs land-house_numbers textures-scenes
     python eval_disentanglement.py --finetuning-mode=posthoc --range -3 3 --n-points 20
 
-For linear and post-hoc models the whole grid costs two jvps per batch. Writes disentanglement_<mode>.json with the grid,
-each task's term, and the mean of ξ inside the search space [-1, 1]². No script for this was ever published.
+For linear and post-hoc models the whole grid costs two jvps per batch. Writes disentanglement_<mode>.json with the
+grid, each task's term, and the mean of ξ inside the search space [-1, 1]². No script for this was ever published.
 """
 
 from functools import partial

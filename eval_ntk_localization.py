@@ -23,10 +23,16 @@ def main(argv=None) -> None:
     parser = base_parser(__doc__, modes=None)
     add_pairs(parser, "ntk_pairs")
     parser.add_argument("--reduction", choices=REDUCTIONS, default="trace", help="over the outputs of the head")
-    parser.add_argument("--num-samples", type=int, default=64, help="images of the task, held out of it, of the control")
+    parser.add_argument(
+        "--num-samples", type=int, default=64, help="images of the task, held out of it, of the control"
+    )
     parser.add_argument("--chunk-size", type=int, default=96, help="images whose gradients are held at once")
     parser.add_argument(
-        "--ranks", type=_rank, nargs="+", default=(5, 10, 20, 0.9), help="numbers of eigenfunctions, or shares of the trace"
+        "--ranks",
+        type=_rank,
+        nargs="+",
+        default=(5, 10, 20, 0.9),
+        help="numbers of eigenfunctions, or shares of the trace",
     )
     args = parse(parser, argv)
     target = Paths.of(args).result(f"ntk_{args.reduction}")
@@ -39,7 +45,9 @@ def main(argv=None) -> None:
     results.write(target, {"reduction": args.reduction, "num_samples": args.num_samples, "pairs": pairs}, args)
     for pair in pairs:
         ratios = " ".join(f"{k}: {r:.2f}" for k, r in zip(pair["ranks"], pair["nystrom"]["ratio_heldout"]))
-        print(f"{pair['task']}, control {pair['control']}: energy held out / control by eigenfunctions {ratios} -> {target}")
+        print(
+            f"{pair['task']}, control {pair['control']}: energy held out / control, by eigenfunctions: {ratios}"
+        )
 
 
 def _rank(text: str) -> int | float:

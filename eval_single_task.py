@@ -62,8 +62,10 @@ def main(argv=None) -> None:
             record["control_per_task"][split] = dict(zip(lines, accuracies))
     results.write(target, record, args)
     average = mean(record[task] for task in args.tasks)
-    print(f"{args.finetuning_mode}: {100 * average:.1f} % over {len(args.tasks)} tasks, {control} "
-          f"{100 * record[control]:.1f} % -> {target}")
+    print(
+        f"{args.finetuning_mode}: {100 * average:.1f} % over {len(args.tasks)} tasks, {control} "
+        f"{100 * record[control]:.1f} % -> {target}"
+    )
 
 
 def _lines(args) -> dict[str, Line]:

@@ -33,7 +33,9 @@ def main(argv=None) -> None:
     vectors = {task: -store.task_vector(args, task, mode) for task in args.tasks}
     coefs = tuple(float(alpha) for alpha in np.linspace(0, 1, args.n_eval_points))
 
-    searches = [(dataset, "val", [Line(tau.vector, coefs)]) for task, tau in vectors.items() for dataset in (task, control)]
+    searches = [
+        (dataset, "val", [Line(tau.vector, coefs)]) for task, tau in vectors.items() for dataset in (task, control)
+    ]
     found = score_all(args, [(control, "val", [ORIGIN]), *searches], tangent, f"negation {mode}, validation")
     floor = args.control_threshold * found[0][0][0].accuracy
     curves = [[s.accuracy for s in scores[0]] for scores in found[1:]]

@@ -17,7 +17,7 @@ import re
 import time
 import zlib
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields
 from functools import partial
 from pathlib import Path
@@ -42,7 +42,7 @@ def run(cfg: DictConfig) -> None:
     started = time.time()
     args = arguments(cfg)
     method = OmegaConf.to_object(cfg.method)
-    tasks = tasks_name(args)
+    tasks = tasks_name(args, cfg.encoders)
     target = Paths.of(args).result(f"merging/{tasks}/{args.finetuning_mode}-{cfg.scope}/{label(method)}")
     if results.exists(target) and not (args.overwrite or cfg.output):
         print(f"{target}: there already, skipped (overwrite=True computes it again)")
@@ -51,7 +51,7 @@ def run(cfg: DictConfig) -> None:
     if output and output.suffix != ".safetensors":
         raise ValueError(f"expected output to end in .safetensors; got {output}")
     torch.manual_seed(args.seed)
-    problem = read_problem(args, cfg.scope, tasks)
+    problem = read_problem(args, cfg, tasks)
     merge = method.merge(problem)
     record = evaluate_merge(args, merge, args.tasks, args.finetuning_mode)
     record |= {
@@ -60,11 +60,11 @@ def run(cfg: DictConfig) -> None:
         "options": OmegaConf.to_container(cfg.method),
         "scope": problem.scope,
         "parameters": {"scope": problem.num_parameters, "encoder": problem.num_parameters_total},
-        "storage": storage(args, problem, merge),
+        "storage": storage(problem, merge),
     }
     if output:
         record["output"] = export(args, problem, merge, record["chosen"], output)
-    results.write(target, record, OmegaConf.to_container(cfg, resolve=True), started)
+    results.write(target, record, OmegaConf.to_container(cfg, resolve=True) | vars(args), started)
     test = record["test"]
     print(
         f"{label(method)} {args.finetuning_mode} {tasks}: {100 * test['mean_accuracy']:.1f} % absolute, "
@@ -94,13 +94,13 @@ def shared_flags() -> dict[str, Any]:
     return {name: str(value) if isinstance(value, Path) else value for name, value in flags.items()}
 
 
-def tasks_name(args: Namespace) -> str:
-    """`8task` for the first 8 of the suite, as published; other sets add a checksum of their names."""
+def tasks_name(args: Namespace, encoders: Mapping[str, str]) -> str:
+    """`8task` for the first 8 of the suite, as published; other sets, or encoders, add a checksum of their names."""
     count = len(args.tasks)
-    name = f"{count}task"
-    if args.tasks == registry.suite(args.suite).tasks[:count]:
-        return name
-    return f"{name}_{zlib.crc32(' '.join(sorted(args.tasks)).encode()):08x}"
+    if args.tasks == registry.suite(args.suite).tasks[:count] and not encoders:
+        return f"{count}task"
+    names = " ".join(sorted(f"{task}={encoders.get(task, '')}" for task in args.tasks))
+    return f"{count}task_{zlib.crc32(names.encode()):08x}"
 
 
 def label(method: Method) -> str:
@@ -113,12 +113,25 @@ def label(method: Method) -> str:
     return "_".join([method.name, *(re.sub(r"[^\w.=+-]+", "-", text) for text in changed)])
 
 
-def read_problem(args: Namespace, scope: str, tasks: str) -> Problem:
-    """θ0 and the checkpoints of `args.tasks`, opened but not read."""
-    paths, mode = Paths.of(args), args.finetuning_mode
+def read_problem(args: Namespace, cfg: DictConfig, tasks: str) -> Problem:
+    """θ0 and the checkpoints of `args.tasks`, opened but not read.
+
+    Raises ValueError for `encoders` of a task that is not merged, and what opening a checkpoint raises.
+    """
+    paths, mode, scope = Paths.of(args), args.finetuning_mode, cfg.scope
+    if foreign := sorted(set(cfg.encoders) - set(args.tasks)):
+        raise ValueError(f"encoders: expected tasks among {', '.join(args.tasks)}; got {', '.join(foreign)}")
+    pretrained = store.pretrained(args)
+
+    def finetuned(task: str) -> checkpoints.Checkpoint:
+        if task not in cfg.encoders:
+            return store.finetuned(args, task, mode)
+        fields = dict(model=args.model, mode=store.TRAINED_AS[mode])
+        return checkpoints.Checkpoint(Path(cfg.encoders[task]), like=pretrained, **fields)
+
     return Problem(
-        pretrained=store.pretrained(args),
-        finetuned={task: store.finetuned(args, task, mode) for task in args.tasks},
+        pretrained=pretrained,
+        finetuned={task: finetuned(task) for task in args.tasks},
         scope=scope,
         mode=mode,
         model=args.model,
@@ -131,18 +144,17 @@ def read_problem(args: Namespace, scope: str, tasks: str) -> Problem:
 
 def unlabelled(args: Namespace, task: str, split: str, batch_size: int, seed: int) -> Iterator[torch.Tensor]:
     """Endless batches of a split's images, normalised and in a new order each time round; never a label."""
-    found, encoder = data.examples(args, task, split), store.encoder(args)
+    encoder = store.encoder(args)
+    found = data.evaluation_pixels(args, task, split, encoder.image_size)
     order = np.random.default_rng([seed, zlib.crc32(f"{task} {split}".encode())])
     while True:
         for indices in np.array_split(order.permutation(len(found)), max(1, len(found) // batch_size)):
-            pixels = torch.from_numpy(data.pixels_of(found, indices, encoder.image_size))
-            yield data.normalise(pixels.to(args.device), encoder.mean, encoder.std)
+            yield data.batch_of(found.pixels[indices], encoder, args.device)
 
 
-def storage(args: Namespace, problem: Problem, merge: Merge) -> dict[str, Any]:
+def storage(problem: Problem, merge: Merge) -> dict[str, Any]:
     """Bits of this merge, of the papers' three ways to keep all tasks (fp32), and of the files as they are."""
-    paths, trained = Paths.of(args), store.TRAINED_AS[args.finetuning_mode]
-    files = {"pretrained": paths.pretrained()} | {task: paths.checkpoint(task, trained) for task in problem.tasks}
+    files = {name: weights.path for name, weights in {"pretrained": problem.pretrained, **problem.finetuned}.items()}
     return {
         "this": merge.storage_bits,
         "merged": problem.storage_merged(),

@@ -6,7 +6,7 @@
     python reproduce.py --dry-run                # what would run, and what is there already
     python reproduce.py --suite vision --model ViT-B-32
 
-Finished work is skipped, so a run that was stopped goes on where it was. A stage that fails is reported, the stages that
+Finished work is skipped, so a run that was stopped goes on where it was. A command that fails is reported, those that
 do not need it still run, and the exit status is 1.
 """
 
@@ -156,7 +156,12 @@ def _per_mode(args, script: str, modes, output: Callable[[str], Path]) -> list[C
 def _common(args) -> tuple[str, ...]:
     """What every command of a run shares; defaults are left out, so that the commands are those one would type."""
     flags = [f"--model={args.model}", f"--seed={args.seed}"]
-    for flag, default in (("save", "checkpoints"), ("results", "results"), ("cache_dir", "cache"), ("data_location", "data")):
+    for flag, default in (
+        ("save", "checkpoints"),
+        ("results", "results"),
+        ("cache_dir", "cache"),
+        ("data_location", "data"),
+    ):
         if str(getattr(args, flag)) != default:
             flags.append(f"--{flag.replace('_', '-')}={getattr(args, flag)}")
     return tuple(flags)
@@ -180,7 +185,9 @@ REPORT = (Stage("tables", _tables), Stage("figures", _figures))
 def main(argv=None) -> None:
     parser = base_parser(__doc__, modes=None)
     parser.add_argument("--seeds", default="1", help="comma-separated; each draws its own images and fine-tunes anew")
-    parser.add_argument("--only", nargs="+", choices=[stage.name for stage in (*STAGES, *REPORT)], metavar="STAGE", help="these stages")
+    parser.add_argument(
+        "--only", nargs="+", choices=[stage.name for stage in (*STAGES, *REPORT)], metavar="STAGE", help="these stages"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the commands; run nothing")
     args = parse(parser, argv)
     seeds = [int(text) for text in args.seeds.split(",")]
@@ -201,7 +208,9 @@ def main(argv=None) -> None:
         print("\n".join(f"  {command}" for command in failed))
         raise SystemExit(1)
     if not args.dry_run:
-        print(f"all stages finished in {(time.time() - began) / 60:.1f} minutes; results in {args.results / args.suite}")
+        print(
+            f"all stages finished in {(time.time() - began) / 60:.1f} minutes; results in {args.results / args.suite}"
+        )
 
 
 def _chosen(stages: tuple[Stage, ...], args) -> list[Stage]:

@@ -53,7 +53,9 @@ def base_parser(doc: str, modes: tuple[str, ...] | None = EVALUATION_MODES) -> P
         parser.add_argument("--finetuning-mode", choices=modes, default="standard")
     parser.add_argument("--model", help="ViT-Mini (default), ViT-B-32, ViT-B-16, ViT-L-14, any open_clip name")
     parser.add_argument("--suite", help="mini or vision; by default the suite that the model is meant for")
-    parser.add_argument("--tasks", nargs="+", metavar="TASK", help="names (commas or spaces); default: all of the suite")
+    parser.add_argument(
+        "--tasks", nargs="+", metavar="TASK", help="names (commas or spaces); default: all of the suite"
+    )
     parser.add_argument("--seed", type=int, default=1, help="of everything; mini draws its images from it too")
     parser.add_argument("--save", type=Path, default=Path("checkpoints"), help="folder of checkpoints")
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder of results")
@@ -63,6 +65,7 @@ def base_parser(doc: str, modes: tuple[str, ...] | None = EVALUATION_MODES) -> P
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--jobs", type=int, help="tasks worked on at once; default: the cores on CPU, 1 on a GPU")
     parser.add_argument("--eval-batch-size", type=int, default=100)
+    parser.add_argument("--skip-corrupt", action="store_true", help="leave out images that cannot be decoded")
     parser.add_argument("--overwrite", action="store_true", help="compute again what is already there")
     return parser
 
@@ -87,7 +90,9 @@ def add_training(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, help="images per forward pass over all processes")
     parser.add_argument("--num-grad-accumulation", type=int, help="forward passes per optimizer step")
     parser.add_argument("--clip", type=float, default=1.0, help="largest norm of the gradient")
-    parser.add_argument("--checkpoint-every", type=int, default=100, help="steps between saved training states; 0: none")
+    parser.add_argument(
+        "--checkpoint-every", type=int, default=100, help="steps between saved training states; 0: none"
+    )
     parser.add_argument("--load", type=Path, help="start from this checkpoint in the place of the pre-trained model")
     parser.add_argument("--world-size", type=int, default=1, help="processes that share each batch")
     parser.add_argument("--workers", type=int, default=2, help="processes that decode images (not on mini)")
@@ -149,6 +154,8 @@ def _pairs(texts, suite) -> tuple[tuple[str, str], ...]:
     for text in texts:
         pair = tuple(text.split("-"))
         if len(pair) != 2:
-            raise ValueError(f"--pairs: expected two tasks joined by '-', as in {'-'.join(suite.pairs[0])}; found {text!r}")
+            raise ValueError(
+                f"--pairs: expected two tasks joined by '-', as in {'-'.join(suite.pairs[0])}; found {text!r}"
+            )
         pairs.append(_tasks(pair, suite))
     return tuple(pairs)

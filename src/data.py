@@ -1,13 +1,14 @@
 """From registry rows to tensors on a device."""
 
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
 
 from .datasets import registry
 from .datasets.base import Examples, Pixels
+from .datasets.cache import cached
 from .paths import Paths
 
 
@@ -22,22 +23,41 @@ def _examples(paths: Paths, dataset: str, split: str) -> Examples:
     return row.load(split, paths.cache if row.suite == "mini" else paths.data, paths.seed)
 
 
+@lru_cache(maxsize=64)
+def _decoded(paths: Paths, dataset: str, split: str, side: int, skip_corrupt: bool) -> Pixels:
+    """A split as pixels of the encoder's size: in memory already, or decoded once into the image cache on disk."""
+    found = _examples(paths, dataset, split)
+    if isinstance(found, Pixels):
+        return found if found.pixels.shape[1] == side else _resized(found, side)
+    crop = partial(centre_crop, side=side)
+    folder = paths.images()
+    return cached(found, crop, f"centre_crop {side}", folder, dataset, split, skip_corrupt=skip_corrupt)
+
+
+def _resized(found: Pixels, side: int) -> Pixels:
+    return Pixels(np.stack([centre_crop(found[i], side) for i in range(len(found))]), found.labels)
+
+
+def evaluation_pixels(args, dataset: str, split: str, side: int) -> Pixels:
+    """Every image of a split, resized and cropped at the centre, uint8 (n, side, side, 3), with its labels.
+
+    Raises datasets.examples.DataError, which names and counts them, for images that cannot be decoded, unless
+    `--skip-corrupt` leaves them out.
+    """
+    return _decoded(Paths.of(args), dataset, split, side, getattr(args, "skip_corrupt", False))
+
+
 def evaluation_batches(args, encoder, dataset: str, split: str) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """(images, labels) in order: normalised float (n, 3, H, W) and int64 (n,), on `args.device`."""
-    found = examples(args, dataset, split)
+    found = evaluation_pixels(args, dataset, split, encoder.image_size)
     for start in range(0, len(found), args.eval_batch_size):
-        indices = np.arange(start, min(start + args.eval_batch_size, len(found)))
-        images = torch.from_numpy(pixels_of(found, indices, encoder.image_size))
-        yield normalise(images.to(args.device), encoder.mean, encoder.std), torch.from_numpy(
-            found.labels[indices]
-        ).to(args.device)
+        part = slice(start, start + args.eval_batch_size)
+        yield batch_of(found.pixels[part], encoder, args.device), torch.from_numpy(found.labels[part]).to(args.device)
 
 
-def pixels_of(found: Examples, indices: np.ndarray, side: int) -> np.ndarray:
-    """The images at `indices` as uint8 (n, side, side, 3): read, or decoded, resized and cropped at the centre."""
-    if isinstance(found, Pixels) and found.pixels.shape[1:3] == (side, side):
-        return found.pixels[indices]
-    return np.stack([centre_crop(found[int(i)], side) for i in indices])
+def batch_of(pixels: np.ndarray, encoder, device: str) -> torch.Tensor:
+    """uint8 (n, side, side, 3) to what `encoder` takes."""
+    return normalise(torch.from_numpy(np.array(pixels)).to(device), encoder.mean, encoder.std)
 
 
 def centre_crop(image, side: int) -> np.ndarray:

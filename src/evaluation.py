@@ -113,7 +113,9 @@ def mean_normalised(curves: Mapping[str, Sequence[float]], denominators: Mapping
     return [mean(curve[i] / denominators[task] for task, curve in curves.items()) for i in range(settings)]
 
 
-def select_negation(coefs: Sequence[float], target: Sequence[float], control: Sequence[float], floor: float) -> int | None:
+def select_negation(
+    coefs: Sequence[float], target: Sequence[float], control: Sequence[float], floor: float
+) -> int | None:
     """Index of the coefficient with the lowest target validation accuracy among those that keep control >= floor.
 
     None where no coefficient keeps it. The smallest coefficient wins a draw.
@@ -146,7 +148,9 @@ def _single_task(args, mode: str, tasks: Sequence[str]) -> dict[str, dict[str, f
     found = results.require(path, command)
     missing = [task for task in tasks if task not in found]
     if missing:
-        raise results.MissingResult(f"{path}: expected accuracies of {', '.join(missing)}, found none; make it with: {command} --overwrite")
+        raise results.MissingResult(
+            f"{path}: expected accuracies of {', '.join(missing)}, found none; make it with: {command} --overwrite"
+        )
     return {"val": {t: found[f"{t}Val"] for t in tasks}, "test": {t: found[t] for t in tasks}}
 
 
@@ -166,8 +170,8 @@ def score_all(args, jobs: Sequence[Job], tangent: bool, desc: str) -> list[list[
 def evaluate_merge(args, merge, tasks: Sequence[str], mode: str) -> dict:
     """Choose the setting on validation, read test once, and tell everything: the record of a merging result.
 
-    merge: see merging.base.Merge. Accuracies are in [0, 1]; normalised ones are divided by the fine-tuned model's of the
-    same mode and split.
+    merge: see merging.base.Merge. Accuracies are in [0, 1]; normalised ones are divided by the fine-tuned model's of
+    the same mode and split.
     """
     settings = tuple(merge.settings)
     tangent = mode in store.TANGENT

@@ -56,13 +56,14 @@ def disentanglement_record(args, terms: tuple[Term, Term]) -> dict:
 
 def spread_images(args, dataset: str, split: str, count: int) -> torch.Tensor:
     """`count` normalised images of a split, drawn without replacement by the run's seed, (count, 3, H, W)."""
-    found = data.examples(args, dataset, split)
-    if count > len(found):
-        raise ValueError(f"--num-samples: expected at most the {len(found)} images of {dataset} ({split}), found {count}")
     encoder = store.encoder(args)
+    found = data.evaluation_pixels(args, dataset, split, encoder.image_size)
+    if count > len(found):
+        raise ValueError(
+            f"--num-samples: expected at most the {len(found)} images of {dataset} ({split}), found {count}"
+        )
     indices = np.random.default_rng(args.seed).choice(len(found), count, replace=False)
-    pixels = torch.from_numpy(data.pixels_of(found, indices, encoder.image_size))
-    return data.normalise(pixels.to(args.device), encoder.mean, encoder.std)
+    return data.batch_of(found.pixels[indices], encoder, args.device)
 
 
 def ntk_localization(pair: tuple[str, str], args) -> dict:
@@ -79,9 +80,7 @@ def ntk_localization(pair: tuple[str, str], args) -> dict:
         parameter.requires_grad_(name.startswith("model.visual."))
     try:
         head = get_classification_head(args, task).to(args.device)
-        kernel = ntk.tangent_kernel(
-            encoder, head, images, reduction=args.reduction, chunk_size=args.chunk_size
-        ).numpy()
+        kernel = ntk.tangent_kernel(encoder, head, images, reduction=args.reduction, chunk_size=args.chunk_size).numpy()
     finally:
         encoder.requires_grad_(False)
     inside, heldout, outside = slice(0, n), slice(n, 2 * n), slice(2 * n, 3 * n)
@@ -94,11 +93,13 @@ def ntk_localization(pair: tuple[str, str], args) -> dict:
         "task": task,
         "control": control,
         "ranks": list(args.ranks),
-        "nystrom": _localization(alone) | {
+        "nystrom": _localization(alone)
+        | {
             "ratio": alone.ratio(over="control").tolist(),
             "ratio_heldout": alone.ratio(over="control", group="heldout").tolist(),
         },
-        "joint": _localization(joint) | {
+        "joint": _localization(joint)
+        | {
             "ratio": joint.ratio().tolist(),
             "ratio_of_shuffled_labels": joint.chance.tolist(),
             "task_share": joint.task_share.tolist(),

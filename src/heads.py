@@ -23,7 +23,7 @@ def build_classification_head(model, tokenizer, dataset: registry.Dataset, devic
 def get_classification_head(args, dataset: str) -> ClassificationHead:
     """The head of `dataset`, from the cache under `--save`, or built anew where class names or templates have changed.
 
-    A model with random image tower (`__init__`) takes the head of the pre-trained text tower, as in the paper's Table 3.
+    A model with a random image tower (`__init__`) takes the pre-trained text tower's head, as in the paper's Table 3.
     """
     row = registry.get(dataset)
     path = Paths.of(args).head(dataset)

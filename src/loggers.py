@@ -33,4 +33,6 @@ def _need(module: str, extra: str):
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise SystemExit(f"--{extra}: expected the package to be installed; mend with: pip install -e '.[{extra}]'") from error
+        raise SystemExit(
+            f"--{extra}: expected the package to be installed; mend with: pip install -e '.[{extra}]'"
+        ) from error

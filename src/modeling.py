@@ -1,8 +1,8 @@
 """CLIP's image encoder, zero-shot heads, and classifiers made of the two.
 
 A model's name says what it is: `ViT-Mini` (the shipped one), or any open_clip name with `/` written as `-`
-(`ViT-B-32`). Suffixes: `__pretrained__<tag>` takes the open_clip weights of that tag in the place of OpenAI's (or, where
-the tag is a file, its weights), `__init__` builds the image tower without any pre-trained weights.
+(`ViT-B-32`). Suffixes: `__pretrained__<tag>` takes the open_clip weights of that tag in the place of OpenAI's,
+`__init__` builds the image tower without any pre-trained weights.
 """
 
 from collections.abc import Sequence
@@ -61,7 +61,9 @@ def _preprocess(side: int, mean, std, train: bool):
         if train
         else [v2.Resize(side, interpolation=InterpolationMode.BICUBIC, antialias=True), v2.CenterCrop(side)]
     )
-    return v2.Compose([v2.RGB(), *crop, v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)])
+    return v2.Compose(
+        [v2.RGB(), *crop, v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)]
+    )
 
 
 def _build_mini(name: ModelName, seed: int):
@@ -105,7 +107,9 @@ def build_clip(args, keep_text: bool = True):
     if name.architecture == MINI:
         model, tokenizer = _build_mini(name, args.seed)
     else:
-        model, tokenizer = _build_open_clip(name, args.seed, str(args.cache_dir), getattr(args, "pretrained_path", None))
+        model, tokenizer = _build_open_clip(
+            name, args.seed, str(args.cache_dir), getattr(args, "pretrained_path", None)
+        )
     if not keep_text:
         del model.transformer
     return model.float().eval(), tokenizer

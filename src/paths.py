@@ -61,6 +61,10 @@ class Paths:
         """What an unfinished test-time adaptation goes on from."""
         return self.save / self._run / "adaptation" / f"{name}.state"
 
+    def images(self) -> Path:
+        """Decoded images of the real data sets, shared by all models of one input size."""
+        return self.cache / "images"
+
     def result(self, name: str) -> Path:
         return self.results / self._run / f"{name}.json"
 

@@ -15,7 +15,9 @@ TANGENT = ("linear", "posthoc")  # modes whose model is the linear one
 
 
 @lru_cache(maxsize=2)
-def _encoder(suite: str, model: str, seed: int, cache_dir: str, pretrained_path: str | None, device: str) -> ImageEncoder:
+def _encoder(
+    suite: str, model: str, seed: int, cache_dir: str, pretrained_path: str | None, device: str
+) -> ImageEncoder:
     from argparse import Namespace
 
     names = Namespace(suite=suite, model=model, seed=seed, cache_dir=cache_dir, pretrained_path=pretrained_path)

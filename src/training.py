@@ -169,7 +169,12 @@ def finetune(args, task: str, world: World = World()) -> None:
     model = DistributedDataParallel(classifier) if world.size > 1 else classifier
     logger = Logger(args, f"{args.model}-{task}-{mode}", target.parent) if world.leads else None
     bar = tqdm(
-        total=steps, initial=first, desc=f"{task} {mode}", unit="step", leave=False, disable=None if world.leads else True
+        total=steps,
+        initial=first,
+        desc=f"{task} {mode}",
+        unit="step",
+        leave=False,
+        disable=None if world.leads else True,
     )
     accumulation, began = args.num_grad_accumulation, time.time()
     seen = correct = 0
@@ -211,7 +216,9 @@ def finetune(args, task: str, world: World = World()) -> None:
     rate = (steps - first) / max(1e-9, time.time() - began)
     mean_loss = total_loss * world.size / max(1, steps - first)
     accuracy = correct / max(1, seen)
-    world.say(f"{task} {mode}: {steps} steps, training loss {mean_loss:.3f}, accuracy {accuracy:.3f}, {rate:.1f} steps/s")
+    world.say(
+        f"{task} {mode}: {steps} steps, training loss {mean_loss:.3f}, accuracy {accuracy:.3f}, {rate:.1f} steps/s"
+    )
     world.wait()
 
 

@@ -62,11 +62,11 @@ def test_a_line_gives_what_each_coefficient_gives(parsed, tangent):
 def test_images_are_read_once_whatever_the_number_of_coefficients(parsed, monkeypatch):
     args = parsed()
     seen = []
-    read = data.pixels_of
-    monkeypatch.setattr(data, "pixels_of", lambda found, i, side: seen.extend(i) or read(found, i, side))
+    make = data.batch_of
+    monkeypatch.setattr(data, "batch_of", lambda pixels, *rest: seen.append(len(pixels)) or make(pixels, *rest))
     lines = [Line(small_vector(args).vector, COEFS), Line(small_vector(args, 1).vector, (1.0,)), ORIGIN]
     found = score(args, "digits", "val", lines, tangent=False)
-    assert sorted(seen) == list(range(200)) and [len(line) for line in found] == [4, 1, 1]
+    assert sum(seen) == 200 and [len(line) for line in found] == [4, 1, 1]
 
 
 def test_a_tangent_line_costs_one_jvp_per_batch(parsed, monkeypatch):

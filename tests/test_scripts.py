@@ -1,4 +1,4 @@
-"""Every script once, with tiny numbers, as a user calls it: both spellings, from another folder, and wrong on purpose."""
+"""Every script once, with tiny numbers, as a user calls it: both spellings, another folder, and wrong on purpose."""
 
 import json
 import os
@@ -84,7 +84,16 @@ def test_disentanglement(workplace, mode):
 
 
 def test_ntk_localization(workplace):
-    flags = ("--model=ViT-Mini", "--seed=0", "--pairs", "digits-signs", "--num-samples=6", "--reduction=sum", "--ranks", "2")
+    flags = (
+        "--model=ViT-Mini",
+        "--seed=0",
+        "--pairs",
+        "digits-signs",
+        "--num-samples=6",
+        "--reduction=sum",
+        "--ranks",
+        "2",
+    )
     workplace.run("eval_ntk_localization.py", *flags)
     pair = workplace.result("ntk_sum")["pairs"][0]
     assert len(pair["nystrom"]["energy"]["control"][0]) == 6 and pair["nystrom"]["counts"] == [2]

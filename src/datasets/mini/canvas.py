@@ -5,7 +5,7 @@ chance; `reduce` brings the drawing to the 32 x 32 bytes (`PIXELS`) that the mod
 """
 
 import math
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import matplotlib
@@ -21,7 +21,7 @@ Colour = tuple[int, int, int]
 _FONTS = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
 
 
-@lru_cache(maxsize=None)
+@cache
 def font(name: str, size: int) -> ImageFont.FreeTypeFont:
     """One of matplotlib's own TrueType fonts, by file name without its ending."""
     return ImageFont.truetype(str(_FONTS / f"{name}.ttf"), size)
@@ -102,22 +102,19 @@ def backdrop(rng: np.random.Generator, base: Colour | None = None, spread: int =
     return image
 
 
-def write(image: Image.Image, text: str, centre, face, fill: Colour, degrees: float = 0.0, hollow: int = 0) -> None:
-    """Paint `text` on `image`, centred at `centre`, turned by `degrees`; `hollow` > 0 strokes its outline that thick."""
+def write(image: Image.Image, text: str, centre, face, fill: Colour, degrees: float = 0.0) -> None:
+    """Paint `text` on `image`, centred at `centre`, turned by `degrees`."""
     stencil = Image.new("L", (2 * SIDE, 2 * SIDE), 0)
-    pen = ImageDraw.Draw(stencil)
-    if hollow:
-        pen.text((SIDE, SIDE), text, font=face, fill=0, anchor="mm", stroke_width=hollow, stroke_fill=255)
-        pen.text((SIDE, SIDE), text, font=face, fill=0, anchor="mm")
-    else:
-        pen.text((SIDE, SIDE), text, font=face, fill=255, anchor="mm")
+    ImageDraw.Draw(stencil).text((SIDE, SIDE), text, font=face, fill=255, anchor="mm")
     if degrees:
         stencil = stencil.rotate(degrees, Image.BILINEAR)
     left, top = int(SIDE - centre[0]), int(SIDE - centre[1])
     image.paste(flat(fill), (0, 0), stencil.crop((left, top, left + SIDE, top + SIDE)))
 
 
-def polygon(pen, centre, radius: float, corners: int, turn: float, fill, squash: float = 1.0, inner: float = 0.0) -> None:
+def polygon(
+    pen, centre, radius: float, corners: int, turn: float, fill, squash: float = 1.0, inner: float = 0.0
+) -> None:
     """A regular polygon (or, with `inner` in (0, 1), a star whose inner corners lie at that share of the radius)."""
     count = 2 * corners if inner else corners
     points = []

@@ -1,9 +1,10 @@
 """Makes the shipped ViT-Mini: draws the mixture and trains CLIP on it. Resumable; every seed is fixed.
 
     python -m src.datasets.mini.pretrain                      # draws, trains, writes vit_mini.safetensors
+    python -m src.datasets.mini.pretrain --measure            # zero-shot and linear probe of the shipped weights
     python -m src.datasets.mini.pretrain --steps 50 --images 4000 --output /tmp/try.safetensors
 
-The state is saved every `--checkpoint-every` steps beside the mixture in `--work`; started again, it goes on from there.
+The state is saved every `--checkpoint-every` steps beside the mixture in `--work`; started again, it goes on there.
 At every save it prints what decides the suite, on design seed 0 only: zero-shot accuracy and a linear probe.
 """
 
@@ -27,7 +28,10 @@ from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
 from . import draw, mixture
-from .clip import MEAN, SHIPPED, STD, Tokenizer, build
+from .clip import MEAN, SHIPPED, STD, Tokenizer, build, load
+
+
+NOT_SETTINGS = ("device", "work", "output", "checkpoint_every", "measure")  # flags that do not change the weights
 
 
 def parse(argv=None) -> argparse.Namespace:
@@ -45,6 +49,7 @@ def parse(argv=None) -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--work", type=Path, default=Path("cache") / "pretrain", help="mixture and training state")
     parser.add_argument("--output", type=Path, default=SHIPPED)
+    parser.add_argument("--measure", action="store_true", help="only measure the shipped weights")
     return parser.parse_args(argv)
 
 
@@ -126,11 +131,11 @@ def measure(model, tokenizer: Tokenizer, tasks: Path, device: str) -> dict[str, 
     return scores
 
 
-def report(step: int, scores: dict[str, dict[str, float]]) -> None:
+def report(what: str, scores: dict[str, dict[str, float]]) -> None:
     for kind, per_task in scores.items():
         mean = np.mean([per_task[t] for t in draw.TASKS])
         details = " ".join(f"{t} {v:.1f}" for t, v in per_task.items())
-        tqdm.write(f"step {step}: {kind} {mean:.1f} | {details}")
+        tqdm.write(f"{what}: {kind} {mean:.1f} | {details}")
 
 
 def learning_rate(step: int, args: argparse.Namespace) -> float:
@@ -158,7 +163,7 @@ def train(args: argparse.Namespace) -> None:
     optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.98))
 
     # The state belongs to these settings alone: another run in the same folder starts its own.
-    settings = {k: str(v) for k, v in vars(args).items() if k not in {"device", "work", "output", "checkpoint_every"}}
+    settings = {k: str(v) for k, v in vars(args).items() if k not in NOT_SETTINGS}
     run = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
     state_file = args.work / f"state_{run}.pt"
     first, seconds = 0, 0.0
@@ -193,14 +198,22 @@ def train(args: argparse.Namespace) -> None:
             state = dict(model=model.state_dict(), optimizer=optimizer.state_dict(), step=step + 1, seconds=total)
             torch.save(state, state_file.with_suffix(".tmp"))
             os.replace(state_file.with_suffix(".tmp"), state_file)
-            scores = measure(model, tokenizer, tasks, args.device)
-            report(step + 1, scores)
-    header = dict(settings, words=tokenizer.words, seconds=round(seconds + time.time() - began), design_seed_0=scores)
+            report(f"step {step + 1}", measure(model, tokenizer, tasks, args.device))
+    header = dict(settings, words=tokenizer.words, seconds=round(seconds + time.time() - began))
     half = {name: tensor.detach().half().cpu().contiguous() for name, tensor in model.state_dict().items()}
     args.output.parent.mkdir(parents=True, exist_ok=True)
     save_file(half, args.output, metadata={"header": json.dumps(header)})
     print(f"wrote {args.output}")
 
 
+def main() -> None:
+    args = parse()
+    if args.measure:
+        model, tokenizer = load()
+        report("shipped", measure(model.to(args.device), tokenizer, draw.cached(args.work, seed=0), args.device))
+    else:
+        train(args)
+
+
 if __name__ == "__main__":
-    train(parse())
+    main()
