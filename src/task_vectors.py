@@ -5,8 +5,8 @@
     mask = tau_1.abs() > (total - tau_1).abs() * 0.4      # a TALL mask
     edited = zeroshot + total * mask
 
-Weights and their differences are different types: a state dict plus a vector is a state dict (a module plus a vector a
-module), a vector plus a vector is a vector. Tensors are addressed by name, and vectors whose names or shapes differ do not mix. A vector of non-linear
+Weights and their differences are different types: a state dict plus a vector is a state dict, a vector plus a vector is
+a vector. Tensors are addressed by name, and vectors whose names or shapes differ do not mix. A vector of non-linear
 models and one of linearized models share their names but not their meaning, so adding the two takes an explicit cast.
 
 Sources: https://arxiv.org/abs/2212.04089 (task vectors), https://arxiv.org/abs/2305.12827 (tangent task vectors).
@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 Weights = dict[str, Tensor]
 Source = str | os.PathLike | Mapping[str, Tensor] | nn.Module
+SOURCES = (str, os.PathLike, Mapping, nn.Module)
 
 SHOWN = 4  # names listed when two vectors differ
 
@@ -44,10 +45,8 @@ def check_same(left: Mapping[str, Tensor], right: Mapping[str, Tensor], what: st
     """Raise KeyError for names and ValueError for shapes in which two collections of tensors differ."""
     if differing := sorted(set(left).symmetric_difference(right)):
         raise KeyError(f"{what} differ in {len(differing)} tensors: {_few(differing)}")
-    shapes = [
-        f"{k} {tuple(left[k].shape)} and {tuple(right[k].shape)}" for k in left if left[k].shape != right[k].shape
-    ]
-    if shapes:
+    names = [name for name in left if left[name].shape != right[name].shape]
+    if shapes := [f"{name} {tuple(left[name].shape)} and {tuple(right[name].shape)}" for name in names]:
         raise ValueError(f"{what} differ in the shapes of {len(shapes)} tensors: {_few(shapes)}")
 
 
@@ -55,8 +54,15 @@ def _few(names: list[str]) -> str:
     return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
+WRONG_KIND = {  # by what was found
+    True: "expected an ordinary model, found a linearized one: use LinearizedTaskVector, to_linear or apply_to_linear",
+    False: "expected a linearized model, found an ordinary one: "
+    "use NonLinearTaskVector, to_nonlinear or apply_to_nonlinear",
+}
+
+
 class Mask:
-    """One bool for every weight, by name. `&`, `|`, `~`; `mask * vector` keeps the vector's weights where it is true."""
+    """One bool for every weight, by name. `&`, `|`, `^`, `~`; `mask * vector` keeps the weights where it is true."""
 
     def __init__(self, bits: Mapping[str, Tensor]):
         if wrong := [name for name, tensor in bits.items() if tensor.dtype != torch.bool]:
@@ -114,6 +120,9 @@ class TaskVector:
     differ in name or shape.
     """
 
+    linear: ClassVar[bool | None] = None  # of linearized models or of ordinary ones; None: does not say
+    __array_ufunc__ = None  # a NumPy scalar times a vector is a vector
+
     def __init__(
         self,
         pretrained: Source | None = None,
@@ -128,16 +137,9 @@ class TaskVector:
 
     @torch.no_grad()
     def _differences(self, pretrained: Source, finetuned: Source) -> Weights:
-        for source in (pretrained, finetuned):
-            self._require_kind(
-                source, "to_nonlinear() of a LinearizedTaskVector", "to_linear() of a NonLinearTaskVector"
-            )
-        start, end = dict(weights_of(pretrained)), dict(weights_of(finetuned))
+        start, end = self._weights_of(pretrained), self._weights_of(finetuned)
         check_same(start, end, "the pre-trained and the fine-tuned checkpoint")
         return {name: end[name] - start[name] for name in start if start[name].is_floating_point()}
-
-    linear: ClassVar[bool | None] = None  # of linearized models or of ordinary ones; None: does not say
-    __array_ufunc__ = None  # a NumPy scalar times a vector is a vector
 
     # ---- a vector space
 
@@ -157,7 +159,7 @@ class TaskVector:
 
     def __radd__(self, other):
         """`sum()` starts from 0; weights plus a vector are weights."""
-        if isinstance(other, Source):
+        if isinstance(other, SOURCES):
             return self.apply_to(other)
         return self if isinstance(other, Real) and other == 0 else NotImplemented
 
@@ -165,7 +167,7 @@ class TaskVector:
         return self._with(other, torch.sub) if isinstance(other, TaskVector) else NotImplemented
 
     def __rsub__(self, other):
-        if isinstance(other, Source):
+        if isinstance(other, SOURCES):
             return self.apply_to(other, -1.0)
         return -self if isinstance(other, Real) and other == 0 else NotImplemented
 
@@ -259,10 +261,9 @@ class TaskVector:
         """θ0 + scaling_coef · τ, of the kind that θ0 is given as: of a module a changed copy, of a state dict or a
         checkpoint's path a new state dict. Weights that τ does not have stay.
 
-        Raises TypeError for a module of the other kind (linearized or not), naming the method that casts.
+        Raises TypeError for a model of the other kind (linearized or not), naming the casts.
         """
-        self._require_kind(pretrained, "apply_to_linear", "apply_to_nonlinear")
-        weights = moved(weights_of(pretrained), self, scaling_coef)
+        weights = moved(self._weights_of(pretrained), self, scaling_coef)
         if not isinstance(pretrained, nn.Module):
             return weights
         edited = copy.deepcopy(pretrained)
@@ -277,17 +278,19 @@ class TaskVector:
         """`apply_to` for an ordinary model, whatever the vector was trained as."""
         return self.to_nonlinear().apply_to(pretrained, scaling_coef)
 
-    def _require_kind(self, source: Source, of_linear: str, of_ordinary: str) -> None:
-        """Raise TypeError for a module of the other kind; the texts say what to use for one of each kind."""
+    def _weights_of(self, source: Source) -> Weights:
+        """Its tensors, read once. Raises TypeError for those of a model of the other kind, where the source says."""
         from .linearize import LinearizedModel
 
-        if self.linear is None or not isinstance(source, nn.Module):
-            return
-        if (found := isinstance(source, LinearizedModel)) != self.linear:
-            raise TypeError(
-                f"{type(self).__name__}: expected {_kind(self.linear)} model, found {_kind(found)} one: "
-                f"use {of_linear if found else of_ordinary}"
-            )
+        found = weights_of(source)
+        if isinstance(source, nn.Module):
+            linear = isinstance(source, LinearizedModel)
+        else:
+            mode = getattr(found, "header", {}).get("mode")
+            linear = {"linear": True, "standard": False}.get(mode)
+        if None not in (linear, self.linear) and linear != self.linear:
+            raise TypeError(f"{type(self).__name__}: {WRONG_KIND[linear]}")
+        return dict(found)
 
 
 class NonLinearTaskVector(TaskVector):
@@ -300,10 +303,6 @@ class LinearizedTaskVector(TaskVector):
     """Of two linearized models: a direction in the tangent space at θ0."""
 
     linear = True
-
-
-def _kind(linear: bool) -> str:
-    return "a linearized" if linear else "an ordinary"
 
 
 def _common_kind(one: TaskVector, two: TaskVector) -> type[TaskVector]:
