@@ -26,7 +26,7 @@ def main(argv=None) -> None:
     parser.add_argument(
         "--num-samples", type=int, default=64, help="images of the task, held out of it, of the control"
     )
-    parser.add_argument("--chunk-size", type=int, default=96, help="images whose gradients are held at once")
+    parser.add_argument("--chunk-size", type=int, default=256, help="images whose gradients are held at once")
     parser.add_argument(
         "--ranks",
         type=_rank,
@@ -44,10 +44,9 @@ def main(argv=None) -> None:
     pairs = parallel.each(work, args.pairs, args.jobs, f"tangent kernel, {args.reduction}")
     results.write(target, {"reduction": args.reduction, "num_samples": args.num_samples, "pairs": pairs}, args)
     for pair in pairs:
-        ratios = " ".join(f"{k}: {r:.2f}" for k, r in zip(pair["ranks"], pair["nystrom"]["ratio_heldout"]))
-        print(
-            f"{pair['task']}, control {pair['control']}: energy held out / control, by eigenfunctions: {ratios}"
-        )
+        found = zip(pair["ranks"], pair["nystrom"]["ratio_heldout"])
+        ratios = ", ".join(f"{k}: {'none' if r is None else f'{r:.2f}'}" for k, r in found)
+        print(f"{pair['task']}, control {pair['control']}: energy held out / control, by eigenfunctions: {ratios}")
 
 
 def _rank(text: str) -> int | float:

@@ -95,13 +95,13 @@ def ntk_localization(pair: tuple[str, str], args) -> dict:
         "ranks": list(args.ranks),
         "nystrom": _localization(alone)
         | {
-            "ratio": alone.ratio(over="control").tolist(),
-            "ratio_heldout": alone.ratio(over="control", group="heldout").tolist(),
+            "ratio": _finite(alone.ratio(over="control")),
+            "ratio_heldout": _finite(alone.ratio(over="control", group="heldout")),
         },
         "joint": _localization(joint)
         | {
-            "ratio": joint.ratio().tolist(),
-            "ratio_of_shuffled_labels": joint.chance.tolist(),
+            "ratio": _finite(joint.ratio()),
+            "ratio_of_shuffled_labels": _finite(joint.chance),
             "task_share": joint.task_share.tolist(),
         },
     }
@@ -115,3 +115,8 @@ def _localization(found: ntk.Localization) -> dict:
         "share_of_trace": found.shares.tolist(),
         "energy": {group: energy.tolist() for group, energy in found.energy.items()},
     }
+
+
+def _finite(ratios: np.ndarray) -> list[float | None]:
+    """Ratios for JSON; one over no energy at all is None."""
+    return [float(ratio) if np.isfinite(ratio) else None for ratio in ratios]
