@@ -6,24 +6,33 @@ lives as long as the program, so `reproduce.py`, which calls many scripts, start
 
 import atexit
 import os
+import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import wait
 
 import torch
 from tqdm import tqdm
 
 
-def _one_thread() -> None:
+def _prepare_worker() -> None:
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A program that is killed cannot shut its pool down; its workers would work on, and then wait for ever."""
+    wait([parent_process().sentinel])
+    os._exit(1)
 
 
 @cache
 def _pool(jobs: int) -> ProcessPoolExecutor:
     # Threads are counted when a library is loaded, before the initializer runs: the environment tells OpenMP early.
     os.environ["OMP_NUM_THREADS"] = "1"
-    pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_one_thread)
+    pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_prepare_worker)
     atexit.register(pool.shutdown, cancel_futures=True)
     return pool
 
