@@ -19,6 +19,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from src.args import EVALUATION_MODES, TRAINING_MODES, base_parser, parse
 from src.paths import Paths
 
@@ -118,16 +120,22 @@ def _merging(args) -> list[Command]:
 
 
 def _sweeps(args) -> list[Command]:
-    """Consensus at every threshold, and sum, TIES and TALL masks on more and more tasks."""
+    """Consensus at every threshold, and sum, TIES and TALL masks on random subsets of the tasks."""
+    import main as merging
+
     found = []
     tasks = len(args.tasks)
     for k in (0, 1, *range(3, tasks + 1)):
         output = Paths.of(args).result(f"merging/{tasks}task/standard-visual/consensus_prun_thre_k={k}")
         found.append(Command("main", ("method=consensus", f"method.prun_thre_k={k}", *_hydra_flags(args)), (output,)))
     for count in range(2, tasks, 2):
+        chosen = np.random.default_rng((args.seed, count)).choice(tasks, count, replace=False)
+        subset = tuple(args.tasks[i] for i in sorted(chosen))
+        name = merging.tasks_name(argparse.Namespace(**vars(args) | {"tasks": subset}), {})
         for label in ("sum", "ties", "tall_mask"):
-            output = Paths.of(args).result(f"merging/{count}task/standard-visual/{label}")
-            found.append(Command("main", (f"method={label}", f"num_tasks={count}", *_hydra_flags(args)), (output,)))
+            output = Paths.of(args).result(f"merging/{name}/standard-visual/{label}")
+            overrides = (f"method={label}", f"DATASETS=[{','.join(subset)}]", *_hydra_flags(args))
+            found.append(Command("main", overrides, (output,)))
     return found
 
 

@@ -1,0 +1,62 @@
+"""The training step of the linear model beside the standard one and the plain way (jvp, and backward through it).
+
+    python benchmarks/linear_step.py
+    python benchmarks/linear_step.py --batch-size 64 --rounds 30
+
+By turns in one run, on one thread: forward, loss, backward, AdamW. Prints the median CPU time of a step (which another
+program's load disturbs less than wall time does) and ratios to the standard step. The arithmetic's floor is 5/3.
+"""
+
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from src.args import base_parser, parse
+from src.heads import get_classification_head
+from src.linearize import LinearizedImageEncoder
+from src.modeling import ImageEncoder
+
+
+def main() -> None:
+    parser = base_parser(__doc__, modes=None)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--dataset", default="signs", help="whose head the loss uses")
+    args = parse(parser)
+    torch.set_num_threads(1)
+    head = get_classification_head(args, args.dataset)
+    plain = LinearizedImageEncoder(args)
+    plain.twice_differentiable = True
+    encoders = {
+        "standard": ImageEncoder(args),
+        "linear": LinearizedImageEncoder(args),
+        "linear, plain": plain,
+    }
+    optimizers = {
+        name: torch.optim.AdamW([p for p in e.parameters() if p.requires_grad], lr=1e-5) for name, e in encoders.items()
+    }
+    side = encoders["standard"].image_size
+    seconds = {name: [] for name in encoders}
+    for _ in range(args.rounds + 3):
+        images = torch.randn(args.batch_size, 3, side, side)
+        labels = torch.randint(head.out_features, (args.batch_size,))
+        for name, encoder in encoders.items():
+            start = time.process_time()
+            optimizers[name].zero_grad()
+            F.cross_entropy(head(encoder(images)), labels).backward()
+            optimizers[name].step()
+            seconds[name].append(time.process_time() - start)
+    standard = statistics.median(seconds["standard"][3:])
+    for name, values in seconds.items():
+        median = statistics.median(values[3:])  # the first rounds warm up
+        print(f"{name:14s} {1000 * median:7.1f} ms of CPU time per step, {median / standard:.2f} x the standard step")
+
+
+if __name__ == "__main__":
+    main()
