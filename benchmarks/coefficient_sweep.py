@@ -113,9 +113,7 @@ def main() -> None:
     for ours in ("linear, one jvp for all", "standard, decoded once"):
         loop = f"{ours.partition(',')[0]}, published loop"
         differing = max(abs(a - b) for a, b in zip(accuracies[ours], accuracies[loop]))
-        print(
-            f"{ours}: accuracies differ from the loop's by at most {differing:.4f} ({1 / len(jpegs.files):.4f} is one image)"
-        )
+        print(f"{ours}: accuracies differ from the loop's by {differing:.4f} ({1 / len(jpegs.files):.4f} is one image)")
 
 
 if __name__ == "__main__":

@@ -28,10 +28,26 @@ def weights(args, task: str = "signs") -> dict[str, torch.Tensor]:
     return checkpoints.load(Paths.of(args).checkpoint(task, args.finetuning_mode))
 
 
-def assert_same(one, two, **tolerance):
+def assert_same(one, two):
     assert one.keys() == two.keys()
     for name in one:
-        torch.testing.assert_close(one[name], two[name], msg=lambda m, name=name: f"{name}: {m}", **tolerance)
+        assert torch.equal(one[name], two[name]), name
+
+
+def assert_near(args, one, two):
+    """Each tensor has moved from θ0 in the same way, to 1 % of its own movement.
+
+    Left out are the biases of the attention's keys: softmax does not see them, so their gradient is zero but for
+    rounding, whose sign Adam makes into a step.
+    """
+    start = store.pretrained(args)
+    assert one.keys() == two.keys()
+    for name in one:
+        moved, difference = one[name] - start[name], one[name] - two[name]
+        if name.endswith("attn.in_proj_bias"):
+            query, _, value = difference.chunk(3)
+            difference = torch.cat([query, value])
+        assert difference.norm() <= 0.01 * moved.norm() + 1e-7, f"{name}: {difference.norm()} of {moved.norm()}"
 
 
 def finetune(args, world=World()):
@@ -94,7 +110,7 @@ def test_one_step_is_adamw_on_the_clipped_gradient(parsed, mode):
         torch.nn.functional.cross_entropy(head(encoder(images)), labels).backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
-    assert_same(weights(args), encoder.state_dict(), atol=2e-5, rtol=1e-3)
+    assert_near(args, weights(args), encoder.state_dict())
 
 
 @pytest.mark.parametrize("mode", ["standard", "linear"])
@@ -105,7 +121,7 @@ def test_two_processes_give_the_weights_of_one(parsed, tmp_path, mode):
     done = run("finetune.py", *flags, f"--save={tmp_path}/two", f"--cache-dir={args.cache_dir}")
     assert done.returncode == 0, done.stderr
     two = checkpoints.load(tmp_path / f"two/mini/ViT-Mini/seed_0/signs/{mode}.safetensors")
-    assert_same(weights(args), two, atol=1e-5, rtol=1e-3)
+    assert_near(args, weights(args), two)
 
 
 def test_torchrun_gives_the_weights_of_one(parsed, tmp_path):
@@ -116,7 +132,7 @@ def test_torchrun_gives_the_weights_of_one(parsed, tmp_path):
     done = subprocess.run([*launcher, str(ROOT / "finetune.py"), *flags], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     two = checkpoints.load(tmp_path / "two/mini/ViT-Mini/seed_0/signs/standard.safetensors")
-    assert_same(weights(args), two, atol=1e-5, rtol=1e-3)
+    assert_near(args, weights(args), two)
     assert done.stdout.count("signs standard: 8 steps") == 1  # rank 0 alone speaks
 
 
@@ -138,7 +154,7 @@ def test_a_killed_run_ends_bit_identical(parsed, tmp_path, mode):
     assert state.exists() and not Paths.of(broken).checkpoint("signs", mode).exists()
     done = run("finetune.py", *same)
     assert done.returncode == 0 and "goes on from step" in done.stdout, done.stderr
-    assert_same(weights(whole), weights(broken), atol=0, rtol=0)
+    assert_same(weights(whole), weights(broken))
     assert not state.exists()
 
 

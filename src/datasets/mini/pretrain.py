@@ -30,7 +30,6 @@ from tqdm import tqdm
 from . import draw, mixture
 from .clip import MEAN, SHIPPED, STD, Tokenizer, build, load
 
-
 NOT_SETTINGS = ("device", "work", "output", "checkpoint_every", "measure")  # flags that do not change the weights
 
 
