@@ -150,11 +150,15 @@ def _tables(args) -> list[Command]:
 
 
 def _figures(args) -> list[Command]:
-    return [Command("make_figures", _reported(args), (Paths.of(args).figures(),))]
+    folder = Paths.of(args).figures()
+    places = tuple(flag for flag in _common(args) if flag.startswith(("--cache-dir=", "--data-location=")))
+    contact = Command("make_figures", ("contact", *_reported(args), *places), (folder / "contact.png",))
+    return [Command("make_figures", _reported(args), (folder,)), contact]
 
 
 def _reported(args) -> tuple[str, ...]:
-    return tuple(flag for flag in _common(args) if not flag.startswith(("--seed=", "--save=")))
+    """The flags of the programs that read results alone."""
+    return tuple(flag for flag in _common(args) if flag.startswith(("--model=", "--results=")))
 
 
 def _per_mode(args, script: str, modes, output: Callable[[str], Path]) -> list[Command]:

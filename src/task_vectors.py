@@ -179,12 +179,13 @@ class TaskVector:
             check_same(self.vector, other.bits, "the task vector and the mask")
             # where(), because infinity times False is no number
             return type(self)(vector={n: t.where(other.bits[n].to(t.device), 0) for n, t in self.vector.items()})
-        return self.map(lambda tensor: tensor * other) if _is_scalar(other) else NotImplemented
+        # A tensor without dimensions, such as CLIP's logit scale, would take the type of a scalar that is a tensor too.
+        return self.map(lambda tensor: (tensor * other).to(tensor.dtype)) if _is_scalar(other) else NotImplemented
 
     __rmul__ = __mul__
 
     def __truediv__(self, other) -> Self:
-        return self.map(lambda tensor: tensor / other) if _is_scalar(other) else NotImplemented
+        return self.map(lambda tensor: (tensor / other).to(tensor.dtype)) if _is_scalar(other) else NotImplemented
 
     def abs(self) -> Self:
         return self.map(torch.abs)

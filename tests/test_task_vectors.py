@@ -16,9 +16,18 @@ DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 CLOSE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 1e-1}
 
 
+class Network(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(16, 2)
+
+    def forward(self, x):
+        return self.head(self.norm(self.conv(x)).flatten(1))
+
+
 def network(seed=0):
     torch.manual_seed(seed)
-    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 2)).eval()
+    return Network().eval()
 
 
 def vector(seed=0, dtype=torch.float64, kind=TaskVector):
@@ -129,12 +138,12 @@ def test_lengths_and_angles():
 
 def test_counters_are_left_out_and_kept_in_weights():
     start, end = network(0), network(1)
-    end[1].num_batches_tracked += 7
+    end.norm.num_batches_tracked += 7
     tau = TaskVector(start, end)
-    assert "1.num_batches_tracked" not in tau and "1.running_mean" in tau
+    assert "norm.num_batches_tracked" not in tau and "norm.running_mean" in tau
     assert TaskVector(vector=start.state_dict()).keys() == tau.keys()
     edited = tau.apply_to(start)
-    assert edited[1].num_batches_tracked == 0
+    assert edited.norm.num_batches_tracked == 0
     for name, tensor in end.state_dict().items():
         if tensor.is_floating_point():
             torch.testing.assert_close(edited.state_dict()[name], tensor)
@@ -146,7 +155,7 @@ def test_type_and_device_stay():
     assert {t.dtype for t in (2 * tau).vector.values()} == {torch.float16}
     assert {t.dtype for t in tau.to(torch.float32).vector.values()} == {torch.float32}
     single = {name: t.float() if t.is_floating_point() else t for name, t in start.items()}
-    assert (single + tau)["0.weight"].dtype == torch.float32
+    assert (single + tau)["conv.weight"].dtype == torch.float32
     meta = (tau.to("meta") * 0.5 + tau.to("meta")).abs()
     assert {(t.device.type, t.dtype) for t in meta.vector.values()} == {("meta", torch.float16)}
 
@@ -184,7 +193,7 @@ def test_weights_in_every_form(sources, form):
         (zeroshot_checkpoint - 0.5 * tau, -0.5),
     ):
         if form == "module":
-            assert type(edited) is nn.Sequential and edited is not zeroshot_checkpoint
+            assert type(edited) is Network and edited is not zeroshot_checkpoint
             edited = edited.state_dict()
         for name in tau:
             torch.testing.assert_close(edited[name], start[name] + coefficient * (end[name] - start[name]))
@@ -194,10 +203,10 @@ def test_weights_in_every_form(sources, form):
 
 def test_a_vector_of_part_of_the_weights_leaves_the_others(sources):
     start, end = sources["state dict"]
-    tau = TaskVector(vector={"3.weight": end["3.weight"] - start["3.weight"]})
+    tau = TaskVector(vector={"head.weight": end["head.weight"] - start["head.weight"]})
     edited = start + tau
-    assert torch.equal(edited["3.weight"], start["3.weight"] + tau["3.weight"])
-    assert all(torch.equal(edited[name], start[name]) for name in start if name != "3.weight")
+    assert torch.equal(edited["head.weight"], start["head.weight"] + tau["head.weight"])
+    assert all(torch.equal(edited[name], start[name]) for name in start if name != "head.weight")
 
 
 # ---- the two kinds
@@ -235,8 +244,8 @@ def test_kinds_are_applied_to_their_own_models_or_by_name(sources, linear_models
     torch.testing.assert_close(linear_edited_encoder(x).detach(), f0 + 0.8 * slope)
     torch.testing.assert_close(linear_pretrained_encoder(x).detach(), f0)
     assert type(linear_task_vector.apply_to(linear_pretrained_encoder)) is LinearizedModel
-    assert type(linear_task_vector.apply_to_nonlinear(pretrained_encoder)) is nn.Sequential
-    assert type(TaskVector(vector=linear_task_vector.vector).apply_to(pretrained_encoder)) is nn.Sequential
+    assert type(linear_task_vector.apply_to_nonlinear(pretrained_encoder)) is Network
+    assert type(TaskVector(vector=linear_task_vector.vector).apply_to(pretrained_encoder)) is Network
 
     for use in (
         lambda: nonlinear_task_vector.apply_to(linear_pretrained_encoder),
