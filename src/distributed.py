@@ -1,6 +1,7 @@
 """One script for one process, for `--world-size N` processes of its own, and under torchrun."""
 
 import os
+import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -79,5 +80,9 @@ def _join(worker: Callable, args, rank: int, size: int, local_rank: int, meeting
     dist.init_process_group("nccl" if on_gpu else "gloo", init_method=meeting, rank=rank, world_size=size)
     try:
         worker(args, World(rank, size, f"cuda:{local_rank}" if on_gpu else "cpu"))
+    except Exception as error:
+        # The others die of the broken connection, and one of their errors may be the one that is reported.
+        print(f"rank {rank} stopped: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        raise
     finally:
         dist.destroy_process_group()
