@@ -3,11 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 SEEDS ?= 1
+# The project's own results lie in results/; a reproduction goes beside them, so that it computes everything itself.
+RESULTS ?= reproduced
 
 .PHONY: reproduce test bench lint
 
 reproduce: $(VENV)/.installed
-	$(RUN) reproduce.py --suite mini --seeds $(SEEDS)
+	$(RUN) reproduce.py --suite mini --seeds $(SEEDS) --results $(RESULTS)
 
 test: $(VENV)/.installed
 	$(RUN) -m ruff check .

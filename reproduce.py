@@ -3,6 +3,7 @@
     python reproduce.py                          # mini suite, seed 1
     python reproduce.py --seeds 1,2,3
     python reproduce.py --only single-task addition
+    python reproduce.py --extended               # also random-init, merging-tangent, merging-sweeps
     python reproduce.py --dry-run                # what would run, and what is there already
     python reproduce.py --suite vision --model ViT-B-32
 
@@ -43,8 +44,11 @@ class Command:
 
 @dataclass(frozen=True)
 class Stage:
+    """Commands of one seed. An `extended` stage runs when it is named, or with --extended."""
+
     name: str
     commands: Callable[[argparse.Namespace], list[Command]]
+    extended: bool = False
 
 
 def _fine_tune(args) -> list[Command]:
@@ -110,13 +114,17 @@ MERGING = {
 }
 
 
-def _merging(args) -> list[Command]:
+def _merging(args, modes: tuple[str, ...] = ("standard",)) -> list[Command]:
     found = []
-    for mode in EVALUATION_MODES:
+    for mode in modes:
         for label, overrides in MERGING.items():
             output = Paths.of(args).result(f"merging/{len(args.tasks)}task/{mode}-visual/{label}")
             found.append(Command("main", (*overrides, f"finetuning_mode={mode}", *_hydra_flags(args)), (output,)))
     return found
+
+
+def _tangent_merging(args) -> list[Command]:
+    return _merging(args, ("linear", "posthoc"))
 
 
 def _sweeps(args) -> list[Command]:
@@ -186,9 +194,10 @@ STAGES = (
     Stage("negation", _negation),
     Stage("disentanglement", _disentanglement),
     Stage("ntk", _ntk),
-    Stage("random-init", _random_init),
     Stage("merging", _merging),
-    Stage("merging-sweeps", _sweeps),
+    Stage("random-init", _random_init, extended=True),
+    Stage("merging-tangent", _tangent_merging, extended=True),
+    Stage("merging-sweeps", _sweeps, extended=True),
 )
 # Once, after the stages of every seed, from whatever results there are.
 REPORT = (Stage("tables", _tables), Stage("figures", _figures))
@@ -200,6 +209,7 @@ def main(argv=None) -> None:
     parser.add_argument(
         "--only", nargs="+", choices=[stage.name for stage in (*STAGES, *REPORT)], metavar="STAGE", help="these stages"
     )
+    parser.add_argument("--extended", action="store_true", help="also the longer stages: random-init, merging-*")
     parser.add_argument("--dry-run", action="store_true", help="print the commands; run nothing")
     args = parse(parser, argv)
     seeds = [int(text) for text in args.seeds.split(",")]
@@ -226,7 +236,9 @@ def main(argv=None) -> None:
 
 
 def _chosen(stages: tuple[Stage, ...], args) -> list[Stage]:
-    return [stage for stage in stages if not args.only or stage.name in args.only]
+    if args.only:
+        return [stage for stage in stages if stage.name in args.only]
+    return [stage for stage in stages if args.extended or not stage.extended]
 
 
 def _run(command: Command, args, failed: list, always: bool = False) -> bool:
