@@ -470,7 +470,7 @@ def weights_shared(runs: Runs) -> Figure:
         axes.margins(y=0.3)
         axes.set_ylim(0, None)
     grid[0][0].set_ylabel("weights (%)")
-    grid[0][-1].legend(loc="upper right")
+    grid[0][-1].legend(loc="upper left")
     return fig
 
 
