@@ -14,6 +14,7 @@ do not need it still run, and the exit status is 1.
 import argparse
 import importlib
 import shlex
+import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from src.args import EVALUATION_MODES, TRAINING_MODES, base_parser, parse
+from src.datasets import registry
 from src.paths import Paths
 
 
@@ -115,10 +117,12 @@ MERGING = {
 
 
 def _merging(args, modes: tuple[str, ...] = ("standard",)) -> list[Command]:
-    found = []
+    import main as merging
+
+    found, tasks = [], merging.tasks_name(args, {})
     for mode in modes:
         for label, overrides in MERGING.items():
-            output = Paths.of(args).result(f"merging/{len(args.tasks)}task/{mode}-visual/{label}")
+            output = Paths.of(args).result(f"merging/{tasks}/{mode}-visual/{label}")
             found.append(Command("main", (*overrides, f"finetuning_mode={mode}", *_hydra_flags(args)), (output,)))
     return found
 
@@ -134,7 +138,8 @@ def _sweeps(args) -> list[Command]:
     found = []
     tasks = len(args.tasks)
     for k in (0, 1, *range(3, tasks + 1)):
-        output = Paths.of(args).result(f"merging/{tasks}task/standard-visual/consensus_prun_thre_k={k}")
+        folder = f"merging/{merging.tasks_name(args, {})}/standard-visual"
+        output = Paths.of(args).result(f"{folder}/consensus_prun_thre_k={k}")
         found.append(Command("main", ("method=consensus", f"method.prun_thre_k={k}", *_hydra_flags(args)), (output,)))
     for count in range(2, tasks, 2):
         chosen = np.random.default_rng((args.seed, count)).choice(tasks, count, replace=False)
@@ -150,7 +155,8 @@ def _sweeps(args) -> list[Command]:
 def _hydra_flags(args) -> tuple[str, ...]:
     """`_common` as main.py spells it: model=ViT-Mini in the place of --model=ViT-Mini."""
     flags = (flag.removeprefix("--").split("=", 1) for flag in _common(args))
-    return tuple(f"{name.replace('-', '_')}={value}" for name, value in flags)
+    spelled = ((name.replace("-", "_"), value) for name, value in flags)
+    return tuple(f"DATASETS=[{value}]" if name == "tasks" else f"{name}={value}" for name, value in spelled)
 
 
 def _tables(args) -> list[Command]:
@@ -173,17 +179,18 @@ def _per_mode(args, script: str, modes, output: Callable[[str], Path]) -> list[C
     return [Command(script, (f"--finetuning-mode={mode}", *_common(args)), (output(mode),)) for mode in modes]
 
 
+FORWARDED = ("save", "results", "cache_dir", "data_location", "device", "pretrained_path", "eval_batch_size")
+
+
 def _common(args) -> tuple[str, ...]:
     """What every command of a run shares; defaults are left out, so that the commands are those one would type."""
+    defaults = base_parser("", modes=None).parse_args([])
     flags = [f"--model={args.model}", f"--seed={args.seed}"]
-    for flag, default in (
-        ("save", "checkpoints"),
-        ("results", "results"),
-        ("cache_dir", "cache"),
-        ("data_location", "data"),
-    ):
-        if str(getattr(args, flag)) != default:
-            flags.append(f"--{flag.replace('_', '-')}={getattr(args, flag)}")
+    for name in FORWARDED:
+        if getattr(args, name) != getattr(defaults, name):
+            flags.append(f"--{name.replace('_', '-')}={getattr(args, name)}")
+    if args.tasks != registry.suite(args.suite).tasks:
+        flags.append(f"--tasks={','.join(args.tasks)}")
     return tuple(flags)
 
 
@@ -262,11 +269,13 @@ def _run(command: Command, args, failed: list, always: bool = False) -> bool:
 
 
 def _call(command: Command, overwrite: bool) -> None:
-    module = importlib.import_module(command.script)
-    if command.script == "main":
-        module.main([*command.flags, *(["overwrite=True"] if overwrite else [])])
-    else:
-        module.main([*command.flags, *(["--overwrite"] if overwrite else [])])
+    again = "overwrite=True" if command.script == "main" else "--overwrite"
+    flags = [*command.flags, *([again] if overwrite else [])]
+    typed, sys.argv = sys.argv, [f"{command.script}.py", *flags]  # what results name as the command that made them
+    try:
+        importlib.import_module(command.script).main(flags)
+    finally:
+        sys.argv = typed
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from .results import ResultError
 
 TRAINING_MODES = ("standard", "linear")
 EVALUATION_MODES = ("standard", "linear", "posthoc")
-PROTOCOL_FLAGS = ("wd", "ls", "warmup_length", "batch_size", "num_grad_accumulation")
+PROTOCOL_FLAGS = ("wd", "ls", "warmup_length", "batch_size", "num_grad_accumulation", "clip")
 
 
 # What a user can cause and mend: told in a line, without a traceback.
@@ -89,7 +89,7 @@ def add_training(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, help="optimizer steps, in the place of epochs; default on mini: 250")
     parser.add_argument("--batch-size", type=int, help="images per forward pass over all processes")
     parser.add_argument("--num-grad-accumulation", type=int, help="forward passes per optimizer step")
-    parser.add_argument("--clip", type=float, default=1.0, help="largest norm of the gradient")
+    parser.add_argument("--clip", type=float, help="largest norm of the gradient")
     parser.add_argument(
         "--checkpoint-every", type=int, default=100, help="steps between saved training states; 0: none"
     )

@@ -15,6 +15,7 @@ from torch import nn
 
 from .datasets.base import nearest
 from .datasets.mini import clip as mini
+from .paths import from_root
 
 MINI = "ViT-Mini"
 
@@ -81,13 +82,11 @@ def _build_open_clip(name: ModelName, seed: int, cache_dir: str | None, pretrain
     weights = pretrained_path or name.weights or "openai"
     # OpenAI trained with QuickGELU. Asked for "ViT-B-32" with these weights, open_clip builds GELU and only warns.
     quick = weights == "openai"
-    torch.manual_seed(seed)
-    model = open_clip.create_model(
-        architecture,
-        pretrained=None if name.random and not pretrained_path else weights,
-        force_quick_gelu=quick,
-        cache_dir=cache_dir,
-    )
+    same = dict(force_quick_gelu=quick, cache_dir=cache_dir)
+    model = open_clip.create_model(architecture, pretrained=weights, **same)
+    if name.random:  # the image tower alone: heads come from the pre-trained text tower
+        torch.manual_seed(seed)
+        model.visual = open_clip.create_model(architecture, pretrained=None, **same).visual
     if quick:
         assert_quick_gelu(model)
     return model, open_clip.get_tokenizer(architecture)
@@ -108,7 +107,7 @@ def build_clip(args, keep_text: bool = True):
         model, tokenizer = _build_mini(name, args.seed)
     else:
         model, tokenizer = _build_open_clip(
-            name, args.seed, str(args.cache_dir), getattr(args, "pretrained_path", None)
+            name, args.seed, str(from_root(args.cache_dir)), getattr(args, "pretrained_path", None)
         )
     if not keep_text:
         del model.transformer

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
-from multiprocessing import get_context, parent_process
+from multiprocessing import current_process, get_context, parent_process
 from multiprocessing.connection import wait
 
 import torch
@@ -35,6 +35,11 @@ def _pool(jobs: int) -> ProcessPoolExecutor:
     pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_prepare_worker)
     atexit.register(pool.shutdown, cancel_futures=True)
     return pool
+
+
+def line() -> int:
+    """The line of the terminal for a progress bar of this process: workers have one each, below the program's own."""
+    return current_process()._identity[0] if parent_process() else 0
 
 
 def each(function: Callable, items: Iterable, jobs: int, desc: str) -> list:

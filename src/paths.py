@@ -16,9 +16,14 @@ SINGLE_TASK = {
 }
 
 
+def from_root(location: str | Path) -> Path:
+    """Relative locations are meant from the project's root, wherever a script is started."""
+    return ROOT / location
+
+
 @dataclass(frozen=True)
 class Paths:
-    """The places of one (suite, model, seed). Relative locations are meant from the project's root."""
+    """The places of one (suite, model, seed)."""
 
     suite: str
     model: str
@@ -31,8 +36,8 @@ class Paths:
     @classmethod
     def of(cls, args: Namespace) -> "Paths":
         """From parsed flags: `--save`, `--results`, `--cache-dir`, `--data-location`."""
-        places = (ROOT / args.save, ROOT / args.results, ROOT / args.cache_dir, ROOT / args.data_location)
-        return cls(args.suite, args.model, args.seed, *places)
+        places = (args.save, args.results, args.cache_dir, args.data_location)
+        return cls(args.suite, args.model, args.seed, *map(from_root, places))
 
     @property
     def _run(self) -> Path:

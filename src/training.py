@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from . import checkpoints, data, store
+from . import checkpoints, data, parallel, store
 from .datasets import registry
 from .datasets.base import Examples, Pixels
 from .distributed import World
@@ -151,6 +151,10 @@ def finetune(args, task: str, world: World = World()) -> None:
         checkpoints.header(target, model=args.model, task=task, mode=mode)  # refuses one that is cut short or foreign
         world.say(f"{task} {mode}: finished before, skipped ({target})")
         return
+    if args.overwrite and world.leads:
+        target.unlink(missing_ok=True)
+        state_file.unlink(missing_ok=True)
+    world.wait()
     torch.manual_seed(args.seed)
     encoder = _build(args, mode).to(world.device)
     classifier = ImageClassifier(encoder, get_classification_head(args, task)).to(world.device)
@@ -163,12 +167,13 @@ def finetune(args, task: str, world: World = World()) -> None:
     header = dict(model=args.model, task=task, mode=mode, seed=args.seed, settings=settings)
 
     first = 0
-    if state_file.is_file() and not args.overwrite:
+    if state_file.is_file():
         first = _resume(state_file, encoder, optimizer, header)
         world.say(f"{task} {mode}: goes on from step {first} of {steps}")
     model = DistributedDataParallel(classifier) if world.size > 1 else classifier
     logger = Logger(args, f"{args.model}-{task}-{mode}", target.parent) if world.leads else None
     bar = tqdm(
+        position=parallel.line(),
         total=steps,
         initial=first,
         desc=f"{task} {mode}",
@@ -196,9 +201,10 @@ def finetune(args, task: str, world: World = World()) -> None:
             step_loss += loss.item() / accumulation
             correct += (logits.argmax(1) == labels).sum().item()
             seen += len(labels)
-        if not math.isfinite(step_loss):
+        norm = torch.nn.utils.clip_grad_norm_(trained.values(), args.clip)
+        # The gradient is shared by all processes, the loss is not: it stops every one of them at the same step.
+        if not (math.isfinite(step_loss) and math.isfinite(norm)):
             raise NonFiniteLoss(_diagnosis(task, mode, step, steps, step_loss, state_file))
-        torch.nn.utils.clip_grad_norm_(trained.values(), args.clip)
         optimizer.step()
         total_loss += step_loss
         bar.update()
@@ -225,7 +231,7 @@ def finetune(args, task: str, world: World = World()) -> None:
 def _diagnosis(task: str, mode: str, step: int, steps: int, loss: float, state_file) -> str:
     kept = f"the last good state is kept in {state_file}" if state_file.is_file() else "no state had been saved yet"
     return (
-        f"{task} {mode}: the loss is {loss} at step {step} of {steps}; {kept}. "
+        f"{task} {mode}: the loss is {loss}, or its gradient is no number, at step {step} of {steps}; {kept}. "
         f"Start again with a smaller --lr and --overwrite: {' '.join(['python', *sys.argv])}"
     )
 
