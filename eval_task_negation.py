@@ -20,7 +20,7 @@ from src.paths import Paths
 @program
 def main(argv=None) -> None:
     parser = base_parser(__doc__)
-    add_search(parser)
+    add_search(parser, points=21)  # on mini too: every point costs a pass over the control set for each task
     parser.add_argument("--control-threshold", type=float, default=0.95, help="share of the control's accuracy to keep")
     args = parse(parser, argv)
     mode, control = args.finetuning_mode, registry.suite(args.suite).control

@@ -70,8 +70,10 @@ def base_parser(doc: str, modes: tuple[str, ...] | None = EVALUATION_MODES) -> P
     return parser
 
 
-def add_search(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--n-eval-points", type=int, help="coefficients tried in [0, 1]; default 21, on mini 41")
+def add_search(parser: argparse.ArgumentParser, points: int | None = None) -> None:
+    """`--n-eval-points`, by default `points` or what the suite says."""
+    default = points or "21, on mini 41"
+    parser.add_argument("--n-eval-points", type=int, default=points, help=f"coefficients tried in [0, 1]; {default}")
 
 
 def add_pairs(parser: argparse.ArgumentParser, default: str = "pairs") -> None:
