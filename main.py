@@ -7,67 +7,106 @@
     python main.py model=ViT-B-32 method=consensus method.prun_thre_k=2
     python main.py --multirun method=sum,ties,tall_mask,consensus finetuning_mode=standard,linear
     python main.py DATASETS=[land,signs] method=ties output=merged.safetensors
+    python main.py model=ViT-B-32 method=adamerging method.granularity=layer
+    python main.py model=ViT-B-32 method=concrete_subspace/clip_concrete_task_arithmetic method.adapt_on=val
+    python main.py DATASETS=[land,signs] unseen=[digits,letters] method=concrete_task_arithmetic
 
 Everything under `method` is the method's own; the other keys are the flags of the other scripts, and those of
 config/config.yaml. Validation chooses the setting, and test is read once. Writes
-merging/<tasks>/<mode>-<scope>/<method and its options>.json. Needs the single-task results of the mode and of `none`.
+merging/<tasks>/<mode>-<scope>/<method and its options>.json, and beside it vectors.json: norms of the task vectors and
+cosines between them. Needs the single-task results of the mode and of `none`.
+
+Methods that adapt at test time see images of the merged tasks, by default those of test, as in the papers, and never a
+label. A run that was killed goes on where it last kept its state: give the same command again, without overwrite=True.
 """
 
+import json
+import os
 import re
+import sys
 import time
 import zlib
 from argparse import Namespace
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import MISSING, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import hydra
-import numpy as np
 import torch
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from src import checkpoints, data, results, store
-from src.args import EVALUATION_MODES, base_parser, complete
+from src.analysis.masks import vector_geometry
+from src.args import EVALUATION_MODES, USER_ERRORS, base_parser, complete
+from src.atomic import replacing
 from src.datasets import registry
-from src.evaluation import evaluate_merge
+from src.evaluation import Line, evaluate_merge, evaluate_unseen, score_all
 from src.heads import get_classification_head
+from src.linearize import LinearizedModel
+from src.loggers import Logger
 from src.merging.base import Merge, Method, Problem, load_methods
 from src.paths import Paths
+from src.task_vectors import TaskVector
+from src.training import batch_indices, chance
 
 
 def run(cfg: DictConfig) -> None:
     started = time.time()
     args = arguments(cfg)
     method = OmegaConf.to_object(cfg.method)
+    unseen = unseen_tasks(args, cfg)
     tasks = tasks_name(args, cfg.encoders)
-    target = Paths.of(args).result(f"merging/{tasks}/{args.finetuning_mode}-{cfg.scope}/{label(method)}")
-    if results.exists(target) and not (args.overwrite or cfg.output):
+    named = label(method) + (f"_unseen={'+'.join(unseen)}" if unseen else "")
+    folder = f"merging/{tasks}/{args.finetuning_mode}-{cfg.scope}"
+    name = f"{folder}/{named}"
+    target, state = Paths.of(args).result(name), Paths.of(args).adaptation_state(name)
+    if results.exists(target) and not (args.overwrite or cfg.output or state.is_file()):
         print(f"{target}: there already, skipped (overwrite=True computes it again)")
         return
     output = Path(cfg.output) if cfg.output else None
     if output and output.suffix != ".safetensors":
         raise ValueError(f"expected output to end in .safetensors; got {output}")
     torch.manual_seed(args.seed)
-    problem = read_problem(args, cfg, tasks)
-    merge = method.merge(problem)
+    watch = Watch(args, cfg, Paths.of(args).adaptation_state(f"{name}.watched"))
+    if args.overwrite:
+        state.unlink(missing_ok=True)
+    with closing(Logger(args, f"{args.model}-{named}", target.parent)) as logger:
+        adapting = dict(watch=watch, log=logger.log, state=state, save_every=cfg.save_every)
+        problem = read_problem(args, cfg, tasks, **adapting)
+        merge = method.merge(problem)
     record = evaluate_merge(args, merge, args.tasks, args.finetuning_mode)
     record |= {
         "method": method.name,
-        "label": label(method),
+        "label": named,
         "options": OmegaConf.to_container(cfg.method),
         "scope": problem.scope,
         "parameters": {"scope": problem.num_parameters, "encoder": problem.num_parameters_total},
         "storage": storage(problem, merge),
     }
+    if merge.adaptation:
+        record["adaptation"] = merge.adaptation | {"watched": watch.record()}
+    if unseen:
+        if merge.per_task:
+            raise ValueError(f"unseen: {method.name} makes a model for each merged task, and none for {unseen[0]}")
+        setting = record["chosen"][args.tasks[0]]
+        record["unseen"] = evaluate_unseen(args, merge, setting, unseen, args.finetuning_mode)
     if output:
         record["output"] = export(args, problem, merge, record["chosen"], output)
-    results.write(target, record, OmegaConf.to_container(cfg, resolve=True) | vars(args), started)
+    config = OmegaConf.to_container(cfg, resolve=True) | vars(args)
+    results.write(target, record, config, started)
+    vectors = Paths.of(args).result(f"{folder}/vectors")
+    if args.overwrite or not results.exists(vectors):
+        about = {"finetuning_mode": args.finetuning_mode, "scope": problem.scope}
+        results.write(vectors, about | vector_geometry(problem), config, started)
+    for file in (state, watch.file):
+        file.unlink(missing_ok=True)
     test = record["test"]
     print(
-        f"{label(method)} {args.finetuning_mode} {tasks}: {100 * test['mean_accuracy']:.1f} % absolute, "
+        f"{named} {args.finetuning_mode} {tasks}: {100 * test['mean_accuracy']:.1f} % absolute, "
         f"{100 * test['mean_normalised']:.1f} % normalised, {merge.storage_bits / 1e9:.2f} Gb -> {target}"
     )
 
@@ -84,8 +123,20 @@ def arguments(cfg: DictConfig) -> Namespace:
         raise ValueError(f"num_tasks: expected at least 1; got {cfg.num_tasks}")
     named = cfg.DATASETS or cfg.tasks
     flags["tasks"] = [named] if isinstance(named, str) else named
+    flags |= {"tensorboard": cfg.tensorboard, "wandb": cfg.wandb}
     args = complete(Namespace(**flags))
     return args if named else complete(Namespace(**flags | {"tasks": args.tasks[: cfg.num_tasks]}))
+
+
+def unseen_tasks(args: Namespace, cfg: DictConfig) -> tuple[str, ...]:
+    """The tasks that are scored without being merged. Raises ValueError for unknown ones and for merged ones."""
+    if not cfg.unseen:
+        return ()
+    named = [cfg.unseen] if isinstance(cfg.unseen, str) else list(cfg.unseen)
+    unseen = complete(Namespace(**vars(args) | {"tasks": named})).tasks
+    if merged := [task for task in unseen if task in args.tasks]:
+        raise ValueError(f"unseen: {', '.join(merged)} is merged: name the tasks to merge, as in DATASETS=[...]")
+    return unseen
 
 
 def shared_flags() -> dict[str, Any]:
@@ -113,8 +164,8 @@ def label(method: Method) -> str:
     return "_".join([method.name, *(re.sub(r"[^\w.=+-]+", "-", text) for text in changed)])
 
 
-def read_problem(args: Namespace, cfg: DictConfig, tasks: str) -> Problem:
-    """θ0 and the checkpoints of `args.tasks`, opened but not read.
+def read_problem(args: Namespace, cfg: DictConfig, tasks: str, **adapting: Any) -> Problem:
+    """θ0 and the checkpoints of `args.tasks`, opened but not read. adapting: what else a Problem tells such methods.
 
     Raises ValueError for `encoders` of a task that is not merged, and what opening a checkpoint raises.
     """
@@ -135,21 +186,70 @@ def read_problem(args: Namespace, cfg: DictConfig, tasks: str) -> Problem:
         scope=scope,
         mode=mode,
         model=args.model,
+        suite=args.suite,
         seed=args.seed,
+        mask_path=lambda name: paths.masks(f"{name}_{tasks}_{mode}_{scope}"),
+        encoder=partial(model_of, args),
         images=partial(unlabelled, args),
         head=partial(get_classification_head, args),
-        mask_path=lambda name: paths.masks(f"{name}_{tasks}_{mode}_{scope}"),
+        **adapting,
     )
 
 
-def unlabelled(args: Namespace, task: str, split: str, batch_size: int, seed: int) -> Iterator[torch.Tensor]:
-    """Endless batches of a split's images, normalised and in a new order each time round; never a label."""
+def model_of(args: Namespace) -> torch.nn.Module:
+    """The frozen model at θ0 of `args.finetuning_mode`: the encoder, or its linearization."""
     encoder = store.encoder(args)
-    found = data.evaluation_pixels(args, task, split, encoder.image_size)
-    order = np.random.default_rng([seed, zlib.crc32(f"{task} {split}".encode())])
-    while True:
-        for indices in np.array_split(order.permutation(len(found)), max(1, len(found) // batch_size)):
-            yield data.batch_of(found.pixels[indices], encoder, args.device)
+    return LinearizedModel(encoder) if args.finetuning_mode in store.TANGENT else encoder
+
+
+def unlabelled(args: Namespace, task: str, split: str, batch_size: int, number: int) -> torch.Tensor:
+    """The `number`-th batch of a split's images, normalised; never a label.
+
+    It is a function of (seed, task, split, number). Every round through the images takes them in a new order, and its
+    last batch may be smaller.
+    """
+    encoder = store.encoder(args)
+    pixels = data.evaluation_pixels(args, task, split, encoder.image_size).pixels
+    indices = batch_indices(len(pixels), batch_size, number, chance(args.seed, "unlabelled", task, split))
+    return data.batch_of(pixels[indices], encoder, args.device)
+
+
+class Watch:
+    """Accuracies on validation images in the course of an adaptation, kept beside its state.
+
+    `watch(step, phase, vector)` evaluates at the start of each phase and every `eval_every` steps. It tells the method
+    nothing. What a resumed run comes to again takes the place of what was there.
+    """
+
+    split = "val"
+
+    def __init__(self, args: Namespace, cfg: DictConfig, file: Path):
+        self.args, self.file = args, file
+        self.every = (10 if args.suite == "mini" else 0) if cfg.eval_every is None else cfg.eval_every
+
+    def __call__(self, step: int, phase: str, vector: Callable[[], TaskVector]) -> None:
+        if not self.every:
+            return
+        points = json.loads(self.file.read_text()) if self.file.is_file() else []
+        before = [point["step"] < step or (point["step"] == step and point["phase"] != phase) for point in points]
+        points = points[: before.index(False) if False in before else None]
+        if step % self.every and phase in {point["phase"] for point in points}:
+            return
+        line = Line(vector().vector)
+        jobs = [(task, self.split, [line]) for task in self.args.tasks]
+        found = score_all(self.args, jobs, self.args.finetuning_mode in store.TANGENT, f"watching step {step}")
+        accuracy = {task: scores[0][0].accuracy for task, scores in zip(self.args.tasks, found)}
+        with replacing(self.file) as temporary:
+            temporary.write_text(json.dumps([*points, {"step": step, "phase": phase, "accuracy": accuracy}]))
+
+    def record(self) -> dict[str, Any] | None:
+        """Which split was watched, and its accuracies by task; None where nothing was."""
+        if not self.file.is_file():
+            return None
+        points = json.loads(self.file.read_text())
+        columns = {key: [point[key] for point in points] for key in ("step", "phase")}
+        accuracy = {task: [point["accuracy"][task] for point in points] for task in self.args.tasks}
+        return {"split": self.split, **columns, "accuracy": accuracy}
 
 
 def storage(problem: Problem, merge: Merge) -> dict[str, Any]:
@@ -179,14 +279,31 @@ def export(args: Namespace, problem: Problem, merge: Merge, chosen: dict[str, fl
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command line; `argv`: overrides in the place of the process's own, run once."""
+    """The command line; `argv`: overrides in the place of the process's own, run once.
+
+    An error that a user can mend is told in a line; the other jobs of a --multirun run all the same, and the exit
+    status is then 1.
+    """
     load_methods()
     ConfigStore.instance().store(name="flags", node=shared_flags())
+    failed = []
+
+    def job(cfg: DictConfig) -> None:
+        try:
+            run(cfg)
+        except (*USER_ERRORS, ValueError) as error:  # ValueError: an option that does not fit
+            if "HYDRA_FULL_ERROR" in os.environ:
+                raise
+            print(f"error: {error}", file=sys.stderr)
+            failed.append(error)
+
     if argv is None:
-        hydra.main(config_path="config", config_name="config", version_base="1.3")(run)()
-        return
-    with hydra.initialize(config_path="config", version_base="1.3"):
-        run(hydra.compose("config", overrides=list(argv)))
+        hydra.main(config_path="config", config_name="config", version_base="1.3")(job)()
+    else:
+        with hydra.initialize(config_path="config", version_base="1.3"):
+            job(hydra.compose("config", overrides=list(argv)))
+    if failed:
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

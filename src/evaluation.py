@@ -9,6 +9,7 @@ so one jvp gives all of its coefficients. Source: https://arxiv.org/abs/2305.128
 """
 
 import math
+import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +19,7 @@ import torch.nn.functional as F
 from torch.func import functional_call
 
 from . import data, parallel, results, store
+from .datasets import corruptions
 from .heads import get_classification_head
 from .linearize import forward_and_jvp
 from .paths import Paths
@@ -44,7 +46,7 @@ class Score:
     n: int
 
 
-class NonFiniteFeatures(ArithmeticError):
+class NonFiniteFeatures(FloatingPointError):
     """An image feature is no number: the coefficient is too large, or a checkpoint is broken."""
 
 
@@ -61,19 +63,43 @@ def features(encoder, images: torch.Tensor, line: Line, tangent: bool) -> Iterat
         yield functional_call(encoder, moved, (images,))
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class Sums:
+    """Over the images of a share: right answers and cross-entropy, (coefficients,) for each line; number of images."""
+
+    correct: list[torch.Tensor]
+    loss: list[torch.Tensor]
+    n: int
+
+    def __add__(self, other: "Sums") -> "Sums":
+        correct = [a + b for a, b in zip(self.correct, other.correct)]
+        return Sums(correct, [a + b for a, b in zip(self.loss, other.loss)], self.n + other.n)
+
+    def scores(self) -> list[list[Score]]:
+        return [
+            [Score(c.item() / self.n, total.item() / self.n, self.n) for c, total in zip(right, summed)]
+            for right, summed in zip(self.correct, self.loss)
+        ]
+
+
 def score(args, dataset: str, split: str, lines: Sequence[Line], tangent: bool) -> list[list[Score]]:
     """Scores of every line's every coefficient on a split, with one pass over its images.
 
     Raises NonFiniteFeatures, naming the data set and the coefficient.
     """
+    return sums(args, dataset, split, lines, tangent).scores()
+
+
+@torch.no_grad()
+def sums(args, dataset: str, split: str, lines: Sequence[Line], tangent: bool, share: tuple[int, int] = (0, 1)) -> Sums:
+    """What `score` averages, over a share of the images (see data.evaluation_batches)."""
     encoder = store.encoder(args)
     head = get_classification_head(args, dataset).to(args.device)
     lines = [Line(store.to_device(line.direction, args.device), line.coefs) for line in lines]
     correct = [torch.zeros(len(line.coefs), dtype=torch.int64) for line in lines]
     loss = [torch.zeros(len(line.coefs), dtype=torch.float64) for line in lines]
     n = 0
-    for images, labels in data.evaluation_batches(args, encoder, dataset, split):
+    for images, labels in data.evaluation_batches(args, encoder, dataset, split, share):
         n += len(labels)
         for number, line in enumerate(lines):
             for place, found in enumerate(features(encoder, images, line, tangent)):
@@ -85,10 +111,7 @@ def score(args, dataset: str, split: str, lines: Sequence[Line], tangent: bool) 
                 logits = head(found)
                 correct[number][place] += (logits.argmax(1) == labels).sum().item()
                 loss[number][place] += F.cross_entropy(logits, labels, reduction="sum").item()
-    return [
-        [Score(c.item() / n, total.item() / n, n) for c, total in zip(right, summed)]
-        for right, summed in zip(correct, loss)
-    ]
+    return Sums(correct, loss, n)
 
 
 def select(curves: Mapping[str, Sequence[float]], denominators: Mapping[str, float], per_task: bool) -> dict[str, int]:
@@ -139,11 +162,18 @@ class Denominators:
     @classmethod
     def of(cls, args, mode: str, tasks: Sequence[str]) -> "Denominators":
         """From the single-task results. Raises results.MissingResult that names the command that makes them."""
-        return cls(_single_task(args, mode, tasks), _single_task(args, "none", tasks))
+        finetuned = _single_task(args, mode, tasks)
+        if useless := [f"{task} ({split})" for split, found in finetuned.items() for task in tasks if not found[task]]:
+            raise results.ResultError(
+                f"{Paths.of(args).single_task(mode)}: expected accuracies to divide by, found 0 of {', '.join(useless)}"
+            )
+        return cls(finetuned, _single_task(args, "none", tasks))
 
 
 def _single_task(args, mode: str, tasks: Sequence[str]) -> dict[str, dict[str, float]]:
     command = f"python eval_single_task.py --finetuning-mode={mode} --model={args.model} --seed={args.seed}"
+    if args.corruption:
+        command += f" --corruption={args.corruption} --severity={args.severity}"
     path = Paths.of(args).single_task(mode)
     found = results.require(path, command)
     missing = [task for task in tasks if task not in found]
@@ -157,60 +187,122 @@ def _single_task(args, mode: str, tasks: Sequence[str]) -> dict[str, dict[str, f
 Job = tuple[str, str, Sequence[Line]]  # data set, split, lines
 
 
-def _score_job(job: Job, args, tangent: bool) -> list[list[Score]]:
-    dataset, split, lines = job
-    return score(args, dataset, split, lines, tangent)
+def _sums_of(work: tuple[Job, tuple[int, int]], args, tangent: bool) -> Sums:
+    (dataset, split, lines), share = work
+    return sums(args, dataset, split, lines, tangent, share)
 
 
 def score_all(args, jobs: Sequence[Job], tangent: bool, desc: str) -> list[list[list[Score]]]:
-    """`score` for every job, several at once: [job][line][coefficient]."""
-    return parallel.each(partial(_score_job, args=args, tangent=tangent), jobs, args.jobs, desc)
+    """`score` for every job: [job][line][coefficient]. Several at once, or each shared out among torchrun's ranks."""
+    ranks = parallel.ranks()
+    work = [(job, (rank, ranks)) for job in jobs for rank in range(ranks)]
+    found = parallel.each(partial(_sums_of, args=args, tangent=tangent), work, args.jobs, desc)
+    shares = [found[first : first + ranks] for first in range(0, len(found), ranks)]
+    return [sum(rest, start=first).scores() for first, *rest in shares]
 
 
 def evaluate_merge(args, merge, tasks: Sequence[str], mode: str) -> dict:
     """Choose the setting on validation, read test once, and tell everything: the record of a merging result.
 
     merge: see merging.base.Merge. Accuracies are in [0, 1]; normalised ones are divided by the fine-tuned model's of
-    the same mode and split.
+    the same mode and split. `report` tells each task's
+    test accuracy and loss, and their averages.
     """
     settings = tuple(merge.settings)
     tangent = mode in store.TANGENT
     denominators = Denominators.of(args, mode, tasks)
 
-    def lines(task: str, chosen: Sequence[float]) -> list[Line]:
-        if merge.direction is not None:
-            return [Line(merge.direction(task).vector, tuple(chosen))]
-        return [Line(merge.vector(task, setting).vector) for setting in chosen]
-
     def scores(split: str, chosen: Callable[[str], Sequence[float]]) -> dict[str, list[Score]]:
-        found = score_all(args, [(t, split, lines(t, chosen(t))) for t in tasks], tangent, f"{split} accuracy")
-        return {task: [s for line in per_line for s in line] for task, per_line in zip(tasks, found)}
+        return score_merge(args, merge, tasks, split, chosen, tangent)
 
     validation = scores("val", lambda task: settings)
+    if merge.draws:
+        validation = {task: [pooled(found)] for task, found in validation.items()}
     curves = {task: [s.accuracy for s in found] for task, found in validation.items()}
     index = select(curves, denominators.finetuned["val"], merge.per_task)
     chosen = {task: settings[i] for task, i in index.items()}
-    test = {task: found[0] for task, found in scores("test", lambda task: [chosen[task]]).items()}
+    found = scores("test", lambda task: settings if merge.draws else [chosen[task]])
+    test = {task: pooled(per_setting) for task, per_setting in found.items()}
     finished = merge.finish(chosen) if getattr(merge, "finish", None) else {}
     accuracy = {task: s.accuracy for task, s in test.items()}
-    return {
+    record = {
         "tasks": list(tasks),
         "finetuning_mode": mode,
-        "settings": list(settings),
+        "settings": list(settings[:1] if merge.draws else settings),
         "chosen_per_task": merge.per_task,
         "chosen": chosen,
-        "at_edge": len(settings) > 1 and not merge.per_task and index[tasks[0]] == len(settings) - 1,
+        "at_edge": len(settings) > 1 and not (merge.per_task or merge.draws) and index[tasks[0]] == len(settings) - 1,
         "val": {
             "accuracy": curves,
-            "mean_accuracy": [mean(curve[i] for curve in curves.values()) for i in range(len(settings))],
+            "mean_accuracy": [mean(values) for values in zip(*curves.values())],
             "mean_normalised": mean_normalised(curves, denominators.finetuned["val"]),
         },
         "test": summary(accuracy, denominators.finetuned["test"]) | {"loss": {t: s.loss for t, s in test.items()}},
+        "report": report(test),
         "zeroshot": summary(denominators.zeroshot["test"], denominators.finetuned["test"]),
         "denominators": denominators.finetuned,
         "n": {"val": {t: f[0].n for t, f in validation.items()}, "test": {t: s.n for t, s in test.items()}},
         "info": {**getattr(merge, "info", {}), **finished},
     }
+    if merge.draws:
+        record["draws"] = spread({task: [s.accuracy for s in per_draw] for task, per_draw in found.items()})
+    return record | corruptions.record(args)
+
+
+def score_merge(
+    args, merge, tasks: Sequence[str], split: str, chosen: Callable[[str], Sequence[float]], tangent: bool
+) -> dict[str, list[Score]]:
+    """Scores of each task's chosen settings on a split, in order."""
+
+    def lines(task: str) -> list[Line]:
+        if merge.direction is not None:
+            return [Line(merge.direction(task).vector, tuple(chosen(task)))]
+        return [Line(merge.vector(task, setting).vector) for setting in chosen(task)]
+
+    shared = None if merge.per_task else lines(tasks[0])  # one model for all tasks is made once
+    found = score_all(args, [(t, split, shared or lines(t)) for t in tasks], tangent, f"{split} accuracy")
+    return {task: [s for line in per_line for s in line] for task, per_line in zip(tasks, found)}
+
+
+def evaluate_unseen(args, merge, setting: float, tasks: Sequence[str], mode: str) -> dict:
+    """Test accuracies of one merged model on tasks that were not merged, beside the pre-trained model's.
+
+    setting: the chosen one of `merge`, which makes one model for all tasks. Denominators as in evaluate_merge.
+    """
+    denominators = Denominators.of(args, mode, tasks)
+    settings = tuple(merge.settings) if merge.draws else (setting,)
+    found = score_merge(args, merge, tasks, "test", lambda task: settings, mode in store.TANGENT)
+    test = {task: pooled(per_setting) for task, per_setting in found.items()}
+    accuracy = {task: s.accuracy for task, s in test.items()}
+    return summary(accuracy, denominators.finetuned["test"]) | {
+        "tasks": list(tasks),
+        "report": report(test),
+        "zeroshot": summary(denominators.zeroshot["test"], denominators.finetuned["test"]),
+        "denominators": denominators.finetuned["test"],
+    }
+
+
+def pooled(scores: Sequence[Score]) -> Score:
+    """The means over scores of the same images."""
+    return Score(mean(s.accuracy for s in scores), mean(s.loss for s in scores), scores[0].n)
+
+
+def spread(accuracy: Mapping[str, Sequence[float]]) -> dict:
+    """Accuracies of random draws of a merge, by task, with the standard deviation (n − 1) of each and of their mean."""
+    means = [mean(values) for values in zip(*accuracy.values())]
+    return {
+        "n": len(means),
+        "accuracy": {task: list(values) for task, values in accuracy.items()},
+        "mean_accuracy": means,
+        "sd": statistics.stdev(means),
+        "sd_per_task": {task: statistics.stdev(values) for task, values in accuracy.items()},
+    }
+
+
+def report(scores: Mapping[str, Score]) -> dict[str, dict[str, float]]:
+    """task -> accuracy and mean cross-entropy, and the mean over tasks of both."""
+    average = pooled(list(scores.values()))
+    return {task: {"accuracy": s.accuracy, "loss": s.loss} for task, s in (*scores.items(), ("average", average))}
 
 
 def summary(accuracy: Mapping[str, float], denominators: Mapping[str, float]) -> dict:

@@ -43,8 +43,16 @@ class Problem:
     scope: "visual": the tensors that fine-tuning trains (`model.visual.*`); "published": every floating tensor of the
         image encoder, with the frozen text-side ones that the published vectors contain.
     mode: "standard", "linear" or "posthoc": how the merged weights will be evaluated.
-    images(task, ...) yields unlabelled image batches and head(task) gives its classifier, for methods that adapt.
     mask_path(name) is where masks of this problem lie on disk.
+
+    Methods that adapt to unlabelled images get these too:
+    encoder(): the frozen model of `mode` at θ0; `functional_call` gives it other weights.
+    images(task, split, batch_size, number): the `number`-th batch of a split in random order, and nothing but images.
+    head(task): its classifier.
+    watch(step, phase, vector): to be called when `step` steps are done, with a function that gives the merged vector
+        as it then is. It returns nothing: what it finds out is not for the method to know.
+    log(values, step): scalars of a step, for whoever looks on.
+    state: where an unfinished adaptation is kept, every `save_every` steps (0: never). Who set it removes it.
     Raises ValueError, naming them, for keys or shapes that differ from θ0's, and for an unknown scope.
     """
 
@@ -53,10 +61,16 @@ class Problem:
     scope: str = "visual"
     mode: str = "standard"
     model: str = ""
+    suite: str = ""
     seed: int | None = None
-    images: Callable[..., Iterator[torch.Tensor]] | None = None
-    head: Callable[[str], torch.nn.Module] | None = None
     mask_path: Callable[[str], Path] | None = None
+    encoder: Callable[[], torch.nn.Module] | None = None
+    images: Callable[[str, str, int, int], torch.Tensor] | None = None
+    head: Callable[[str], torch.nn.Module] | None = None
+    watch: Callable[[int, str, Callable[[], TaskVector]], None] | None = None
+    log: Callable[[dict[str, float], int], None] | None = None
+    state: Path | None = None
+    save_every: int = 0
 
     def __post_init__(self):
         if self.scope not in SCOPES:
@@ -151,8 +165,10 @@ class Merge:
     per_task: False: one model and one choice, by the mean over tasks. True: a vector and a choice for each task.
     direction(task): given when vector(task, setting) = setting · direction(task); linear models then take every
         setting from one jvp.
+    draws: above 0, the settings are that many draws of one random merge: nothing is chosen, accuracies are their means.
     storage_bits: what the merged model or models take, in fp32 and bits.
     info: facts for the result, known before the choice.
+    adaptation: the course of a method that adapts, for the result.
     finish(chosen): called once with the setting chosen for each task; keeps what later runs load, and gives facts for
         the result.
     """
@@ -161,8 +177,10 @@ class Merge:
     settings: Sequence[float]
     storage_bits: int
     per_task: bool = False
+    draws: int = 0
     direction: Callable[[str], TaskVector] | None = None
     info: dict[str, Any] = field(default_factory=dict)
+    adaptation: dict[str, Any] | None = None
     finish: Callable[[Mapping[str, float]], dict[str, Any]] | None = None
 
 
@@ -186,21 +204,25 @@ class Method(ABC):
     def merge(self, problem: Problem) -> Merge: ...
 
 
-def register(name: str) -> Callable[[type[Method]], type[Method]]:
+def register(name: str, *others: str) -> Callable[[type[Method]], type[Method]]:
     """Make a dataclass known to main.py as `method=<name>`; a name with slashes is a folder of config/method/.
 
+    others: further spellings of `method=`; results are called by the first.
     Raises TypeError when the class is no (non-frozen) dataclass with a `merge`, ValueError when the name is taken.
     """
 
     def decorate(cls: type[Method]) -> type[Method]:
         if not (is_dataclass(cls) and issubclass(cls, Method)) or cls.__dataclass_params__.frozen:
             raise TypeError(f"expected method {name!r} to be a non-frozen dataclass and a Method; got {cls}")
-        if METHODS.setdefault(name, cls).__qualname__ != cls.__qualname__:
-            raise ValueError(f"two merging methods are called {name!r}: {METHODS[name]} and {cls}")
         cls.name = name
-        group, _, option = f"method/{name}".rpartition("/")
-        has_yaml = METHOD_CONFIGS.joinpath(f"{name}.yaml").exists()  # the YAML takes the name, and builds on the schema
-        ConfigStore.instance().store(group=group, name=f"base_{option}" if has_yaml else option, node=cls)
+        for spelling in (name, *others):
+            if METHODS.setdefault(spelling, cls).__qualname__ != cls.__qualname__:
+                raise ValueError(f"two merging methods are called {spelling!r}: {METHODS[spelling]} and {cls}")
+            group, _, option = f"method/{spelling}".rpartition("/")
+            has_yaml = METHOD_CONFIGS.joinpath(
+                f"{spelling}.yaml"
+            ).exists()  # it takes the name, and builds on the schema
+            ConfigStore.instance().store(group=group, name=f"base_{option}" if has_yaml else option, node=cls)
         return cls
 
     return decorate

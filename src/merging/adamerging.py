@@ -1,0 +1,87 @@
+"""AdaMerging: coefficients learned at test time (Yang et al., 2024, arXiv:2310.02575).
+
+    θ = θ0 + Σ_t λ_t τ_t,        min over λ of the entropy of the predictions on unlabelled images
+
+with one λ per task (`granularity=task`) or per task and tensor (`layer`), by Adam from 0.3. AdaMerging++ takes the τ_t
+after TIES's trimming and election: the k % with the largest magnitude, without those whose sign lost.
+
+`variant=original`: 500 steps of two batches of 16 per task, λ clamped to [0, 1]; `fusion_bench`: 1000 steps of one, not
+clamped. Options that are None have the variant's values.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+
+from src.merging.adaptation import Adaptation, Adapting, MergedModel, check_choice, shortening, stacked
+from src.merging.base import Merge, Problem, register, scaled
+from src.merging.ties import magnitude_threshold
+
+VARIANTS = {
+    "original": dict(steps=500, batches=2, clamp=True),
+    "fusion_bench": dict(steps=1000, batches=1, clamp=False),
+}
+LR = 1e-3
+MINI = 20  # times shorter on the mini suite
+
+
+@register("adamerging")
+@dataclass
+class AdaMerging(Adapting):
+    granularity: str = "layer"
+    variant: str = "original"
+    steps: int | None = None
+    lr: float | None = None
+    batches: int | None = None
+    clamp: bool | None = None
+
+    def merge(self, problem: Problem) -> Merge:
+        check_choice("variant", self.variant, VARIANTS)
+        own, factor = VARIANTS[self.variant], shortening(problem, MINI)
+        method = self.with_defaults(**own | {"steps": own["steps"] // factor, "lr": LR * factor})
+        model = MergedModel(problem, method, method.clamp, self.task_vectors(problem))
+        lam = model.coefficients(method.granularity).requires_grad_()
+        adam = torch.optim.Adam([lam], method.lr)
+        adaptation = Adaptation(model, {"lambda": method.steps}, lam, {"lambda": adam})
+
+        def step(index: int) -> dict[str, float]:
+            adam.zero_grad()
+            entropies = model.backward(lam, range(index * method.batches, (index + 1) * method.batches))
+            adam.step()
+            return entropies
+
+        adaptation.run("lambda", step, lambda: model.vector(lam))
+        merge = scaled(problem, model.vector(lam), (1.0,))
+        merge.adaptation = adaptation.course()
+        return merge
+
+    def task_vectors(self, problem: Problem) -> Iterable[tuple[str, torch.Tensor]]:
+        """Each tensor's name and its τ_t, (tasks, *shape)."""
+        return stacked(problem)
+
+
+@register("adamerging_pp", "adamerging++")
+@dataclass
+class AdaMergingPP(AdaMerging):
+    """AdaMerging++. k: percent of each τ_t that is kept."""
+
+    k: float = 20.0
+
+    def task_vectors(self, problem: Problem) -> Iterable[tuple[str, torch.Tensor]]:
+        thresholds = [magnitude_threshold(problem, task, self.k) for task in problem.tasks]
+        return elected(dict(stacked(problem)), thresholds).items()
+
+
+def elected(taus: dict[str, torch.Tensor], thresholds: list[float]) -> dict[str, torch.Tensor]:
+    """The entries that TIES merges, changed in place: those of its magnitude threshold whose sign is γ."""
+    balance = 0
+    for tau in taus.values():  # (tasks, *shape)
+        for one, threshold in zip(tau, thresholds):
+            one *= one.abs() >= threshold
+        balance += int(tau.sum(0).sign().sum(dtype=torch.float64))
+    for tau in taus.values():
+        gamma = tau.sum(0).sign()
+        positive = (gamma > 0) | ((gamma == 0) & (balance > 0))
+        tau *= torch.where(positive, tau > 0, tau < 0)
+    return taus

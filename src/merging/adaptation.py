@@ -1,0 +1,311 @@
+"""Adapting a merge to unlabelled images: gradient descent on the entropy of what it predicts for them.
+
+    L = Σ_t mean_x H(softmax(head_t(f(x; θ)))),        θ = θ0 + m ∘ Σ_t λ_t τ_t,        H(p) = −Σ_c p_c log p_c
+
+in the coefficients λ (arXiv:2310.02575) or in a mask m that all tasks share (arXiv:2312.06173). On a tangent model f is
+f_lin, whose features are f(x; θ0) + J(x; θ0)(θ − θ0).
+
+The gradient takes two steps. With θ as a leaf, one pass over the images gives g = ∂L/∂θ, all tasks' batches together,
+for they share θ. Then g goes back through the formula of θ, one tensor at a time, whose graph is built for that moment.
+Memory holds the τ_t once, θ, g, and the activations; no model per task, no masked copy of a τ_t, no graph of the merge.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import torch
+from torch.func import functional_call
+from tqdm import tqdm
+
+from src import checkpoints, results
+from src.merging.base import Method, Problem
+from src.task_vectors import TaskVector
+
+Mask = Callable[[str], torch.Tensor | None]  # name -> the rescaled mask of that tensor; None leaves it as it is
+SPLITS = ("test", "val")
+KEPT = 200  # most points of a curve in a result
+
+
+class NonFiniteEntropy(FloatingPointError):
+    """The entropy of a batch, or what was learned from it, is no number."""
+
+
+def entropy(logits: torch.Tensor) -> torch.Tensor:
+    """Mean over the rows of H(softmax(logits)), in nats."""
+    return -(logits.softmax(-1) * logits.log_softmax(-1)).sum(-1).mean()
+
+
+def unmasked(name: str) -> None:
+    return None
+
+
+@dataclass
+class Adapting(Method):
+    """Options of every method that adapts.
+
+    adapt_on: "test": the images that are scored afterwards, as in the papers; "val": validation images. No labels ever.
+    coef: λ at the start. pass_size: images of one forward and backward pass, which batches of several tasks share.
+    vectors: the type that the τ_t are kept in (float16 halves their memory; arithmetic stays in float32).
+    """
+
+    adapt_on: str = "test"
+    batch_size: int = 16
+    coef: float = 0.3
+    pass_size: int = 128
+    vectors: str = "float32"
+
+    def with_defaults(self, **own: Any) -> Self:
+        """A copy whose options that are None have the values of `own`."""
+        return replace(self, **{name: value for name, value in own.items() if getattr(self, name) is None})
+
+
+def check_choice(option: str, value: str, known: Iterable[str]) -> None:
+    if value not in known:
+        raise ValueError(f"{option}: expected one of {', '.join(known)}; got {value!r}")
+
+
+def shortening(problem: Problem, factor: int) -> int:
+    """How many times shorter a schedule is: `factor` on the mini suite, 1 elsewhere.
+
+    Rates grow by the same factor: a step of Adam is about as long as its rate, so the paths stay as long.
+    """
+    return factor if problem.suite == "mini" else 1
+
+
+def stacked(problem: Problem) -> Iterator[tuple[str, torch.Tensor]]:
+    """Each tensor's name and its τ_t, (tasks, *shape)."""
+    return ((name, torch.stack(list(problem.tensors(name)))) for name in problem.keys)
+
+
+class MergedModel:
+    """f(x; θ0 + m ∘ Σ_t λ_t τ_t) of a problem, and the gradient of its entropy.
+
+    taus: pairs of a name and the τ_t of that tensor, (tasks, *shape); by default those of the problem.
+    clamp: λ counts as its nearest value in [0, 1].
+    Raises ValueError where the problem has no images, heads or encoder, and for an `adapt_on` that does not exist.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        method: Adapting,
+        clamp: bool = False,
+        taus: Iterable[tuple[str, torch.Tensor]] | None = None,
+    ):
+        if missing := [part for part in ("encoder", "images", "head") if getattr(problem, part) is None]:
+            raise ValueError(f"{method.name} adapts to unlabelled images; the problem comes without {missing[0]}")
+        check_choice("adapt_on", method.adapt_on, SPLITS)
+        check_choice("vectors", method.vectors, ("float16", "bfloat16", "float32", "float64"))
+        if method.batch_size < 1 or method.pass_size < 1:
+            raise ValueError(f"expected batches of at least 1 image; got {method.batch_size} and {method.pass_size}")
+        self.problem, self.method, self.clamp = problem, method, clamp
+        self.encoder = problem.encoder()
+        self.start = {name: tensor.detach() for name, tensor in self.encoder.state_dict().items()}  # θ0
+        self.device = self.start[problem.keys[0]].device
+        self.heads = {task: problem.head(task).to(self.device) for task in problem.tasks}
+        kept = dict(dtype=getattr(torch, method.vectors), device=self.device)
+        self.taus = {name: tau.to(**kept) for name, tau in taus or stacked(problem)}  # (tasks, *shape) each
+        self.layer = {name: place for place, name in enumerate(self.taus)}
+
+    def coefficients(self, granularity: str) -> torch.Tensor:
+        """λ at the start, (tasks, 1) or (tasks, layers): a layer is a tensor. Raises ValueError for other words."""
+        check_choice("granularity", granularity, ("task", "layer"))
+        layers = len(self.taus) if granularity == "layer" else 1
+        shape, dtype = (len(self.problem.tasks), layers), self.problem.dtype
+        return torch.full(shape, self.method.coef, dtype=dtype, device=self.device)
+
+    def effective(self, lam: torch.Tensor) -> torch.Tensor:
+        """λ as it enters θ."""
+        return lam.clamp(0, 1) if self.clamp else lam
+
+    def update(self, name: str, lam: torch.Tensor, mask: Mask = unmasked) -> torch.Tensor:
+        """m ∘ Σ_t λ_t τ_t of one tensor."""
+        column = self.effective(lam[:, self.layer[name] if lam.shape[1] > 1 else 0])  # (tasks,)
+        tau = torch.tensordot(column, self.taus[name].to(column.dtype), dims=1)
+        m = mask(name)
+        return tau if m is None else m * tau
+
+    @torch.no_grad()
+    def vector(self, lam: torch.Tensor, mask: Mask = unmasked) -> TaskVector:
+        """The merged vector, on the CPU."""
+        return TaskVector(vector={name: self.update(name, lam, mask).cpu() for name in self.taus})
+
+    def backward(self, lam: torch.Tensor, numbers: Sequence[int], mask: Mask = unmasked) -> dict[str, float]:
+        """Mean entropy of each task on its batches of these numbers; adds ∂L/∂λ and ∂L/∂x to `.grad`."""
+        with torch.no_grad():
+            theta = {name: self.start[name] + self.update(name, lam, mask) for name in self.taus}
+        for weight in theta.values():
+            weight.requires_grad_()
+        found = dict.fromkeys(self.problem.tasks, 0.0)
+        batches = [(task, number) for number in numbers for task in found]
+        together = max(1, self.method.pass_size // self.method.batch_size)
+        for place in range(0, len(batches), together):
+            chunk = batches[place : place + together]
+            images = [self.images(task, number) for task, number in chunk]
+            features = functional_call(self.encoder, theta, (torch.cat(images),))
+            parts = features.split([len(batch) for batch in images])
+            losses = [entropy(self.heads[task](part)) for (task, _), part in zip(chunk, parts)]
+            sum(losses).backward()
+            for (task, _), loss in zip(chunk, losses):
+                found[task] += loss.item() / len(numbers)
+        for name in self.taus:
+            gradient = theta.pop(name).grad
+            if gradient is not None:  # a frozen tensor that the features do not see has none
+                self.update(name, lam, mask).backward(gradient)
+        return found
+
+    def images(self, task: str, number: int) -> torch.Tensor:
+        return self.problem.images(task, self.method.adapt_on, self.method.batch_size, number)
+
+
+class Adaptation:
+    """The steps of an adaptation: resumed where they stopped, shown, watched and recorded.
+
+    phases: name -> number of steps, in order. settings: what a kept state must share with the run that goes on from it.
+    lam: λ; tensors: what else is learned; optimizers: Adam, by name. All are restored in place.
+    Every step must be a function of these and of its number. Raises CheckpointError for the state of another run.
+    """
+
+    def __init__(
+        self,
+        model: MergedModel,
+        phases: dict[str, int],
+        lam: torch.Tensor,
+        optimizers: dict[str, torch.optim.Optimizer],
+        tensors: dict[str, torch.Tensor] | None = None,
+    ):
+        self.model, self.problem, self.phases, self.lam = model, model.problem, phases, lam
+        self.optimizers, self.tensors = optimizers, {"lambda": lam} | (tensors or {})
+        self.total = sum(phases.values())
+        self.done = 0
+        tasks = self.problem.tasks
+        self.curves = {"step": [], "entropy": {t: [] for t in tasks}, "lambda": {t: [] for t in tasks}}
+        method = vars(model.method) | {"name": model.method.name}
+        norms = {t: _norm(tau[place] for tau in model.taus.values()) for place, t in enumerate(tasks)}
+        identity = {key: getattr(self.problem, key) for key in ("model", "mode", "scope", "seed")}
+        self.settings = identity | method | {"norms of the task vectors": norms}
+        if self.problem.state and self.problem.state.is_file():
+            self._resume(self.problem.state)
+
+    def begins(self, phase: str) -> bool:
+        """Whether the next step is the first of this phase."""
+        return self.done == self._first(phase)
+
+    def run(self, phase: str, step: Callable[[int], dict[str, float]], vector: Callable[[], TaskVector]) -> None:
+        """The steps of a phase that are not yet done.
+
+        step(index): does one and gives the mean entropy of each task. vector(): the merged vector as it now is.
+        Raises NonFiniteEntropy at the first step that gives no number.
+        """
+        first, steps = self._first(phase), self.phases[phase]
+        if self.begins(phase):
+            self._watch(phase, vector)
+        bar = tqdm(total=steps, initial=min(steps, self.done - first), desc=phase, leave=False, disable=None)
+        for index in range(self.done - first, steps):
+            entropies = step(index)
+            mean = math.fsum(entropies.values()) / len(entropies)
+            if not math.isfinite(mean):
+                self._stop(phase, index, f"the entropies are {entropies}")
+            self._record(entropies)
+            self.done += 1
+            bar.update()
+            bar.set_postfix(entropy=f"{mean:.3f}")
+            every = self.problem.save_every
+            if self.problem.state and every and (self.done % every == 0 or self.done == self.total):
+                self._save(phase, index)
+            self._watch(phase, vector)
+        bar.close()
+
+    def course(self, mask: dict[str, Any] | None = None) -> dict[str, Any]:
+        """The course of the adaptation, for the result."""
+        method, names = self.model.method, list(self.model.taus)
+        values = self.model.effective(self.lam.detach())
+        return {
+            "adapt_on": method.adapt_on,
+            "variant": getattr(method, "variant", None),
+            "settings": vars(method),
+            "steps": dict(self.phases),
+            "phases": [{"name": name, "steps": steps} for name, steps in self.phases.items()],
+            "entropy": {"step": self.curves["step"], "tasks": self.curves["entropy"]},
+            "lambda": {
+                "tasks": list(self.problem.tasks),
+                "layers": names if values.shape[1] > 1 else None,
+                "values": values.tolist(),
+            },
+            "lambda_curve": {"step": self.curves["step"], "tasks": self.curves["lambda"]},
+            "mask": mask,
+        }
+
+    def _first(self, phase: str) -> int:
+        """Steps of the phases before."""
+        names = list(self.phases)
+        return sum(self.phases[name] for name in names[: names.index(phase)])
+
+    def _record(self, entropies: dict[str, float]) -> None:
+        lambdas = dict(zip(self.problem.tasks, self.model.effective(self.lam.detach()).mean(1).tolist()))
+        if self.problem.log:
+            groups = {"entropy": entropies, "lambda": lambdas}
+            self.problem.log(
+                {f"{group}/{t}": v for group, named in groups.items() for t, v in named.items()}, self.done
+            )
+        if self.done % math.ceil(self.total / KEPT) == 0:
+            self.curves["step"].append(self.done)
+            for task in self.problem.tasks:
+                self.curves["entropy"][task].append(entropies[task])
+                self.curves["lambda"][task].append(lambdas[task])
+
+    def _watch(self, phase: str, vector: Callable[[], TaskVector]) -> None:
+        if self.problem.watch:
+            self.problem.watch(self.done, phase, vector)
+
+    def _save(self, phase: str, index: int) -> None:
+        moments = {
+            f"{name}/{place}/{moment}": value
+            for name, optimizer in self.optimizers.items()
+            for place, values in optimizer.state_dict()["state"].items()
+            for moment, value in values.items()
+        }
+        tensors = {f"value/{name}": tensor.detach() for name, tensor in self.tensors.items()} | moments
+        if broken := [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]:
+            self._stop(phase, index, f"{broken[0]} is no number")
+        header = {"model": self.problem.model, "settings": self.settings, "phases": self.phases}
+        header |= {"step": self.done, "curves": self.curves}
+        checkpoints.save(self.problem.state, tensors, header, kind="adaptation state")
+
+    def _resume(self, path) -> None:
+        state = checkpoints.Checkpoint(path, kind="adaptation state")
+        now = self.settings | {"phases": self.phases}
+        then = state.header["settings"] | {"phases": state.header["phases"]}
+        if differing := [key for key in now | then if now.get(key) != then.get(key)]:
+            told = ", ".join(f"{key} {then.get(key)} (now {now.get(key)})" for key in differing)
+            raise checkpoints.CheckpointError(
+                f"{path}: expected the state of a run with these settings, found {told}; "
+                "repeat the earlier settings, or start anew with overwrite=True"
+            )
+        with torch.no_grad():
+            for name, tensor in self.tensors.items():
+                tensor.copy_(state[f"value/{name}"])
+        for name, optimizer in self.optimizers.items():
+            restored = optimizer.state_dict()
+            for key in (key for key in state if key.startswith(f"{name}/")):
+                _, place, moment = key.split("/")
+                restored["state"].setdefault(int(place), {})[moment] = state[key]
+            optimizer.load_state_dict(restored)
+        self.done, self.curves = state.header["step"], state.header["curves"]
+        print(f"goes on from step {self.done} of {self.total} ({path})")
+
+    def _stop(self, phase: str, index: int, why: str) -> None:
+        path = self.problem.state
+        kept = f"the last good state is kept in {path}" if path and path.is_file() else "no state had been saved yet"
+        again = results.command_line().replace(" overwrite=True", "")
+        raise NonFiniteEntropy(
+            f"{self.model.method.name}: {why} at step {index} of {self.phases[phase]} ({phase}); {kept}. "
+            f"Go on from it with: {again}; or start anew with smaller rates and overwrite=True"
+        )
+
+
+def _norm(tensors: Iterable[torch.Tensor]) -> str:
+    """To six digits, which every device agrees on."""
+    return f"{math.sqrt(math.fsum(float(tensor.double().square().sum()) for tensor in tensors)):.6g}"

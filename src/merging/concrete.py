@@ -1,0 +1,205 @@
+"""Concrete subspace learning: a mask shared by all tasks, learned at test time (Tang et al., 2023, arXiv:2312.06173).
+
+    θ = θ0 + m ∘ Σ_t λ_t τ_t,        min over the mask's logits x of the entropy of the predictions on unlabelled images
+
+with a Concrete mask m (see concrete_mask.py) that is drawn anew at every step and, at the end, once and for all.
+
+Concrete task arithmetic: λ = 0.3; Adam on x.
+Concrete AdaMerging, one λ per task or per task and tensor: each meta step sets λ = 0.3, takes one step of Adam on λ at
+rate 1 with the mask held fixed, and then one step of Adam on x, on other images, with that λ held fixed. Afterwards the
+mask is frozen, λ starts again from 0.3, and Adam adapts it as in AdaMerging.
+
+Both published codes take the inner gradient before they set λ = 0.3, so at the λ of the previous meta step, and apply
+it from 0.3 (`stale`). `variant=original`: that, λ clamped to [0, 1], one mask for the inner step and another for the
+outer one, 2000 meta steps; `fusion_bench`: that, no clamp, one mask for both, 1000 meta steps; `fresh`: the original
+with the inner gradient at 0.3. Options that are None have the variant's values.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+from src import checkpoints
+from src.merging.adaptation import Adaptation, Adapting, MergedModel, check_choice, shortening
+from src.merging.base import VISUAL, Merge, Problem, register, scaled
+from src.merging.concrete_mask import FINAL, ConcreteMask, mean_of, rescaled
+
+VARIANTS = {
+    "original": dict(mask_steps=2000, clamp=True, reuse_mask=False, stale=True),
+    "fusion_bench": dict(mask_steps=1000, clamp=False, reuse_mask=True, stale=True),
+    "fresh": dict(mask_steps=2000, clamp=True, reuse_mask=False, stale=False),
+}
+MASK_STEPS, STEPS, LR = 2000, 1000, 1e-3
+MINI = 40  # times shorter on the mini suite
+
+
+@dataclass
+class Concrete(Adapting):
+    """Options of both methods.
+
+    final: the mask of the finished model, see ConcreteMask.final; "mean": accuracies are means over `draws` masks, and
+        λ, where it is learned, is adapted under the first. mask_file: logits that another run kept, in the place of
+        learning them.
+    """
+
+    temperature: float = 0.5
+    initial_logits: float = 0.0
+    mask_steps: int | None = None
+    mask_lr: float | None = None
+    final: str = "seeded"
+    draws: int = 10
+    mask_file: str | None = None
+
+    def mask(self, problem: Problem, model: MergedModel) -> ConcreteMask:
+        """The mask before it is learned, or that of `mask_file`; what is not trained, text-side tensors, has none."""
+        check_choice("final", self.final, FINAL)
+        if self.final == "mean" and self.draws < 2:
+            raise ValueError(f"draws: expected at least 2 for the mean over masks; got {self.draws}")
+        masked = {name: problem.shapes[name] for name in problem.keys if name.startswith(VISUAL)}
+        like = {name: torch.empty(shape, device="meta") for name, shape in masked.items()}
+        where = dict(dtype=problem.dtype, device=model.device)
+        if self.mask_file:
+            kept = checkpoints.load(Path(self.mask_file), like=like, kind="mask logits", model=problem.model)
+            logits = {name: kept[name].to(**where) for name in masked}
+        else:
+            logits = {name: torch.full(shape, self.initial_logits, **where) for name, shape in masked.items()}
+        for x in logits.values():
+            x.requires_grad_()
+        return ConcreteMask(logits, self.temperature, problem.seed or 0)
+
+    def finished(self, problem: Problem, adaptation: Adaptation, lam: torch.Tensor, mask: ConcreteMask) -> Merge:
+        """The Merge of what was learned; it keeps the logits for later runs."""
+        model = adaptation.model
+        first = mask.final(self.final)
+        by_tensor = {name: float(m.mean()) for name, m in first.items()}
+        about = {"final": self.final, "density": mean_of(first), "probability": mask.density(), "by_tensor": by_tensor}
+
+        def keep(chosen) -> dict[str, Any]:
+            path = problem.mask_path(self.name.rpartition("/")[2])
+            header = {"model": problem.model, "mode": problem.mode, "seed": problem.seed}
+            logits = {name: x.detach() for name, x in mask.logits.items()}
+            checkpoints.save(path, logits, header | {"settings": adaptation.settings}, kind="mask logits")
+            return {"mask_file": path}
+
+        merge = scaled(problem, model.vector(lam, fixed(first)), (1.0,))
+        if self.final == "mean":
+            merge = Merge(
+                vector=lambda task, draw: model.vector(lam, fixed(mask.final("mean", int(draw)))),
+                settings=range(self.draws),
+                storage_bits=problem.storage_merged(),
+                draws=self.draws,
+            )
+        merge.finish = keep if problem.mask_path else None
+        merge.adaptation = adaptation.course(about)
+        return merge
+
+
+def fixed(masks: dict[str, torch.Tensor]) -> Callable[[str], torch.Tensor | None]:
+    """name -> its rescaled mask, or None."""
+    whole = {name: rescaled(m) for name, m in masks.items()}
+    return whole.get
+
+
+@register(
+    "concrete_subspace/clip_concrete_task_arithmetic", "clip_concrete_task_arithmetic", "concrete_task_arithmetic"
+)
+@dataclass
+class ConcreteTaskArithmetic(Concrete):
+    def merge(self, problem: Problem) -> Merge:
+        factor = shortening(problem, MINI)
+        steps = 0 if self.mask_file else MASK_STEPS // factor
+        method = self.with_defaults(mask_steps=steps, mask_lr=LR * factor)
+        model = MergedModel(problem, method)
+        mask, lam = method.mask(problem, model), model.coefficients("task")
+        adam = torch.optim.Adam(mask.logits.values(), method.mask_lr)
+        adaptation = Adaptation(model, {"mask": method.mask_steps}, lam, {"mask": adam}, mask.logits)
+
+        def step(index: int) -> dict[str, float]:
+            adam.zero_grad()
+            entropies = model.backward(lam, [index], mask.sample(index))
+            adam.step()
+            return entropies
+
+        adaptation.run("mask", step, lambda: model.vector(lam, fixed(mask.final(method.final))))
+        return method.finished(problem, adaptation, lam, mask)
+
+
+@dataclass
+class ConcreteAdaMerging(Concrete):
+    """inner_lr: of the one step on λ within a meta step; steps, lr: of the adaptation of λ under the frozen mask."""
+
+    granularity: ClassVar[str]
+
+    variant: str = "original"
+    inner_lr: float = 1.0
+    steps: int | None = None
+    lr: float | None = None
+    clamp: bool | None = None
+    reuse_mask: bool | None = None
+    stale: bool | None = None
+
+    def merge(self, problem: Problem) -> Merge:
+        check_choice("variant", self.variant, VARIANTS)
+        own, factor = VARIANTS[self.variant], shortening(problem, MINI)
+        rates = dict(mask_lr=LR * factor, lr=LR * factor)
+        meta_steps = 0 if self.mask_file else own["mask_steps"] // factor
+        method = self.with_defaults(**own | {"mask_steps": meta_steps, "steps": STEPS // factor} | rates)
+        model = MergedModel(problem, method, clamp=method.clamp)
+        mask, lam = method.mask(problem, model), model.coefficients(self.granularity).requires_grad_()
+        inner = torch.optim.Adam([lam], method.inner_lr)
+        outer = torch.optim.Adam(mask.logits.values(), method.mask_lr)
+        last = torch.optim.Adam([lam], method.lr)
+        optimizers = {"inner": inner, "outer": outer, "last": last}
+        phases = {"meta": method.mask_steps, "lambda": method.steps}
+        adaptation = Adaptation(model, phases, lam, optimizers, mask.logits)
+
+        def restart() -> None:
+            with torch.no_grad():
+                lam.fill_(method.coef)
+
+        def meta_step(index: int) -> dict[str, float]:
+            outside = mask.sample(("outer", index))
+            inside = outside if method.reuse_mask else mask.sample(("inner", index))
+            if not method.stale:
+                restart()
+            inner.zero_grad()
+            model.backward(lam, [2 * index], lambda name: detached(inside(name)))
+            restart()
+            inner.step()
+            outer.zero_grad()
+            entropies = model.backward(lam.detach(), [2 * index + 1], outside)
+            outer.step()
+            return entropies
+
+        adaptation.run("meta", meta_step, lambda: model.vector(lam, fixed(mask.final(method.final))))
+        if adaptation.begins("lambda"):
+            restart()
+        frozen = fixed(mask.final(method.final))
+
+        def step(index: int) -> dict[str, float]:
+            last.zero_grad()
+            entropies = model.backward(lam, [2 * method.mask_steps + index], frozen)
+            last.step()
+            return entropies
+
+        adaptation.run("lambda", step, lambda: model.vector(lam, frozen))
+        return method.finished(problem, adaptation, lam, mask)
+
+
+def detached(mask: torch.Tensor | None) -> torch.Tensor | None:
+    return None if mask is None else mask.detach()
+
+
+@register("concrete_subspace/clip_concrete_task_wise_adamerging", "concrete_task_wise_adamerging")
+@dataclass
+class TaskWiseConcreteAdaMerging(ConcreteAdaMerging):
+    granularity: ClassVar[str] = "task"
+
+
+@register("concrete_subspace/clip_concrete_layer_wise_adamerging", "concrete_layer_wise_adamerging")
+@dataclass
+class LayerWiseConcreteAdaMerging(ConcreteAdaMerging):
+    granularity: ClassVar[str] = "layer"

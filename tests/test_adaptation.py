@@ -1,0 +1,627 @@
+"""AdaMerging and Concrete subspace learning against loops written here, on a tower of 100 weights in float64."""
+
+import json
+from argparse import Namespace
+from dataclasses import fields, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call, jvp
+
+import main
+from src import checkpoints, results, store
+from src.datasets.base import Pixels
+from src.linearize import LinearizedModel
+from src.merging import adaptation, base
+from src.merging.adamerging import AdaMerging, AdaMergingPP
+from src.merging.adaptation import Adapting, MergedModel, NonFiniteEntropy, entropy
+from src.merging.base import Problem, load_methods
+from src.merging.concrete import (
+    ConcreteTaskArithmetic,
+    LayerWiseConcreteAdaMerging,
+    TaskWiseConcreteAdaMerging,
+)
+from src.merging.ties import ties_vector
+from src.paths import Paths
+from src.training import chance
+
+TASKS = ("a", "b", "c")
+T = 0.5
+
+
+class Tower(nn.Module):
+    """An image tower with a text-side tensor and an integer buffer, named as open_clip's are."""
+
+    def __init__(self):
+        super().__init__()
+        self.model = nn.Module()
+        self.model.visual = nn.Sequential(nn.Linear(4, 6), nn.GELU(), nn.LayerNorm(6), nn.Linear(6, 5))
+        self.model.logit_scale = nn.Parameter(torch.zeros(()))
+        self.model.register_buffer("position_ids", torch.arange(3))
+
+    def forward(self, images):
+        return self.model.visual(images)
+
+
+def tower(seed: int = 0) -> Tower:
+    torch.manual_seed(seed)
+    return Tower().double().eval().requires_grad_(False)
+
+
+def images(task: str, split: str, batch_size: int, number: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(chance(task, split, number))
+    return torch.randn(batch_size, 4, generator=generator).double()
+
+
+def head(task: str) -> nn.Module:
+    torch.manual_seed(chance(task) % 2**31)
+    return nn.Linear(5, 3).double().requires_grad_(False)
+
+
+def problem(**fields) -> Problem:
+    start = tower().state_dict()
+    ends = {}
+    for place, task in enumerate(TASKS):
+        torch.manual_seed(place + 1)
+        ends[task] = {n: w + 0.3 * torch.randn_like(w) if n.startswith("model.visual") else w for n, w in start.items()}
+    given = dict(model="tiny", seed=3, encoder=tower, images=images, head=head)
+    return Problem(start, ends, **given | fields)
+
+
+def small(method: type, **options) -> Adapting:
+    return method(**dict(batch_size=5, vectors="float64") | options)
+
+
+def flat(named) -> torch.Tensor:
+    return torch.cat([named[name].detach().flatten() for name in sorted(named)])
+
+
+# ---- the objective and its gradient
+
+
+def written_out(given: Problem, lam, masks, numbers, clamp: bool = False) -> torch.Tensor:
+    """Σ_t Σ_batches mean entropy as one graph over λ (tasks, layers or 1) and the rescaled masks {name: m}."""
+    model, loss = given.encoder(), 0.0
+    columns = lam.clamp(0, 1) if clamp else lam
+    theta = {}
+    for place, name in enumerate(given.keys):
+        theta[name] = given.pretrained[name]
+        for t, task in enumerate(given.tasks):
+            column = columns[t, place if lam.shape[1] > 1 else 0]
+            theta[name] = theta[name] + column * masks.get(name, 1.0) * given.tensor(task, name)
+    for task in given.tasks:
+        for number in numbers:
+            p = torch.softmax(given.head(task)(functional_call(model, theta, (images(task, "test", 5, number),))), 1)
+            loss = loss - (p * p.log()).sum(1).mean()
+    return loss
+
+
+def test_entropy_and_its_gradient_are_the_explicit_formula():
+    logits = torch.randn(7, 4).double().requires_grad_()
+    p = logits.exp() / logits.exp().sum(1, keepdim=True)
+    expected = -(p * torch.log(p)).sum() / 7
+    torch.testing.assert_close(entropy(logits), expected)
+    ours, theirs = (torch.autograd.grad(loss, logits)[0] for loss in (entropy(logits), expected))
+    torch.testing.assert_close(ours, theirs)
+    by_hand = -p * (p.log() + (-(p * p.log()).sum(1, keepdim=True))) / 7
+    torch.testing.assert_close(ours, by_hand)
+
+
+@pytest.mark.parametrize("granularity", ["task", "layer"])
+@pytest.mark.parametrize("clamp", [False, True])
+@pytest.mark.parametrize("pass_size", [1, 10, 1000])
+def test_the_gradient_in_two_steps_is_that_of_the_whole_graph(granularity, clamp, pass_size):
+    given = problem()
+    model = MergedModel(given, small(AdaMerging, pass_size=pass_size), clamp)
+    lam = (model.coefficients(granularity) + 0.5 * torch.randn(3, 1).double()).requires_grad_()  # some beyond [0, 1]
+    x = {name: torch.randn(shape).double().requires_grad_() for name, shape in given.shapes.items()}
+    found = model.backward(lam, [0, 1], lambda name: x[name].sigmoid())
+    loss = written_out(given, lam, {name: v.sigmoid() for name, v in x.items()}, [0, 1], clamp)
+    assert sum(found.values()) * 2 == pytest.approx(loss.item())
+    expected = torch.autograd.grad(loss, [lam, *x.values()])
+    torch.testing.assert_close(lam.grad, expected[0])
+    for value, gradient in zip(x.values(), expected[1:]):
+        torch.testing.assert_close(value.grad, gradient)
+
+
+def test_task_wise_is_layer_wise_with_tied_coefficients():
+    given = problem()
+    model = MergedModel(given, small(AdaMerging))
+    task, layer = (model.coefficients(word).requires_grad_() for word in ("task", "layer"))
+    assert model.backward(task, [0]) == pytest.approx(model.backward(layer, [0]))
+    torch.testing.assert_close(task.grad, layer.grad.sum(1, keepdim=True))
+
+
+def test_on_a_tangent_model_it_is_the_entropy_of_the_linear_features():
+    given = problem(mode="linear", encoder=lambda: LinearizedModel(tower()))
+    model = MergedModel(given, small(AdaMerging))
+    lam = model.coefficients("layer").requires_grad_()
+    found = model.backward(lam, [0])
+    start = {name: given.pretrained[name] for name in given.keys}
+
+    def loss(lam):
+        total, towered = 0.0, tower()
+        update = {
+            name: sum(lam[t, place] * given.tensor(task, name) for t, task in enumerate(TASKS))
+            for place, name in enumerate(given.keys)
+        }
+        for task in TASKS:
+            batch = images(task, "test", 5, 0)
+            f0, slope = jvp(lambda p, x=batch: functional_call(towered, p, (x,)), (start,), (update,))
+            total = total + entropy(head(task)(f0 + slope))
+        return total
+
+    explicit = lam.detach().clone().requires_grad_()
+    expected = loss(explicit)
+    assert sum(found.values()) == pytest.approx(expected.item())
+    torch.testing.assert_close(lam.grad, torch.autograd.grad(expected, explicit)[0])
+
+
+# ---- steps written by hand
+
+
+class Adam:
+    """Kingma & Ba, 2015, algorithm 1."""
+
+    def __init__(self, rate: float):
+        self.rate, self.t, self.m, self.v = rate, 0, 0.0, 0.0
+
+    def step(self, value: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+        self.t += 1
+        self.m, self.v = 0.9 * self.m + 0.1 * gradient, 0.999 * self.v + 0.001 * gradient**2
+        m, v = self.m / (1 - 0.9**self.t), self.v / (1 - 0.999**self.t)
+        return (value - self.rate * m / (v.sqrt() + 1e-8)).detach()
+
+
+def drawn(x: dict[str, torch.Tensor], draw) -> dict[str, torch.Tensor]:
+    """Rescaled masks by the seed's formula, of the uniform numbers that this draw means."""
+    masks = {}
+    for name, logits in x.items():
+        generator = torch.Generator().manual_seed(chance(3, "mask", draw, name))
+        u = torch.rand(logits.shape, generator=generator, dtype=torch.float64)
+        sigma = 1 / (1 + torch.exp(-logits))
+        m = 1 / (1 + torch.exp(-(torch.log(u / (1 - u)) + torch.log(sigma / (1 - sigma))) / T))
+        masks[name] = m / m.mean()
+    return masks
+
+
+def merged(given: Problem, lam: torch.Tensor, masks, clamp: bool = False) -> torch.Tensor:
+    columns = lam.clamp(0, 1) if clamp else lam
+    update = {
+        name: masks.get(name, 1.0)
+        * sum(columns[t, place if lam.shape[1] > 1 else 0] * given.tensor(task, name) for t, task in enumerate(TASKS))
+        for place, name in enumerate(given.keys)
+    }
+    return flat(update)
+
+
+def test_concrete_task_arithmetic_is_the_loop_written_by_hand():
+    given, adam = problem(), {name: Adam(0.1) for name in problem().keys}
+    lam = torch.full((3, 1), 0.3).double()
+    x = {name: torch.full(shape, 0.2).double() for name, shape in given.shapes.items()}
+    for step in range(3):
+        x = {name: value.requires_grad_() for name, value in x.items()}
+        loss = written_out(given, lam, drawn(x, step), [step])
+        gradients = torch.autograd.grad(loss, list(x.values()))
+        x = {name: adam[name].step(x[name], g) for name, g in zip(x, gradients)}
+    method = small(ConcreteTaskArithmetic, mask_steps=3, mask_lr=0.1, initial_logits=0.2)
+    found = method.merge(given)
+    expected = merged(given, lam, drawn(x, ("final", 0)))
+    torch.testing.assert_close(flat(found.vector("a", 1.0).vector), expected)
+    assert found.settings == (1.0,) and not found.per_task
+
+
+VARIANTS = {  # clamp, one mask for both steps, inner gradient at the λ of the step before
+    "original": (True, False, True),
+    "fusion_bench": (False, True, True),
+    "fresh": (True, False, False),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("method", [TaskWiseConcreteAdaMerging, LayerWiseConcreteAdaMerging])
+def test_concrete_adamerging_is_the_loop_written_by_hand(method, variant):
+    given, (clamp, one_mask, stale) = problem(), VARIANTS[variant]
+    layers = len(given.keys) if method.granularity == "layer" else 1
+    start = torch.full((3, layers), 0.3).double()
+    lam, x = start.clone(), {name: torch.zeros(shape).double() for name, shape in given.shapes.items()}
+    inner, outer, last = Adam(1.0), {name: Adam(0.1) for name in x}, Adam(0.05)
+    for step in range(3):
+        fixed = drawn(x, ("outer" if one_mask else "inner", step))
+        point = (lam if stale else start).clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(written_out(given, point, fixed, [2 * step], clamp), point)
+        lam = inner.step(start, gradient)
+        x = {name: value.requires_grad_() for name, value in x.items()}
+        loss = written_out(given, lam, drawn(x, ("outer", step)), [2 * step + 1], clamp)
+        gradients = torch.autograd.grad(loss, list(x.values()))
+        x = {name: outer[name].step(x[name], g) for name, g in zip(x, gradients)}
+    frozen, lam = drawn(x, ("final", 0)), start.clone()
+    for step in range(2):
+        lam.requires_grad_()
+        (gradient,) = torch.autograd.grad(written_out(given, lam, frozen, [6 + step], clamp), lam)
+        lam = last.step(lam, gradient)
+    options = dict(variant=variant, mask_steps=3, mask_lr=0.1, steps=2, lr=0.05)
+    found = small(method, **options).merge(given)
+    torch.testing.assert_close(flat(found.vector("a", 1.0).vector), merged(given, lam, frozen, clamp))
+    assert found.adaptation["phases"] == [{"name": "meta", "steps": 3}, {"name": "lambda", "steps": 2}]
+    values = torch.tensor(found.adaptation["lambda"]["values"]).double()
+    torch.testing.assert_close(values, lam.clamp(0, 1) if clamp else lam, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("variant, batches, clamp", [("original", 2, True), ("fusion_bench", 1, False)])
+@pytest.mark.parametrize("granularity", ["task", "layer"])
+def test_adamerging_is_the_loop_written_by_hand(variant, batches, clamp, granularity):
+    given, adam = problem(), Adam(0.2)
+    lam = torch.full((3, len(given.keys) if granularity == "layer" else 1), 0.3).double()
+    for step in range(4):
+        lam.requires_grad_()
+        numbers = range(step * batches, (step + 1) * batches)
+        lam = adam.step(lam, torch.autograd.grad(written_out(given, lam, {}, numbers, clamp), lam)[0])
+    found = small(AdaMerging, variant=variant, granularity=granularity, steps=4, lr=0.2).merge(given)
+    torch.testing.assert_close(flat(found.vector("a", 1.0).vector), merged(given, lam, {}, clamp))
+    course = found.adaptation["entropy"]
+    assert course["step"] == [0, 1, 2, 3] and set(course["tasks"]) == set(TASKS)
+
+
+def test_the_plus_plus_vectors_are_what_ties_merges():
+    given = problem()
+    for k in (20.0, 55.0, 100.0):
+        found = dict(AdaMergingPP(k=k).task_vectors(given))
+        torch.testing.assert_close(
+            flat({name: tau.sum(0) for name, tau in found.items()}), flat(ties_vector(given, k, "sum").vector)
+        )
+
+
+# ---- options
+
+
+def test_variants_have_the_published_settings_and_options_override_them():
+    load_methods()
+    steps = {"adamerging": {"lambda": 500}, "concrete_task_arithmetic": {"mask": 2000}}
+    steps["concrete_layer_wise_adamerging"] = {"meta": 2000, "lambda": 1000}
+    tiny = problem(images=lambda task, split, batch_size, number: images(task, split, 1, number))
+    for name, phases in steps.items():
+        stopped = problem(images=lambda *a: torch.full((1, 4), float("nan")).double())
+        with pytest.raises(NonFiniteEntropy, match=f"step 0 of {next(iter(phases.values()))} "):
+            small(base.METHODS[name]).merge(stopped)
+    found = small(AdaMerging, steps=1, clamp=False).merge(tiny).adaptation["settings"]
+    assert (found["batches"], found["clamp"], found["lr"], found["coef"]) == (2, False, 1e-3, 0.3)
+    shorter = small(AdaMerging, batch_size=1).merge(replace(tiny, suite="mini")).adaptation["settings"]
+    assert (shorter["steps"], shorter["lr"]) == (25, 0.02)
+
+
+def test_spellings_of_a_method_are_one_method():
+    load_methods()
+    long, short = "concrete_subspace/clip_concrete_", "concrete_"
+    for word in ("task_arithmetic", "task_wise_adamerging", "layer_wise_adamerging"):
+        assert base.METHODS[long + word] is base.METHODS[short + word]
+        assert base.METHODS[short + word].name == long + word
+    assert base.METHODS["adamerging++"].name == "adamerging_pp"
+
+
+@pytest.mark.parametrize("vectors", ["float16", "bfloat16"])
+def test_vectors_in_half_precision_give_nearly_the_same(vectors):
+    given = problem()
+    whole, half = (
+        small(AdaMerging, steps=2, lr=0.01, vectors=v).merge(given).vector("a", 1.0) for v in ("float64", vectors)
+    )
+    assert (whole - half).norm() < 0.01 * whole.norm()
+
+
+def test_what_is_not_trained_is_merged_without_a_mask():
+    given = problem(scope="published")
+    assert "model.logit_scale" in given.keys and "model.position_ids" not in given.keys
+    moved = {task: dict(weights) for task, weights in given.finetuned.items()}
+    for weights in moved.values():
+        weights["model.logit_scale"] = torch.ones(()).double()
+    found = small(ConcreteTaskArithmetic, mask_steps=2, initial_logits=-1.0).merge(replace(given, finetuned=moved))
+    assert float(found.vector("a", 1.0)["model.logit_scale"]) == pytest.approx(0.9)
+    assert "model.logit_scale" not in found.adaptation["mask"]["by_tensor"]
+
+
+def test_the_mean_over_draws_is_one_vector_for_each_draw():
+    given = problem()
+    found = small(ConcreteTaskArithmetic, mask_steps=1, final="mean", draws=3).merge(given)
+    one = small(ConcreteTaskArithmetic, mask_steps=1).merge(given)
+    assert found.draws == 3 == len(found.settings)
+    vectors = [flat(found.vector("a", draw).vector) for draw in found.settings]
+    assert torch.equal(vectors[0], flat(one.vector("a", 1.0).vector))
+    assert not torch.equal(vectors[1], vectors[2])
+
+
+def test_kept_logits_take_the_place_of_learning(tmp_path):
+    given = problem(mask_path=lambda name: tmp_path / f"{name}.safetensors")
+    made = small(ConcreteTaskArithmetic, mask_steps=3, mask_lr=0.1).merge(given)
+    file = made.finish({})["mask_file"]
+    again = small(ConcreteTaskArithmetic, mask_file=str(file)).merge(given)
+    assert torch.equal(flat(again.vector("a", 1.0).vector), flat(made.vector("a", 1.0).vector))
+    assert again.adaptation["steps"] == {"mask": 0}
+    adapted = small(TaskWiseConcreteAdaMerging, mask_file=str(file), steps=1).merge(given)
+    assert adapted.adaptation["steps"] == {"meta": 0, "lambda": 1}
+    with pytest.raises(checkpoints.CheckpointError, match="large"):
+        small(ConcreteTaskArithmetic, mask_file=str(file)).merge(replace(given, model="large"))
+
+
+@pytest.mark.parametrize(
+    "method, options, message",
+    [
+        (AdaMerging, dict(granularity="layers"), "granularity: expected one of task, layer; got 'layers'"),
+        (AdaMerging, dict(variant="fresh"), "variant: expected one of original, fusion_bench"),
+        (AdaMerging, dict(adapt_on="train"), "adapt_on: expected one of test, val; got 'train'"),
+        (AdaMerging, dict(batch_size=0), "at least 1 image"),
+        (ConcreteTaskArithmetic, dict(temperature=0.0), "temperature above 0; got 0.0"),
+        (ConcreteTaskArithmetic, dict(final="best"), "final: expected one of seeded"),
+        (ConcreteTaskArithmetic, dict(final="mean", draws=1), "at least 2"),
+        (TaskWiseConcreteAdaMerging, dict(variant="newer"), "original, fusion_bench, fresh"),
+    ],
+)
+def test_wrong_options_say_what_exists(method, options, message):
+    with pytest.raises(ValueError, match=message):
+        small(method, **options).merge(problem())
+
+
+@pytest.mark.parametrize("part", ["images", "head", "encoder"])
+@pytest.mark.parametrize("method", [AdaMerging, ConcreteTaskArithmetic])
+def test_a_problem_without_images_heads_or_model_is_refused_by_name(part, method):
+    with pytest.raises(ValueError, match=f"adapts to unlabelled images; the problem comes without {part}"):
+        small(method).merge(problem(**{part: None}))
+
+
+# ---- protocol, resuming, watching
+
+METHODS = [
+    small(ConcreteTaskArithmetic, mask_steps=6, mask_lr=0.1),
+    small(LayerWiseConcreteAdaMerging, mask_steps=4, steps=4, mask_lr=0.1, lr=0.1),
+    small(AdaMerging, steps=7, lr=0.1),
+]
+
+
+@pytest.mark.parametrize("adapt_on", ["test", "val"])
+def test_only_the_named_split_is_asked_for(adapt_on):
+    asked = set()
+
+    def remembered(task, split, batch_size, number):
+        asked.add(split)
+        return images(task, split, batch_size, number)
+
+    for method in METHODS:
+        found = replace(method, adapt_on=adapt_on).merge(problem(images=remembered))
+        assert found.adaptation["adapt_on"] == adapt_on
+    assert asked == {adapt_on}
+
+
+def test_nothing_that_a_problem_offers_gives_labels():
+    """Images come as one tensor, the watch returns nothing, and no field is named for labels or accuracies."""
+    assert isinstance(images("a", "test", 5, 0), torch.Tensor)
+    assert not [f.name for f in fields(Problem) if any(word in f.name for word in ("label", "accuracy", "loader"))]
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: type(method).__name__)
+@pytest.mark.parametrize("killed_at", [1, 3, 5])
+def test_a_killed_run_goes_on_and_ends_bit_for_bit_the_same(tmp_path, method, killed_at):
+    watched = []
+
+    def watch(step, phase, vector):
+        watched.append((step, phase, flat(vector().vector)))
+
+    whole = method.merge(problem(watch=watch))
+    uninterrupted, watched = watched, []
+    steps = []
+
+    def log(values, step):
+        if step == killed_at and step not in steps:
+            steps.append(step)
+            raise Killed
+        steps.append(step)
+
+    kept = problem(state=tmp_path / "kept.state", save_every=2, watch=watch, log=log)
+    with pytest.raises(Killed):
+        method.merge(kept)
+    assert kept.state.is_file() == (killed_at > 2)
+    again = method.merge(kept)
+    assert torch.equal(flat(again.vector("a", 1.0).vector), flat(whole.vector("a", 1.0).vector))
+    assert again.adaptation == whole.adaptation
+    seen = {(step, phase): vector for step, phase, vector in watched}
+    assert all(torch.equal(seen[step, phase], vector) for step, phase, vector in uninterrupted)
+    assert kept.state.is_file(), "the state is removed by the framework, when the result is written"
+    finished = method.merge(kept)  # killed between the last step and the result
+    assert finished.adaptation == whole.adaptation
+    json.dumps(whole.adaptation)
+
+
+def test_the_state_of_another_run_is_refused_with_what_differs(tmp_path):
+    kept = problem(state=tmp_path / "kept.state", save_every=1)
+    small(AdaMerging, steps=2, lr=0.1).merge(kept)
+    with pytest.raises(checkpoints.CheckpointError, match=r"lr 0.1 \(now 0.2\).* start anew with overwrite=True"):
+        small(AdaMerging, steps=2, lr=0.2).merge(kept)
+    with pytest.raises(checkpoints.CheckpointError, match=r"phases {'lambda': 2} \(now {'lambda': 3}\)"):
+        small(AdaMerging, steps=3, lr=0.1).merge(kept)
+    moved = {
+        task: {n: 2 * w if w.is_floating_point() else w for n, w in ws.items()} for task, ws in kept.finetuned.items()
+    }
+    with pytest.raises(checkpoints.CheckpointError, match="norms of the task vectors"):
+        small(AdaMerging, steps=2, lr=0.1).merge(replace(kept, finetuned=moved))
+
+
+def test_an_entropy_that_is_no_number_stops_and_keeps_the_last_good_state(tmp_path):
+    def broken(task, split, batch_size, number):
+        return images(task, split, batch_size, number) * (float("nan") if number == 5 else 1)
+
+    method = small(ConcreteTaskArithmetic, mask_steps=8)
+    given = problem(state=tmp_path / "kept.state", save_every=2)
+    with pytest.raises(NonFiniteEntropy) as stopped:
+        method.merge(replace(given, images=broken))
+    for told in ("step 5 of 8", "last good state is kept in", "kept.state", "Go on from it with: python"):
+        assert told in str(stopped.value)
+    assert checkpoints.header(given.state)["step"] == 4
+    assert torch.equal(
+        flat(method.merge(given).vector("a", 1.0).vector), flat(method.merge(problem()).vector("a", 1.0).vector)
+    )
+
+
+def test_a_long_course_is_recorded_in_a_limited_number_of_points(monkeypatch):
+    monkeypatch.setattr(adaptation, "KEPT", 20)
+    course = small(AdaMerging, steps=41, batches=1, granularity="task").merge(problem()).adaptation
+    assert course["entropy"]["step"] == list(range(0, 41, 3))
+    assert len(course["lambda_curve"]["tasks"]["b"]) == 14
+    assert course["lambda"]["layers"] is None and len(course["lambda"]["values"]) == 3
+
+
+def test_the_mask_is_recorded_by_tensor():
+    found = small(ConcreteTaskArithmetic, mask_steps=1, final="expected", initial_logits=1.0).merge(problem())
+    about = found.adaptation["mask"]
+    assert about["final"] == "expected" and set(about["by_tensor"]) == set(problem().keys)
+    assert about["density"] == pytest.approx(about["probability"]) == pytest.approx(0.731, abs=0.001)
+
+
+# ---- the framework's side: images, watching, draws, unseen tasks, the command line
+
+PAIR = ("digits", "signs")
+
+
+@pytest.fixture
+def place(parsed, monkeypatch):
+    """Checkpoints near θ0 of three tasks, accuracies that normalise, 30 images a split; returns main's overrides."""
+    whole = main.data.evaluation_pixels
+
+    def few(*which):
+        return Pixels(whole(*which).pixels[:30], whole(*which).labels[:30])
+
+    monkeypatch.setattr(main.data, "evaluation_pixels", few)
+    args = parsed("--tasks", *PAIR, "letters")
+    start = dict(store.pretrained(args))
+    for number, task in enumerate(args.tasks):
+        torch.manual_seed(number)
+        moved = {n: w + 0.02 * torch.randn_like(w) if n.startswith("model.visual") else w for n, w in start.items()}
+        header = dict(model=args.model, task=task, mode="standard", seed=0)
+        checkpoints.save(Paths.of(args).checkpoint(task, "standard"), moved, header)
+    for mode in ("none", "standard", "posthoc"):
+        record = {task + suffix: 0.5 for task in args.tasks for suffix in ("", "Val")}
+        results.write(Paths.of(args).single_task(mode), record, args)
+    places = {key: getattr(args, key) for key in ("save", "results", "cache_dir")}
+    return ["seed=0", "jobs=1", "device=cpu", *(f"{key}={value}" for key, value in places.items())]
+
+
+def result_of(place: list[str], name: str) -> dict:
+    folder = next(flag.removeprefix("results=") for flag in place if flag.startswith("results="))
+    return json.loads((Path(folder) / "mini/ViT-Mini/seed_0" / f"{name}.json").read_text())
+
+
+def result_name(method: str, mode: str = "standard", tasks: tuple[str, ...] = PAIR) -> str:
+    return f"merging/{main.tasks_name(Namespace(tasks=tasks, suite='mini'), {})}/{mode}-visual/{method}"
+
+
+def test_batches_are_functions_of_their_number_and_cover_every_image_without_its_label(parsed, monkeypatch):
+    args = parsed("--tasks", *PAIR)
+
+    class WithoutLabels:
+        pixels = np.arange(10, dtype=np.uint8)[:, None, None, None] * np.ones((1, 32, 32, 3), np.uint8)
+
+    monkeypatch.setattr(main.data, "evaluation_pixels", lambda *which: WithoutLabels)
+    first = [main.unlabelled(args, "digits", "test", 4, number) for number in range(6)]
+    assert [len(batch) for batch in first] == [4, 4, 2, 4, 4, 2]
+    for epoch in (first[:3], first[3:]):
+        values = torch.cat(epoch)[:, 0, 0, 0]
+        assert len(set(values.tolist())) == 10
+    assert torch.equal(main.unlabelled(args, "digits", "test", 4, 4), first[4])
+    assert not torch.equal(first[0], first[3])
+    assert not torch.equal(first[0], main.unlabelled(args, "digits", "val", 4, 0))
+
+
+def test_a_killed_command_goes_on_and_writes_the_same_result(place, monkeypatch):
+    options = ["tasks=[digits,signs]", "method=concrete_layer_wise_adamerging", "method.mask_steps=2", "method.steps=2"]
+    command = [*place, *options, "method.batch_size=4", "save_every=1", "eval_every=2"]
+    name = result_name("concrete_subspace/clip_concrete_layer_wise_adamerging_batch_size=4_mask_steps=2_steps=2")
+    main.main(command)
+    whole = result_of(place, name)
+    state = Path(command[3].removeprefix("save=")) / f"mini/ViT-Mini/seed_0/adaptation/{name}.state"
+    assert not list(state.parent.glob("*")), "the state goes when the result is there"
+
+    make, count = main.data.batch_of, []
+
+    def killing(*which):
+        count.append(1)
+        if len(count) == 17:  # in the last step
+            raise Killed
+        return make(*which)
+
+    monkeypatch.setattr(main.data, "batch_of", killing)
+    with pytest.raises(Killed):
+        main.main([*command, "overwrite=True"])
+    assert state.is_file()
+    monkeypatch.setattr(main.data, "batch_of", make)
+    main.main(command)  # the old result is there, but so is a state: it goes on
+    again = result_of(place, name)
+    for record in (whole, again):
+        del record["provenance"]
+    assert again == whole
+    assert not state.is_file()
+    watched = whole["adaptation"]["watched"]
+    assert watched["split"] == "val" and watched["step"] == [0, 2, 2, 4]
+    assert watched["phase"] == ["meta", "meta", "lambda", "lambda"]
+    assert watched["accuracy"]["digits"][-1] == whole["val"]["accuracy"]["digits"][0]
+    assert whole["report"]["signs"] == {
+        "accuracy": whole["test"]["accuracy"]["signs"],
+        "loss": whole["test"]["loss"]["signs"],
+    }
+    assert whole["report"]["average"]["accuracy"] == whole["test"]["mean_accuracy"]
+    assert Path(whole["info"]["mask_file"]).is_file()
+
+
+def test_tangent_vectors_adapt_and_draws_are_averaged(place):
+    options = ["tasks=[digits,signs]", "finetuning_mode=posthoc", "method=concrete_task_arithmetic", "eval_every=0"]
+    options += ["method.mask_steps=1", "method.batch_size=4", "method.final=mean", "method.draws=2"]
+    main.main([*place, *options])
+    label = "concrete_subspace/clip_concrete_task_arithmetic_batch_size=4_mask_steps=1_final=mean_draws=2"
+    record = result_of(place, result_name(label, "posthoc"))
+    draws = record["draws"]
+    assert draws["n"] == 2 and record["adaptation"]["watched"] is None
+    assert record["test"]["accuracy"]["signs"] == pytest.approx(sum(draws["accuracy"]["signs"]) / 2)
+    assert draws["sd"] == pytest.approx(abs(draws["mean_accuracy"][0] - draws["mean_accuracy"][1]) / 2**0.5)
+    assert len(record["val"]["accuracy"]["signs"]) == len(record["settings"]) == 1
+
+
+def test_unseen_tasks_are_scored_with_the_merged_model(place):
+    common = [*place, "tasks=[digits,signs]", "unseen=[letters]"]
+    main.main([*common, "method=sum", "method.alphas=[0.5]"])
+    record = result_of(place, result_name("sum_alphas=-0.5-_unseen=letters"))
+    unseen = record["unseen"]
+    assert unseen["tasks"] == ["letters"] and set(unseen["accuracy"]) == {"letters"}
+    assert unseen["normalised"]["letters"] == pytest.approx(unseen["accuracy"]["letters"] / 0.5)
+    assert unseen["zeroshot"]["accuracy"] == {"letters": 0.5} and set(record["test"]["accuracy"]) == set(PAIR)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["tasks=[digits,land]", "method=adamerging"], "finetune.py --model=ViT-Mini --tasks=land"),
+        (["tasks=[digits]", "unseen=[letters]", "method=mag_masking"], "a model for each merged task, and none for"),
+        (["tasks=[digits,signs]", "unseen=[digits]"], "digits is merged"),
+        (["tasks=[digits,signs]", "unseen=[leters]"], "did you mean letters"),
+        (["tasks=[digits]", "method=concrete_task_arithmetic", "method.temperature=0"], "temperature above 0; got 0.0"),
+        (["tasks=[digits]", "method=adamerging", "method.adapt_on=train"], "adapt_on: expected one of test, val"),
+    ],
+)
+def test_what_cannot_be_done_is_told_in_a_line(place, capsys, options, message):
+    with pytest.raises(SystemExit):
+        main.main([*place, *options])
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "method",
+    ["adamerging_pp", "clip_concrete_task_arithmetic", "concrete_subspace/clip_concrete_task_wise_adamerging"],
+)
+def test_every_spelling_is_known_to_the_command_line(place, method, capsys):
+    flags = ["method.adapt_on=val", "method.batch_size=2", "eval_every=0", "save_every=0"]
+    steps = ["method.steps=1"] if "ada" in method else []
+    steps += ["method.mask_steps=1"] if "concrete" in method else []
+    main.main([*place, "tasks=[digits,signs]", f"method={method}", *flags, *steps])
+    assert "% absolute" in capsys.readouterr().out
