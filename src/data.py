@@ -6,9 +6,9 @@ from functools import lru_cache, partial
 import numpy as np
 import torch
 
-from .datasets import registry
+from .datasets import corruptions, registry
 from .datasets.base import Examples, Pixels
-from .datasets.cache import cached
+from .datasets.cache import cached, without_corrupt
 from .paths import Paths
 
 
@@ -21,6 +21,22 @@ def examples(args, dataset: str, split: str) -> Examples:
 def _examples(paths: Paths, dataset: str, split: str) -> Examples:
     row = registry.get(dataset)
     return row.load(split, paths.cache if row.suite == "mini" else paths.data, paths.seed)
+
+
+@lru_cache(maxsize=64)
+def _decodable(paths: Paths, dataset: str, split: str, skip_corrupt: bool) -> Examples:
+    return without_corrupt(_examples(paths, dataset, split), dataset, split, skip_corrupt)
+
+
+def training_examples(args, dataset: str) -> Examples:
+    """What to fine-tune on. With `--skip-corrupt` all of it is decoded once, to leave out what cannot be."""
+    found = examples(args, dataset, "train")
+    return _decodable(Paths.of(args), dataset, "train", True) if args.skip_corrupt else found
+
+
+def require_decodable(args, dataset: str, split: str) -> None:
+    """Raise DataError that names and counts the images which cannot be decoded."""
+    _decodable(Paths.of(args), dataset, split, False)
 
 
 @lru_cache(maxsize=64)
@@ -42,16 +58,36 @@ def evaluation_pixels(args, dataset: str, split: str, side: int) -> Pixels:
     """Every image of a split, resized and cropped at the centre, uint8 (n, side, side, 3), with its labels.
 
     Raises datasets.examples.DataError, which names and counts them, for images that cannot be decoded, unless
-    `--skip-corrupt` leaves them out.
+    `--skip-corrupt` leaves them out. With `--corruption` those of test are corrupted.
     """
-    return _decoded(Paths.of(args), dataset, split, side, getattr(args, "skip_corrupt", False))
+    which = (Paths.of(args), dataset, split, side, getattr(args, "skip_corrupt", False))
+    if split == corruptions.SPLIT and getattr(args, "corruption", None):
+        return _corrupted(*which, args.corruption, args.severity)
+    return _decoded(*which)
 
 
-def evaluation_batches(args, encoder, dataset: str, split: str) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """(images, labels) in order: normalised float (n, 3, H, W) and int64 (n,), on `args.device`."""
+@lru_cache(maxsize=16)
+def _corrupted(
+    paths: Paths, dataset: str, split: str, side: int, skip_corrupt: bool, name: str, severity: int
+) -> Pixels:
+    """Small sets, which are held in memory, are corrupted once; those on disk whenever they are read."""
+    found = _decoded(paths, dataset, split, side, skip_corrupt)
+    pixels = corruptions.CorruptedPixels(found.pixels, dataset, name, severity)
+    return Pixels(pixels if isinstance(found.pixels, np.memmap) else pixels[:], found.labels)
+
+
+def evaluation_batches(
+    args, encoder, dataset: str, split: str, share: tuple[int, int] = (0, 1)
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """(images, labels) in order: normalised float (n, 3, H, W) and int64 (n,), on `args.device`.
+
+    share: (which, of how many) equal parts of the split; where there are fewer images than parts, some are empty.
+    """
     found = evaluation_pixels(args, dataset, split, encoder.image_size)
-    for start in range(0, len(found), args.eval_batch_size):
-        part = slice(start, start + args.eval_batch_size)
+    which, of = share
+    first, stop = (len(found) * part // of for part in (which, which + 1))
+    for start in range(first, stop, args.eval_batch_size):
+        part = slice(start, min(start + args.eval_batch_size, stop))
         yield batch_of(found.pixels[part], encoder, args.device), torch.from_numpy(found.labels[part]).to(args.device)
 
 

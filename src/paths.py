@@ -6,6 +6,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PUBLISHED = ROOT / "src" / "reporting" / "published.csv"
+CORRUPTED = "corrupted"  # folder of results on corrupted test images, beside those on clean ones
 
 # The file names of single-task results, as published.
 SINGLE_TASK = {
@@ -32,16 +33,23 @@ class Paths:
     results: Path
     cache: Path
     data: Path
+    corruption: str = ""  # of the test images that results are of: name_severity
 
     @classmethod
     def of(cls, args: Namespace) -> "Paths":
-        """From parsed flags: `--save`, `--results`, `--cache-dir`, `--data-location`."""
+        """From parsed flags: `--save`, `--results`, `--cache-dir`, `--data-location`, `--corruption`, `--severity`."""
         places = (args.save, args.results, args.cache_dir, args.data_location)
-        return cls(args.suite, args.model, args.seed, *map(from_root, places))
+        corruption = f"{args.corruption}_{args.severity}" if getattr(args, "corruption", None) else ""
+        return cls(args.suite, args.model, args.seed, *map(from_root, places), corruption)
 
     @property
     def _run(self) -> Path:
         return Path(self.suite) / self.model / f"seed_{self.seed}"
+
+    @property
+    def _seen(self) -> Path:
+        """What depends on test images lies apart where they are corrupted."""
+        return self._run / CORRUPTED / self.corruption if self.corruption else self._run
 
     def pretrained(self) -> Path:
         """θ0."""
@@ -60,18 +68,22 @@ class Paths:
         return self.save / self.suite / self.model.removesuffix("__init__") / "heads" / f"{dataset}.safetensors"
 
     def masks(self, name: str) -> Path:
-        return self.save / self._run / "masks" / f"{name}.safetensors"
+        return self.save / self._seen / "masks" / f"{name}.safetensors"
 
     def adaptation_state(self, name: str) -> Path:
         """What an unfinished test-time adaptation goes on from."""
-        return self.save / self._run / "adaptation" / f"{name}.state"
+        return self.save / self._seen / "adaptation" / f"{name}.state"
 
     def images(self) -> Path:
         """Decoded images of the real data sets, shared by all models of one input size."""
         return self.cache / "images"
 
     def result(self, name: str) -> Path:
-        return self.results / self._run / f"{name}.json"
+        return self.results / self._seen / f"{name}.json"
+
+    def corruptions(self) -> list[str]:
+        """Those that have results."""
+        return sorted(folder.name for folder in (self.results / self._run / CORRUPTED).glob("*"))
 
     def single_task(self, mode: str) -> Path:
         """`mode` is "none", "standard", "linear" or "posthoc"."""

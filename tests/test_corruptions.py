@@ -1,0 +1,137 @@
+"""Corruptions of test images: what they do to pixels, whose images they reach, and where results on them lie."""
+
+import numpy as np
+import pytest
+
+import eval_single_task
+from src import data, results
+from src.datasets.corruptions import CORRUPTIONS, SEVERITIES, CorruptedPixels, corrupt
+from src.evaluation import Denominators
+from src.paths import Paths
+from src.reporting.gather import Runs
+
+NAMES = list(CORRUPTIONS)
+
+
+@pytest.fixture(scope="module")
+def images() -> np.ndarray:
+    """uint8 (24, 32, 32, 3): smooth shades with an edge, none near black or white."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:32, :32] / 31
+    slopes, edges = rng.uniform(-60, 60, (24, 2, 1, 1, 3)), rng.uniform(0.2, 0.8, (24, 1, 1, 1))
+    shades = 128 + slopes[:, 0] * x[..., None] + slopes[:, 1] * np.sin(9 * y)[..., None]
+    return np.clip(shades + 50 * (x[None, ..., None] > edges), 20, 235).astype(np.uint8)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("side", [32, 224])
+def test_shape_type_and_determinism(images, name, side):
+    pixels = images[:2].repeat(side // 32, 1).repeat(side // 32, 2)
+    before = pixels.copy()
+    first = corrupt(pixels, name, 3, [1, 2])
+    assert first.shape == pixels.shape and first.dtype == np.uint8
+    assert (first != pixels).any((1, 2, 3)).all() and (pixels == before).all()
+    assert (corrupt(pixels[::-1], name, 3, [2, 1])[::-1] == first).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_severity_moves_images_away(images, name):
+    clean = images.astype(float)
+    severities = [corrupt(images, name, severity, range(24)).astype(float) for severity in SEVERITIES]
+    distance = [np.abs(found - clean).mean() for found in severities]
+    steps = np.diff(distance)
+    if name == "spatter":  # the fourth severity is the first of mud
+        steps = np.delete(steps, 2)
+    # Severities 3 and 4 of motion blur differ beyond six standard deviations alone, in CIFAR-10-C too.
+    assert (steps > (-0.01 if name == "motion_blur" else 0)).all() and distance[-1] > distance[0] > 0.2, distance
+
+
+def test_closed_forms(images):
+    flat = np.full((1, 32, 32, 3), 100, np.uint8)
+    for name in ("motion_blur", "pixelate", "contrast"):
+        assert np.abs(corrupt(flat, name, 5, [0]).astype(int) - 100).max() <= 1, name
+    noise = corrupt(flat.repeat(64, 0), "gaussian_noise", 5, range(64)).astype(float)
+    assert noise.mean() == pytest.approx(99.5, abs=0.3) and noise.std() == pytest.approx(25.5, abs=0.3)
+    salted = corrupt(flat.repeat(64, 0), "impulse_noise", 5, range(64))
+    assert [(salted == value).mean() for value in (0, 255)] == pytest.approx([0.035, 0.035], abs=0.002)
+    contrasts = corrupt(images, "contrast", 5, range(24)).astype(float)
+    assert np.ptp(contrasts, (1, 2)) == pytest.approx(0.15 * np.ptp(images.astype(float), (1, 2)), abs=1.01)
+
+
+def test_an_array_of_corrupted_images_reads_the_same_in_any_order(images):
+    found = CorruptedPixels(images, "signs", "gaussian_noise", 2)
+    whole, order = found[:], np.random.default_rng(1).permutation(24)
+    assert found.shape == whole.shape == images.shape
+    assert (found[order] == whole[order]).all() and (found[5:9] == whole[5:9]).all()
+    assert (CorruptedPixels(images, "land", "gaussian_noise", 2)[:] != whole).any()
+
+
+def test_test_images_alone_are_corrupted_and_only_when_asked(parsed):
+    clean, shifted = parsed(), parsed("--corruption=contrast", "--severity=4")
+    for split, same in (("test", False), ("val", True), ("train", True)):
+        one, two = (data.evaluation_pixels(args, "digits", split, 32) for args in (clean, shifted))
+        assert (one.pixels[:] == two.pixels[:]).all() == same
+        assert (one.labels == two.labels).all()
+    milder = data.evaluation_pixels(parsed("--corruption=contrast", "--severity=1"), "digits", "test", 32)
+    shifted = data.evaluation_pixels(shifted, "digits", "test", 32)
+    assert milder.pixels[:].std() > shifted.pixels[:].std()
+
+
+def test_images_on_disk_are_corrupted_as_they_are_read(parsed, tmp_path, monkeypatch):
+    args = parsed("--corruption=jpeg_compression", "--severity=5")
+    clean = data.evaluation_pixels(parsed(), "digits", "test", 32)
+    stored = np.memmap(tmp_path / "pixels", np.uint8, "w+", shape=clean.pixels.shape)
+    stored[:] = clean.pixels
+    in_memory = data.evaluation_pixels(args, "digits", "test", 32)
+    monkeypatch.setattr(data, "_decoded", lambda *which: data.Pixels(stored, clean.labels))
+    data._corrupted.cache_clear()
+    on_disk = data.evaluation_pixels(args, "digits", "test", 32)
+    data._corrupted.cache_clear()
+    assert isinstance(on_disk.pixels, CorruptedPixels)
+    assert (on_disk.pixels[3:40] == in_memory.pixels[3:40]).all()
+
+
+def test_results_and_states_lie_apart(parsed):
+    places = [Paths.of(parsed(*flags)) for flags in ((), ("--corruption=contrast",), ("--corruption=pixelate",))]
+    for name in ("result", "masks", "adaptation_state"):
+        assert len({getattr(paths, name)("merging/8task/standard-visual/sum") for paths in places}) == 3
+    assert places[0].result("sum").parent == places[1].result("sum").parent.parent.parent
+    assert places[1].result("sum").parent.name == "contrast_5"
+    assert len({paths.checkpoint("signs", "standard") for paths in places}) == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--corruption=motion_blurr"], "did you mean motion_blur? Known: motion_blur, impulse_noise, gaussian_noise"),
+        (["--corruption=contrast", "--severity=6"], "expected one of 1, 2, 3, 4, 5; got 6"),
+    ],
+)
+def test_wrong_names_and_severities_say_what_exists(parsed, capsys, flags, message):
+    with pytest.raises(SystemExit):
+        parsed(*flags)
+    assert message in capsys.readouterr().err
+
+
+def test_a_script_scores_corrupted_images_and_others_ask_for_it(parsed, tmp_path, mini_cache):
+    shared = ["--finetuning-mode=none", "--seed=0", "--tasks=digits", "--device=cpu", "--jobs=1"]
+    shared += [f"--save={tmp_path}/checkpoints", f"--results={tmp_path}/results", f"--cache-dir={mini_cache}"]
+    shifted = ["--corruption=gaussian_noise", "--severity=5"]
+    args = parsed("--tasks=digits", *shifted)
+    eval_single_task.main(shared)
+    with pytest.raises(results.MissingResult, match=" ".join(shifted)):  # clean accuracies do not stand in
+        Denominators.of(args, "none", args.tasks)
+    eval_single_task.main([*shared, *shifted])
+
+    folder = tmp_path / "results/mini/ViT-Mini/seed_0"
+    clean = results.read(folder / "zeroshot_accuracies.json")
+    noisy = results.read(folder / "corrupted/gaussian_noise_5/zeroshot_accuracies.json")
+    assert noisy["corruption"] == {"name": "gaussian_noise", "severity": 5, "splits": ["test"]}
+    assert "corruption" not in clean
+    assert noisy["digitsVal"] == clean["digitsVal"] and noisy["digits"] != clean["digits"]
+    assert Denominators.of(args, "none", args.tasks).zeroshot["test"] == {"digits": noisy["digits"]}
+
+    runs = Runs("mini", "ViT-Mini", tmp_path / "results")
+    assert list(runs.records[0]) == ["zeroshot_accuracies"] and runs.severities == [5]
+    shown = runs.corrupted("gaussian_noise", 5).number("zeroshot_accuracies", lambda r: r["digits"])
+    assert shown == {0: noisy["digits"]}
