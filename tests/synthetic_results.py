@@ -54,7 +54,7 @@ def pretrained(seed: int, merges: bool = True) -> dict[str, dict]:
     for reduction in ("trace", "sum"):
         found[f"ntk_{reduction}"] = ntk(seed, 6.0 if reduction == "trace" else 4.0)
     if merges:
-        found |= merging(seed)
+        found |= merging(seed) | adapting(seed)
     return found
 
 
@@ -219,8 +219,9 @@ def merging(seed: int) -> dict[str, dict]:
             level = max(0.52, 0.755 - 0.035 * abs(k - 2) ** 1.2 * (1.4 if use_ties else 1))
             found[f"merging/8task/standard-visual/{label}"] = merged(label, TASKS, "standard", seed, level)
     cosine = [[1.0 if i == j else 0.1 + 0.08 * wobble(min(i, j), max(i, j)) for i in range(8)] for j in range(8)]
-    found["geometry_standard"] = {
+    found["merging/8task/standard-visual/vectors"] = {
         "finetuning_mode": "standard",
+        "scope": "visual",
         "tasks": list(TASKS),
         "cosine": cosine,
         "norm": [1.0] * 8,
@@ -245,6 +246,112 @@ def merged(label: str, tasks, mode: str, seed: int, level: float) -> dict:
     bits = {"merged": 32 * size, "finetuned": 32 * size * count, "masked": (64 + count) * size}
     storage = bits | {"this": bits["masked" if masked else "merged"]}
     about = {"method": method, "label": label, "options": options, "scope": "visual", "storage": storage}
+    return record | about
+
+
+CONCRETE = "concrete_subspace/clip_concrete_"
+ADAPTED = {
+    f"{CONCRETE}task_arithmetic": 0.79,
+    "adamerging_granularity=task": 0.76,
+    "adamerging_pp_granularity=task": 0.77,
+    f"{CONCRETE}task_wise_adamerging": 0.80,
+    "adamerging": 0.85,
+    "adamerging_pp": 0.855,
+    f"{CONCRETE}layer_wise_adamerging": 0.89,
+}
+UNSEEN = "digits", "land"
+SEEN = tuple(task for task in TASKS if task not in UNSEEN)
+LAYERS = ["conv1.weight", "positional_embedding"] + [
+    f"transformer.resblocks.{block}.{name}"
+    for block in range(4)
+    for name in ("ln_1.weight", "attn.in_proj_weight", "attn.out_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+]
+LAYERS = sorted(f"model.visual.{name}" for name in [*LAYERS, "ln_post.weight", "proj"])
+
+
+def adapting(seed: int) -> dict[str, dict]:
+    """main.py's results of methods that adapt: on test, one on validation, on six tasks, on corrupted images."""
+    found, folder = {}, "merging/8task/standard-visual"
+    for label, level in ADAPTED.items():
+        found[f"{folder}/{label}"] = adapted(label, TASKS, seed, level)
+    found[f"{folder}/adamerging_adapt_on=val"] = adapted("adamerging_adapt_on=val", TASKS, seed, 0.84)
+    unseen = f"_unseen={'+'.join(UNSEEN)}"
+    on_six = {
+        f"sum{unseen}": (0.60, merged(f"sum{unseen}", SEEN, "standard", seed, 0.78)),
+        f"{CONCRETE}task_arithmetic{unseen}": (0.66, adapted(f"{CONCRETE}task_arithmetic{unseen}", SEEN, seed, 0.82)),
+    }
+    for label, (level, record) in on_six.items():
+        accuracy = {task: level + 0.03 * wobble(i) + 0.004 * wobble(i, seed) for i, task in enumerate(UNSEEN)}
+        alone = dict.fromkeys(UNSEEN, 0.94)
+        record["unseen"] = {"tasks": list(UNSEEN), "zeroshot": summary(dict.fromkeys(UNSEEN, 0.55), alone)}
+        record["unseen"] |= summary(accuracy, alone)
+        found[f"merging/6task_0/standard-visual/{label}"] = record
+    for corruption, loss in (("motion_blur_5", 0.1), ("contrast_5", 0.2)):
+        place = f"corrupted/{corruption}/{folder}"
+        found[f"{place}/sum"] = merged("sum", TASKS, "standard", seed, MERGED["sum"] - loss)
+        found[f"{place}/adamerging"] = adapted("adamerging", TASKS, seed, ADAPTED["adamerging"] - loss / 2)
+    return found
+
+
+def adapted(label: str, tasks, seed: int, level: float) -> dict:
+    """A record of a method that adapts: accuracies climb and entropies fall exponentially, step by step."""
+    method = label.partition("_unseen")[0].partition("_granularity")[0].partition("_adapt_on")[0]
+    concrete, layers = method.startswith(CONCRETE), method != f"{CONCRETE}task_arithmetic" and "task" not in label
+    phases = {"lambda": 25}
+    if concrete:
+        phases = {"mask": 50} if method.endswith("task_arithmetic") else {"meta": 50, "lambda": 25}
+    split = "val" if "adapt_on=val" in label else "test"
+    steps, watched = list(range(1, sum(phases.values()) + 1)), []
+    for phase, count in phases.items():
+        first = watched[-1][0] if watched else 0
+        watched += [(first + step, phase) for step in range(0, count + 1, 5)]
+    names = LAYERS if layers else ["all"]
+    about = {
+        "adapt_on": split,
+        "variant": "original",
+        "settings": {"coef": 0.3},
+        "steps": phases,
+        "phases": [{"name": name, "steps": count} for name, count in phases.items()],
+        "entropy": {
+            "step": steps,
+            "tasks": {
+                t: [0.4 + 0.8 * math.exp(-s / 20) + 0.05 * wobble(i, s) for s in steps] for i, t in enumerate(tasks)
+            },
+        },
+        "watched": {
+            "split": "val",
+            "step": [step for step, _ in watched],
+            "phase": [phase for _, phase in watched],
+            "accuracy": {
+                t: [level - 0.2 * math.exp(-s / 15) + 0.08 * wobble(i) + 0.01 * wobble(i, s, seed) for s, _ in watched]
+                for i, t in enumerate(tasks)
+            },
+        },
+        "lambda": {
+            "tasks": list(tasks),
+            "layers": LAYERS if layers else None,
+            "values": [[0.3 + 0.2 * wobble(i, j) for j in range(len(names))] for i in range(len(tasks))],
+        },
+        "lambda_curve": {
+            "step": steps,
+            "tasks": {t: [0.3 + 0.002 * s * wobble(i) for s in steps] for i, t in enumerate(tasks)},
+        },
+        "mask": None,
+    }
+    if concrete:
+        by_tensor = {name: 0.5 + 0.1 * wobble(j, 3) + 0.01 * wobble(j, seed) for j, name in enumerate(LAYERS)}
+        about["mask"] = {"final": "seeded", "density": 0.5, "probability": 0.51, "by_tensor": by_tensor}
+    options = {"adapt_on": split} | ({} if concrete else {"granularity": "layer" if layers else "task"})
+    record = merge(tasks, "standard", seed, level, SINGLE["none"], SINGLE["standard"], (1.0,))
+    storage = {"this": 32 * 0.9e6, "merged": 32 * 0.9e6, "finetuned": 32 * 0.9e6 * len(tasks), "masked": 72 * 0.9e6}
+    about = {
+        "method": method,
+        "label": label,
+        "options": options,
+        "scope": "visual",
+        "storage": storage,
+        "adaptation": about,
+    }
     return record | about
 
 

@@ -4,7 +4,7 @@ import pytest
 import synthetic_results
 
 from src.reporting import claims
-from src.reporting.claims import CLAIMS, FAILS, HOLDS, NOT_RUN, UNDECIDED, examine, judge
+from src.reporting.claims import CLAIMS, FAILS, HOLDS, NOT_RUN, UNDECIDED, examine, judge, on_unseen
 from src.reporting.gather import PerSeed, Runs
 
 
@@ -40,7 +40,7 @@ def test_verdicts(differences, verdict):
 
 
 def test_the_made_up_results_hold_by_construction(runs):
-    verdicts = {claim.sentence: examine(claim, runs).verdict for claim in CLAIMS if claim.paper != "concrete"}
+    verdicts = {claim.sentence: examine(claim, runs).verdict for claim in CLAIMS}
     assert set(verdicts.values()) == {HOLDS}, verdicts
 
 
@@ -73,19 +73,35 @@ def test_nothing_run(tmp_path):
     assert "python main.py model=ViT-Mini seed=1 num_tasks=2 method=tall_mask" in ledger
 
 
-def test_adapted_methods_are_found_by_any_of_their_names_and_by_options(tmp_path):
-    levels = {"concrete_subspace/clip_concrete_task_arithmetic": 0.8, "sum": 0.7}
-    for method, level in levels.items():
-        record = synthetic_results.merged("sum", synthetic_results.TASKS, "standard", 1, level)
-        record |= {"method": method, "label": method}
-        unseen = record | {"unseen": record["test"], "tasks": list(synthetic_results.TASKS[:6])}
-        folder = tmp_path / "mini/ViT-Mini/seed_1/merging"
-        synthetic_results.dump(folder / f"{method}.json", record)
-        synthetic_results.dump(folder / f"{method}_unseen.json", unseen)
-    runs = Runs("mini", "ViT-Mini", tmp_path)
-    assert examine(claim("Concrete task arithmetic"), runs).verdict == HOLDS
-    assert examine(claim("A shared mask"), runs).verdict == HOLDS
-    assert examine(claim("Layer-wise AdaMerging"), runs).verdict == NOT_RUN
+def test_adapted_methods_count_as_they_adapt_on_test_by_default(tmp_path):
+    folder = tmp_path / "mini/ViT-Mini/seed_1/merging/8task/standard-visual"
+    for label, level in {"adamerging_adapt_on=val": 0.9, "adamerging_granularity=task": 0.7}.items():
+        record = synthetic_results.adapted(label, synthetic_results.TASKS, 1, level)
+        synthetic_results.dump(folder / f"{label}.json", record)
+    layer_wise = claim("Layer-wise AdaMerging")
+    assert examine(layer_wise, Runs("mini", "ViT-Mini", tmp_path)).verdict == NOT_RUN
+    record = synthetic_results.adapted("adamerging", synthetic_results.TASKS, 1, 0.8)
+    synthetic_results.dump(folder / "adamerging.json", record)
+    assert examine(layer_wise, Runs("mini", "ViT-Mini", tmp_path)).verdict == HOLDS
+
+
+def test_a_ratio_over_no_energy_leaves_its_seed_out(tmp_path):
+    synthetic_results.write(tmp_path, seeds=(1, 2), merges=False)
+    record = synthetic_results.ntk(2, 6.0)
+    record["pairs"][0]["nystrom"]["ratio_heldout"] = [None] * 4
+    synthetic_results.dump(tmp_path / "mini/ViT-Mini/seed_2/ntk_trace.json", record)
+    finding = examine(claim("Eigenfunctions"), Runs("mini", "ViT-Mini", tmp_path))
+    assert list(finding.values[0]) == [1] and finding.verdict == HOLDS
+
+
+def test_unseen_tasks_are_a_mean_over_the_splits_that_were_run(runs):
+    seen, published = on_unseen("sum"), 61.4
+    tasks = runs.merged(synthetic_results.SEEN)
+    records = tasks.records["sum_unseen=digits+land"]
+    assert seen.read(runs) == {s: 100 * r["unseen"]["mean_accuracy"] for s, r in records.items()}
+    assert seen.published(runs) == published
+    command = on_unseen("adamerging").commands(runs)[0]
+    assert "DATASETS=[vehicles,textures,signs,letters,scenes,house_numbers] unseen=[land,digits]" in command
 
 
 def test_the_sentence_and_the_numbers_stand_in_the_ledger(runs):

@@ -12,8 +12,20 @@ from functools import partial
 
 from src.paths import SINGLE_TASK
 
-from .gather import FIRST_SEED, MODES, PerSeed, Runs, number, published, usual_rank
-from .tables import METHODS, PUBLISHED_METHODS, beside, percent, seeds_text, threshold_sweep
+from .gather import FIRST_SEED, MODES, PerSeed, Runs, published, usual_rank
+from .tables import (
+    ADAPTED,
+    CONCRETE,
+    METHODS,
+    NOT_ADAPTED,
+    PUBLISHED_METHODS,
+    UNSEEN,
+    beside,
+    percent,
+    published_unseen,
+    seeds_text,
+    threshold_sweep,
+)
 
 PAPERS = {
     "tangent": "Task arithmetic in the tangent space (arXiv:2305.12827)",
@@ -213,8 +225,10 @@ def _outside(pair: dict) -> float:
 def energy_ratio(reduction: str, init: bool = False) -> Quantity:
     """Mean local energy on held-out images of the task over the control's: geometric mean over the pairs."""
 
-    def read(record: dict) -> float:
+    def read(record: dict) -> float | None:
         ratios = [pair["nystrom"]["ratio_heldout"][usual_rank(pair["ranks"])] for pair in record["pairs"]]
+        if None in ratios:  # over no energy at all
+            return None
         return math.exp(_mean(map(math.log, ratios)))
 
     title = f"task over control{', random init' if init else ''}"
@@ -292,51 +306,49 @@ def change_with_tasks(label: str) -> Quantity:
     return Quantity(f"change of {method.name}", read, missing, theirs)
 
 
-def adapted(
-    title: str, methods: tuple[str, ...], command: str, published_name: str, unseen: bool = False, **options
-) -> Quantity:
-    """A test-time method, by any of its names and by options. unseen: on tasks that it was not adapted on, which its
-    result tells apart as `unseen`, in the shape of `test`."""
-    table, setting = ("generalisation 1", "average of unseen") if unseen else ("multi-task", "average")
-
-    def matches(record: dict) -> bool:
-        found = record.get("options", {})
-        named = record["method"] in methods and all(found.get(key, value) == value for key, value in options.items())
-        return named and record["finetuning_mode"] == "standard" and ("unseen" in record) == unseen
-
-    def read(runs: Runs) -> PerSeed:
-        groups = runs.merges if unseen else [runs.merged(runs.main_tasks)]
-        records = {
-            seed: record
-            for group in groups
-            for found in group.records.values()
-            for seed, record in found.items()
-            if matches(record)
-        }
-        return percent(number(records, lambda r: r["unseen" if unseen else "test"]["mean_accuracy"]))
-
-    def missing(runs: Runs) -> list[str]:
-        return [] if unseen else _merge_commands(runs, command, read(runs))
-
+def adapted(label: str, name: str = "") -> Quantity:
+    """Accuracy of a method of the Concrete paper on the papers' first benchmark, adapting on test images if at all."""
+    known, command, title = _concrete_names(label)
     return Quantity(
-        title,
-        read,
-        missing,
-        lambda runs: published(runs.model, "concrete", table, published_name, setting, "accuracy"),
+        name or title,
+        lambda runs: percent(runs.merged(runs.main_tasks).number(label, lambda r: r["test"]["mean_accuracy"])),
+        partial(_missing_merges, label=label, command=command),
+        lambda runs: published(runs.model, "concrete", "multi-task", known, "average", "accuracy"),
     )
 
 
-CONCRETE = "concrete_subspace/clip_concrete_"
-SUM = ("sum",)
-CONCRETE_TA = (f"{CONCRETE}task_arithmetic", "concrete_task_arithmetic")
-CONCRETE_LAYER_WISE = (f"{CONCRETE}layer_wise_adamerging", "concrete_layer_wise_adamerging")
-concrete_ta = partial(adapted, "Concrete TA", CONCRETE_TA, f"method={CONCRETE_TA[0]}", "Concrete TA")
-task_arithmetic = partial(adapted, "task arithmetic", SUM, "method=sum", "Task Arithmetic")
+def on_unseen(label: str) -> Quantity:
+    """Accuracy on tasks that were not merged, mean over the splits of the tasks that have results."""
+    known, command, title = _concrete_names(label)
+
+    def splits(runs: Runs) -> dict[str, PerSeed]:
+        return {
+            f"DATASETS=[{','.join(group.tasks)}] unseen=[{found.partition(UNSEEN)[2].replace('+', ',')}]": percent(
+                group.number(found, lambda r: r["unseen"]["mean_accuracy"])
+            )
+            for group in runs.merges
+            if (group.mode, group.scope) == ("standard", "visual")
+            for found in group.records
+            if found.startswith(label + UNSEEN)
+        }
+
+    def read(runs: Runs) -> PerSeed:
+        first, *others = splits(runs).values() or [PerSeed()]
+        return first.map(lambda *values: _mean(values), *others)
+
+    def missing(runs: Runs) -> list[str]:
+        held_out = runs.main_tasks[2], runs.main_tasks[4]  # the paper's first split: EuroSAT and MNIST
+        seen = [task for task in runs.main_tasks if task not in held_out]
+        options = f"DATASETS=[{','.join(seen)}] unseen=[{','.join(held_out)}] {command}"
+        return [] if read(runs) else _merge_commands(runs, options, ())
+
+    return Quantity(title, read, missing, lambda runs: published_unseen(runs, (), known, "average of unseen"))
 
 
-def adamerging(granularity: str, published_name: str) -> Quantity:
-    command = f"method=adamerging method.granularity={granularity}"
-    return adapted(f"{granularity}-wise", ("adamerging",), command, published_name, granularity=granularity)
+def _concrete_names(label: str) -> tuple[str, str, str]:
+    """A method's name in the Concrete paper, its command, and its name as printed."""
+    method = {method.label: method for method in (*METHODS, *ADAPTED)}[label]
+    return NOT_ADAPTED.get(label, method.published), method.command, method.name
 
 
 def _short(mode: str) -> str:
@@ -475,25 +487,22 @@ CLAIMS = (
     Claim(
         "concrete", "main table",
         "Concrete task arithmetic is better than task arithmetic.",
-        (concrete_ta(), task_arithmetic()),
+        (adapted(f"{CONCRETE}task_arithmetic"), adapted("sum")),
     ),
     Claim(
         "concrete", "main table",
         "Layer-wise AdaMerging is better than task-wise.",
-        (adamerging("layer", "LW AM"), adamerging("task", "TW AM")),
+        (adapted("adamerging", "layer-wise"), adapted("adamerging_granularity=task", "task-wise")),
     ),
     Claim(
         "concrete", "main table",
         "Layer-wise Concrete AdaMerging is better than layer-wise AdaMerging.",
-        (
-            adapted("Concrete", CONCRETE_LAYER_WISE, f"method={CONCRETE_LAYER_WISE[0]}", "LW Concrete AM"),
-            adamerging("layer", "LW AM"),
-        ),
+        (adapted(f"{CONCRETE}layer_wise_adamerging", "Concrete"), adapted("adamerging", "layer-wise")),
     ),
     Claim(
         "concrete", "generalisation",
         "A shared mask helps on tasks that it was not learned on: there Concrete task arithmetic > task arithmetic.",
-        (concrete_ta(unseen=True), task_arithmetic(unseen=True)),
+        (on_unseen(f"{CONCRETE}task_arithmetic"), on_unseen("sum")),
     ),
 )  # fmt: skip
 

@@ -4,24 +4,28 @@ Where there are several seeds, curves and heat maps are means over them, with ba
 and clouds of points are pooled. A figure whose results are missing raises results.MissingResult.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+from scipy.special import expit
 
 from src import results
 from src.datasets import registry
+from src.datasets.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from src.paths import SINGLE_TASK
 
 from . import style
 from .gather import MODE_NAMES, MODES, Merges, PerSeed, Records, Runs, chance, printed, usual_rank
-from .tables import METHODS, benchmarks, threshold_sweep
+from .tables import ADAPTED, CONCRETE, METHODS, benchmarks, threshold_sweep
 
 FIGURES: dict[str, Callable[[Runs], Figure]] = {}  # filled by `figure`
 
@@ -226,7 +230,7 @@ def _energies(runs: Runs, which: slice) -> Figure:
                 axes.set_ylabel(f"energy of {_range(counts)} eigenfunctions")
                 axes.set_title(f"Kernel on the task: held out / control = {ratio:.1f}")
             else:
-                shuffled = np.mean([entry[kind]["ratio_of_shuffled_labels"][place] for entry in entries])
+                shuffled = np.mean(np.array([e[kind]["ratio_of_shuffled_labels"][place] for e in entries], float))
                 axes.set_title(f"Joint kernel: {ratio:.1f} (shuffled {shuffled:.1f})")
     return fig
 
@@ -283,7 +287,8 @@ def ntk_ranks(runs: Runs) -> Figure:
                     (pair["nystrom"]["counts"], pair["nystrom"]["ratio_heldout"])
                 )
         for number, (pair, found) in enumerate(lines.items()):
-            counts, ratios = np.mean([c for c, _ in found], 0), np.mean([r for _, r in found], 0)
+            counts = np.mean([c for c, _ in found], 0)
+            ratios = np.mean(np.array([r for _, r in found], float), 0)  # nan, and no point, over no energy at all
             order = np.argsort(counts)
             axes.plot(
                 counts[order],
@@ -335,12 +340,16 @@ def addition(runs: Runs) -> Figure:
 
 
 def _curve(axes: Axes, x, curves: np.ndarray, mode: str) -> np.ndarray:
+    return _banded(axes, x, curves, color=style.MODE_COLOURS[mode], ls=style.MODE_LINES[mode])
+
+
+def _banded(axes: Axes, x, curves: np.ndarray, color: str, **look) -> np.ndarray:
     """The mean over seeds with a band of one standard deviation. curves: (seeds, points)."""
     mean = curves.mean(0)
-    axes.plot(x, mean, color=style.MODE_COLOURS[mode], ls=style.MODE_LINES[mode])
+    axes.plot(x, mean, color=color, **look)
     if len(curves) > 1:
         sd = curves.std(0, ddof=1)
-        axes.fill_between(x, mean - sd, mean + sd, color=style.MODE_COLOURS[mode], alpha=0.15, lw=0)
+        axes.fill_between(x, mean - sd, mean + sd, color=color, alpha=0.15, lw=0)
     return mean
 
 
@@ -531,8 +540,9 @@ def number_of_tasks(runs: Runs) -> Figure:
     names = {method.label: method.name for method in METHODS}
     for number, label in enumerate(SCALING):
         look = dict(color=style.PALETTE[number], marker=style.MARKERS[number], label=names[label], ms=4.5)
-        counts, accuracies = _by_size(groups, label, lambda r: 100 * r["test"]["mean_normalised"])
-        if not counts:
+        source, part = ("sum", "zeroshot") if label == "zeroshot" else (label, "test")  # what every result tells
+        counts, accuracies = _by_size(groups, source, lambda r, part=part: 100 * r[part]["mean_normalised"])
+        if len(counts) < 2:
             continue
         left.plot(counts, [np.mean(values) for values in accuracies], **look)
         left.fill_between(counts, *zip(*((min(v), max(v)) for v in accuracies)), color=look["color"], alpha=0.13, lw=0)
@@ -625,19 +635,16 @@ def mask_overlap(runs: Runs) -> Figure:
 
 @figure("task_vector_cosines")
 def task_vector_cosines(runs: Runs) -> Figure:
-    """Cosines between task vectors, from any result that holds `cosine` and `tasks`, one panel for each mode."""
+    """Cosines between task vectors, one panel for each mode."""
     found: dict[str, list] = {}
     for records in runs.records.values():
         for record in records.values():
-            if "cosine" in record and tuple(record["tasks"]) == runs.main_tasks:
-                found.setdefault(MODE_NAMES[record.get("finetuning_mode", "standard")], []).append(record["cosine"])
+            if "cosine" in record and (tuple(record["tasks"]), record["scope"]) == (runs.main_tasks, "visual"):
+                found.setdefault(record["finetuning_mode"], []).append(record["cosine"])
     if not found:
-        raise results.MissingResult(
-            "expected a result with the cosines of task vectors, found none; make it with: python reproduce.py"
-        )
-    return _matrices(
-        {name: np.mean(maps, 0) for name, maps in found.items()}, runs.main_tasks, "cosine between task vectors"
-    )
+        raise _missing_merge(runs, "method=sum")
+    maps = {MODE_NAMES[mode]: np.mean(found[mode], 0) for mode in MODES if mode in found}
+    return _matrices(maps, runs.main_tasks, "cosine between task vectors")
 
 
 def _matrices(maps: dict[str, np.ndarray], tasks: Sequence[str], label: str) -> Figure:
@@ -656,7 +663,7 @@ def _matrices(maps: dict[str, np.ndarray], tasks: Sequence[str], label: str) -> 
                 axes.text(
                     j,
                     i,
-                    f"{value:.2f}".replace("0.", "."),
+                    f"{value:.2f}".replace("0.", ".").replace("-", "−"),
                     ha="center",
                     va="center",
                     fontsize=6.5,
@@ -670,6 +677,173 @@ def _matrices(maps: dict[str, np.ndarray], tasks: Sequence[str], label: str) -> 
     bar = fig.colorbar(image, ax=grid, shrink=0.8, pad=0.02)
     bar.set_label(label)
     bar.outline.set_visible(False)
+    return fig
+
+
+# --- The Concrete paper --------------------------------------------------------------------------------------------
+
+CONCRETE_TA, CONCRETE_TASK, CONCRETE_LAYER = (
+    f"{CONCRETE}{name}" for name in ("task_arithmetic", "task_wise_adamerging", "layer_wise_adamerging")
+)
+ADAMERGING_TASK, ADAMERGING_LAYER = "adamerging_granularity=task", "adamerging"
+ADAPTED_NAMES = {method.label: method.name for method in ADAPTED}
+GRANULARITY_COLOURS = {
+    CONCRETE_TA: style.GREY,
+    CONCRETE_TASK: style.VERMILION,
+    ADAMERGING_TASK: style.VERMILION,
+    CONCRETE_LAYER: style.BLUE,
+    ADAMERGING_LAYER: style.BLUE,
+}
+DASHED = (0, (4, 1.8))
+
+
+def _courses(runs: Runs, labels: Sequence[str], part: str) -> dict[str, list[dict]]:
+    """label -> this part of the adaptation of each seed; raises MissingResult where no label has one."""
+    group = runs.merged(runs.main_tasks)
+    courses = {label: [r["adaptation"] for r in group.records.get(label, {}).values()] for label in labels}
+    courses = {label: [c for c in found if c[part]] for label, found in courses.items()}
+    if not any(courses.values()):
+        raise _missing_merge(runs, f"method={labels[-1]}" + (" eval_every=10" if part == "watched" else ""))
+    return {label: found for label, found in courses.items() if found}
+
+
+@figure("adaptation")
+def adaptation(runs: Runs) -> Figure:
+    """Accuracy while the mask is learned, and while λ is learned with and without a mask."""
+    panels = {
+        "Learning the mask": {CONCRETE_TA: "mask", CONCRETE_TASK: "meta", CONCRETE_LAYER: "meta"},
+        "Learning λ": dict.fromkeys((ADAMERGING_TASK, CONCRETE_TASK, ADAMERGING_LAYER, CONCRETE_LAYER), "lambda"),
+    }
+    courses = _courses(runs, list(GRANULARITY_COLOURS), "watched")
+    fig, grid = plt.subplots(1, 2, figsize=(style.WIDTH, 3.3), sharey=True, width_ratios=(1.25, 1))
+    for axes, (title, phases) in zip(grid, panels.items()):
+        for label, phase in phases.items():
+            if label not in courses:
+                continue
+            watched = [course["watched"] for course in courses[label]]
+            here = [place for place, name in enumerate(watched[0]["phase"]) if name == phase]
+            if not here:
+                continue
+            steps = np.array(watched[0]["step"])[here]
+            curves = 100 * np.array([np.mean(list(w["accuracy"].values()), 0)[here] for w in watched])
+            look = dict(color=GRANULARITY_COLOURS[label], ls="-" if label.startswith(CONCRETE) else DASHED)
+            _banded(axes, steps - steps[0], curves, label=ADAPTED_NAMES[label], **look)
+        axes.set(title=title, xlabel="step")
+    grid[0].set_ylabel("mean validation accuracy (%)")
+    handles = {label: handle for axes in grid for handle, label in zip(*axes.get_legend_handles_labels())}
+    fig.legend(handles.values(), handles, loc="outside lower center", ncols=3)
+    return fig
+
+
+@figure("adaptation_entropy")
+def adaptation_entropy(runs: Runs) -> Figure:
+    """Entropy of every task's predictions while a method adapts, seeds and neighbouring steps averaged."""
+    labels = (ADAMERGING_TASK, ADAMERGING_LAYER, CONCRETE_TA, CONCRETE_LAYER)
+    courses = _courses(runs, labels, "entropy")
+    rows = -(-len(courses) // 2)
+    columns = min(2, len(courses))
+    size = (style.WIDTH * columns / 2, 0.7 + 2.1 * rows)
+    fig, grid = plt.subplots(rows, columns, figsize=size, squeeze=False, sharey=True)
+    for axes in grid.flat[len(courses) :]:
+        axes.set_axis_off()
+    for axes, (label, found) in zip(grid.flat, courses.items()):
+        steps = np.array(found[0]["entropy"]["step"])
+        window = max(1, len(steps) // 12)
+        for number, task in enumerate(runs.main_tasks):
+            curve = np.mean([course["entropy"]["tasks"][task] for course in found], 0)
+            kept = np.convolve(curve, np.ones(window) / window, mode="valid")
+            look = dict(color=style.PALETTE[number % 8], lw=1.1, label=printed(task))
+            axes.plot(steps[window - 1 :] - (window - 1) / 2, kept, **look)
+        ends = np.cumsum([phase["steps"] for phase in found[0]["phases"]])
+        for phase, end in zip(found[0]["phases"], ends):
+            name = {"mask": "mask", "meta": "mask", "lambda": "λ"}[phase["name"]]
+            small = dict(fontsize=7.5, color=style.GREY, va="top", ha="right", transform=axes.get_xaxis_transform())
+            axes.text(end, 0.98, f"{name} ", **small)
+            if end != ends[-1]:
+                axes.axvline(end, color=style.GREY, lw=0.9, ls=DASHED)
+        axes.set(title=ADAPTED_NAMES[label], xlabel="step", ylim=(0, None))
+    for row in grid:
+        row[0].set_ylabel("entropy (nats)")
+    _legend_below(fig, grid[0][0])
+    return fig
+
+
+@figure("lambda_heat_map")
+def lambda_heat_map(runs: Runs) -> Figure:
+    """The coefficient of every task and layer, layers in the order of the network."""
+    courses = _courses(runs, (ADAMERGING_LAYER, CONCRETE_LAYER), "lambda")
+    start = next(iter(courses.values()))[0]["settings"]["coef"]
+    size = (style.WIDTH, 0.5 + 2.0 * len(courses))
+    fig, grid = plt.subplots(len(courses), 1, figsize=size, squeeze=False, sharex=True)
+    maps = {label: np.mean([course["lambda"]["values"] for course in found], 0) for label, found in courses.items()}
+    every = np.concatenate([values.ravel() for values in maps.values()])
+    norm = TwoSlopeNorm(start, min(every.min(), start - 1e-6), max(every.max(), start + 1e-6))
+    for axes, (label, values) in zip(grid[:, 0], maps.items()):
+        layers = courses[label][0]["lambda"]["layers"]
+        order = sorted(range(len(layers)), key=lambda place, layers=layers: _depth(layers[place]))
+        image = axes.imshow(values[:, order], aspect="auto", cmap="RdBu", norm=norm, interpolation="nearest")
+        axes.set_yticks(range(len(values)), [printed(task) for task in courses[label][0]["lambda"]["tasks"]])
+        axes.set_title(ADAPTED_NAMES[label])
+        style.outlined(axes)
+        axes.tick_params(length=0)
+        _mark_blocks(axes, [layers[place] for place in order])
+    bar = fig.colorbar(image, ax=grid, shrink=0.85, pad=0.01)
+    bar.set_label(f"λ (from {start:g})")
+    bar.outline.set_visible(False)
+    return fig
+
+
+@figure("concrete_mask_density")
+def concrete_mask_density(runs: Runs) -> Figure:
+    """Mean of the final mask in every tensor, in the order of the network."""
+    courses = _courses(runs, (CONCRETE_TA, CONCRETE_TASK, CONCRETE_LAYER), "mask")
+    fig, axes = plt.subplots(figsize=(style.WIDTH, 2.9))
+    for number, (label, found) in enumerate(courses.items()):
+        layers = sorted(found[0]["mask"]["by_tensor"], key=_depth)
+        densities = 100 * np.array([[course["mask"]["by_tensor"][layer] for layer in layers] for course in found])
+        look = dict(color=GRANULARITY_COLOURS[label], marker=style.MARKERS[number], ms=3.5, lw=0.8)
+        _banded(axes, np.arange(len(layers)), densities, label=ADAPTED_NAMES[label], **look)
+        _mark_blocks(axes, layers)
+    axes.grid(axis="x", visible=False)
+    axes.set(ylabel="mean of the mask (%)", title="Density by tensor")
+    axes.margins(x=0.01)
+    _legend_below(fig, axes)
+    return fig
+
+
+def _depth(layer: str) -> tuple[int, str]:
+    """Where a tensor stands in the image tower, to sort by: before the blocks, in one of them, after them."""
+    block = re.search(r"resblocks\.(\d+)\.(.*)", layer)
+    if block:
+        return int(block[1]), block[2]
+    return (10**6 if re.search(r"visual\.(ln_post|proj)", layer) else -1), layer
+
+
+def _mark_blocks(axes: Axes, layers: Sequence[str]) -> None:
+    """Names of the blocks of the network below a sequence of its tensors, and lines between them."""
+    stages = [_depth(layer)[0] for layer in layers]
+    firsts = [place for place, stage in enumerate(stages) if place == 0 or stage != stages[place - 1]]
+    names = {-1: "input", 10**6: "output"}
+    for first in firsts[1:]:
+        axes.axvline(first - 0.5, color=style.BLACK, lw=0.7)
+    middles = [(first + end - 1) / 2 for first, end in zip(firsts, [*firsts[1:], len(stages)])]
+    labels = [names.get(stages[first], f"block {stages[first] + 1}") for first in firsts]
+    crowded = len(labels) > 8
+    axes.set_xticks(middles, [label.removeprefix("block ") if crowded else label for label in labels])
+    if crowded:
+        axes.set_xlabel("block")
+
+
+@figure("sigmoid_temperatures")
+def sigmoid_temperatures(runs: Runs) -> Figure:
+    """σ(x / T), the relaxation of a step, at several temperatures; needs no results."""
+    fig, axes = plt.subplots(figsize=(3.9, 2.8))
+    x = np.linspace(-5, 5, 401)
+    for temperature, colour in zip((2, 1, 0.5, 0.1), (style.SKY, style.GREEN, style.BLUE, style.VERMILION)):
+        axes.plot(x, expit(x / temperature), color=colour, label=f"T = {temperature:g}")
+    axes.plot(x, x > 0, color=style.BLACK, lw=0.9, ls=DASHED, label="T → 0")
+    axes.set(xlabel="x", ylabel="σ(x / T)", title="The Concrete mask's sigmoid")
+    axes.legend()
     return fig
 
 
@@ -712,7 +886,7 @@ def of_many_classes(labels: np.ndarray, count: int) -> np.ndarray:
 def contact_sheet(rows: dict[str, np.ndarray]) -> Figure:
     """Rows of pictures with their names. rows: name -> uint8 (n, SIDE, SIDE, 3)."""
     dots, step = 200, (SIDE + GAP) * SCALE
-    margin = 190
+    margin = 210
     width, height = margin + COLUMNS * step, len(rows) * step
     sheet = np.full((height, width, 3), 255, np.uint8)
     for line, pictures in enumerate(rows.values()):
@@ -730,4 +904,18 @@ def contact_sheet(rows: dict[str, np.ndarray]) -> Figure:
     return fig
 
 
-PICTURES = {"contact": contact}
+def corruptions(args) -> Figure:
+    """Pictures of four tasks at each severity of every corruption, left to right; above, as they are."""
+    from src import data
+
+    severities = SEVERITIES * (COLUMNS // len(SEVERITIES))
+    tasks = np.repeat(registry.suite(args.suite).tasks[: COLUMNS // len(SEVERITIES)], len(SEVERITIES))
+    clean = np.stack([data.evaluation_pixels(args, task, "test", SIDE).pixels[0] for task in tasks])
+    rows = {"clean": clean}
+    for name in CORRUPTIONS:
+        shown = [corrupt(picture[None], name, severity, [args.seed])[0] for picture, severity in zip(clean, severities)]
+        rows[printed(name)] = np.stack(shown)
+    return contact_sheet(rows)
+
+
+PICTURES = {"contact": contact, "corruptions": corruptions}

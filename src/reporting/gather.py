@@ -5,7 +5,7 @@ import csv
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from scipy.special import stdtrit
 
 from src import results
 from src.datasets import registry
-from src.paths import PUBLISHED, ROOT, SINGLE_TASK, Paths
+from src.paths import CORRUPTED, PUBLISHED, ROOT, SINGLE_TASK, Paths
 
 MODES = ("standard", "posthoc", "linear")  # in the order of the paper's tables
 MODE_NAMES = {
@@ -89,6 +89,7 @@ class Runs:
     model: str
     results: Path
     chosen_seeds: tuple[int, ...] | None = None
+    corruption: str = ""  # of test images, name_severity
 
     @cached_property
     def seeds(self) -> tuple[int, ...]:
@@ -104,8 +105,9 @@ class Runs:
         found = {}
         for seed in self.seeds:
             folder = self._folder(seed)
-            files = sorted(folder.rglob("*.json"))
-            found[seed] = {f.relative_to(folder).with_suffix("").as_posix(): results.read(f) for f in files}
+            files = {f.relative_to(folder): f for f in sorted(folder.rglob("*.json"))}
+            own = {name: file for name, file in files.items() if name.parts[0] != CORRUPTED}
+            found[seed] = {name.with_suffix("").as_posix(): results.read(file) for name, file in own.items()}
         return found
 
     def get(self, name: str) -> Records:
@@ -138,20 +140,26 @@ class Runs:
             else f"{SCRIPTS[experiment]}={option}"
         )
         suite = f" --suite={self.suite}" if registry.default_suite(self.model) != self.suite else ""
-        return f"python {script} --model={self.model} --seed={seed}{suite}"
+        shifted = "".join(f" --{flag}" for flag in self._corruption_flags)
+        return f"python {script} --model={self.model} --seed={seed}{suite}{shifted}"
+
+    @property
+    def _corruption_flags(self) -> list[str]:
+        name, _, severity = self.corruption.rpartition("_")
+        return [f"corruption={name}", f"severity={severity}"] if name else []
 
     def merge_command(
         self, options: str, tasks: tuple[str, ...], mode: str = "standard", seeds: Sequence[int] | None = None
     ) -> str:
         """The command that makes results of main.py; options: `method=ties method.k=10`; seeds: by default all."""
         seeds = seeds or self.seeds or (FIRST_SEED,)
-        multirun = ["--multirun"] if len(seeds) > 1 else []
+        multirun = ["--multirun"] if len(seeds) > 1 or "," in self.corruption else []
         shared = [*multirun, f"model={self.model}", f"seed={','.join(map(str, seeds))}"]
         if len(tasks) != BENCHMARKS[0]:
             shared.append(f"num_tasks={len(tasks)}")
         if mode != "standard":
             shared.append(f"finetuning_mode={mode}")
-        return " ".join(["python main.py", *shared, options])
+        return " ".join(["python main.py", *shared, *self._corruption_flags, options])
 
     @cached_property
     def merges(self) -> list[Merges]:
@@ -192,6 +200,16 @@ class Runs:
         """The same network without pre-training."""
         return Runs(self.suite, f"{self.model}__init__", self.results, self.seeds)
 
+    def corrupted(self, name: str, severity: int) -> "Runs":
+        """The same on corrupted test images; for commands, `name` may be several with commas."""
+        return replace(self, chosen_seeds=self.seeds, corruption=f"{name}_{severity}")
+
+    @property
+    def severities(self) -> list[int]:
+        """Those that any corruption has results of."""
+        names = {name for seed in self.seeds for name in self._paths(seed).corruptions()}
+        return sorted({int(name.rpartition("_")[2]) for name in names})
+
     def siblings(self) -> list["Runs"]:
         """Every pre-trained model of the suite that has results, this one first."""
         folders = sorted(self._folder(FIRST_SEED).parent.parent.glob("*/seed_*"))
@@ -208,18 +226,19 @@ class Runs:
 
     def _paths(self, seed: int) -> Paths:
         unused = Path()  # checkpoints, caches and data are not read here
-        return Paths(self.suite, self.model, seed, unused, self.results, unused, unused)
+        return Paths(self.suite, self.model, seed, unused, self.results, unused, unused, self.corruption)
 
     def _folder(self, seed: int) -> Path:
         return self._paths(seed).result("any").parent
 
 
-def number(records: Records, read: Callable[[dict], float]) -> PerSeed:
-    """A number of each record; those that lack it, being of other tasks, are left out."""
+def number(records: Records, read: Callable[[dict], float | None]) -> PerSeed:
+    """A number of each record; those that lack it, being of other tasks, or have None are left out."""
     found = PerSeed()
     for seed, record in records.items():
         with suppress(KeyError):
-            found[seed] = read(record)
+            if (value := read(record)) is not None:
+                found[seed] = value
     return found
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from src.atomic import replacing
 from src.datasets import registry
+from src.datasets.corruptions import CORRUPTIONS
 from src.paths import SINGLE_TASK
 
 from .gather import (
@@ -58,6 +59,24 @@ METHODS = (
     Method("tall_mask", "TALL mask + TA", "method=tall_mask", "TALL Mask + TA"),
     Method("tall_mask_use_ties=True", "TALL mask + TIES", "method=tall_mask method.use_ties=True", "TALL Mask + TIES"),
 )
+
+# Methods that adapt at test time, with their names in the Concrete paper; by default they adapt on test images.
+CONCRETE = "concrete_subspace/clip_concrete_"
+ADAPTED = tuple(
+    Method(label, name, "method=" + label.replace("_granularity=", " method.granularity="), known)
+    for label, name, known in (
+        (f"{CONCRETE}task_arithmetic", "Concrete TA", "Concrete TA"),
+        ("adamerging_granularity=task", "AdaMerging, task-wise", "TW AM"),
+        ("adamerging_pp_granularity=task", "AdaMerging++, task-wise", "TW AM++"),
+        (f"{CONCRETE}task_wise_adamerging", "Concrete AdaMerging, task-wise", "TW Concrete AM"),
+        ("adamerging", "AdaMerging, layer-wise", "LW AM"),
+        ("adamerging_pp", "AdaMerging++, layer-wise", "LW AM++"),
+        (f"{CONCRETE}layer_wise_adamerging", "Concrete AdaMerging, layer-wise", "LW Concrete AM"),
+    )
+)
+NOT_ADAPTED = {"average": "Weight Averaging", "sum": "Task Arithmetic", "ties": "Ties-Merging"}  # in that paper
+UNSEEN = "_unseen="  # in labels of results that score further tasks
+SPLIT_NAMES = {"test": "test", "val": "validation"}
 
 
 @dataclass(frozen=True)
@@ -360,7 +379,11 @@ def _merging_table(runs: Runs, group: Merges) -> Table:
     standard = group.mode == "standard"
     count = len(group.tasks)
     known = {method.label for method in METHODS}
-    others = sorted(label for label in group.records if label not in known and not _swept(group.records[label]))
+    others = sorted(
+        label
+        for label, records in group.records.items()
+        if label not in known and not _swept(records) and not _adapts(records)
+    )
     wanted = [method for method in METHODS if standard or method.label in group.records]
     rows = [_merging_row(runs, group, method.label, method.name, method.published) for method in wanted]
     rows += [_merging_row(runs, group, label, label, None) for label in others]
@@ -439,6 +462,11 @@ def _swept(records: dict[int, dict]) -> bool:
     return all(record["method"] == "consensus" and record["options"]["prun_thre_k"] != 2 for record in records.values())
 
 
+def _adapts(records: dict[int, dict]) -> bool:
+    """Whether a result is of a method that adapts, or of unseen tasks: these have tables of their own."""
+    return any("adaptation" in record or "unseen" in record for record in records.values())
+
+
 def consensus_thresholds(runs: Runs) -> Iterator[Table]:
     """Accuracy against the number of tasks that must use a weight."""
     group = runs.merged(runs.main_tasks)
@@ -478,6 +506,155 @@ def threshold_sweep(group: Merges, use_ties: bool, metric: str = "mean_accuracy"
     return dict(sorted(sweep.items()))
 
 
+def adaptation(runs: Runs) -> Iterator[Table]:
+    """The main table of the Concrete paper: AdaMerging and Concrete, by the images that they adapt on."""
+    group = runs.merged(runs.main_tasks)
+
+    def theirs(method: str | None, setting: str) -> float | None:
+        return published(runs.model, "concrete", "multi-task", method, setting, "accuracy") if method else None
+
+    rows, by_task = [], []
+
+    def add(label: str, name: str, split: str, known: str | None) -> None:
+        mean = Cell(percent(group.number(label, lambda r: r["test"]["mean_accuracy"])), theirs(known, "average"))
+        rows.append([name, split, mean, Cell(percent(group.number(label, lambda r: r["test"]["mean_normalised"])))])
+        tasks = [
+            Cell(percent(group.number(label, lambda r, task=task: r["test"]["accuracy"][task])), theirs(known, task))
+            for task in group.tasks
+        ]
+        by_task.append([name, split, *tasks, mean])
+
+    names = {method.label: method.name for method in METHODS}
+    for label, known in NOT_ADAPTED.items():
+        add(label, names[label], "", known)
+    for method in ADAPTED:
+        add(method.label, method.name, SPLIT_NAMES["test"], method.published)
+    shown = {method.label for method in ADAPTED}
+    for method in ADAPTED:
+        if (label := on_validation(method.label)) in group.records:
+            shown.add(label)
+            add(label, method.name, SPLIT_NAMES["val"], None)
+    others = {label: records for label, records in group.records.items() if label not in shown and UNSEEN not in label}
+    for label, records in sorted(others.items()):
+        if _adapts(records):
+            split = next(iter(records.values()))["adaptation"]["adapt_on"]
+            add(label, label.removeprefix("concrete_subspace/clip_"), SPLIT_NAMES[split], None)
+    missing = []
+    for method in ADAPTED:
+        found = group.records.get(method.label, {})
+        if absent := [seed for seed in runs.seeds or (FIRST_SEED,) if seed not in found]:
+            missing.append(runs.merge_command(method.command, group.tasks, seeds=absent))
+    caption = f"Adapting at test time, {len(group.tasks)} tasks: test accuracy, %; in brackets {beside(runs)}."
+    notes = (
+        "adapts on: whose unlabelled images the method learns from. In the papers it is the test images that are then "
+        "scored. Methods that do not adapt choose α on labelled validation images, in the paper α = 0.3.",
+    )
+    shared = dict(caption=caption, seeds=runs.seeds, notes=notes, missing=tuple(missing))
+    yield Table(
+        name="adaptation", header=["method", "adapts on", "absolute", "normalised"], rows=rows, in_readme=True, **shared
+    )
+    header = ["method", "adapts on", *map(printed, group.tasks), "mean"]
+    yield Table(name="adaptation_per_task", header=header, rows=by_task, **shared)
+
+
+def on_validation(label: str) -> str:
+    """The label of the same method, adapting on validation images."""
+    name, found, granularity = label.partition("_granularity")
+    return f"{name}_adapt_on=val{found}{granularity}"
+
+
+def unseen(runs: Runs) -> Iterator[Table]:
+    """Merged models on tasks that were not merged, one table for each split of the tasks that has results."""
+    methods = [*(method for method in METHODS if method.label in NOT_ADAPTED), *ADAPTED]
+    for group in runs.merges:
+        splits = dict.fromkeys(label.partition(UNSEEN)[2] for label in group.records if UNSEEN in label)
+        for split in splits if (group.mode, group.scope) == ("standard", "visual") else ():
+            tasks = split.split("+")
+            rows, zeroshot = [], {}
+            for method in methods:
+                label = f"{method.label}{UNSEEN}{split}"
+                zeroshot |= {seed: r["unseen"]["zeroshot"] for seed, r in group.records.get(label, {}).items()}
+                rows.append([method.name, *_unseen_cells(runs, group, label, tasks, method)])
+            untouched = [PerSeed({s: r["accuracy"][task] for s, r in zeroshot.items()}) for task in tasks]
+            means = PerSeed({s: r["mean_accuracy"] for s, r in zeroshot.items()})
+            rows.insert(0, ["zero-shot", "", *(Cell(percent(values)) for values in (*untouched, means))])
+            yield Table(
+                f"unseen_{'_'.join(tasks)}",
+                f"Generalisation: merging and adapting on {len(group.tasks)} tasks, test accuracy on these and on "
+                f"{' and '.join(map(printed, tasks))}, %; in brackets {beside(runs)}.",
+                ["method", f"mean of {len(group.tasks)} seen", *map(printed, tasks), "mean of unseen"],
+                [row for row in rows if any(isinstance(cell, Cell) and cell.ours for cell in row[1:])],
+                runs.seeds,
+                in_readme=True,
+            )
+
+
+def _unseen_cells(runs: Runs, group: Merges, label: str, tasks: Sequence[str], method: Method) -> list[Cell]:
+    # The paper's tables of generalisation call layer-wise AdaMerging by its family's name.
+    name = NOT_ADAPTED.get(method.label, method.published)
+    name = {"LW AM": "AdaMerging", "LW AM++": "AdaMerging++", "LW Concrete AM": "Concrete AM"}.get(name, name)
+
+    def cell(read: Callable[[dict], float], setting: str | None) -> Cell:
+        return Cell(percent(group.number(label, read)), setting and published_unseen(runs, tasks, name, setting))
+
+    return [
+        cell(lambda r: r["test"]["mean_accuracy"], None),
+        *(cell(lambda r, task=task: r["unseen"]["accuracy"][task], task) for task in tasks),
+        cell(lambda r: r["unseen"]["mean_accuracy"], "average of unseen"),
+    ]
+
+
+def published_unseen(runs: Runs, tasks: Sequence[str], method: str, setting: str) -> float | None:
+    """A number of that of the Concrete paper's two splits which these unseen tasks stand for."""
+    split = "generalisation 2" if set(tasks) == {"RESISC45", "SVHN"} else "generalisation 1"
+    return published(runs.model, "concrete", split, method, setting, "accuracy")
+
+
+def robustness(runs: Runs) -> Iterator[Table]:
+    """Methods on corrupted test images, one table for each severity that has results."""
+    for severity in runs.severities:
+        groups = {name: runs.corrupted(name, severity).merged(runs.main_tasks) for name in CORRUPTIONS}
+        found = [method for method in (*METHODS, *ADAPTED) if any(method.label in g.records for g in groups.values())]
+        groups = {"clean": runs.merged(runs.main_tasks)} | groups
+        rows = [_robustness_row(runs, groups, method) for method in found]
+        labels = {
+            name: max(g.records, key=lambda label: len(g.records[label]), default="") for name, g in groups.items()
+        }
+        alone = [
+            g.number(labels[name], lambda r: _mean(r["denominators"]["test"].values())) for name, g in groups.items()
+        ]
+        rows.append(["fine-tuned, one each", *(Cell(percent(values)) for values in alone)])
+        missing = []
+        for method in found:
+            if absent := [name for name in CORRUPTIONS if method.label not in groups[name].records]:
+                shifted = runs.corrupted(",".join(absent), severity)
+                missing.append(shifted.merge_command(method.command, runs.main_tasks))
+        yield Table(
+            f"robustness_{severity}",
+            f"Robustness: test accuracy on corrupted images of severity {severity}, {len(runs.main_tasks)} tasks, %; "
+            f"in brackets FusionBench's {published_model(runs.model)} on four tasks.",
+            ["method", "clean", *map(printed, CORRUPTIONS)],
+            rows,
+            runs.seeds,
+            notes=("Methods that adapt see corrupted test images; α is chosen on clean validation images.",),
+            missing=tuple(missing),
+            in_readme=True,
+        )
+
+
+ROBUSTNESS = {"sum": "Task Arithmetic", "ties": "Ties-Merging", "adamerging": "Layer-wise AdaMerging"}  # FusionBench's
+
+
+def _robustness_row(runs: Runs, groups: dict[str, Merges], method: Method) -> list[str | Cell]:
+    row = [method.name]
+    for name, group in groups.items():
+        setting = {"clean": "Clean Test set", "jpeg_compression": "JPEG Compression"}.get(name, printed(name).title())
+        known = ROBUSTNESS.get(method.label, "")
+        theirs = published(runs.model, "fusionbench", "robustness", known, setting, "accuracy")
+        row.append(Cell(percent(group.number(method.label, lambda r: r["test"]["mean_accuracy"])), theirs))
+    return row
+
+
 TABLES: tuple[Callable[[Runs], Iterator[Table]], ...] = (
     single_task,
     addition,
@@ -487,6 +664,9 @@ TABLES: tuple[Callable[[Runs], Iterator[Table]], ...] = (
     ntk,
     merging,
     consensus_thresholds,
+    adaptation,
+    unseen,
+    robustness,
 )
 
 
@@ -552,13 +732,14 @@ def _of_pair(runs: Runs, name: str, pair: tuple[str, str], field_name: str) -> P
 
 
 def _ntk_ratio(runs: Runs, name: str, pair: tuple[str, str], rank: str) -> PerSeed:
-    found = {}
-    for seed, record in runs.get(name).items():
+    def read(record: dict) -> float | None:
         for entry in record["pairs"]:
             ranks = [_rank(r) for r in entry["ranks"]]
             if (entry["task"], entry["control"]) == pair and rank in ranks:
-                found[seed] = entry["nystrom"]["ratio_heldout"][ranks.index(rank)]
-    return PerSeed(found)
+                return entry["nystrom"]["ratio_heldout"][ranks.index(rank)]  # None: over no energy at all
+        return None
+
+    return runs.number(name, read)
 
 
 def _rank(rank: float | int) -> str:
