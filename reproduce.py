@@ -3,7 +3,7 @@
     python reproduce.py                          # mini suite, seed 1
     python reproduce.py --seeds 1,2,3
     python reproduce.py --only single-task addition
-    python reproduce.py --extended               # also random-init, merging-tangent, merging-sweeps
+    python reproduce.py --extended               # also merging-tangent, adaptation-clean, robustness
     python reproduce.py --dry-run                # what would run, and what is there already
     python reproduce.py --suite vision --model ViT-B-32
 
@@ -26,6 +26,7 @@ import numpy as np
 from src.args import EVALUATION_MODES, TRAINING_MODES, base_parser, parse
 from src.datasets import registry
 from src.paths import Paths
+from src.reporting.gather import BENCHMARKS
 
 
 @dataclass(frozen=True)
@@ -114,17 +115,36 @@ MERGING = {
     "consensus": ("method=consensus",),
     "consensus_use_ties=True": ("method=consensus", "method.use_ties=True"),
 }
+ADAPTATION = {
+    "adamerging_granularity=task": ("method=adamerging", "method.granularity=task"),
+    "adamerging": ("method=adamerging",),
+    "concrete_subspace/clip_concrete_task_arithmetic": ("method=concrete_subspace/clip_concrete_task_arithmetic",),
+    "concrete_subspace/clip_concrete_task_wise_adamerging": (
+        "method=concrete_subspace/clip_concrete_task_wise_adamerging",
+    ),
+    "concrete_subspace/clip_concrete_layer_wise_adamerging": (
+        "method=concrete_subspace/clip_concrete_layer_wise_adamerging",
+    ),
+}
+# Beside each other on unseen tasks, on corrupted images, and adapted to validation images.
+COMPARED = {
+    label: (MERGING | ADAPTATION)[label]
+    for label in ("sum", "adamerging", "concrete_subspace/clip_concrete_task_arithmetic")
+}
+SUBSETS = (2, 4, 8, 16)  # numbers of tasks
+CORRUPTIONS = ("gaussian_noise", "contrast")
 
 
 def _merging(args, modes: tuple[str, ...] = ("standard",)) -> list[Command]:
-    import main as merging
-
-    found, tasks = [], merging.tasks_name(args, {})
-    for mode in modes:
-        for label, overrides in MERGING.items():
-            output = Paths.of(args).result(f"merging/{tasks}/{mode}-visual/{label}")
-            found.append(Command("main", (*overrides, f"finetuning_mode={mode}", *_hydra_flags(args)), (output,)))
-    return found
+    """Every method on the papers' benchmarks, the first 8, 14 and 20 of the suite's tasks, or on those of --tasks."""
+    every = args.tasks == registry.suite(args.suite).tasks
+    sizes = [count for count in BENCHMARKS if count <= len(args.tasks)] if every else [len(args.tasks)]
+    return [
+        _merge(args, label, overrides, args.tasks[:count], mode)
+        for count in sizes
+        for mode in modes
+        for label, overrides in MERGING.items()
+    ]
 
 
 def _tangent_merging(args) -> list[Command]:
@@ -132,31 +152,74 @@ def _tangent_merging(args) -> list[Command]:
 
 
 def _sweeps(args) -> list[Command]:
-    """Consensus at every threshold, and sum, TIES and TALL masks on random subsets of the tasks."""
-    import main as merging
+    """Consensus TA at every threshold, and sum, TIES and TALL masks on random subsets of the tasks, each in the next.
 
-    found = []
-    tasks = len(args.tasks)
-    for k in (0, 1, *range(3, tasks + 1)):
-        folder = f"merging/{merging.tasks_name(args, {})}/standard-visual"
-        output = Paths.of(args).result(f"{folder}/consensus_prun_thre_k={k}")
-        found.append(Command("main", ("method=consensus", f"method.prun_thre_k={k}", *_hydra_flags(args)), (output,)))
-    for count in range(2, tasks, 2):
-        chosen = np.random.default_rng((args.seed, count)).choice(tasks, count, replace=False)
-        subset = tuple(args.tasks[i] for i in sorted(chosen))
-        name = merging.tasks_name(argparse.Namespace(**vars(args) | {"tasks": subset}), {})
-        for label in ("sum", "ties", "tall_mask"):
-            output = Paths.of(args).result(f"merging/{name}/standard-visual/{label}")
-            overrides = (f"method={label}", f"DATASETS=[{','.join(subset)}]", *_hydra_flags(args))
-            found.append(Command("main", overrides, (output,)))
+    Thresholds 0 and above the number of tasks are task arithmetic and zero-shot, 2 is the default: `merging` has them.
+    """
+    tasks = args.tasks[: BENCHMARKS[0]]
+    found = [
+        _merge(args, f"consensus_prun_thre_k={k}", ("method=consensus", f"method.prun_thre_k={k}"), tasks)
+        for k in (1, *range(3, len(tasks) + 1))
+    ]
+    order = np.random.default_rng(args.seed).permutation(len(args.tasks))
+    for count in (size for size in SUBSETS if size < len(args.tasks)):
+        subset = tuple(args.tasks[i] for i in sorted(order[:count]))
+        found += [_merge(args, label, MERGING[label], subset) for label in ("sum", "ties", "tall_mask")]
     return found
 
 
-def _hydra_flags(args) -> tuple[str, ...]:
-    """`_common` as main.py spells it: model=ViT-Mini in the place of --model=ViT-Mini."""
-    flags = (flag.removeprefix("--").split("=", 1) for flag in _common(args))
-    spelled = ((name.replace("-", "_"), value) for name, value in flags)
-    return tuple(f"DATASETS=[{value}]" if name == "tasks" else f"{name}={value}" for name, value in spelled)
+def _adaptation(args) -> list[Command]:
+    """The methods that adapt at test time, on the papers' eight tasks, as published: on the images that are scored."""
+    return [_merge(args, label, overrides, args.tasks[: BENCHMARKS[0]]) for label, overrides in ADAPTATION.items()]
+
+
+def _unseen(args) -> list[Command]:
+    """Methods that make one model, on two tasks that they were not merged from."""
+    apart = registry.suite(args.suite).unseen
+    seen = tuple(task for task in args.tasks[: BENCHMARKS[0]] if task not in apart)
+    score = f"unseen=[{','.join(apart)}]"
+    return [
+        _merge(args, f"{label}_unseen={'+'.join(apart)}", (*overrides, score), seen)
+        for label, overrides in COMPARED.items()
+    ]
+
+
+def _clean_adaptation(args) -> list[Command]:
+    """Adaptation to validation images, so that test is read once."""
+    return [
+        _merge(args, f"{label}_adapt_on=val", (*overrides, "method.adapt_on=val"), args.tasks[: BENCHMARKS[0]])
+        for label, overrides in COMPARED.items()
+        if label in ADAPTATION
+    ]
+
+
+def _robustness(args) -> list[Command]:
+    """Scoring, and adapting, on corrupted test images."""
+    found = []
+    for name in CORRUPTIONS:
+        shifted = argparse.Namespace(**vars(args) | {"corruption": name, "severity": 5})
+        found += _per_mode(shifted, "eval_single_task", ("none", "standard"), Paths.of(shifted).single_task)
+        for label, overrides in COMPARED.items():
+            watching = ("eval_every=0",) if label in ADAPTATION else ()
+            found.append(_merge(shifted, label, (*overrides, *watching), args.tasks[: BENCHMARKS[0]]))
+    return found
+
+
+def _merge(args, label: str, overrides: tuple[str, ...], tasks: tuple[str, ...], mode: str = "standard") -> Command:
+    """main.py on `tasks`; `label`: what it calls the result."""
+    import main as merging
+
+    flags = [*overrides]
+    if tasks != registry.suite(args.suite).tasks[: len(tasks)]:
+        flags.append(f"DATASETS=[{','.join(tasks)}]")
+    elif len(tasks) != BENCHMARKS[0]:  # main.py's default
+        flags.append(f"num_tasks={len(tasks)}")
+    if mode != "standard":
+        flags.append(f"finetuning_mode={mode}")
+    shared = (flag.removeprefix("--").split("=", 1) for flag in _common(args) if not flag.startswith("--tasks="))
+    flags += [f"{name.replace('-', '_')}={value}" for name, value in shared]
+    name = merging.tasks_name(argparse.Namespace(**vars(args) | {"tasks": tasks}), {})
+    return Command("main", tuple(flags), (Paths.of(args).result(f"merging/{name}/{mode}-visual/{label}"),))
 
 
 def _tables(args) -> list[Command]:
@@ -166,8 +229,9 @@ def _tables(args) -> list[Command]:
 def _figures(args) -> list[Command]:
     folder = Paths.of(args).figures()
     places = tuple(flag for flag in _common(args) if flag.startswith(("--cache-dir=", "--data-location=")))
-    contact = Command("make_figures", ("contact", *_reported(args), *places), (folder / "contact.png",))
-    return [Command("make_figures", _reported(args), (folder,)), contact]
+    shown = ("contact", "corruptions")  # pictures of images, which are drawn or read for them
+    sheets = [Command("make_figures", (name, *_reported(args), *places), (folder / f"{name}.png",)) for name in shown]
+    return [Command("make_figures", _reported(args), (folder,)), *sheets]
 
 
 def _reported(args) -> tuple[str, ...]:
@@ -179,7 +243,10 @@ def _per_mode(args, script: str, modes, output: Callable[[str], Path]) -> list[C
     return [Command(script, (f"--finetuning-mode={mode}", *_common(args)), (output(mode),)) for mode in modes]
 
 
-FORWARDED = ("save", "results", "cache_dir", "data_location", "device", "pretrained_path", "eval_batch_size")
+FORWARDED = (
+    *("save", "results", "cache_dir", "data_location", "device", "pretrained_path", "eval_batch_size"),
+    *("corruption", "severity"),
+)
 
 
 def _common(args) -> tuple[str, ...]:
@@ -202,9 +269,13 @@ STAGES = (
     Stage("disentanglement", _disentanglement),
     Stage("ntk", _ntk),
     Stage("merging", _merging),
-    Stage("random-init", _random_init, extended=True),
+    Stage("merging-sweeps", _sweeps),
+    Stage("adaptation", _adaptation),
+    Stage("unseen", _unseen),
+    Stage("random-init", _random_init),
     Stage("merging-tangent", _tangent_merging, extended=True),
-    Stage("merging-sweeps", _sweeps, extended=True),
+    Stage("adaptation-clean", _clean_adaptation, extended=True),
+    Stage("robustness", _robustness, extended=True),
 )
 # Once, after the stages of every seed, from whatever results there are.
 REPORT = (Stage("tables", _tables), Stage("figures", _figures))
@@ -212,16 +283,15 @@ REPORT = (Stage("tables", _tables), Stage("figures", _figures))
 
 def main(argv=None) -> None:
     parser = base_parser(__doc__, modes=None)
-    parser.add_argument("--seeds", default="1", help="comma-separated; each draws its own images and fine-tunes anew")
+    parser.add_argument("--seeds", type=_numbers, help="such as 1,2,3; each draws its images and fine-tunes anew")
     parser.add_argument(
         "--only", nargs="+", choices=[stage.name for stage in (*STAGES, *REPORT)], metavar="STAGE", help="these stages"
     )
-    parser.add_argument("--extended", action="store_true", help="also the longer stages: random-init, merging-*")
+    parser.add_argument("--extended", action="store_true", help="also merging-tangent, adaptation-clean, robustness")
     parser.add_argument("--dry-run", action="store_true", help="print the commands; run nothing")
     args = parse(parser, argv)
-    seeds = [int(text) for text in args.seeds.split(",")]
     began, failed = time.time(), []
-    for seed in seeds:
+    for seed in args.seeds or [args.seed]:
         seeded = argparse.Namespace(**vars(args) | {"seed": seed})
         for stage in _chosen(STAGES, args):
             start = time.time()
@@ -240,6 +310,13 @@ def main(argv=None) -> None:
         print(
             f"all stages finished in {(time.time() - began) / 60:.1f} minutes; results in {args.results / args.suite}"
         )
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(number) for number in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected numbers such as 1,2,3; got {text!r}") from None
 
 
 def _chosen(stages: tuple[Stage, ...], args) -> list[Stage]:

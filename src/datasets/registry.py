@@ -38,6 +38,7 @@ class Suite:
     protocol: Protocol
     pairs: tuple[tuple[str, str], ...]  # for the disentanglement heatmaps
     ntk_pairs: tuple[tuple[str, str], ...]  # (task, control) for the localization of eigenfunctions
+    unseen: tuple[str, ...]  # scored without being merged
     per_model: dict[str, dict] = field(default_factory=dict)  # deviations from the protocol, by model
 
     def settings(self, model: str) -> dict:
@@ -62,6 +63,7 @@ SUITES = {
         ),
         pairs=(("land", "house_numbers"), ("textures", "scenes"), ("vehicles", "signs")),
         ntk_pairs=(("land", "vehicles"), ("signs", "letters"), ("textures", "scenes")),
+        unseen=("land", "digits"),
     ),
     "vision": Suite(
         name="vision",
@@ -78,6 +80,7 @@ SUITES = {
         ),
         pairs=(("EuroSAT", "SVHN"), ("DTD", "SUN397"), ("Cars", "RESISC45")),
         ntk_pairs=(("RESISC45", "Cars"),),
+        unseen=("EuroSAT", "MNIST"),
         per_model={"ViT-L-14": dict(batch_size=64, num_grad_accumulation=2)},
     ),
 }
