@@ -12,10 +12,12 @@ from functools import partial
 
 from src import data, experiments, parallel, results
 from src.args import add_pairs, base_parser, parse, program
+from src.parallel import shared
 from src.paths import Paths
 
 
 @program
+@shared
 def main(argv=None) -> None:
     parser = base_parser(__doc__)
     add_pairs(parser)
@@ -25,8 +27,7 @@ def main(argv=None) -> None:
     args = parse(parser, argv)
     mode = args.finetuning_mode
     target = Paths.of(args).result(f"disentanglement_{mode}")
-    if results.exists(target) and not args.overwrite:
-        print(f"{target}: there already, skipped (--overwrite computes it again)")
+    if results.kept(target, args):
         return
     data.examples(args, args.pairs[0][0], "test")
     jobs = [(pair, own) for pair in args.pairs for own in (0, 1)]

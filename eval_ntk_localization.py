@@ -15,10 +15,12 @@ from functools import partial
 from src import data, experiments, parallel, results
 from src.analysis.ntk import REDUCTIONS
 from src.args import add_pairs, base_parser, parse, program
+from src.parallel import shared
 from src.paths import Paths
 
 
 @program
+@shared
 def main(argv=None) -> None:
     parser = base_parser(__doc__, modes=None)
     add_pairs(parser, "ntk_pairs")
@@ -36,8 +38,7 @@ def main(argv=None) -> None:
     )
     args = parse(parser, argv)
     target = Paths.of(args).result(f"ntk_{args.reduction}")
-    if results.exists(target) and not args.overwrite:
-        print(f"{target}: there already, skipped (--overwrite computes it again)")
+    if results.kept(target, args):
         return
     data.examples(args, args.pairs[0][0], "test")
     work = partial(experiments.ntk_localization, args=args)

@@ -15,14 +15,16 @@ from pathlib import Path
 
 from src import checkpoints, data, results, store
 from src.args import EVALUATION_MODES, base_parser, parse, program
-from src.datasets import registry
+from src.datasets import corruptions, registry
 from src.evaluation import ORIGIN, Line, mean, score_all
+from src.parallel import shared
 from src.paths import Paths
 
 SPLITS = {"test": "", "val": "Val"}  # split -> suffix of its published field
 
 
 @program
+@shared
 def main(argv=None) -> None:
     parser = base_parser(__doc__, ("none", *EVALUATION_MODES))
     parser.add_argument("--encoder", type=Path, help="evaluate this checkpoint (of main.py's output=) on every task")
@@ -32,8 +34,7 @@ def main(argv=None) -> None:
         parser.error("--encoder and --name go together: the second names the result")
     paths = Paths.of(args)
     target = paths.result(args.name) if args.encoder else paths.single_task(args.finetuning_mode)
-    if results.exists(target) and not args.overwrite:
-        print(f"{target}: there already, skipped (--overwrite computes it again)")
+    if results.kept(target, args):
         return
     store.save_pretrained(args)
     control = registry.suite(args.suite).control
@@ -51,7 +52,7 @@ def main(argv=None) -> None:
     ]
     scores = score_all(args, jobs, tangent, f"single-task {args.finetuning_mode}")
 
-    record = {"losses": {}, "n": {}, "control_per_task": {}}
+    record = {"losses": {}, "n": {}, "control_per_task": {}} | corruptions.record(args)
     for (dataset, split, _), found in zip(jobs, scores):
         field = dataset + SPLITS[split]
         accuracies = [line[0].accuracy for line in found]

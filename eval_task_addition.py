@@ -14,18 +14,19 @@ import numpy as np
 from src import data, results, store
 from src.args import add_search, base_parser, parse, program
 from src.evaluation import along, evaluate_merge
+from src.parallel import shared
 from src.paths import Paths
 
 
 @program
+@shared
 def main(argv=None) -> None:
     parser = base_parser(__doc__)
     add_search(parser)
     args = parse(parser, argv)
     mode = args.finetuning_mode
     target = Paths.of(args).result(f"addition_{mode}")
-    if results.exists(target) and not args.overwrite:
-        print(f"{target}: there already, skipped (--overwrite computes it again)")
+    if results.kept(target, args):
         return
     data.examples(args, args.tasks[0], "test")
     total = sum(store.task_vector(args, task, mode) for task in args.tasks)

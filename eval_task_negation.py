@@ -14,10 +14,12 @@ from src import data, results, store
 from src.args import add_search, base_parser, parse, program
 from src.datasets import registry
 from src.evaluation import ORIGIN, Line, mean, score_all, select_negation
+from src.parallel import shared
 from src.paths import Paths
 
 
 @program
+@shared
 def main(argv=None) -> None:
     parser = base_parser(__doc__)
     add_search(parser, points=21)  # on mini too: every point costs a pass over the control set for each task
@@ -25,8 +27,7 @@ def main(argv=None) -> None:
     args = parse(parser, argv)
     mode, control = args.finetuning_mode, registry.suite(args.suite).control
     target = Paths.of(args).result(f"negation_{mode}")
-    if results.exists(target) and not args.overwrite:
-        print(f"{target}: there already, skipped (--overwrite computes it again)")
+    if results.kept(target, args):
         return
     data.examples(args, control, "test")
     tangent = mode in store.TANGENT

@@ -11,8 +11,8 @@ Finished tasks are skipped; a run that was killed goes on from its last saved st
 from functools import partial
 
 from src import data, parallel, store, training
-from src.args import TRAINING_MODES, add_training, base_parser, parse, program
-from src.distributed import World, check_devices, launch, under_torchrun
+from src.args import TRAINING_MODES, USER_ERRORS, add_training, base_parser, parse, program
+from src.distributed import World, launch, under_torchrun
 
 
 @program
@@ -20,12 +20,8 @@ def main(argv=None) -> None:
     parser = base_parser(__doc__, TRAINING_MODES)
     add_training(parser)
     args = parse(parser, argv)
-    try:
-        check_devices(args)
-    except ValueError as error:
-        parser.error(str(error))
     if under_torchrun() or args.world_size > 1 or args.jobs == 1:
-        launch(training.worker, args)
+        launch(training.worker, args, USER_ERRORS)
         return
     store.save_pretrained(args)
     data.examples(args, args.tasks[0], "train")  # mini's are drawn once, before the workers look for them

@@ -11,6 +11,7 @@ where ZERO is the checkpoint of the pre-trained encoder.
 """
 
 import argparse
+import hashlib
 import json
 import math
 import re
@@ -74,14 +75,16 @@ class Checkpoint(Mapping):
             except CheckpointError as error:
                 raise CheckpointError(f"{path}: {error}; make it again: {_command(self.header)}") from None
         try:
-            self._file = safe_open(path, framework="pt")
+            with safe_open(path, framework="pt"):
+                pass
         except SafetensorError as error:
             raise CheckpointError(f"{path}: damaged ({error}); make it again: {_command(self.header)}") from None
 
     def __getitem__(self, key: str) -> torch.Tensor:
         if key not in self._specs:
             raise KeyError(f"{self.path} has no tensor {key!r}")
-        return self._file.get_tensor(key)
+        with safe_open(self.path, framework="pt") as file:  # one open for long would keep all that was read in memory
+            return file.get_tensor(key)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._specs)
@@ -118,6 +121,20 @@ def load(path: Path, *, like: Mapping | None = None, **expect: Any) -> Weights:
 def header(path: Path, **expect: Any) -> dict:
     """The header of a file in the one format (of any kind), after checking that the file is whole."""
     return _read_header(path, expect)[0]
+
+
+def fingerprint(weights: Mapping[str, torch.Tensor]) -> str:
+    """A short hash by which weights are told apart: of names, shapes and up to 64 numbers of each tensor, as float32.
+
+    Training changes every tensor, so a few numbers of each are enough, and cost milliseconds for any model.
+    """
+    total = hashlib.sha256()
+    for name in sorted(weights):
+        tensor = weights[name].detach()
+        some = tensor.flatten()[:: max(1, tensor.numel() // 64)][:64]
+        total.update(f"{name} {tuple(tensor.shape)}".encode())
+        total.update(some.float().cpu().numpy().tobytes())
+    return total.hexdigest()[:16]
 
 
 def save_masks(path: Path, masks: Masks, header: Mapping) -> None:

@@ -3,13 +3,18 @@
 import os
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+
+# Rank 0 may work alone for hours. A process that dies is noticed by what started it, not by this.
+PATIENCE = timedelta(days=1)
 
 
 @dataclass(frozen=True)
@@ -33,56 +38,107 @@ class World:
             dist.barrier()
 
 
+def cores() -> int:
+    """CPU cores for this process: those it may use, shared with torchrun's other processes of this machine."""
+    if hasattr(os, "process_cpu_count"):  # Python 3.13
+        allowed = os.process_cpu_count()
+    elif hasattr(os, "sched_getaffinity"):
+        allowed = len(os.sched_getaffinity(0))
+    else:
+        allowed = os.cpu_count()
+    return max(1, (allowed or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+
+
 def under_torchrun() -> bool:
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
-def launch(worker: Callable, args) -> None:
+def launch(worker: Callable, args, expected: tuple[type[Exception], ...] = ()) -> None:
     """Run `worker(args, world)` in every process: here, in torchrun's processes, or in `args.world_size` spawned ones.
 
-    Raises ValueError where there are fewer devices than processes; when a process dies the others are ended and the
-    error names its rank.
+    Raises ValueError where there are fewer devices than processes. When a process dies the others are ended: an error
+    of one of the `expected` types is raised here as it is, any other is printed with its rank.
     """
     if under_torchrun():
-        rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        _join(worker, args, rank, size, int(os.environ.get("LOCAL_RANK", rank)), "env://")
+        with torchrun(args.device) as world:
+            _work(worker, args, world, expected)
         return
     check_devices(args)
     if args.world_size == 1:
         worker(args, World(device=args.device))
         return
+    raised = mp.get_context("spawn").SimpleQueue()
     with tempfile.TemporaryDirectory() as folder:
         meeting = (Path(folder) / "rendezvous").as_uri()  # a file: no port to clash with another job's
-        mp.spawn(_spawned, (worker, args, meeting), nprocs=args.world_size)
+        try:
+            mp.spawn(_spawned, (worker, args, meeting, expected, raised), nprocs=args.world_size)
+        except (mp.ProcessExitedException, mp.ProcessRaisedException):
+            if raised.empty():
+                raise
+            raise raised.get() from None
 
 
 def check_devices(args) -> None:
-    """Raise ValueError when `--world-size` asks for more processes than there are devices (CPU: cores)."""
-    if args.world_size < 1:
-        raise ValueError(f"--world-size: expected at least 1, found {args.world_size}")
+    """Raise ValueError for more processes on this machine than it has devices (CPU: cores)."""
+    here = int(os.environ["LOCAL_WORLD_SIZE"]) if under_torchrun() else args.world_size
+    if here < 1:
+        raise ValueError(f"--world-size: expected at least 1, found {here}")
     on_gpu = torch.device(args.device).type == "cuda"
-    there = torch.cuda.device_count() if on_gpu else os.cpu_count()
-    if args.world_size > there:
+    if under_torchrun() and not on_gpu:
+        return  # who starts processes by hand may have fewer cores than processes
+    there = torch.cuda.device_count() if on_gpu else cores()
+    if here > there:
         kind = "GPUs" if on_gpu else "CPU cores"
-        raise ValueError(f"--world-size: expected at most the {there} {kind} of this machine, found {args.world_size}")
+        flag = "--nproc-per-node" if under_torchrun() else "--world-size"
+        raise ValueError(f"{flag}: expected at most the {there} {kind} of this machine, found {here}")
 
 
-def _spawned(rank: int, worker: Callable, args, meeting: str) -> None:
-    _join(worker, args, rank, args.world_size, rank, meeting)
+@contextmanager
+def torchrun(device: str | None = None) -> Iterator[World]:
+    """This process among torchrun's: joined to the others, on a device of its own.
 
-
-def _join(worker: Callable, args, rank: int, size: int, local_rank: int, meeting: str) -> None:
-    on_gpu = torch.device(args.device).type == "cuda"
-    if on_gpu:
+    device: what they exchange tensors on; without it they exchange Python objects alone.
+    """
+    rank, size, local_rank = (int(os.environ.get(name, 0)) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    if local_rank < torch.cuda.device_count():
         torch.cuda.set_device(local_rank)
-    else:
-        torch.set_num_threads(max(1, os.cpu_count() // size))
-    dist.init_process_group("nccl" if on_gpu else "gloo", init_method=meeting, rank=rank, world_size=size)
+    torch.set_num_threads(cores())
+    on_gpu = device is not None and torch.device(device).type == "cuda"
+    with _joined(on_gpu, "env://", rank, size):
+        yield World(rank, size, f"cuda:{local_rank}" if on_gpu else "cpu")
+
+
+@contextmanager
+def _joined(on_gpu: bool, meeting: str, rank: int, size: int) -> Iterator[None]:
+    backend = "nccl" if on_gpu else "gloo"
+    dist.init_process_group(backend, init_method=meeting, rank=rank, world_size=size, timeout=PATIENCE)
     try:
-        worker(args, World(rank, size, f"cuda:{local_rank}" if on_gpu else "cpu"))
-    except Exception as error:
-        # The others die of the broken connection, and one of their errors may be the one that is reported.
-        print(f"rank {rank} stopped: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
-        raise
+        yield
     finally:
         dist.destroy_process_group()
+
+
+def _spawned(rank: int, worker: Callable, args, meeting: str, expected, raised) -> None:
+    on_gpu = torch.device(args.device).type == "cuda"
+    if on_gpu:
+        torch.cuda.set_device(rank)
+    else:
+        torch.set_num_threads(max(1, cores() // args.world_size))
+    with _joined(on_gpu, meeting, rank, args.world_size):
+        try:
+            _work(worker, args, World(rank, args.world_size, f"cuda:{rank}" if on_gpu else "cpu"), expected, raised)
+        except expected as error:
+            raised.put(error)
+            sys.exit(1)
+
+
+def _work(worker: Callable, args, world: World, expected, raised=None) -> None:
+    try:
+        worker(args, world)
+    except expected:
+        raise
+    except Exception as error:
+        # The others die of the broken connection; theirs is not the error to tell of.
+        if raised is None or raised.empty():
+            print(f"rank {world.rank} stopped: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        raise

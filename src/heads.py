@@ -3,7 +3,7 @@
 import torch
 from open_clip import build_zero_shot_classifier
 
-from . import checkpoints
+from . import checkpoints, store
 from .datasets import registry
 from .modeling import ClassificationHead, build_clip
 from .paths import Paths
@@ -21,17 +21,25 @@ def build_classification_head(model, tokenizer, dataset: registry.Dataset, devic
 
 @torch.no_grad()
 def get_classification_head(args, dataset: str) -> ClassificationHead:
-    """The head of `dataset`, from the cache under `--save`, or built anew where class names or templates have changed.
+    """The head of `dataset`, from the cache under `--save`, or built anew where what it is made of has changed.
+
+    That is class names, templates and the text side of CLIP, by its fingerprint, as far as the header says.
 
     A model with a random image tower (`__init__`) takes the pre-trained text tower's head, as in the paper's Table 3.
     """
     row = registry.get(dataset)
     path = Paths.of(args).head(dataset)
-    texts = dict(classnames=list(row.classnames), templates=list(row.templates))
-    if not path.is_file() or any(checkpoints.header(path)[key] != value for key, value in texts.items()):
+    made_of = dict(classnames=list(row.classnames), templates=list(row.templates))
+    made_of["text_side"] = store.written_fingerprints(args).get("text")
+    if not path.is_file() or _differs(checkpoints.header(path), made_of):
         model, tokenizer = build_clip(args)
+        made_of["text_side"] = store.fingerprints({f"model.{k}": v for k, v in model.state_dict().items()})["text"]
         head = build_classification_head(model.to(args.device), tokenizer, row, args.device)
-        header = dict(model=args.model.removesuffix("__init__"), task=dataset, **texts)
+        header = dict(model=args.model.removesuffix("__init__"), task=dataset, **made_of)
         checkpoints.save(path, {"weight": head.weight.detach().cpu()}, header, kind="head")
     head = ClassificationHead(checkpoints.load(path, kind="head", task=dataset)["weight"])
     return head.requires_grad_(False)
+
+
+def _differs(header: dict, made_of: dict) -> bool:
+    return any(None not in (value, header.get(key)) and header[key] != value for key, value in made_of.items())

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .checkpoints import CheckpointError
 from .datasets.base import nearest
 from .datasets.mini import clip as mini
 from .paths import from_root
@@ -79,11 +80,16 @@ def _build_open_clip(name: ModelName, seed: int, cache_dir: str | None, pretrain
     import open_clip
 
     architecture = _open_clip_names()[name.architecture]
-    weights = pretrained_path or name.weights or "openai"
-    # OpenAI trained with QuickGELU. Asked for "ViT-B-32" with these weights, open_clip builds GELU and only warns.
-    quick = weights == "openai"
+    tag = name.weights or "openai"
+    about = open_clip.get_pretrained_cfg(architecture, tag)
+    # OpenAI, for one, trained with QuickGELU. Asked for "ViT-B-32" with such weights, open_clip builds GELU and only
+    # warns; about those in a file it cannot know.
+    quick = about.get("quick_gelu", False)
     same = dict(force_quick_gelu=quick, cache_dir=cache_dir)
-    model = open_clip.create_model(architecture, pretrained=weights, **same)
+    try:
+        model = open_clip.create_model(architecture, pretrained=pretrained_path or tag, **same)
+    except Exception as error:  # whatever torch, safetensors or the hub's client raise
+        raise CheckpointError(_no_weights(architecture, tag, about, pretrained_path, error)) from error
     if name.random:  # the image tower alone: heads come from the pre-trained text tower
         torch.manual_seed(seed)
         model.visual = open_clip.create_model(architecture, pretrained=None, **same).visual
@@ -92,11 +98,25 @@ def _build_open_clip(name: ModelName, seed: int, cache_dir: str | None, pretrain
     return model, open_clip.get_tokenizer(architecture)
 
 
+def _no_weights(architecture: str, tag: str, about: dict, pretrained_path: str | None, error: Exception) -> str:
+    told = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+    if pretrained_path:
+        return (
+            f"--pretrained-path: expected weights of {architecture} in {pretrained_path} (safetensors, or a torch.save "
+            f"file of tensors), found {told}"
+        )
+    where = f"a file of the hub's {about['hf_hub'].strip('/')}" if about.get("hf_hub") else "the file of these weights"
+    return (
+        f"cannot get the weights {tag} of {architecture}: {told}\nWithout a network: fetch {where} (best "
+        "open_clip_model.safetensors) on a machine that has one, copy it here and add --pretrained-path=FILE"
+    )
+
+
 def assert_quick_gelu(model: nn.Module) -> None:
-    """Raise if the image tower's blocks do not use QuickGELU, which the OpenAI weights were trained with."""
+    """Raise if the image tower's blocks do not use QuickGELU, for weights that were trained with it, as OpenAI's."""
     kinds = {type(block.mlp.gelu).__name__ for block in model.visual.transformer.resblocks}
     if kinds != {"QuickGELU"}:
-        raise RuntimeError(f"expected QuickGELU in every block (OpenAI's weights need it), found {', '.join(kinds)}")
+        raise RuntimeError(f"expected QuickGELU in every block (these weights need it), found {', '.join(kinds)}")
 
 
 def build_clip(args, keep_text: bool = True):
@@ -118,7 +138,8 @@ class ImageEncoder(nn.Module):
     """CLIP's image tower. `encoder(images)`: (N, 3, H, W) normalised pixels -> (N, D) features, not normalised.
 
     Without `keep_lang` the text transformer is dropped; the small text-side tensors stay, frozen, so that the state
-    dict has the published names. Only `model.visual` is trained.
+    dict has the published names. Only `model.visual` is trained. Raises CheckpointError for weights that cannot be had,
+    or are not this model's.
     """
 
     def __init__(self, args, keep_lang: bool = False):

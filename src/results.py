@@ -48,6 +48,21 @@ def exists(path: Path) -> bool:
     return path.is_file()
 
 
+def kept(path: Path, args: Any) -> bool:
+    """Whether the result is there and stays, which is said, with what it is of where `args` ask for something else.
+
+    args: a script's namespace; `pairs`, or else `tasks`, are what results may differ in. Raises ResultError.
+    """
+    if args.overwrite or not exists(path):
+        return False
+    what = "pairs" if "pairs" in args else "tasks"
+    asked = _plain(getattr(args, what), what)
+    found = read(path)["provenance"]["config"].get(what, asked)
+    other = "" if found == asked else f", though it is of {what} {_listed(found)}, not {_listed(asked)}"
+    print(f"{path}: there already, skipped{other} (--overwrite computes it again)")
+    return True
+
+
 def read(path: Path) -> dict:
     """The result at `path`, for readers that need not know which script makes it."""
     return require(path, "python reproduce.py")
@@ -129,6 +144,10 @@ def _processor() -> str:
 def _git(*arguments: str) -> str:
     done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True)
     return done.stdout.strip()
+
+
+def _listed(names: list) -> str:
+    return ", ".join(name if isinstance(name, str) else "-".join(name) for name in names)
 
 
 def _portable(text: str) -> str:

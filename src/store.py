@@ -1,6 +1,8 @@
 """θ0 and the task vectors of a run, from the checkpoints that finetune.py wrote."""
 
+from collections.abc import Mapping
 from functools import lru_cache
+from pathlib import Path
 
 import torch
 
@@ -12,6 +14,7 @@ from .task_vectors import TaskVector
 # Post-hoc linearization puts the non-linearly fine-tuned weights into the linear model.
 TRAINED_AS = {"standard": "standard", "linear": "linear", "posthoc": "standard"}
 TANGENT = ("linear", "posthoc")  # modes whose model is the linear one
+IMAGE = "model.visual."  # how the names of the trained tensors begin
 
 
 @lru_cache(maxsize=2)
@@ -32,11 +35,36 @@ def encoder(args) -> ImageEncoder:
 
 
 def save_pretrained(args) -> None:
-    """Write θ0, which every task vector of this (suite, model, seed) is measured from, unless it is there."""
-    path = Paths.of(args).pretrained()
+    """Write θ0, which every task vector of this (suite, model, seed) is measured from, unless it is there.
+
+    Raises CheckpointError where other weights are there than those that `args` asks for now.
+    """
+    path, weights = Paths.of(args).pretrained(), encoder(args).state_dict()
+    ours = fingerprints(weights)
     if not path.is_file():
         header = dict(model=args.model, mode="none", seed=args.seed, step=0)
-        checkpoints.save(path, encoder(args).state_dict(), header)
+        checkpoints.save(path, weights, header | {"fingerprints": ours})
+        return
+    found = checkpoints.header(path).get("fingerprints", ours)  # older files do not say
+    if found != ours:
+        raise checkpoints.CheckpointError(
+            f"{path}: expected the pre-trained weights of {args.model} (fingerprint {ours['image']}), found others "
+            f"({found['image']}), from another --pretrained-path or version, and the checkpoints beside it belong to "
+            "those; repeat the earlier weights, or keep these apart with --save=ANOTHER_FOLDER"
+        )
+
+
+def fingerprints(weights: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """Of the image tower, which task vectors are measured from, and of the text side, which heads are made with."""
+    image = {name: tensor for name, tensor in weights.items() if name.startswith(IMAGE)}
+    text = {name: tensor for name, tensor in weights.items() if not name.startswith((IMAGE, "model.transformer."))}
+    return {"image": checkpoints.fingerprint(image), "text": checkpoints.fingerprint(text)}
+
+
+def written_fingerprints(args) -> dict[str, str]:
+    """Those of θ0 on disk; empty where it is not there, or too old to say."""
+    path = Paths.of(args).pretrained()
+    return checkpoints.header(path).get("fingerprints", {}) if path.is_file() else {}
 
 
 def pretrained(args) -> checkpoints.Checkpoint:
@@ -46,16 +74,33 @@ def pretrained(args) -> checkpoints.Checkpoint:
 
 
 def finetuned(args, task: str, mode: str) -> checkpoints.Checkpoint:
-    """θ of a task for an evaluation mode. Raises FileNotFoundError that names the fine-tuning command."""
+    """θ of a task for an evaluation mode.
+
+    Raises FileNotFoundError that names the fine-tuning command, or CheckpointError where θ began at another θ0.
+    """
     trained = TRAINED_AS[mode]
     path = Paths.of(args).checkpoint(task, trained)
-    return checkpoints.Checkpoint(path, model=args.model, task=task, mode=trained, seed=args.seed)
+    found = checkpoints.Checkpoint(path, model=args.model, task=task, mode=trained, seed=args.seed)
+    check_start(args, path, found.header)
+    return found
+
+
+def check_start(args, path: Path, header: Mapping) -> None:
+    """Raise CheckpointError for the header of a fine-tuned checkpoint that began at another θ0 than the one on disk."""
+    began, theta0 = header.get("began_at"), written_fingerprints(args).get("image")
+    if began and theta0 and began != theta0:
+        raise checkpoints.CheckpointError(
+            f"{path}: expected a checkpoint that was fine-tuned from {Paths.of(args).pretrained()} (fingerprint "
+            f"{theta0}), found one that began at other weights ({began}); make it again: python finetune.py "
+            f"--model={args.model} --seed={args.seed} --tasks={header['task']} --finetuning-mode={header['mode']} "
+            "--overwrite"
+        )
 
 
 def task_vector(args, task: str, mode: str) -> TaskVector:
     """τ = θ − θ0 over the tensors that are trained (`model.visual.*`)."""
     start, end = pretrained(args), finetuned(args, task, mode)
-    trained = [name for name in start if name.startswith("model.visual.")]
+    trained = [name for name in start if name.startswith(IMAGE)]
     return TaskVector(vector={name: end[name] - start[name] for name in trained if start[name].is_floating_point()})
 
 

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from . import checkpoints, data, parallel, store
 from .datasets import registry
 from .datasets.base import Examples, Pixels
+from .datasets.examples import CorruptImage
 from .distributed import World
 from .heads import get_classification_head
 from .linearize import LinearizedImageEncoder
@@ -26,13 +27,17 @@ from .loggers import Logger
 from .modeling import ImageClassifier, ImageEncoder
 from .paths import Paths
 
+IGNORED = -100  # a label that is none: F.cross_entropy's ignore_index
 MAX_SHIFT = 2  # pixels: the augmentation of images that are held in memory
 
 # What a training state must share with the run that goes on from it.
-SETTINGS = ("lr", "wd", "ls", "warmup_length", "batch_size", "num_grad_accumulation", "clip", "epochs", "seed")
+SETTINGS = (
+    *("lr", "wd", "ls", "warmup_length", "batch_size", "num_grad_accumulation", "clip", "epochs", "seed"),
+    *("load", "precision", "compile"),
+)
 
 
-class NonFiniteLoss(ArithmeticError):
+class NonFiniteLoss(FloatingPointError):
     """The loss is no number: training stopped, and the last good state was kept."""
 
 
@@ -69,7 +74,7 @@ class Batches:
     """Training batches by number, for one rank: (images, labels) on the device, and the size of the global batch."""
 
     def __init__(self, args, encoder, examples: Examples, world: World, task: str):
-        self.args, self.encoder, self.examples, self.world = args, encoder, examples, world
+        self.args, self.encoder, self.examples, self.world, self.task = args, encoder, examples, world, task
         self.seed = chance(args.seed, task)
         self.in_memory = isinstance(examples, Pixels) and examples.pixels.shape[1] == encoder.image_size
         self.per_epoch = math.ceil(len(examples) / args.batch_size)
@@ -83,28 +88,45 @@ class Batches:
     def _indices(self, number: int) -> np.ndarray:
         return batch_indices(len(self.examples), self.args.batch_size, number, self.seed)
 
+    def _mine(self, images: int) -> tuple[slice, bool]:
+        """This rank's part of a batch, and whether it counts.
+
+        Where there are fewer images than processes, one that would have none takes the first again, and its label is
+        IGNORED: few encoders take a batch of none, and DDP waits for every process.
+        """
+        if self.world.rank >= images:
+            return slice(0, 1), False
+        return slice(self.world.rank, None, self.world.size), True
+
     def _from_memory(self, number: int):
         indices = self._indices(number)
         generator = torch.Generator().manual_seed(chance(self.seed, "shift", number))
         # The whole batch is shifted and then shared out, so that the shares of two processes make one process's batch.
         images = shifted(torch.from_numpy(self.examples.pixels[indices]), MAX_SHIFT, generator)
-        mine = slice(self.world.rank, None, self.world.size)
+        mine, counts = self._mine(len(indices))
         images = data.normalise(images[mine].to(self.world.device), self.encoder.mean, self.encoder.std)
-        labels = torch.from_numpy(self.examples.labels[indices][mine]).to(self.world.device)
-        return images, labels, len(indices)
+        labels = torch.from_numpy(self.examples.labels[indices])[mine].to(self.world.device)
+        return images, labels if counts else torch.full_like(labels, IGNORED), len(indices)
 
     def _decoded(self, first: int, stop: int):
-        mine = [self._indices(n)[self.world.rank :: self.world.size] for n in range(first, stop)]
-        epochs = [n // self.per_epoch for n in range(first, stop)]
+        shares = []
+        for number in range(first, stop):
+            indices = self._indices(number)
+            mine, counts = self._mine(len(indices))
+            shares.append([(number // self.per_epoch, int(index), counts) for index in indices[mine]])
         augmented = _Augmented(self.examples, self.encoder.train_preprocess, self.seed)
         loader = torch.utils.data.DataLoader(
             augmented,
-            batch_sampler=[[(epoch, int(i)) for i in share] for epoch, share in zip(epochs, mine)],
+            batch_sampler=shares,
             num_workers=self.args.workers,
             pin_memory=self.world.device.startswith("cuda"),
         )
-        for number, (images, labels) in zip(range(first, stop), loader):
-            yield images.to(self.world.device), labels.to(self.world.device), len(self._indices(number))
+        try:
+            for number, (images, labels) in zip(range(first, stop), loader):
+                yield images.to(self.world.device), labels.to(self.world.device), len(self._indices(number))
+        except CorruptImage:
+            data.require_decodable(self.args, self.task, "train")  # which names and counts them all
+            raise
 
 
 class _Augmented(torch.utils.data.Dataset):
@@ -113,11 +135,12 @@ class _Augmented(torch.utils.data.Dataset):
     def __init__(self, examples: Examples, transform, seed: int):
         self.examples, self.transform, self.seed = examples, transform, seed
 
-    def __getitem__(self, key: tuple[int, int]):
-        epoch, index = key
+    def __getitem__(self, key: tuple[int, int, bool]):
+        epoch, index, counts = key
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(chance(self.seed, "augment", epoch, index))
-            return self.transform(self.examples[index]), int(self.examples.labels[index])
+            # torch.manual_seed also seeds every accelerator: 0.6 ms, for each image, where none is initialised.
+            torch.default_generator.manual_seed(chance(self.seed, "augment", epoch, index))
+            return self.transform(self.examples[index]), int(self.examples.labels[index]) if counts else IGNORED
 
 
 def number_of_steps(args, task: str, batches_per_epoch: int) -> int:
@@ -147,9 +170,14 @@ def finetune(args, task: str, world: World = World()) -> None:
     """Fine-tune on one task and write its checkpoint; does nothing where that is already there."""
     mode, paths = args.finetuning_mode, Paths.of(args)
     target, state_file = paths.checkpoint(task, mode), paths.training_state(task, mode)
+    settings = {key: getattr(args, key) for key in SETTINGS} | {"load": args.load and str(args.load)}
     if target.is_file() and not args.overwrite:
-        checkpoints.header(target, model=args.model, task=task, mode=mode)  # refuses one that is cut short or foreign
-        world.say(f"{task} {mode}: finished before, skipped ({target})")
+        found = checkpoints.header(target, model=args.model, task=task, mode=mode)  # refuses one cut short or foreign
+        store.check_start(args, target, found)
+        asked = settings if args.steps is None else settings | {"steps": args.steps}
+        other = _differences(found.get("settings", {}), asked)
+        told = f"; it was trained with {other}: --overwrite trains anew" if other else ""
+        world.say(f"{task} {mode}: finished before, skipped ({target}){told}")
         return
     if args.overwrite and world.leads:
         target.unlink(missing_ok=True)
@@ -159,17 +187,21 @@ def finetune(args, task: str, world: World = World()) -> None:
     encoder = _build(args, mode).to(world.device)
     classifier = ImageClassifier(encoder, get_classification_head(args, task)).to(world.device)
     classifier.freeze_head()
-    batches = Batches(args, encoder, data.examples(args, task, "train"), world, task)
+    batches = Batches(args, encoder, data.training_examples(args, task), world, task)
     steps = number_of_steps(args, task, batches.per_epoch)
     trained = {n: p for n, p in classifier.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(trained.values(), lr=args.lr, weight_decay=args.wd)
-    settings = {key: getattr(args, key) for key in SETTINGS} | {"load": str(args.load), "steps": steps}
-    header = dict(model=args.model, task=task, mode=mode, seed=args.seed, settings=settings)
+    header = dict(model=args.model, task=task, mode=mode, seed=args.seed, settings=settings | {"steps": steps})
+    header["began_at"] = store.written_fingerprints(args).get("image")
 
     first = 0
     if state_file.is_file():
         first = _resume(state_file, encoder, optimizer, header)
         world.say(f"{task} {mode}: goes on from step {first} of {steps}")
+    cast = _set_precision(args.precision, world.device)
+    if args.compile:
+        # Inside of DDP: compiled around it, DDP's own graph optimizer would meet the jvp, which it does not support.
+        classifier.compile(backend=args.compile)
     model = DistributedDataParallel(classifier) if world.size > 1 else classifier
     logger = Logger(args, f"{args.model}-{task}-{mode}", target.parent) if world.leads else None
     bar = tqdm(
@@ -194,13 +226,14 @@ def finetune(args, task: str, world: World = World()) -> None:
             images, labels, size = next(stream)
             if world.size > 1:
                 model.require_backward_grad_sync = micro + 1 == accumulation
-            logits = model(images)
+            with cast:
+                logits = model(images).float()
             # The mean over the global batch: DDP divides the sum of the ranks' gradients by their number.
             loss = F.cross_entropy(logits, labels, label_smoothing=args.ls, reduction="sum") / size
             (loss * world.size / accumulation).backward()
             step_loss += loss.item() / accumulation
             correct += (logits.argmax(1) == labels).sum().item()
-            seen += len(labels)
+            seen += (labels != IGNORED).sum().item()
         norm = torch.nn.utils.clip_grad_norm_(trained.values(), args.clip)
         # The gradient is shared by all processes, the loss is not: it stops every one of them at the same step.
         if not (math.isfinite(step_loss) and math.isfinite(norm)):
@@ -209,7 +242,7 @@ def finetune(args, task: str, world: World = World()) -> None:
         total_loss += step_loss
         bar.update()
         if (step + 1) % 10 == 0:
-            bar.set_postfix(loss=f"{step_loss * world.size:.3f}", accuracy=f"{correct / seen:.3f}")
+            bar.set_postfix(loss=f"{step_loss * world.size:.3f}", accuracy=f"{correct / max(1, seen):.3f}")
         if logger:
             logger.log({"loss": step_loss * world.size, "lr": optimizer.param_groups[0]["lr"]}, step)
         if args.checkpoint_every and (step + 1) % args.checkpoint_every == 0 and step + 1 < steps and world.leads:
@@ -236,6 +269,19 @@ def _diagnosis(task: str, mode: str, step: int, steps: int, loss: float, state_f
     )
 
 
+def _differences(earlier: dict, now: dict) -> str:
+    """The settings that an earlier run had otherwise, in words; older files do not tell all of theirs."""
+    differing = [key for key, value in now.items() if earlier.get(key, value) not in (value, str(value))]
+    return ", ".join(f"{key} {earlier[key]} (now {now[key]})" for key in differing)
+
+
+def _set_precision(precision: str, device: str):
+    """Make matrix products of this process fp32, or fp32 with TF32's mantissa; the context of the forward pass."""
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16")
+
+
 def _save_state(path, encoder, optimizer, header: dict) -> None:
     moments = {
         f"optimizer/{index}/{name}": value
@@ -249,12 +295,9 @@ def _save_state(path, encoder, optimizer, header: dict) -> None:
 def _resume(path, encoder, optimizer, header: dict) -> int:
     """Load a training state; the number of steps it has seen. Raises CheckpointError where its settings differ."""
     state = checkpoints.Checkpoint(path, kind="training state", model=header["model"], task=header["task"])
-    found = state.header["settings"]
-    differing = [key for key, value in header["settings"].items() if found.get(key) != value]
-    if differing:
-        told = ", ".join(f"{key} {found.get(key)} (now {header['settings'][key]})" for key in differing)
+    if other := _differences(state.header["settings"], header["settings"]):
         raise checkpoints.CheckpointError(
-            f"{path}: expected the state of a run with these settings, found {told}; "
+            f"{path}: expected the state of a run with these settings, found {other}; "
             "repeat the earlier settings, or start anew with --overwrite"
         )
     encoder.load_state_dict({k.removeprefix("model/"): state[k] for k in state if k.startswith("model/")})

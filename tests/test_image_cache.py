@@ -203,6 +203,16 @@ def test_corrupt_images_are_skipped_with_their_labels(images, tmp_path):
     assert np.array_equal(found.labels, images.labels[kept])
 
 
+def test_training_leaves_corrupt_images_out_or_counts_them(images, tmp_path):
+    assert cache.without_corrupt(images, "Cars", "train", False) is images
+    corrupt(images)
+    with pytest.raises(DataError, match="Cars train: 2 of 9 images cannot be decoded(?s:.)*4.png(?s:.)*--skip-corrupt"):
+        cache.without_corrupt(images, "Cars", "train", False)
+    with pytest.warns(UserWarning, match="2 of 9 images"):
+        left = cache.without_corrupt(images, "Cars", "train", True)
+    assert left.indices.tolist() == [0, 1, 2, 3, 5, 6, 8]
+
+
 def test_nothing_but_corrupt_images(images, tmp_path):
     for path in images.paths:
         Path(path).write_bytes(b"")

@@ -2,12 +2,14 @@
 
 import json
 
+import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
 from open_clip.model import CLIP
 
 from src import heads, modeling
+from src.checkpoints import CheckpointError
 from src.datasets import registry
 from src.datasets.mini import clip
 from src.modeling import (
@@ -121,6 +123,44 @@ def test_quick_gelu_is_asserted():
     assert_quick_gelu(tiny_clip(quick=True))
     with pytest.raises(RuntimeError, match="expected QuickGELU"):
         assert_quick_gelu(tiny_clip(quick=False))
+
+
+@pytest.mark.parametrize(
+    "model, weights, quick",
+    [
+        ("ViT-B-32", None, True),
+        ("ViT-B-32", "openai.safetensors", True),  # a file is of the weights that the name means
+        ("ViT-B-32__pretrained__metaclip_400m", None, True),
+        ("ViT-B-32__pretrained__laion2b_s34b_b79k", "laion.safetensors", False),
+    ],
+)
+def test_weights_get_the_activation_that_they_were_trained_with(parsed, monkeypatch, model, weights, quick):
+    asked = {}
+
+    def create(architecture, pretrained, **options):
+        asked.update(options, pretrained=pretrained)
+        return tiny_clip(options["force_quick_gelu"])
+
+    monkeypatch.setattr(open_clip, "create_model", create)
+    args = parsed(f"--model={model}", *([f"--pretrained-path={weights}"] if weights else []))
+    modeling.build_clip(args)
+    assert asked["force_quick_gelu"] == quick
+    assert asked["pretrained"] == (weights or ModelName.parse(model).weights or "openai")
+
+
+def test_weights_that_cannot_be_had_name_the_way_without_a_network(parsed, monkeypatch, tmp_path):
+    def unreachable(*arguments, **options):
+        raise OSError("Network is unreachable\nand more")
+
+    file = tmp_path / "weights.pt"
+    file.write_bytes(b"<html>")
+    with pytest.raises(CheckpointError, match=f"--pretrained-path: expected weights of ViT-B-32 in {file} .*found Unp"):
+        modeling.build_clip(parsed("--model=ViT-B-32", f"--pretrained-path={file}"))
+    monkeypatch.setattr(open_clip, "create_model", unreachable)
+    with pytest.raises(
+        CheckpointError, match="OSError: Network is unreachable\nWithout a network: fetch .*timm/vit_base_"
+    ):
+        modeling.build_clip(parsed("--model=ViT-B-32"))
 
 
 def test_tokenizer_knows_words_and_spells_the_rest():

@@ -141,3 +141,17 @@ def test_reading_results_does_not_import_torch():
 def test_nothing_is_left_beside_a_result(path):
     results.write(path, {}, ARGS)
     assert list(Path(path.parent).iterdir()) == [path]
+
+
+def test_a_result_of_other_tasks_is_kept_and_says_so(path, capsys):
+    asked = argparse.Namespace(overwrite=False, tasks=("digits", "signs"))
+    assert not results.kept(path, asked)
+    results.write(path, {}, asked)
+    assert results.kept(path, asked) and "though" not in capsys.readouterr().out
+    other = argparse.Namespace(overwrite=False, tasks=("digits",))
+    assert results.kept(path, other)
+    assert "though it is of tasks digits, signs, not digits (--overwrite computes" in capsys.readouterr().out
+    assert not results.kept(path, argparse.Namespace(overwrite=True, tasks=("digits",)))
+    results.write(path, {}, argparse.Namespace(pairs=[("a", "b"), ("c", "d")]))
+    assert results.kept(path, argparse.Namespace(overwrite=False, tasks=("digits",), pairs=[("a", "b")]))
+    assert "though it is of pairs a-b, c-d, not a-b (" in capsys.readouterr().out

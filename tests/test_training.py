@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from src import checkpoints, store, training
-from src.distributed import World, check_devices
+from src.distributed import World, cores
 from src.paths import ROOT, Paths
 
+two_cores = pytest.mark.skipif(cores() < 2, reason="needs 2 cores")
 TRAIN = ("--steps=8", "--checkpoint-every=3", "--tasks=signs", "--batch-size=16")
 
 
@@ -113,6 +114,7 @@ def test_one_step_is_adamw_on_the_clipped_gradient(parsed, mode):
     assert_near(args, weights(args), encoder.state_dict())
 
 
+@two_cores
 @pytest.mark.parametrize("mode", ["standard", "linear"])
 def test_two_processes_give_the_weights_of_one(parsed, tmp_path, mode):
     args = parsed(*TRAIN, f"--finetuning-mode={mode}", training=True)
@@ -124,6 +126,7 @@ def test_two_processes_give_the_weights_of_one(parsed, tmp_path, mode):
     assert_near(args, weights(args), two)
 
 
+@two_cores
 def test_torchrun_gives_the_weights_of_one(parsed, tmp_path):
     args = parsed(*TRAIN, training=True)
     finetune(args)
@@ -182,6 +185,64 @@ def test_finished_work_is_skipped_and_foreign_checkpoints_are_refused(parsed, ca
     assert len(path.read_bytes()) == len(before) // 2
 
 
+def test_a_finished_checkpoint_says_what_is_asked_otherwise_now(parsed, capsys):
+    finetune(parsed("--steps=1", "--batch-size=4", training=True))
+    finetune(parsed("--steps=2", "--batch-size=4", "--lr=0.5", "--precision=tf32", training=True))
+    told = "trained with lr 0.00025 (now 0.5), precision fp32 (now tf32), steps 1 (now 2): --overwrite trains anew"
+    assert told in capsys.readouterr().out
+
+
+def losses(monkeypatch, args) -> list[float]:
+    """What is logged of a fine-tuning, at every step."""
+    found = []
+
+    class Recorder:
+        def __init__(self, *arguments): ...
+        def close(self): ...
+        def log(self, values, step):
+            found.append(values["loss"])
+
+    monkeypatch.setattr(training, "Logger", Recorder)
+    finetune(args)
+    return found
+
+
+def test_bf16_is_near_fp32(parsed, tmp_path, monkeypatch):
+    flags = ("--steps=4", "--warmup_length=1", "--batch-size=16")
+    whole = losses(monkeypatch, parsed(*flags, training=True))
+    half = losses(monkeypatch, parsed(*flags, "--precision=bf16", f"--save={tmp_path}/half", training=True))
+    assert half == pytest.approx(whole, rel=0.02) and half != whole
+    assert all(p.dtype == torch.float32 for p in weights(parsed(f"--save={tmp_path}/half")).values())
+
+
+def test_bf16_is_refused_where_it_would_lose_the_tangent(parsed, capsys):
+    with pytest.raises(SystemExit):
+        parsed("--finetuning-mode=linear", "--precision=bf16", training=True)
+    assert "loses its second term" in capsys.readouterr().err
+
+
+def test_precision_is_set_for_the_process(parsed):
+    for precision, matmul, autocast in (("tf32", "high", False), ("bf16", "highest", True), ("fp32", "highest", False)):
+        with training._set_precision(precision, "cpu"):
+            assert torch.is_autocast_enabled("cpu") == autocast
+        assert torch.get_float32_matmul_precision() == matmul
+
+
+@pytest.mark.parametrize("mode", ["standard", "linear"])
+def test_compiled_training_is_the_same(parsed, tmp_path, mode):
+    """With the backend that traces as the default one does, and then runs what it traced."""
+    flags = ("--steps=2", "--batch-size=4", f"--finetuning-mode={mode}")
+    plain, compiled = (
+        parsed(*flags, training=True),
+        parsed(*flags, f"--save={tmp_path}/c", "--compile=eager", training=True),
+    )
+    finetune(plain)
+    finetune(compiled)
+    torch.compiler.reset()
+    assert_near(plain, weights(plain), weights(compiled))
+    assert checkpoints.header(Paths.of(compiled).checkpoint("signs", mode))["settings"]["compile"] == "eager"
+
+
 def test_a_state_of_other_settings_is_refused(parsed, monkeypatch):
     args = parsed(*TRAIN, training=True)
     _break_after(monkeypatch, 5)
@@ -221,12 +282,13 @@ def _break_after(monkeypatch, steps: int) -> None:
     monkeypatch.setattr(training, "cosine_lr", counted)
 
 
-def test_world_size_above_the_devices_is_an_error(parsed):
-    args = parsed("--world-size=4096", training=True)
-    with pytest.raises(ValueError, match="at most the .* CPU cores"):
-        check_devices(args)
+def test_world_size_above_the_devices_is_an_error(parsed, capsys):
+    with pytest.raises(SystemExit):
+        parsed("--world-size=4096", training=True)
+    assert f"--world-size: expected at most the {cores()} CPU cores" in capsys.readouterr().err
 
 
+@two_cores
 def test_a_dead_rank_ends_the_job_with_its_reason(tmp_path, mini_cache):
     program = Path(tmp_path / "dies.py")
     program.write_text(

@@ -7,7 +7,6 @@ last: without it the pixels do not count. At 224 x 224 an image takes 147 KiB.
 
 import errno
 import json
-import os
 import shutil
 import warnings
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from PIL import Image, features
 from tqdm import tqdm
 
 from ..atomic import replacing
+from ..distributed import cores
 from .base import Examples, Pixels, Subset
 from .examples import CorruptImage, DataError, digest, name_of
 
@@ -61,6 +61,13 @@ def cached(
     kept = _kept(description["corrupt"], len(examples), dataset, split, skip_corrupt)
     pixels = np.memmap(path, np.uint8, "r", shape=tuple(description["shape"]))
     return Pixels(pixels, examples.labels if len(kept) == len(examples) else examples.labels[kept])
+
+
+def without_corrupt(examples: Examples, dataset: str, split: str, skip_corrupt: bool) -> Examples:
+    """The examples that can be decoded, after trying all; DataError names and counts the others, unless skipped."""
+    tried = _decoded(examples, lambda image: None, f"checking {dataset} {split}")
+    corrupt = dict(pair for block in tried for pair in _corrupt(block))
+    return Subset(examples, _kept(corrupt, len(examples), dataset, split, skip_corrupt)) if corrupt else examples
 
 
 def _key(examples: Examples, transform: str, dataset: str, split: str) -> dict:
@@ -135,9 +142,9 @@ def _decoded(examples: Examples, crop: Crop, title: str):
         except CorruptImage as error:
             return position, error
         except OSError as error:  # a container file that cannot be read; not to be taken for a cache that cannot
-            return position, CorruptImage(name_of(examples, position), error)
+            return position, CorruptImage.of(name_of(examples, position), error)
 
-    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as threads:
+    with ThreadPoolExecutor(min(16, cores())) as threads:
         with tqdm(total=len(examples), desc=title, disable=None) as bar:
             for start in range(0, len(examples), BLOCK):
                 block = list(threads.map(one, range(start, min(start + BLOCK, len(examples)))))

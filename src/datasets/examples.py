@@ -25,16 +25,19 @@ class BadFile(DataError):
     """A file that is not what its name promises. `path` lets `prepare` set it aside."""
 
     def __init__(self, path: Path, expected: str, found: str):
-        super().__init__(f"{path}: expected {expected}, found {found}")
+        super().__init__(path, expected, found)  # as given: an error must travel between processes
         self.path = path
+
+    def __str__(self) -> str:
+        return "{}: expected {}, found {}".format(*self.args)
 
 
 class CorruptImage(DataError):
     """An image that cannot be decoded."""
 
-    def __init__(self, name: str, reason: object):
-        super().__init__(f"corrupt image {name}: {reason}")
-        self.image = name
+    @classmethod
+    def of(cls, name: str, reason: object) -> "CorruptImage":
+        return cls(f"corrupt image {name}: {reason}")
 
 
 def decode(source: str | bytes, name: str) -> Image.Image:
@@ -43,7 +46,7 @@ def decode(source: str | bytes, name: str) -> Image.Image:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
             return image.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # all that Pillow raises
-        raise CorruptImage(name, error) from error
+        raise CorruptImage.of(name, error) from error
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ class Files:
         try:
             return Path(self.paths[index]).read_bytes()
         except OSError as error:
-            raise CorruptImage(self.name(index), error) from error
+            raise CorruptImage.of(self.name(index), error) from error
 
     def identity(self) -> str:
         return digest(_stamps(self.paths))

@@ -14,11 +14,12 @@ from open_clip.model import CLIP
 from safetensors import safe_open
 from torch import nn
 
+from .canvas import PIXELS
+
 SHIPPED = Path(__file__).with_name("vit_mini.safetensors")
 
 WIDTH, LAYERS, EMBED = 128, 4, 128
 TEXT_WIDTH, TEXT_LAYERS, CONTEXT = 128, 2, 12
-PIXELS = 32
 
 # CLIP's own normalisation constants, in units of [0, 1].
 MEAN = (0.48145466, 0.4578275, 0.40821073)

@@ -27,6 +27,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
+from ...data import normalise
 from . import draw, mixture
 from .clip import MEAN, SHIPPED, STD, Tokenizer, build, load
 
@@ -72,12 +73,6 @@ def draw_mixture(folder: Path, images: int, seed: int) -> tuple[np.ndarray, list
     return np.load(pixels_file), json.loads(captions_file.read_text())
 
 
-def normalise(pixels: torch.Tensor) -> torch.Tensor:
-    """uint8 (n, H, W, 3) to the float (n, 3, H, W) that the model sees."""
-    mean, std = (torch.tensor(c, device=pixels.device).view(1, 3, 1, 1) for c in (MEAN, STD))
-    return (pixels.permute(0, 3, 1, 2).float() / 255 - mean) / std
-
-
 def augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Each image turned by up to 8 degrees, scaled by up to 10 %, shifted by up to 3 pixels; colours cast a little."""
     n, _, side, _ = images.shape
@@ -112,7 +107,7 @@ def measure(model, tokenizer: Tokenizer, tasks: Path, device: str) -> dict[str, 
 
     def features(name, split):
         images = torch.from_numpy(np.load(tasks / f"{name}_{split}_x.npy"))
-        parts = [model.encode_image(normalise(part.to(device))) for part in images.split(500)]
+        parts = [model.encode_image(normalise(part.to(device), MEAN, STD)) for part in images.split(500)]
         return torch.cat(parts).cpu(), np.load(tasks / f"{name}_{split}_y.npy")
 
     scores = {"zero-shot": {}, "linear probe": {}}
@@ -182,7 +177,7 @@ def train(args: argparse.Namespace) -> None:
         order = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(args.seed * 1009 + epoch))
         batch = order[place * args.batch_size : (place + 1) * args.batch_size]
         generator = torch.Generator().manual_seed(args.seed * 1_000_003 + step)
-        images = augment(normalise(pixels[batch].to(args.device)), generator)
+        images = augment(normalise(pixels[batch].to(args.device), MEAN, STD), generator)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, args)
         loss = contrastive_loss(model, images, tokens[batch].to(args.device))
