@@ -3,7 +3,7 @@
     python reproduce.py                          # mini suite, seed 1
     python reproduce.py --seeds 1,2,3
     python reproduce.py --only single-task addition
-    python reproduce.py --extended               # also merging-tangent, adaptation-clean, robustness
+    python reproduce.py --extended               # also merging-tangent, adaptation-more, robustness
     python reproduce.py --dry-run                # what would run, and what is there already
     python reproduce.py --suite vision --model ViT-B-32
 
@@ -103,6 +103,7 @@ def _random_init(args) -> list[Command]:
     return [*_fine_tune(named), *single, *added]
 
 
+CONCRETE = "concrete_subspace/clip_concrete"
 # Label of the result (see main.label) -> overrides of main.py. Consensus needs the masks that tall_mask keeps.
 MERGING = {
     "zeroshot": ("method=zeroshot",),
@@ -118,19 +119,16 @@ MERGING = {
 ADAPTATION = {
     "adamerging_granularity=task": ("method=adamerging", "method.granularity=task"),
     "adamerging": ("method=adamerging",),
-    "concrete_subspace/clip_concrete_task_arithmetic": ("method=concrete_subspace/clip_concrete_task_arithmetic",),
-    "concrete_subspace/clip_concrete_task_wise_adamerging": (
-        "method=concrete_subspace/clip_concrete_task_wise_adamerging",
-    ),
-    "concrete_subspace/clip_concrete_layer_wise_adamerging": (
-        "method=concrete_subspace/clip_concrete_layer_wise_adamerging",
-    ),
+    f"{CONCRETE}_task_arithmetic": (f"method={CONCRETE}_task_arithmetic",),
+    f"{CONCRETE}_layer_wise_adamerging": (f"method={CONCRETE}_layer_wise_adamerging",),
+}
+MORE_ADAPTATION = {
+    f"{CONCRETE}_task_wise_adamerging": (f"method={CONCRETE}_task_wise_adamerging",),
+    "adamerging_pp_granularity=task": ("method=adamerging_pp", "method.granularity=task"),
+    "adamerging_pp": ("method=adamerging_pp",),
 }
 # Beside each other on unseen tasks, on corrupted images, and adapted to validation images.
-COMPARED = {
-    label: (MERGING | ADAPTATION)[label]
-    for label in ("sum", "adamerging", "concrete_subspace/clip_concrete_task_arithmetic")
-}
+COMPARED = {label: (MERGING | ADAPTATION)[label] for label in ("sum", "adamerging", f"{CONCRETE}_task_arithmetic")}
 SUBSETS = (2, 4, 8, 16)  # numbers of tasks
 CORRUPTIONS = ("gaussian_noise", "contrast")
 
@@ -177,6 +175,8 @@ def _unseen(args) -> list[Command]:
     """Methods that make one model, on two tasks that they were not merged from."""
     apart = registry.suite(args.suite).unseen
     seen = tuple(task for task in args.tasks[: BENCHMARKS[0]] if task not in apart)
+    if not (seen and set(apart) <= set(args.tasks)):
+        return []
     score = f"unseen=[{','.join(apart)}]"
     return [
         _merge(args, f"{label}_unseen={'+'.join(apart)}", (*overrides, score), seen)
@@ -184,13 +184,15 @@ def _unseen(args) -> list[Command]:
     ]
 
 
-def _clean_adaptation(args) -> list[Command]:
-    """Adaptation to validation images, so that test is read once."""
-    return [
-        _merge(args, f"{label}_adapt_on=val", (*overrides, "method.adapt_on=val"), args.tasks[: BENCHMARKS[0]])
+def _more_adaptation(args) -> list[Command]:
+    """Task-wise Concrete AdaMerging, AdaMerging++, and adaptation to validation images, so that test is read once."""
+    on_val = {
+        f"{label}_adapt_on=val": (*overrides, "method.adapt_on=val")
         for label, overrides in COMPARED.items()
         if label in ADAPTATION
-    ]
+    }
+    found = MORE_ADAPTATION | on_val
+    return [_merge(args, label, overrides, args.tasks[: BENCHMARKS[0]]) for label, overrides in found.items()]
 
 
 def _robustness(args) -> list[Command]:
@@ -274,7 +276,7 @@ STAGES = (
     Stage("unseen", _unseen),
     Stage("random-init", _random_init),
     Stage("merging-tangent", _tangent_merging, extended=True),
-    Stage("adaptation-clean", _clean_adaptation, extended=True),
+    Stage("adaptation-more", _more_adaptation, extended=True),
     Stage("robustness", _robustness, extended=True),
 )
 # Once, after the stages of every seed, from whatever results there are.
@@ -287,7 +289,7 @@ def main(argv=None) -> None:
     parser.add_argument(
         "--only", nargs="+", choices=[stage.name for stage in (*STAGES, *REPORT)], metavar="STAGE", help="these stages"
     )
-    parser.add_argument("--extended", action="store_true", help="also merging-tangent, adaptation-clean, robustness")
+    parser.add_argument("--extended", action="store_true", help="also merging-tangent, adaptation-more, robustness")
     parser.add_argument("--dry-run", action="store_true", help="print the commands; run nothing")
     args = parse(parser, argv)
     began, failed = time.time(), []

@@ -4,6 +4,9 @@ Hendrycks and Dietterich, 2019, arXiv:1903.12261. Images below 64 pixels take th
 CIFAR-10-C, 32 x 32; others those of ImageNet-C, 224 x 224, whose blurs and noise leave little of a small image.
 Only `test` is corrupted, for scoring and for what adapts on it: the shift is not known when validation chooses.
 
+The libraries that hold all seven (imagecorruptions, imgaug, albumentations) are no longer kept up; what Pillow and
+SciPy do is theirs, and the rest is a few lines each.
+
 The noise of an image depends on its data set and index alone, so every method sees the same images, in whatever order,
 and severities differ by their strength. Spatter is water at the first three severities and mud at the last two. Drops
 of water take their outline from erosion, where the published code runs OpenCV's Canny detector.

@@ -10,6 +10,7 @@ from collections.abc import Callable, Container
 from dataclasses import dataclass
 from functools import partial
 
+from src.datasets import registry
 from src.paths import SINGLE_TASK
 
 from .gather import FIRST_SEED, MODES, PerSeed, Runs, published, usual_rank
@@ -337,7 +338,7 @@ def on_unseen(label: str) -> Quantity:
         return first.map(lambda *values: _mean(values), *others)
 
     def missing(runs: Runs) -> list[str]:
-        held_out = runs.main_tasks[2], runs.main_tasks[4]  # the paper's first split: EuroSAT and MNIST
+        held_out = registry.suite(runs.suite).unseen
         seen = [task for task in runs.main_tasks if task not in held_out]
         options = f"DATASETS=[{','.join(seen)}] unseen=[{','.join(held_out)}] {command}"
         return [] if read(runs) else _merge_commands(runs, options, ())

@@ -703,7 +703,9 @@ def _courses(runs: Runs, labels: Sequence[str], part: str) -> dict[str, list[dic
     courses = {label: [r["adaptation"] for r in group.records.get(label, {}).values()] for label in labels}
     courses = {label: [c for c in found if c[part]] for label, found in courses.items()}
     if not any(courses.values()):
-        raise _missing_merge(runs, f"method={labels[-1]}" + (" eval_every=10" if part == "watched" else ""))
+        raise _missing_merge(
+            runs, f"method={labels[-1]}" + (" eval_every=10 overwrite=True" if part == "watched" else "")
+        )
     return {label: found for label, found in courses.items() if found}
 
 
