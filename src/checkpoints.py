@@ -356,7 +356,7 @@ def _pack(mask: torch.Tensor) -> torch.Tensor:
 
 def _unpack(packed: np.ndarray, shape: Sequence[int]) -> torch.Tensor:
     bits = np.unpackbits(packed, count=math.prod(shape))
-    return torch.from_numpy(bits.astype(bool).reshape(shape))
+    return torch.from_numpy(bits.view(bool).reshape(shape))
 
 
 def _encoder(weights: Weights, pretrained: Mapping | None, names: Sequence[str] | None, mode: str) -> Weights:

@@ -19,38 +19,46 @@ IMAGE = "model.visual."  # how the names of the trained tensors begin
 
 @lru_cache(maxsize=2)
 def _encoder(
-    suite: str, model: str, seed: int, cache_dir: str, pretrained_path: str | None, device: str
+    suite: str, model: str, seed: int, cache_dir: str, pretrained_path: str | None, device: str, theta0: Path
 ) -> ImageEncoder:
     from argparse import Namespace
 
     names = Namespace(suite=suite, model=model, seed=seed, cache_dir=cache_dir, pretrained_path=pretrained_path)
-    return ImageEncoder(names).requires_grad_(False).eval().to(device)
+    built = ImageEncoder(names)
+    check_pretrained(theta0, built.state_dict())
+    return built.requires_grad_(False).eval().to(device)
 
 
 def encoder(args) -> ImageEncoder:
-    """The pre-trained encoder of `args.model` on its device, frozen; one per process. Its weights are θ0."""
+    """The pre-trained encoder of `args.model` on its device, frozen; one per process. Its weights are θ0.
+
+    Raises CheckpointError where θ0 on disk is another.
+    """
     pretrained_path = getattr(args, "pretrained_path", None)
-    found = _encoder(args.suite, args.model, args.seed, str(args.cache_dir), pretrained_path, args.device)
-    return found
+    names = (args.suite, args.model, args.seed, str(args.cache_dir), pretrained_path)
+    return _encoder(*names, args.device, Paths.of(args).pretrained())
 
 
 def save_pretrained(args) -> None:
-    """Write θ0, which every task vector of this (suite, model, seed) is measured from, unless it is there.
-
-    Raises CheckpointError where other weights are there than those that `args` asks for now.
-    """
-    path, weights = Paths.of(args).pretrained(), encoder(args).state_dict()
-    ours = fingerprints(weights)
+    """Write θ0, which every task vector of this (suite, model, seed) is measured from, unless it is there."""
+    path = Paths.of(args).pretrained()
     if not path.is_file():
+        weights = encoder(args).state_dict()
         header = dict(model=args.model, mode="none", seed=args.seed, step=0)
-        checkpoints.save(path, weights, header | {"fingerprints": ours})
+        checkpoints.save(path, weights, header | {"fingerprints": fingerprints(weights)})
+
+
+def check_pretrained(path: Path, weights: Mapping[str, torch.Tensor]) -> None:
+    """Raise CheckpointError where there is a θ0 at `path` other than these weights, which the source gives now."""
+    if not path.is_file():
         return
-    found = checkpoints.header(path).get("fingerprints", ours)  # older files do not say
+    ours, header = fingerprints(weights), checkpoints.header(path)
+    found = header.get("fingerprints", ours)  # older files do not say
     if found != ours:
         raise checkpoints.CheckpointError(
-            f"{path}: expected the pre-trained weights of {args.model} (fingerprint {ours['image']}), found others "
-            f"({found['image']}), from another --pretrained-path or version, and the checkpoints beside it belong to "
-            "those; repeat the earlier weights, or keep these apart with --save=ANOTHER_FOLDER"
+            f"{path}: expected the pre-trained weights of {header['model']} (fingerprint {ours['image']}), found "
+            f"others ({found['image']}), from another --pretrained-path or version, and the checkpoints beside it "
+            "belong to those; repeat the earlier weights, or keep these apart with --save=ANOTHER_FOLDER"
         )
 
 

@@ -157,6 +157,7 @@ def number_of_steps(args, task: str, batches_per_epoch: int) -> int:
 def _build(args, mode: str):
     """(encoder to train, from θ0 or `--load`)."""
     encoder = ImageEncoder(args)
+    store.check_pretrained(Paths.of(args).pretrained(), encoder.state_dict())
     pretrained = checkpoints.load(Paths.of(args).pretrained(), model=args.model, like=encoder.state_dict())
     encoder.load_state_dict(pretrained)
     if mode == "linear":

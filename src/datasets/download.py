@@ -4,6 +4,7 @@ import hashlib
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 
 from tqdm import tqdm
@@ -62,7 +63,7 @@ class Download:
                         while block := answer.read(1 << 20):
                             file.write(block)
                             bar.update(len(block))
-            except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+            except (urllib.error.URLError, HTTPException, TimeoutError, ConnectionError) as error:
                 raise DataError(
                     f"cannot download {self.url}: {getattr(error, 'reason', None) or error}\n{advice}\n"
                     f"Without a network: fetch that file elsewhere, put it at {path} and run the same command again."

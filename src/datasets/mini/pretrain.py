@@ -28,6 +28,7 @@ from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
 from ...data import normalise
+from ...distributed import cores
 from . import draw, mixture
 from .clip import MEAN, SHIPPED, STD, Tokenizer, build, load
 
@@ -63,7 +64,7 @@ def draw_mixture(folder: Path, images: int, seed: int) -> tuple[np.ndarray, list
         pixels = np.empty((images, 32, 32, 3), np.uint8)
         captions = []
         jobs = [(seed, 1_000_000, i) for i in range(images // mixture.CHUNK)]
-        with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
+        with ProcessPoolExecutor(cores(), mp_context=get_context("spawn")) as pool:
             chunks = tqdm(pool.map(mixture.draw_chunk, jobs), total=len(jobs), desc="mixture", unit="k images")
             for i, (chunk, texts) in enumerate(chunks):
                 pixels[i * mixture.CHUNK : (i + 1) * mixture.CHUNK] = chunk

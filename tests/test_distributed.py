@@ -1,0 +1,158 @@
+"""Processes: shares of cores, work dealt to torchrun's ranks, and errors that arrive whole."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from src import data, training
+from src.datasets.base import Pixels
+from src.datasets.examples import BadFile, CorruptImage
+from src.distributed import World, check_devices, cores
+from src.evaluation import ORIGIN, Line, score
+from src.modeling import ImageEncoder
+from src.parallel import each
+from src.paths import ROOT
+
+two_cores = pytest.mark.skipif(cores() < 2, reason="needs 2 cores")
+
+
+def test_cores_are_those_of_this_process(monkeypatch):
+    monkeypatch.delattr(os, "process_cpu_count", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(6)), raising=False)
+    assert cores() == 6
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert cores() == 1
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    assert cores() == 2
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch, parsed):
+    args = parsed()
+    args.device = "cuda"
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for name, value in {"RANK": 0, "WORLD_SIZE": 8, "LOCAL_WORLD_SIZE": 4}.items():
+        monkeypatch.setenv(name, str(value))
+    with pytest.raises(ValueError, match="--nproc-per-node: expected at most the 2 GPUs of this machine, found 4"):
+        check_devices(args)
+
+
+@pytest.mark.parametrize("error", [BadFile(Path("a"), "b", "c"), CorruptImage.of("a", "b")])
+def test_errors_travel_between_processes(error):
+    with pytest.raises(type(error), match=str(error)):
+        each(_raise, [error, error], 2, "raising")
+
+
+def _raise(error: Exception) -> None:
+    raise error
+
+
+SHARING = """
+import json, sys
+sys.path[:0] = [{root!r}, {tests!r}]
+from src import args as arguments, evaluation, parallel, results
+from test_distributed import fail_on_one, few_images, lines
+
+@parallel.shared
+def main(argv=None):
+    args = arguments.parse(arguments.base_parser(""), argv)
+    jobs = [("signs", split, lines(args)) for split in ("val", "test")]
+    print(json.dumps([[(s.accuracy, s.loss, s.n) for line in job for s in line]
+        for job in evaluation.score_all(args, jobs, True, "shares")]), flush=True)
+    try:
+        parallel.each(fail_on_one, [0, 1, 2], 1, "failing")
+    except FloatingPointError as error:
+        print(error, parallel.each(abs, [-1, -2, -3], 1, "going on"), flush=True)
+
+few_images()
+main(sys.argv[1:])
+"""
+
+
+def few_images() -> None:
+    """Splits of 7 images and of 1: odd, and fewer than there are processes."""
+    whole = data.evaluation_pixels
+
+    def some(args, dataset: str, split: str, side: int) -> Pixels:
+        found, n = whole(args, dataset, "val", side), {"val": 7, "test": 1}[split]
+        return Pixels(found.pixels[:n], found.labels[:n])
+
+    data.evaluation_pixels = some
+
+
+def lines(args) -> list[Line]:
+    generator = torch.Generator().manual_seed(0)
+    moved = {
+        name: 0.1 * torch.randn(p.shape, generator=generator) * (p.std() if p.numel() > 1 else 0)
+        for name, p in ImageEncoder(args).named_parameters()
+        if name.startswith("model.visual.")
+    }
+    return [Line(moved, (0.5, 1.0)), ORIGIN]
+
+
+def fail_on_one(number: int) -> int:
+    if number == 1:
+        raise FloatingPointError("one is unwell")
+    return number
+
+
+@two_cores
+def test_ranks_count_every_image_once_and_hand_their_errors_on(parsed, tmp_path, mini_cache, monkeypatch):
+    args = parsed()
+    monkeypatch.setattr(data, "evaluation_pixels", data.evaluation_pixels)  # put back what few_images replaces
+    few_images()
+    expected = [
+        [(s.accuracy, s.loss, s.n) for line in score(args, "signs", split, lines(args), True) for s in line]
+        for split in ("val", "test")
+    ]
+    program = tmp_path / "program.py"
+    program.write_text(SHARING.format(root=str(ROOT), tests=str(ROOT / "tests")))
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(program)]
+    flags = ("--seed=0", "--device=cpu", f"--cache-dir={mini_cache}", f"--save={args.save}")
+    done = subprocess.run([*launcher, *flags], capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr
+    found, after = done.stdout.strip().splitlines()  # rank 0 alone speaks
+    for ours, theirs in zip(expected, json.loads(found), strict=True):
+        assert [n for _, _, n in theirs] == [n for _, _, n in ours]
+        torch.testing.assert_close(torch.tensor(theirs), torch.tensor(ours))
+    assert [n for _, _, n in expected[0]] == [7, 7, 7] and [n for _, _, n in expected[1]] == [1, 1, 1]
+    assert after == "one is unwell [1, 2, 3]"
+
+
+@two_cores
+def test_a_users_error_arrives_as_its_one_line(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+        "from argparse import Namespace\nfrom pathlib import Path\n"
+        "from src.args import USER_ERRORS, program\nfrom src.datasets.examples import BadFile\n"
+        "from src.distributed import launch\n"
+        "def worker(args, world):\n"
+        "    if world.rank == 1: raise BadFile(Path('a.mat'), 'labels', 'none')\n"
+        "    world.wait()\n"
+        "@program\n"
+        "def main(argv=None): launch(worker, Namespace(world_size=2, device='cpu'), USER_ERRORS)\n"
+        "if __name__ == '__main__': main()\n"
+    )
+    done = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1 and done.stderr.splitlines()[-1] == "error: a.mat: expected labels, found none"
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("side", [32, 40])  # in memory at the encoder's size, or through the loader
+def test_a_process_without_images_takes_one_that_does_not_count(parsed, side):
+    """The last batch of an epoch may hold fewer images than there are processes."""
+    args = parsed("--batch-size=4", "--workers=0", training=True)
+    examples = Pixels(np.zeros((5, side, side, 3), np.uint8), np.arange(5))
+    batches = [training.Batches(args, ImageEncoder(args), examples, World(rank, 2), "signs") for rank in (0, 1)]
+    (_, one, four), (last, label, single) = batches[0](0, 2)
+    (_, other, _), (again, none, _) = batches[1](0, 2)
+    assert four == 4 and single == 1 and sorted([*one.tolist(), *other.tolist(), *label.tolist()]) == list(range(5))
+    assert len(last) == len(again) == 1 and none.tolist() == [training.IGNORED]
+    assert torch.nn.functional.cross_entropy(torch.randn(1, 43), none, label_smoothing=0.1, reduction="sum") == 0

@@ -1,0 +1,80 @@
+"""Every command of PUBLISHED.md is one that its script takes: all are parsed, none is run."""
+
+import importlib
+import re
+import shlex
+
+import hydra
+import pytest
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+import main as merging
+import reproduce
+from src import args as arguments
+from src.datasets import __main__ as datasets_command
+from src.merging.base import load_methods
+from src.paths import ROOT
+
+PAGE = (ROOT / "PUBLISHED.md").read_text(encoding="utf-8")
+COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL) for line in block.splitlines()]
+
+
+class Parsed(Exception):
+    """The command line was taken; the work would begin here."""
+
+
+def stopping_after(parse):
+    def parse_and_stop(*given):
+        parse(*given)
+        raise Parsed
+
+    return parse_and_stop
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_parses(command, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(arguments, "check_devices", lambda args: None)  # another machine has more of them
+    launcher, *rest = shlex.split(command)
+    if launcher == "torchrun":
+        script = next(place for place, word in enumerate(rest) if word.endswith(".py"))
+        assert all(re.fullmatch(r"--[a-z-]+(=.+)?", word) for word in rest[:script])
+        rest = rest[script:]
+    script, *flags = rest
+    if script == "-m":
+        assert flags[0] == "src.datasets"
+        assert datasets_command.parse(flags[1:])
+    elif script == "main.py":
+        compose(flags)
+    elif script == "reproduce.py":
+        reproduce.main([*flags, "--dry-run", f"--results={tmp_path}"])
+        assert "would run" in capsys.readouterr().out
+    else:
+        module = importlib.import_module(script.removesuffix(".py"))
+        name = "parse" if hasattr(module, "parse") else "parse_runs"  # those that read results alone
+        monkeypatch.setattr(module, name, stopping_after(getattr(module, name)))
+        with pytest.raises(Parsed):
+            module.main(flags)
+
+
+def compose(flags: list[str]) -> None:
+    """What main.py would run: Hydra's configuration of every job of a sweep, completed."""
+    words = [word for word in flags if word != "--multirun"]
+    if any(word.startswith("hydra/launcher=") for word in words):
+        pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    load_methods()
+    ConfigStore.instance().store(name="flags", node=merging.shared_flags())
+    overrides = OverridesParser.create().parse_overrides(words)
+    (jobs,) = BasicSweeper.split_arguments(overrides, max_batch_size=None)
+    assert len(jobs) == 1 or "--multirun" in flags
+    with hydra.initialize_config_dir(str(ROOT / "config"), version_base="1.3"):
+        for job in jobs:
+            cfg = hydra.compose("config", overrides=list(job), return_hydra_config=True)
+            assert merging.arguments(cfg).suite == "vision"
+
+
+def test_the_page_has_commands_of_every_kind():
+    scripts = {word for command in COMMANDS for word in command.split() if word.endswith(".py")}
+    assert scripts >= {"finetune.py", "download_checkpoints.py", "main.py", "reproduce.py", "make_tables.py"}
+    assert all(command.startswith(("python ", "torchrun ")) for command in COMMANDS)

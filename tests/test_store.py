@@ -1,0 +1,86 @@
+"""θ0, checkpoints and heads belong together: other pre-trained weights than theirs are refused, or made anew."""
+
+import pytest
+import torch
+
+from src import checkpoints, heads, store, training
+from src.datasets.mini import clip
+from src.paths import Paths
+
+
+@pytest.fixture
+def other_weights(monkeypatch):
+    """From now on, the pre-trained model is another one."""
+    shipped = clip.load
+
+    def moved():
+        model, tokenizer = shipped()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(1.01)
+        return model, tokenizer
+
+    def change():
+        monkeypatch.setattr(clip, "load", moved)
+        store._encoder.cache_clear()
+
+    return change
+
+
+def rewrite(path, **fields):
+    """The same checkpoint with other header fields; None takes one away."""
+    file = checkpoints.Checkpoint(path, kind=checkpoints.header(path)["kind"])
+    header = {key: value for key, value in (file.header | fields).items() if value is not None}
+    checkpoints.save(path, dict(file), header, kind=file.header["kind"])
+
+
+def test_other_pretrained_weights_are_refused(parsed, other_weights):
+    args = parsed()
+    store.save_pretrained(args)
+    store.encoder(args)
+    other_weights()
+    path = Paths.of(args).pretrained()
+    training_args = parsed("--steps=1", "--batch-size=2", training=True)
+    for use in (lambda: store.encoder(args), lambda: training.finetune(training_args, "signs")):
+        with pytest.raises(checkpoints.CheckpointError, match=f"{path}: expected the pre-trained .*--save=ANOTHER"):
+            use()
+    store.pretrained(args)  # what is merged on disk needs no source
+    rewrite(path, fingerprints=None)  # as files were written before they said so
+    store.encoder(args)
+
+
+def test_a_checkpoint_of_another_start_is_refused(parsed):
+    args = parsed("--steps=1", "--batch-size=2", training=True)
+    store.save_pretrained(args)
+    training.finetune(args, "signs")
+    path = Paths.of(args).checkpoint("signs", "standard")
+    assert store.finetuned(args, "signs", "standard").header["began_at"]
+    rewrite(path, began_at="0" * 16)
+    for use in (lambda: store.task_vector(args, "signs", "posthoc"), lambda: training.finetune(args, "signs")):
+        with pytest.raises(checkpoints.CheckpointError, match="began at other weights .*--tasks=signs .*--overwrite"):
+            use()
+    rewrite(path, began_at=None)
+    store.task_vector(args, "signs", "standard")
+
+
+def test_a_head_of_another_text_tower_is_made_anew(parsed, other_weights):
+    args = parsed()
+    store.save_pretrained(args)
+    first = heads.get_classification_head(args, "signs").weight
+    other_weights()
+    moved = parsed("--seed=3")  # heads are shared by all seeds, θ0 is not
+    store.save_pretrained(moved)
+    second = heads.get_classification_head(moved, "signs").weight
+    assert not torch.equal(first, second)
+    path = Paths.of(args).head("signs")
+    rewrite(path, text_side=None, classnames=None, templates=None)  # a published head says none of it
+    assert torch.equal(heads.get_classification_head(args, "signs").weight, second)
+
+
+def test_fingerprints_tell_weights_apart():
+    weights = {"a": torch.randn(1000, 7), "b": torch.tensor(3.0)}
+    same = {name: weights[name].clone() for name in ("b", "a")}
+    assert checkpoints.fingerprint(weights) == checkpoints.fingerprint(same)
+    assert checkpoints.fingerprint(weights) != checkpoints.fingerprint({**weights, "b": torch.tensor(3.1)})
+    assert checkpoints.fingerprint(weights) != checkpoints.fingerprint({**weights, "a": weights["a"] * 1.001})
+    assert checkpoints.fingerprint(weights) != checkpoints.fingerprint({**weights, "a": weights["a"].reshape(7, 1000)})
