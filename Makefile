@@ -13,11 +13,13 @@ reproduce: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	$(RUN) -m ruff check .
-	$(RUN) -m pytest
+	$(RUN) -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
 bench: $(VENV)/.installed
 	$(RUN) benchmarks/linear_step.py
 	$(RUN) benchmarks/coefficient_sweep.py
+	$(RUN) benchmarks/image_cache.py
+	$(RUN) benchmarks/adaptation_step.py
 
 lint: $(VENV)/.installed
 	$(RUN) -m ruff check .
