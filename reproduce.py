@@ -3,7 +3,7 @@
     python reproduce.py                          # mini suite, seed 1
     python reproduce.py --seeds 1,2,3
     python reproduce.py --only single-task addition
-    python reproduce.py --extended               # also merging-tangent, adaptation-more, robustness
+    python reproduce.py --extended               # also sweeps, unseen tasks, tangent merging, robustness
     python reproduce.py --dry-run                # what would run, and what is there already
     python reproduce.py --suite vision --model ViT-B-32
 
@@ -271,10 +271,10 @@ STAGES = (
     Stage("disentanglement", _disentanglement),
     Stage("ntk", _ntk),
     Stage("merging", _merging),
-    Stage("merging-sweeps", _sweeps),
     Stage("adaptation", _adaptation),
-    Stage("unseen", _unseen),
     Stage("random-init", _random_init),
+    Stage("merging-sweeps", _sweeps, extended=True),
+    Stage("unseen", _unseen, extended=True),
     Stage("merging-tangent", _tangent_merging, extended=True),
     Stage("adaptation-more", _more_adaptation, extended=True),
     Stage("robustness", _robustness, extended=True),
@@ -289,7 +289,7 @@ def main(argv=None) -> None:
     parser.add_argument(
         "--only", nargs="+", choices=[stage.name for stage in (*STAGES, *REPORT)], metavar="STAGE", help="these stages"
     )
-    parser.add_argument("--extended", action="store_true", help="also merging-tangent, adaptation-more, robustness")
+    parser.add_argument("--extended", action="store_true", help="also merging-*, unseen, adaptation-more, robustness")
     parser.add_argument("--dry-run", action="store_true", help="print the commands; run nothing")
     args = parse(parser, argv)
     began, failed = time.time(), []
