@@ -44,11 +44,12 @@ from src.analysis.masks import vector_geometry
 from src.args import EVALUATION_MODES, USER_ERRORS, base_parser, complete
 from src.atomic import replacing
 from src.datasets import registry
-from src.evaluation import Line, evaluate_merge, evaluate_unseen, score_all
+from src.evaluation import Denominators, Line, evaluate_merge, evaluate_unseen, score_all
 from src.heads import get_classification_head
 from src.linearize import LinearizedModel
 from src.loggers import Logger
 from src.merging.base import Merge, Method, Problem, load_methods
+from src.parallel import shared
 from src.paths import Paths
 from src.task_vectors import TaskVector
 from src.training import batch_indices, chance
@@ -71,13 +72,18 @@ def run(cfg: DictConfig) -> None:
     if output and output.suffix != ".safetensors":
         raise ValueError(f"expected output to end in .safetensors; got {output}")
     torch.manual_seed(args.seed)
-    watch = Watch(args, cfg, Paths.of(args).adaptation_state(f"{name}.watched"))
-    if args.overwrite:
-        state.unlink(missing_ok=True)
     with closing(Logger(args, f"{args.model}-{named}", target.parent)) as logger:
+        watch = Watch(args, cfg, Paths.of(args).adaptation_state(f"{name}.watched"), logger.log)
+        if args.overwrite:
+            for file in (state, watch.file):
+                file.unlink(missing_ok=True)
         adapting = dict(watch=watch, log=logger.log, state=state, save_every=cfg.save_every)
-        problem = read_problem(args, cfg, tasks, **adapting)
+        plain = label(method).rpartition("/")[2].replace("=", "-")  # Hydra takes no "=" in method.mask_file=...
+        problem = read_problem(args, cfg, tasks, label=plain, **adapting)
+        Denominators.of(args, args.finetuning_mode, (*args.tasks, *unseen))  # missing ones are told before long work
         merge = method.merge(problem)
+    if unseen and merge.per_task:
+        raise ValueError(f"unseen: {method.name} makes a model for each merged task, and none for {unseen[0]}")
     record = evaluate_merge(args, merge, args.tasks, args.finetuning_mode)
     record |= {
         "method": method.name,
@@ -90,8 +96,6 @@ def run(cfg: DictConfig) -> None:
     if merge.adaptation:
         record["adaptation"] = merge.adaptation | {"watched": watch.record()}
     if unseen:
-        if merge.per_task:
-            raise ValueError(f"unseen: {method.name} makes a model for each merged task, and none for {unseen[0]}")
         setting = record["chosen"][args.tasks[0]]
         record["unseen"] = evaluate_unseen(args, merge, setting, unseen, args.finetuning_mode)
     if output:
@@ -121,6 +125,10 @@ def arguments(cfg: DictConfig) -> Namespace:
         raise ValueError(f"finetuning_mode: {flags['finetuning_mode']!r} does not exist. Known: {EVALUATION_MODES}")
     if cfg.num_tasks < 1:
         raise ValueError(f"num_tasks: expected at least 1; got {cfg.num_tasks}")
+    for option in ("eval_every", "save_every"):
+        value = cfg[option]
+        if not (value is None or isinstance(value, int) and value >= 0):
+            raise ValueError(f"{option}: expected a number of steps, 0 for none; got {value!r}")
     named = cfg.DATASETS or cfg.tasks
     flags["tasks"] = [named] if isinstance(named, str) else named
     flags |= {"tensorboard": cfg.tensorboard, "wandb": cfg.wandb}
@@ -129,14 +137,17 @@ def arguments(cfg: DictConfig) -> Namespace:
 
 
 def unseen_tasks(args: Namespace, cfg: DictConfig) -> tuple[str, ...]:
-    """The tasks that are scored without being merged. Raises ValueError for unknown ones and for merged ones."""
+    """The tasks that are scored without being merged, in the suite's order.
+
+    Raises ValueError for unknown ones and for merged ones.
+    """
     if not cfg.unseen:
         return ()
     named = [cfg.unseen] if isinstance(cfg.unseen, str) else list(cfg.unseen)
     unseen = complete(Namespace(**vars(args) | {"tasks": named})).tasks
     if merged := [task for task in unseen if task in args.tasks]:
         raise ValueError(f"unseen: {', '.join(merged)} is merged: name the tasks to merge, as in DATASETS=[...]")
-    return unseen
+    return tuple(task for task in registry.suite(args.suite).tasks if task in unseen)
 
 
 def shared_flags() -> dict[str, Any]:
@@ -155,11 +166,13 @@ def tasks_name(args: Namespace, encoders: Mapping[str, str]) -> str:
 
 
 def label(method: Method) -> str:
-    """The method's name with the options that are not its defaults: `ties_k=10`."""
+    """The method's name with the options that are not its defaults: `ties_k=10`; files by their name and a checksum."""
     changed = []
     for option in fields(method):
         default = option.default_factory() if option.default_factory is not MISSING else option.default
         if (value := getattr(method, option.name)) != default:
+            if isinstance(value, str) and "/" in value:
+                value = f"{Path(value).stem}-{zlib.crc32(value.encode()):08x}"
             changed.append(f"{option.name}={f'{value:g}' if isinstance(value, float) else value}")
     return "_".join([method.name, *(re.sub(r"[^\w.=+-]+", "-", text) for text in changed)])
 
@@ -190,7 +203,7 @@ def read_problem(args: Namespace, cfg: DictConfig, tasks: str, **adapting: Any) 
         seed=args.seed,
         mask_path=lambda name: paths.masks(f"{name}_{tasks}_{mode}_{scope}"),
         encoder=partial(model_of, args),
-        images=partial(unlabelled, args),
+        batches=partial(unlabelled, args),
         head=partial(get_classification_head, args),
         **adapting,
     )
@@ -223,8 +236,8 @@ class Watch:
 
     split = "val"
 
-    def __init__(self, args: Namespace, cfg: DictConfig, file: Path):
-        self.args, self.file = args, file
+    def __init__(self, args: Namespace, cfg: DictConfig, file: Path, log: Callable[[dict[str, float], int], None]):
+        self.args, self.file, self.log = args, file, log
         self.every = (10 if args.suite == "mini" else 0) if cfg.eval_every is None else cfg.eval_every
 
     def __call__(self, step: int, phase: str, vector: Callable[[], TaskVector]) -> None:
@@ -241,10 +254,11 @@ class Watch:
         accuracy = {task: scores[0][0].accuracy for task, scores in zip(self.args.tasks, found)}
         with replacing(self.file) as temporary:
             temporary.write_text(json.dumps([*points, {"step": step, "phase": phase, "accuracy": accuracy}]))
+        self.log({f"watched/{task}": value for task, value in accuracy.items()}, step)
 
     def record(self) -> dict[str, Any] | None:
         """Which split was watched, and its accuracies by task; None where nothing was."""
-        if not self.file.is_file():
+        if not (self.every and self.file.is_file()):
             return None
         points = json.loads(self.file.read_text())
         columns = {key: [point[key] for point in points] for key in ("step", "phase")}
@@ -278,6 +292,7 @@ def export(args: Namespace, problem: Problem, merge: Merge, chosen: dict[str, fl
     return written
 
 
+@shared
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line; `argv`: overrides in the place of the process's own, run once.
 

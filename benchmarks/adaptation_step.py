@@ -81,12 +81,12 @@ def synthetic(args: argparse.Namespace) -> Problem:
     tower = tower.to(args.device)
     heads = {task: nn.Linear(args.features, 10).requires_grad_(False) for task in tasks}
 
-    def images(task: str, split: str, batch_size: int, number: int) -> torch.Tensor:
+    def batches(task: str, split: str, batch_size: int, number: int) -> torch.Tensor:
         generator = torch.Generator().manual_seed(chance(task, number))
         return torch.randn(batch_size, 3, args.side, args.side, generator=generator).to(args.device)
 
     finetuned = {task: Drawn(start, number) for number, task in enumerate(tasks)}
-    return Problem(start, finetuned, encoder=lambda: tower, images=images, head=heads.__getitem__)
+    return Problem(start, finetuned, encoder=lambda: tower, batches=batches, head=heads.__getitem__)
 
 
 class OneGraph(MergedModel):
@@ -105,7 +105,7 @@ class OneGraph(MergedModel):
                         column = lam[place, self.layer[name] if lam.shape[1] > 1 else 0]
                         moved = tau[place] if masks[name] is None else masks[name] * tau[place]
                         theta[name] = theta[name] + column * moved
-            features = functional_call(self.encoder, theta, (self.images(task, numbers[0]),))
+            features = functional_call(self.encoder, theta, (self.batch(task, numbers[0]),))
             loss = loss + entropy(self.heads[task](features))
         loss.backward()
 

@@ -205,8 +205,7 @@ def evaluate_merge(args, merge, tasks: Sequence[str], mode: str) -> dict:
     """Choose the setting on validation, read test once, and tell everything: the record of a merging result.
 
     merge: see merging.base.Merge. Accuracies are in [0, 1]; normalised ones are divided by the fine-tuned model's of
-    the same mode and split. `report` tells each task's
-    test accuracy and loss, and their averages.
+    the same mode and split. `report` tells each task's test accuracy and loss, and their averages.
     """
     settings = tuple(merge.settings)
     tangent = mode in store.TANGENT
@@ -223,7 +222,7 @@ def evaluate_merge(args, merge, tasks: Sequence[str], mode: str) -> dict:
     chosen = {task: settings[i] for task, i in index.items()}
     found = scores("test", lambda task: settings if merge.draws else [chosen[task]])
     test = {task: pooled(per_setting) for task, per_setting in found.items()}
-    finished = merge.finish(chosen) if getattr(merge, "finish", None) else {}
+    finished = merge.finish(chosen) if merge.finish else {}
     accuracy = {task: s.accuracy for task, s in test.items()}
     record = {
         "tasks": list(tasks),
@@ -242,7 +241,7 @@ def evaluate_merge(args, merge, tasks: Sequence[str], mode: str) -> dict:
         "zeroshot": summary(denominators.zeroshot["test"], denominators.finetuned["test"]),
         "denominators": denominators.finetuned,
         "n": {"val": {t: f[0].n for t, f in validation.items()}, "test": {t: s.n for t, s in test.items()}},
-        "info": {**getattr(merge, "info", {}), **finished},
+        "info": {**merge.info, **finished},
     }
     if merge.draws:
         record["draws"] = spread({task: [s.accuracy for s in per_draw] for task, per_draw in found.items()})
@@ -252,16 +251,20 @@ def evaluate_merge(args, merge, tasks: Sequence[str], mode: str) -> dict:
 def score_merge(
     args, merge, tasks: Sequence[str], split: str, chosen: Callable[[str], Sequence[float]], tangent: bool
 ) -> dict[str, list[Score]]:
-    """Scores of each task's chosen settings on a split, in order."""
+    """Scores of each task's chosen settings on a split, in order; draws are made and scored one at a time."""
 
-    def lines(task: str) -> list[Line]:
+    def lines(task: str, settings: Sequence[float]) -> list[Line]:
         if merge.direction is not None:
-            return [Line(merge.direction(task).vector, tuple(chosen(task)))]
-        return [Line(merge.vector(task, setting).vector) for setting in chosen(task)]
+            return [Line(merge.direction(task).vector, tuple(settings))]
+        return [Line(merge.vector(task, setting).vector) for setting in settings]
 
-    shared = None if merge.per_task else lines(tasks[0])  # one model for all tasks is made once
-    found = score_all(args, [(t, split, shared or lines(t)) for t in tasks], tangent, f"{split} accuracy")
-    return {task: [s for line in per_line for s in line] for task, per_line in zip(tasks, found)}
+    scores = {task: [] for task in tasks}
+    for settings in [lambda task, draw=draw: [draw] for draw in merge.settings] if merge.draws else [chosen]:
+        shared = None if merge.per_task else lines(tasks[0], settings(tasks[0]))  # one model for all is made once
+        jobs = [(t, split, shared or lines(t, settings(t))) for t in tasks]
+        for task, per_line in zip(tasks, score_all(args, jobs, tangent, f"{split} accuracy")):
+            scores[task] += [s for line in per_line for s in line]
+    return scores
 
 
 def evaluate_unseen(args, merge, setting: float, tasks: Sequence[str], mode: str) -> dict:

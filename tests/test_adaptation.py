@@ -1,8 +1,10 @@
 """AdaMerging and Concrete subspace learning against loops written here, on a tower of 100 weights in float64."""
 
 import json
+import re
+import zlib
 from argparse import Namespace
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +69,7 @@ def problem(**fields) -> Problem:
     for place, task in enumerate(TASKS):
         torch.manual_seed(place + 1)
         ends[task] = {n: w + 0.3 * torch.randn_like(w) if n.startswith("model.visual") else w for n, w in start.items()}
-    given = dict(model="tiny", seed=3, encoder=tower, images=images, head=head)
+    given = dict(model="tiny", seed=3, encoder=tower, batches=images, head=head)
     return Problem(start, ends, **given | fields)
 
 
@@ -232,7 +234,10 @@ def test_concrete_adamerging_is_the_loop_written_by_hand(method, variant):
     for step in range(3):
         fixed = drawn(x, ("outer" if one_mask else "inner", step))
         point = (lam if stale else start).clone().requires_grad_()
-        (gradient,) = torch.autograd.grad(written_out(given, point, fixed, [2 * step], clamp), point)
+        loss = written_out(given, point, fixed, [2 * step], clamp)
+        point.data = start.clone()  # as published: after the merge, before backward, whose clamp then sees 0.3
+        (gradient,) = torch.autograd.grad(loss, point)
+        assert gradient.abs().min() > 0
         lam = inner.step(start, gradient)
         x = {name: value.requires_grad_() for name, value in x.items()}
         loss = written_out(given, lam, drawn(x, ("outer", step)), [2 * step + 1], clamp)
@@ -282,15 +287,25 @@ def test_variants_have_the_published_settings_and_options_override_them():
     load_methods()
     steps = {"adamerging": {"lambda": 500}, "concrete_task_arithmetic": {"mask": 2000}}
     steps["concrete_layer_wise_adamerging"] = {"meta": 2000, "lambda": 1000}
-    tiny = problem(images=lambda task, split, batch_size, number: images(task, split, 1, number))
+    tiny = problem(batches=lambda task, split, batch_size, number: images(task, split, 1, number))
     for name, phases in steps.items():
-        stopped = problem(images=lambda *a: torch.full((1, 4), float("nan")).double())
+        stopped = problem(batches=lambda *a: torch.full((1, 4), float("nan")).double())
         with pytest.raises(NonFiniteEntropy, match=f"step 0 of {next(iter(phases.values()))} "):
             small(base.METHODS[name]).merge(stopped)
     found = small(AdaMerging, steps=1, clamp=False).merge(tiny).adaptation["settings"]
     assert (found["batches"], found["clamp"], found["lr"], found["coef"]) == (2, False, 1e-3, 0.3)
     shorter = small(AdaMerging, batch_size=1).merge(replace(tiny, suite="mini")).adaptation["settings"]
     assert (shorter["steps"], shorter["lr"]) == (25, 0.02)
+
+
+def test_on_mini_a_rate_grows_only_where_its_own_steps_shrink():
+    mini = problem(suite="mini")
+    found = small(AdaMerging, steps=3).merge(mini).adaptation["settings"]
+    assert (found["steps"], found["lr"]) == (3, 1e-3)
+    found = small(TaskWiseConcreteAdaMerging, mask_steps=2).merge(mini).adaptation["settings"]
+    assert (found["mask_steps"], found["mask_lr"], found["steps"], found["lr"]) == (2, 1e-3, 25, 0.04)
+    found = small(ConcreteTaskArithmetic, mask_steps=1).merge(mini).adaptation["settings"]
+    assert (found["mask_steps"], found["mask_lr"]) == (1, 1e-3)
 
 
 def test_spellings_of_a_method_are_one_method():
@@ -333,16 +348,34 @@ def test_the_mean_over_draws_is_one_vector_for_each_draw():
 
 
 def test_kept_logits_take_the_place_of_learning(tmp_path):
-    given = problem(mask_path=lambda name: tmp_path / f"{name}.safetensors")
+    given = problem(mask_path=lambda name: tmp_path / f"{name}.safetensors", label="concrete")
     made = small(ConcreteTaskArithmetic, mask_steps=3, mask_lr=0.1).merge(given)
     file = made.finish({})["mask_file"]
     again = small(ConcreteTaskArithmetic, mask_file=str(file)).merge(given)
     assert torch.equal(flat(again.vector("a", 1.0).vector), flat(made.vector("a", 1.0).vector))
     assert again.adaptation["steps"] == {"mask": 0}
+    assert again.finish is None, "what was only read is not kept again"
     adapted = small(TaskWiseConcreteAdaMerging, mask_file=str(file), steps=1).merge(given)
     assert adapted.adaptation["steps"] == {"meta": 0, "lambda": 1}
     with pytest.raises(checkpoints.CheckpointError, match="large"):
         small(ConcreteTaskArithmetic, mask_file=str(file)).merge(replace(given, model="large"))
+
+
+def test_kept_logits_of_another_protocol_are_refused_and_those_of_other_tasks_recorded(tmp_path):
+    given = problem(mask_path=lambda name: tmp_path / f"{name}.safetensors", label="concrete", suite="mini")
+    file = str(small(ConcreteTaskArithmetic, mask_steps=1).merge(given).finish({})["mask_file"])
+    method = small(ConcreteTaskArithmetic, mask_file=file)
+    for changed, other, told in (
+        (replace(method, adapt_on="val"), given, "expected mask logits of adapt_on val, found those of adapt_on test"),
+        (method, replace(given, mode="posthoc"), "of mode posthoc, found those of mode standard"),
+        (method, replace(given, seed=4), "of seed 4, found those of seed 3"),
+    ):
+        with pytest.raises(checkpoints.CheckpointError, match=told):
+            changed.merge(other)
+    method.merge(replace(given, suite="vision", seed=4))
+    fewer = replace(given, finetuned={task: given.finetuned[task] for task in "ba"})
+    learned_on = method.merge(fewer).adaptation["mask"]["learned_on"]
+    assert learned_on == {"tasks": ["a", "b", "c"], "adapt_on": "test"}
 
 
 @pytest.mark.parametrize(
@@ -351,10 +384,14 @@ def test_kept_logits_take_the_place_of_learning(tmp_path):
         (AdaMerging, dict(granularity="layers"), "granularity: expected one of task, layer; got 'layers'"),
         (AdaMerging, dict(variant="fresh"), "variant: expected one of original, fusion_bench"),
         (AdaMerging, dict(adapt_on="train"), "adapt_on: expected one of test, val; got 'train'"),
-        (AdaMerging, dict(batch_size=0), "at least 1 image"),
-        (ConcreteTaskArithmetic, dict(temperature=0.0), "temperature above 0; got 0.0"),
+        (AdaMerging, dict(batch_size=0), "batch_size: expected at least 1; got 0"),
+        (AdaMerging, dict(batches=0), "batches: expected at least 1; got 0"),
+        (AdaMerging, dict(steps=-1), "steps: expected at least 0; got -1"),
+        (ConcreteTaskArithmetic, dict(mask_steps=-1), "mask_steps: expected at least 0; got -1"),
+        (TaskWiseConcreteAdaMerging, dict(steps=-2), "steps: expected at least 0; got -2"),
+        (ConcreteTaskArithmetic, dict(temperature=0.0), "temperature: expected a number above 0; got 0.0"),
         (ConcreteTaskArithmetic, dict(final="best"), "final: expected one of seeded"),
-        (ConcreteTaskArithmetic, dict(final="mean", draws=1), "at least 2"),
+        (ConcreteTaskArithmetic, dict(final="mean", draws=1), "draws: expected at least 2; got 1"),
         (TaskWiseConcreteAdaMerging, dict(variant="newer"), "original, fusion_bench, fresh"),
     ],
 )
@@ -363,7 +400,7 @@ def test_wrong_options_say_what_exists(method, options, message):
         small(method, **options).merge(problem())
 
 
-@pytest.mark.parametrize("part", ["images", "head", "encoder"])
+@pytest.mark.parametrize("part", ["batches", "head", "encoder"])
 @pytest.mark.parametrize("method", [AdaMerging, ConcreteTaskArithmetic])
 def test_a_problem_without_images_heads_or_model_is_refused_by_name(part, method):
     with pytest.raises(ValueError, match=f"adapts to unlabelled images; the problem comes without {part}"):
@@ -388,15 +425,9 @@ def test_only_the_named_split_is_asked_for(adapt_on):
         return images(task, split, batch_size, number)
 
     for method in METHODS:
-        found = replace(method, adapt_on=adapt_on).merge(problem(images=remembered))
+        found = replace(method, adapt_on=adapt_on).merge(problem(batches=remembered))
         assert found.adaptation["adapt_on"] == adapt_on
     assert asked == {adapt_on}
-
-
-def test_nothing_that_a_problem_offers_gives_labels():
-    """Images come as one tensor, the watch returns nothing, and no field is named for labels or accuracies."""
-    assert isinstance(images("a", "test", 5, 0), torch.Tensor)
-    assert not [f.name for f in fields(Problem) if any(word in f.name for word in ("label", "accuracy", "loader"))]
 
 
 class Killed(Exception):
@@ -448,22 +479,42 @@ def test_the_state_of_another_run_is_refused_with_what_differs(tmp_path):
     }
     with pytest.raises(checkpoints.CheckpointError, match="norms of the task vectors"):
         small(AdaMerging, steps=2, lr=0.1).merge(replace(kept, finetuned=moved))
+    turned = {task: kept.finetuned[task] for task in "cab"}  # the same result, but λ is kept by place
+    with pytest.raises(checkpoints.CheckpointError, match=r"tasks \['a', 'b', 'c'\] \(now \['c', 'a', 'b'\]\)"):
+        small(AdaMerging, steps=2, lr=0.1).merge(replace(kept, finetuned=turned))
 
 
-def test_an_entropy_that_is_no_number_stops_and_keeps_the_last_good_state(tmp_path):
-    def broken(task, split, batch_size, number):
-        return images(task, split, batch_size, number) * (float("nan") if number == 5 else 1)
+@pytest.mark.parametrize(
+    "method, number, step",
+    [
+        (small(AdaMerging, steps=8, batches=1, lr=0.1), 5, 5),
+        (small(ConcreteTaskArithmetic, mask_steps=8), 5, 5),
+        (small(LayerWiseConcreteAdaMerging, mask_steps=5, steps=2), 6, 3),  # in the inner step
+        (small(LayerWiseConcreteAdaMerging, mask_steps=5, steps=2), 7, 3),  # in the outer one
+    ],
+)
+def test_an_entropy_that_is_no_number_stops_and_keeps_the_last_good_state(tmp_path, method, number, step):
+    def broken(task, split, batch_size, place):
+        return images(task, split, batch_size, place) * (float("nan") if place == number else 1)
 
-    method = small(ConcreteTaskArithmetic, mask_steps=8)
-    given = problem(state=tmp_path / "kept.state", save_every=2)
+    given = problem(state=tmp_path / "kept.state", save_every=20)
     with pytest.raises(NonFiniteEntropy) as stopped:
-        method.merge(replace(given, images=broken))
-    for told in ("step 5 of 8", "last good state is kept in", "kept.state", "Go on from it with: python"):
-        assert told in str(stopped.value)
-    assert checkpoints.header(given.state)["step"] == 4
-    assert torch.equal(
-        flat(method.merge(given).vector("a", 1.0).vector), flat(method.merge(problem()).vector("a", 1.0).vector)
-    )
+        method.merge(replace(given, batches=broken))
+    told = f"step {step} of .*; the last good state is kept in .*kept.state .step {step}.; the same command would stop"
+    assert re.search(told, str(stopped.value))
+    assert re.search(r"smaller rate \(method\..*lr=\.\.\.\): .* overwrite=True$", str(stopped.value))
+    assert checkpoints.header(given.state)["step"] == step
+    mended, whole = method.merge(given), method.merge(problem())
+    assert torch.equal(flat(mended.vector("a", 1.0).vector), flat(whole.vector("a", 1.0).vector))
+    assert mended.adaptation == whole.adaptation
+
+
+def test_without_a_state_a_stop_promises_none(tmp_path):
+    broken = problem(batches=lambda *which: images(*which) * float("nan"), state=tmp_path / "kept.state", save_every=1)
+    for given in (broken, replace(broken, state=None)):
+        with pytest.raises(NonFiniteEntropy, match=r"; no state was kept\. Start anew with a smaller rate"):
+            small(AdaMerging, steps=2).merge(given)
+    assert not broken.state.is_file()
 
 
 def test_a_long_course_is_recorded_in_a_limited_number_of_points(monkeypatch):
@@ -472,6 +523,22 @@ def test_a_long_course_is_recorded_in_a_limited_number_of_points(monkeypatch):
     assert course["entropy"]["step"] == list(range(0, 41, 3))
     assert len(course["lambda_curve"]["tasks"]["b"]) == 14
     assert course["lambda"]["layers"] is None and len(course["lambda"]["values"]) == 3
+    assert course["lambda_layers_curve"] is course["density_curve"] is None
+
+
+def test_the_course_of_the_mask_and_of_every_layer_is_recorded_and_logged():
+    logged = {}
+    given = problem(log=lambda values, step: logged.update({step: values}))
+    method = small(LayerWiseConcreteAdaMerging, mask_steps=28, steps=4, mask_lr=0.1)
+    course = method.merge(given).adaptation
+    density = course["density_curve"]
+    assert density["step"] == course["entropy"]["step"] == list(range(32))
+    assert density["density"] == [logged[step]["density"] for step in range(32)]
+    assert density["density"][0] != density["density"][27]
+    assert density["density"][28:] == [course["mask"]["probability"]] * 4, "the mask is frozen"
+    layers = course["lambda_layers_curve"]
+    assert layers["step"] == list(range(0, 32, 2))
+    assert {(len(point), len(point[0])) for point in layers["values"]} == {(3, len(given.keys))}
 
 
 def test_the_mask_is_recorded_by_tensor():
@@ -575,6 +642,72 @@ def test_a_killed_command_goes_on_and_writes_the_same_result(place, monkeypatch)
     assert Path(whole["info"]["mask_file"]).is_file()
 
 
+def test_a_command_killed_while_it_watches_records_the_same_points(place, monkeypatch):
+    options = ["tasks=[digits,signs]", "method=adamerging", "method.steps=4", "method.batch_size=2"]
+    command, name = [*place, *options, "save_every=2", "eval_every=2"], result_name("adamerging_batch_size=2_steps=4")
+    main.main(command)
+    whole, score_all, count = result_of(place, name), main.score_all, []
+
+    def killing(*which):
+        count.append(which)
+        if len(count) == 2:  # at step 2, where the state is due too
+            raise Killed
+        return score_all(*which)
+
+    monkeypatch.setattr(main, "score_all", killing)
+    with pytest.raises(Killed):
+        main.main([*command, "overwrite=True"])
+    main.main([*command, "overwrite=True"])
+    again = result_of(place, name)["adaptation"]["watched"]
+    assert again == whole["adaptation"]["watched"] and again["step"] == [0, 2, 4]
+
+    count.clear()
+    with pytest.raises(Killed):
+        main.main([*command, "overwrite=True"])
+    main.main([*command, "eval_every=0", "overwrite=True"])
+    assert result_of(place, name)["adaptation"]["watched"] is None, "the killed run's points are another run's"
+
+
+def test_no_label_reaches_a_method(place, monkeypatch):
+    """With every label wrong, what is learned and its entropies are the same, and the accuracies are not."""
+    options = ["tasks=[digits,signs]", "method=concrete_task_wise_adamerging", "method.batch_size=4", "eval_every=1"]
+    command = [*place, *options, "method.mask_steps=1", "method.steps=2", "overwrite=True"]
+    name = result_name("concrete_subspace/clip_concrete_task_wise_adamerging_batch_size=4_mask_steps=1_steps=2")
+    true, pixels = [], main.data.evaluation_pixels
+
+    def permuted(*which):
+        found = pixels(*which)
+        return Pixels(found.pixels, (found.labels + 1) % 10)
+
+    for labels in (pixels, permuted):
+        monkeypatch.setattr(main.data, "evaluation_pixels", labels)
+        main.main(command)
+        record = result_of(place, name)
+        true.append((record, checkpoints.load(Path(record["info"]["mask_file"]), kind="mask logits")))
+    (one, logits), (other, others) = true
+    assert all(torch.equal(logits[key], others[key]) for key in logits)
+    for key in ("entropy", "lambda", "lambda_curve", "density_curve", "mask"):
+        assert one["adaptation"][key] == other["adaptation"][key]
+    for key in ("val", "test"):
+        assert one[key]["accuracy"] != other[key]["accuracy"]
+    assert one["adaptation"]["watched"]["accuracy"] != other["adaptation"]["watched"]["accuracy"]
+
+
+def test_two_settings_keep_two_masks(place):
+    options = ["tasks=[digits,signs]", "method=concrete_task_arithmetic", "method.mask_steps=0", "eval_every=0"]
+    files = set()
+    for more, named in (([], ""), (["method.initial_logits=1"], "_initial_logits=1")):
+        main.main([*place, *options, *more])
+        name = result_name(f"concrete_subspace/clip_concrete_task_arithmetic{named}_mask_steps=0")
+        files.add(result_of(place, name)["info"]["mask_file"])
+    assert len(files) == 2 and all(Path(file).is_file() for file in files)
+    main.main([*place, *options[:2], "eval_every=0", f"method.mask_file={min(files)}"])
+    label = f"clip_concrete_task_arithmetic_mask_file={Path(min(files)).stem}-{zlib.crc32(min(files).encode()):08x}"
+    record = result_of(place, result_name(f"concrete_subspace/{label}"))
+    assert "mask_file" not in record["info"]
+    assert record["adaptation"]["mask"]["learned_on"] == {"tasks": list(PAIR), "adapt_on": "test"}
+
+
 def test_tangent_vectors_adapt_and_draws_are_averaged(place):
     options = ["tasks=[digits,signs]", "finetuning_mode=posthoc", "method=concrete_task_arithmetic", "eval_every=0"]
     options += ["method.mask_steps=1", "method.batch_size=4", "method.final=mean", "method.draws=2"]
@@ -598,6 +731,18 @@ def test_unseen_tasks_are_scored_with_the_merged_model(place):
     assert unseen["zeroshot"]["accuracy"] == {"letters": 0.5} and set(record["test"]["accuracy"]) == set(PAIR)
 
 
+def test_unseen_tasks_have_one_order_and_their_denominators_are_asked_for_first(place, parsed, capsys, monkeypatch):
+    args = parsed("--tasks", "signs")
+    one, other = (
+        main.unseen_tasks(args, Namespace(unseen=names)) for names in (["letters", "digits"], ["digits", "letters"])
+    )
+    assert one == other
+    monkeypatch.setattr(AdaMerging, "merge", lambda *which: pytest.fail("it adapts before it looks"))
+    with pytest.raises(SystemExit):
+        main.main([*place, "tasks=[digits,signs]", "unseen=[land]", "method=adamerging"])
+    assert "expected accuracies of land, found none" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "options, message",
     [
@@ -605,7 +750,18 @@ def test_unseen_tasks_are_scored_with_the_merged_model(place):
         (["tasks=[digits]", "unseen=[letters]", "method=mag_masking"], "a model for each merged task, and none for"),
         (["tasks=[digits,signs]", "unseen=[digits]"], "digits is merged"),
         (["tasks=[digits,signs]", "unseen=[leters]"], "did you mean letters"),
-        (["tasks=[digits]", "method=concrete_task_arithmetic", "method.temperature=0"], "temperature above 0; got 0.0"),
+        (
+            ["tasks=[digits]", "method=concrete_task_arithmetic", "method.temperature=0"],
+            "temperature: expected a number above 0",
+        ),
+        (
+            ["tasks=[digits]", "method=sum", "eval_every=-1"],
+            "eval_every: expected a number of steps, 0 for none; got -1",
+        ),
+        (
+            ["tasks=[digits]", "method=sum", "save_every=often"],
+            "save_every: expected a number of steps, 0 for none; got",
+        ),
         (["tasks=[digits]", "method=adamerging", "method.adapt_on=train"], "adapt_on: expected one of test, val"),
     ],
 )

@@ -10,6 +10,7 @@ from src import data, evaluation, results, store
 from src.evaluation import ORIGIN, Line, evaluate_merge, score, select, select_negation
 from src.heads import get_classification_head
 from src.linearize import LinearizedImageEncoder
+from src.merging.base import Merge
 from src.modeling import ImageEncoder
 from src.paths import Paths
 from src.task_vectors import TaskVector
@@ -124,6 +125,22 @@ def test_a_merge_is_chosen_on_validation_and_reported_on_test(parsed, monkeypatc
     assert record["test"]["mean_normalised"] == pytest.approx(0.5) == record["zeroshot"]["mean_normalised"]
     assert [coefs for split, coefs in asked if split == "test"] == [(0.5,), (0.5,)]
     json.dumps(record)
+
+
+def test_draws_are_made_and_scored_one_at_a_time(monkeypatch):
+    asked = []
+
+    def fake(args, jobs, tangent, desc):
+        asked.append([line.direction["draw"].item() for _, _, lines in jobs for line in lines])
+        return [[[evaluation.Score(line.direction["draw"].item(), 1.0, 10)] for line in lines] for _, _, lines in jobs]
+
+    monkeypatch.setattr(evaluation, "score_all", fake)
+    merge = Merge(
+        lambda task, draw: TaskVector(vector={"draw": torch.tensor(float(draw))}), range(3), storage_bits=0, draws=3
+    )
+    found = evaluation.score_merge(None, merge, ("a", "b"), "test", lambda task: merge.settings, False)
+    assert asked == [[0, 0], [1, 1], [2, 2]]
+    assert [score.accuracy for score in found["b"]] == [0, 1, 2]
 
 
 def test_missing_denominators_name_their_command(parsed):

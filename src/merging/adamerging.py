@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from src.merging.adaptation import Adaptation, Adapting, MergedModel, check_choice, shortening, stacked
+from src.merging.adaptation import Adaptation, Adapting, MergedModel, check_choice, check_least, schedule, stacked
 from src.merging.base import Merge, Problem, register, scaled
 from src.merging.ties import magnitude_threshold
 
@@ -22,7 +22,6 @@ VARIANTS = {
     "original": dict(steps=500, batches=2, clamp=True),
     "fusion_bench": dict(steps=1000, batches=1, clamp=False),
 }
-LR = 1e-3
 MINI = 20  # times shorter on the mini suite
 
 
@@ -38,8 +37,11 @@ class AdaMerging(Adapting):
 
     def merge(self, problem: Problem) -> Merge:
         check_choice("variant", self.variant, VARIANTS)
-        own, factor = VARIANTS[self.variant], shortening(problem, MINI)
-        method = self.with_defaults(**own | {"steps": own["steps"] // factor, "lr": LR * factor})
+        own = VARIANTS[self.variant]
+        steps, lr = schedule(problem, self.steps, own["steps"], MINI)
+        method = self.with_defaults(**own | {"steps": steps, "lr": lr})
+        check_least(0, steps=method.steps)
+        check_least(1, batches=method.batches)
         model = MergedModel(problem, method, method.clamp, self.task_vectors(problem))
         lam = model.coefficients(method.granularity).requires_grad_()
         adam = torch.optim.Adam([lam], method.lr)

@@ -13,7 +13,7 @@ Memory holds the τ_t once, θ, g, and the activations; no model per task, no ma
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import torch
 from torch.func import functional_call
@@ -21,11 +21,13 @@ from tqdm import tqdm
 
 from src import checkpoints, results
 from src.merging.base import Method, Problem
+from src.merging.concrete_mask import ConcreteMask
 from src.task_vectors import TaskVector
 
 Mask = Callable[[str], torch.Tensor | None]  # name -> the rescaled mask of that tensor; None leaves it as it is
 SPLITS = ("test", "val")
-KEPT = 200  # most points of a curve in a result
+LR = 1e-3  # Adam's, in all the papers
+KEPT, KEPT_LAYERS = 200, 20  # most points of a curve in a result, and of λ by layer
 
 
 class NonFiniteEntropy(FloatingPointError):
@@ -66,12 +68,22 @@ def check_choice(option: str, value: str, known: Iterable[str]) -> None:
         raise ValueError(f"{option}: expected one of {', '.join(known)}; got {value!r}")
 
 
-def shortening(problem: Problem, factor: int) -> int:
-    """How many times shorter a schedule is: `factor` on the mini suite, 1 elsewhere.
+def check_least(least: int, **options: int) -> None:
+    for option, value in options.items():
+        if not value >= least:
+            raise ValueError(f"{option}: expected at least {least}; got {value}")
 
-    Rates grow by the same factor: a step of Adam is about as long as its rate, so the paths stay as long.
+
+def schedule(problem: Problem, asked: int | None, published: int, factor: int) -> tuple[int, float]:
+    """Number of steps and Adam's rate. On the mini suite the published schedule is `factor` times shorter.
+
+    Its rate grows by the same factor: a step of Adam is about as long as its rate, so the path stays as long. Steps
+    that were asked for have the published rate.
     """
-    return factor if problem.suite == "mini" else 1
+    if asked is not None:
+        return asked, LR
+    shorter = factor if problem.suite == "mini" else 1
+    return published // shorter, LR * shorter
 
 
 def stacked(problem: Problem) -> Iterator[tuple[str, torch.Tensor]]:
@@ -84,7 +96,7 @@ class MergedModel:
 
     taus: pairs of a name and the τ_t of that tensor, (tasks, *shape); by default those of the problem.
     clamp: λ counts as its nearest value in [0, 1].
-    Raises ValueError where the problem has no images, heads or encoder, and for an `adapt_on` that does not exist.
+    Raises ValueError where the problem has no batches, heads or encoder, and for an `adapt_on` that does not exist.
     """
 
     def __init__(
@@ -94,12 +106,11 @@ class MergedModel:
         clamp: bool = False,
         taus: Iterable[tuple[str, torch.Tensor]] | None = None,
     ):
-        if missing := [part for part in ("encoder", "images", "head") if getattr(problem, part) is None]:
+        if missing := [part for part in ("encoder", "batches", "head") if getattr(problem, part) is None]:
             raise ValueError(f"{method.name} adapts to unlabelled images; the problem comes without {missing[0]}")
         check_choice("adapt_on", method.adapt_on, SPLITS)
         check_choice("vectors", method.vectors, ("float16", "bfloat16", "float32", "float64"))
-        if method.batch_size < 1 or method.pass_size < 1:
-            raise ValueError(f"expected batches of at least 1 image; got {method.batch_size} and {method.pass_size}")
+        check_least(1, batch_size=method.batch_size, pass_size=method.pass_size)
         self.problem, self.method, self.clamp = problem, method, clamp
         self.encoder = problem.encoder()
         self.start = {name: tensor.detach() for name, tensor in self.encoder.state_dict().items()}  # θ0
@@ -121,8 +132,8 @@ class MergedModel:
         return lam.clamp(0, 1) if self.clamp else lam
 
     def update(self, name: str, lam: torch.Tensor, mask: Mask = unmasked) -> torch.Tensor:
-        """m ∘ Σ_t λ_t τ_t of one tensor."""
-        column = self.effective(lam[:, self.layer[name] if lam.shape[1] > 1 else 0])  # (tasks,)
+        """m ∘ Σ_t λ_t τ_t of one tensor, for λ as it enters θ."""
+        column = lam[:, self.layer[name] if lam.shape[1] > 1 else 0]  # (tasks,)
         tau = torch.tensordot(column, self.taus[name].to(column.dtype), dims=1)
         m = mask(name)
         return tau if m is None else m * tau
@@ -130,10 +141,22 @@ class MergedModel:
     @torch.no_grad()
     def vector(self, lam: torch.Tensor, mask: Mask = unmasked) -> TaskVector:
         """The merged vector, on the CPU."""
+        lam = self.effective(lam)
         return TaskVector(vector={name: self.update(name, lam, mask).cpu() for name in self.taus})
 
     def backward(self, lam: torch.Tensor, numbers: Sequence[int], mask: Mask = unmasked) -> dict[str, float]:
-        """Mean entropy of each task on its batches of these numbers; adds ∂L/∂λ and ∂L/∂x to `.grad`."""
+        """Mean entropy of each task on its batches of these numbers; adds ∂L/∂λ and ∂L/∂x to `.grad`.
+
+        Raises NonFiniteEntropy, before it adds anything, for an entropy that is no number.
+        """
+        point = self.effective(lam.detach()).requires_grad_(lam.requires_grad)
+        found = self.backward_at(point, numbers, mask)
+        if lam.requires_grad:
+            self.effective(lam).backward(point.grad)
+        return found
+
+    def backward_at(self, lam: torch.Tensor, numbers: Sequence[int], mask: Mask = unmasked) -> dict[str, float]:
+        """`backward` for λ as it enters θ: no clamp."""
         with torch.no_grad():
             theta = {name: self.start[name] + self.update(name, lam, mask) for name in self.taus}
         for weight in theta.values():
@@ -143,28 +166,30 @@ class MergedModel:
         together = max(1, self.method.pass_size // self.method.batch_size)
         for place in range(0, len(batches), together):
             chunk = batches[place : place + together]
-            images = [self.images(task, number) for task, number in chunk]
+            images = [self.batch(task, number) for task, number in chunk]
             features = functional_call(self.encoder, theta, (torch.cat(images),))
             parts = features.split([len(batch) for batch in images])
             losses = [entropy(self.heads[task](part)) for (task, _), part in zip(chunk, parts)]
             sum(losses).backward()
             for (task, _), loss in zip(chunk, losses):
                 found[task] += loss.item() / len(numbers)
+        if not all(math.isfinite(value) for value in found.values()):
+            raise NonFiniteEntropy(f"the entropies are {found}")
         for name in self.taus:
             gradient = theta.pop(name).grad
             if gradient is not None:  # a frozen tensor that the features do not see has none
                 self.update(name, lam, mask).backward(gradient)
         return found
 
-    def images(self, task: str, number: int) -> torch.Tensor:
-        return self.problem.images(task, self.method.adapt_on, self.method.batch_size, number)
+    def batch(self, task: str, number: int) -> torch.Tensor:
+        return self.problem.batches(task, self.method.adapt_on, self.method.batch_size, number)
 
 
 class Adaptation:
     """The steps of an adaptation: resumed where they stopped, shown, watched and recorded.
 
     phases: name -> number of steps, in order. settings: what a kept state must share with the run that goes on from it.
-    lam: λ; tensors: what else is learned; optimizers: Adam, by name. All are restored in place.
+    lam: λ; mask: whose logits are learned; optimizers: Adam, by name. All are restored in place.
     Every step must be a function of these and of its number. Raises CheckpointError for the state of another run.
     """
 
@@ -174,18 +199,20 @@ class Adaptation:
         phases: dict[str, int],
         lam: torch.Tensor,
         optimizers: dict[str, torch.optim.Optimizer],
-        tensors: dict[str, torch.Tensor] | None = None,
+        mask: ConcreteMask | None = None,
     ):
-        self.model, self.problem, self.phases, self.lam = model, model.problem, phases, lam
-        self.optimizers, self.tensors = optimizers, {"lambda": lam} | (tensors or {})
+        self.model, self.problem, self.phases, self.lam, self.mask = model, model.problem, phases, lam, mask
+        self.optimizers, self.tensors = optimizers, {"lambda": lam} | (mask.logits if mask else {})
         self.total = sum(phases.values())
         self.done = 0
         tasks = self.problem.tasks
         self.curves = {"step": [], "entropy": {t: [] for t in tasks}, "lambda": {t: [] for t in tasks}}
+        self.curves |= {"density": [], "layers": {"step": [], "values": []}}
         method = vars(model.method) | {"name": model.method.name}
         norms = {t: _norm(tau[place] for tau in model.taus.values()) for place, t in enumerate(tasks)}
         identity = {key: getattr(self.problem, key) for key in ("model", "mode", "scope", "seed")}
-        self.settings = identity | method | {"norms of the task vectors": norms}
+        # tasks: λ is kept by place, so their order counts
+        self.settings = identity | {"tasks": list(tasks)} | method | {"norms of the task vectors": norms}
         if self.problem.state and self.problem.state.is_file():
             self._resume(self.problem.state)
 
@@ -197,25 +224,27 @@ class Adaptation:
         """The steps of a phase that are not yet done.
 
         step(index): does one and gives the mean entropy of each task. vector(): the merged vector as it now is.
-        Raises NonFiniteEntropy at the first step that gives no number.
+        Raises NonFiniteEntropy at the first step that gives no number, with the state before it kept.
         """
         first, steps = self._first(phase), self.phases[phase]
         if self.begins(phase):
             self._watch(phase, vector)
         bar = tqdm(total=steps, initial=min(steps, self.done - first), desc=phase, leave=False, disable=None)
         for index in range(self.done - first, steps):
-            entropies = step(index)
-            mean = math.fsum(entropies.values()) / len(entropies)
-            if not math.isfinite(mean):
-                self._stop(phase, index, f"the entropies are {entropies}")
+            try:
+                entropies = step(index)
+            except NonFiniteEntropy as error:
+                self._stop(phase, index, error)
             self._record(entropies)
             self.done += 1
             bar.update()
-            bar.set_postfix(entropy=f"{mean:.3f}")
+            bar.set_postfix(entropy=f"{math.fsum(entropies.values()) / len(entropies):.3f}")
+            self._watch(phase, vector)  # before the state is kept: a run killed in between watches this point again
             every = self.problem.save_every
             if self.problem.state and every and (self.done % every == 0 or self.done == self.total):
-                self._save(phase, index)
-            self._watch(phase, vector)
+                if broken := self._broken():
+                    self._stop(phase, index, f"{broken[0]} is no number")
+                self._save()
         bar.close()
 
     def course(self, mask: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -235,6 +264,8 @@ class Adaptation:
                 "values": values.tolist(),
             },
             "lambda_curve": {"step": self.curves["step"], "tasks": self.curves["lambda"]},
+            "lambda_layers_curve": self.curves["layers"] if values.shape[1] > 1 else None,  # (tasks, layers) each
+            "density_curve": {"step": self.curves["step"], "density": self.curves["density"]} if self.mask else None,
             "mask": mask,
         }
 
@@ -244,35 +275,43 @@ class Adaptation:
         return sum(self.phases[name] for name in names[: names.index(phase)])
 
     def _record(self, entropies: dict[str, float]) -> None:
-        lambdas = dict(zip(self.problem.tasks, self.model.effective(self.lam.detach()).mean(1).tolist()))
-        if self.problem.log:
-            groups = {"entropy": entropies, "lambda": lambdas}
-            self.problem.log(
-                {f"{group}/{t}": v for group, named in groups.items() for t, v in named.items()}, self.done
-            )
+        values = self.model.effective(self.lam.detach())
+        groups = {"entropy": entropies, "lambda": dict(zip(self.problem.tasks, values.mean(1).tolist()))}
+        scalars = {f"{group}/{task}": value for group, named in groups.items() for task, value in named.items()}
         if self.done % math.ceil(self.total / KEPT) == 0:
             self.curves["step"].append(self.done)
-            for task in self.problem.tasks:
-                self.curves["entropy"][task].append(entropies[task])
-                self.curves["lambda"][task].append(lambdas[task])
+            for group, named in groups.items():
+                for task, value in named.items():
+                    self.curves[group][task].append(value)
+            if self.mask:
+                scalars["density"] = self.mask.density()
+                self.curves["density"].append(scalars["density"])
+        if values.shape[1] > 1 and self.done % math.ceil(self.total / KEPT_LAYERS) == 0:
+            self.curves["layers"]["step"].append(self.done)
+            self.curves["layers"]["values"].append([[round(v, 4) for v in row] for row in values.tolist()])
+        if self.problem.log:
+            self.problem.log(scalars, self.done)
 
     def _watch(self, phase: str, vector: Callable[[], TaskVector]) -> None:
         if self.problem.watch:
             self.problem.watch(self.done, phase, vector)
 
-    def _save(self, phase: str, index: int) -> None:
+    def _learned(self) -> dict[str, torch.Tensor]:
         moments = {
             f"{name}/{place}/{moment}": value
             for name, optimizer in self.optimizers.items()
             for place, values in optimizer.state_dict()["state"].items()
             for moment, value in values.items()
         }
-        tensors = {f"value/{name}": tensor.detach() for name, tensor in self.tensors.items()} | moments
-        if broken := [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]:
-            self._stop(phase, index, f"{broken[0]} is no number")
+        return {f"value/{name}": tensor.detach() for name, tensor in self.tensors.items()} | moments
+
+    def _broken(self) -> list[str]:
+        return [name for name, tensor in self._learned().items() if not torch.isfinite(tensor).all()]
+
+    def _save(self) -> None:
         header = {"model": self.problem.model, "settings": self.settings, "phases": self.phases}
         header |= {"step": self.done, "curves": self.curves}
-        checkpoints.save(self.problem.state, tensors, header, kind="adaptation state")
+        checkpoints.save(self.problem.state, self._learned(), header, kind="adaptation state")
 
     def _resume(self, path) -> None:
         state = checkpoints.Checkpoint(path, kind="adaptation state")
@@ -296,14 +335,20 @@ class Adaptation:
         self.done, self.curves = state.header["step"], state.header["curves"]
         print(f"goes on from step {self.done} of {self.total} ({path})")
 
-    def _stop(self, phase: str, index: int, why: str) -> None:
-        path = self.problem.state
-        kept = f"the last good state is kept in {path}" if path and path.is_file() else "no state had been saved yet"
-        again = results.command_line().replace(" overwrite=True", "")
+    def _stop(self, phase: str, index: int, why: object) -> NoReturn:
+        path, method = self.problem.state, self.model.method
+        if path and self.problem.save_every and self.done and not self._broken():
+            self._save()
+        kept = "no state was kept"
+        if path and path.is_file():
+            step = checkpoints.header(path)["step"]
+            kept = f"the last good state is kept in {path} (step {step}); the same command would stop here again"
+        rates = " or ".join(f"method.{name}=..." for name in ("lr", "mask_lr", "inner_lr") if hasattr(method, name))
+        command = results.command_line().replace(" overwrite=True", "")
         raise NonFiniteEntropy(
-            f"{self.model.method.name}: {why} at step {index} of {self.phases[phase]} ({phase}); {kept}. "
-            f"Go on from it with: {again}; or start anew with smaller rates and overwrite=True"
-        )
+            f"{method.name}: {why} at step {index} of {self.phases[phase]} ({phase}); {kept}. "
+            f"Start anew with a smaller rate ({rates}): {command} overwrite=True"
+        ) from None
 
 
 def _norm(tensors: Iterable[torch.Tensor]) -> str:

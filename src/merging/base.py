@@ -43,11 +43,11 @@ class Problem:
     scope: "visual": the tensors that fine-tuning trains (`model.visual.*`); "published": every floating tensor of the
         image encoder, with the frozen text-side ones that the published vectors contain.
     mode: "standard", "linear" or "posthoc": how the merged weights will be evaluated.
-    mask_path(name) is where masks of this problem lie on disk.
+    mask_path(name) is where masks of this problem lie on disk; label: the name of those that these settings make.
 
     Methods that adapt to unlabelled images get these too:
     encoder(): the frozen model of `mode` at θ0; `functional_call` gives it other weights.
-    images(task, split, batch_size, number): the `number`-th batch of a split in random order, and nothing but images.
+    batches(task, split, batch_size, number): the `number`-th batch of a split in random order, and nothing but images.
     head(task): its classifier.
     watch(step, phase, vector): to be called when `step` steps are done, with a function that gives the merged vector
         as it then is. It returns nothing: what it finds out is not for the method to know.
@@ -64,8 +64,9 @@ class Problem:
     suite: str = ""
     seed: int | None = None
     mask_path: Callable[[str], Path] | None = None
+    label: str = ""
     encoder: Callable[[], torch.nn.Module] | None = None
-    images: Callable[[str, str, int, int], torch.Tensor] | None = None
+    batches: Callable[[str, str, int, int], torch.Tensor] | None = None
     head: Callable[[str], torch.nn.Module] | None = None
     watch: Callable[[int, str, Callable[[], TaskVector]], None] | None = None
     log: Callable[[dict[str, float], int], None] | None = None
@@ -219,9 +220,7 @@ def register(name: str, *others: str) -> Callable[[type[Method]], type[Method]]:
             if METHODS.setdefault(spelling, cls).__qualname__ != cls.__qualname__:
                 raise ValueError(f"two merging methods are called {spelling!r}: {METHODS[spelling]} and {cls}")
             group, _, option = f"method/{spelling}".rpartition("/")
-            has_yaml = METHOD_CONFIGS.joinpath(
-                f"{spelling}.yaml"
-            ).exists()  # it takes the name, and builds on the schema
+            has_yaml = (METHOD_CONFIGS / f"{spelling}.yaml").exists()  # takes the name, and builds on the schema
             ConfigStore.instance().store(group=group, name=f"base_{option}" if has_yaml else option, node=cls)
         return cls
 

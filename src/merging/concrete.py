@@ -9,12 +9,15 @@ Concrete AdaMerging, one λ per task or per task and tensor: each meta step sets
 rate 1 with the mask held fixed, and then one step of Adam on x, on other images, with that λ held fixed. Afterwards the
 mask is frozen, λ starts again from 0.3, and Adam adapts it as in AdaMerging.
 
-Both published codes take the inner gradient before they set λ = 0.3, so at the λ of the previous meta step, and apply
-it from 0.3 (`stale`). `variant=original`: that, λ clamped to [0, 1], one mask for the inner step and another for the
-outer one, 2000 meta steps; `fusion_bench`: that, no clamp, one mask for both, 1000 meta steps; `fresh`: the original
-with the inner gradient at 0.3. Options that are None have the variant's values.
+Both published codes merge for the inner step before they set λ = 0.3, so at the λ of the previous meta step, and apply
+that gradient from 0.3 (`stale`). Where they clamp, they differentiate the clamp after λ was set, at 0.3, so that the
+gradient in the clamped λ passes whole, even where the clamp had cut. `variant=original`: that, λ clamped to [0, 1], one
+mask for the inner step and another for the outer one, 2000 meta steps; `fusion_bench`: that, no clamp, one mask for
+both, 1000 meta steps; `fresh`: the original with the inner gradient at 0.3. Options that are None have the variant's
+values.
 """
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +26,15 @@ from typing import Any, ClassVar
 import torch
 
 from src import checkpoints
-from src.merging.adaptation import Adaptation, Adapting, MergedModel, check_choice, shortening
+from src.merging.adaptation import (
+    Adaptation,
+    Adapting,
+    MergedModel,
+    NonFiniteEntropy,
+    check_choice,
+    check_least,
+    schedule,
+)
 from src.merging.base import VISUAL, Merge, Problem, register, scaled
 from src.merging.concrete_mask import FINAL, ConcreteMask, mean_of, rescaled
 
@@ -32,7 +43,7 @@ VARIANTS = {
     "fusion_bench": dict(mask_steps=1000, clamp=False, reuse_mask=True, stale=True),
     "fresh": dict(mask_steps=2000, clamp=True, reuse_mask=False, stale=False),
 }
-MASK_STEPS, STEPS, LR = 2000, 1000, 1e-3
+MASK_STEPS, STEPS = 2000, 1000
 MINI = 40  # times shorter on the mini suite
 
 
@@ -40,9 +51,9 @@ MINI = 40  # times shorter on the mini suite
 class Concrete(Adapting):
     """Options of both methods.
 
-    final: the mask of the finished model, see ConcreteMask.final; "mean": accuracies are means over `draws` masks, and
+    final: the mask of the finished model, see concrete_mask.FINAL; "mean": accuracies are means over `draws` masks, and
         λ, where it is learned, is adapted under the first. mask_file: logits that another run kept, in the place of
-        learning them.
+        learning them; they may be of other tasks, but of the same `mode` and `adapt_on`.
     """
 
     temperature: float = 0.5
@@ -54,15 +65,27 @@ class Concrete(Adapting):
     mask_file: str | None = None
 
     def mask(self, problem: Problem, model: MergedModel) -> ConcreteMask:
-        """The mask before it is learned, or that of `mask_file`; what is not trained, text-side tensors, has none."""
+        """The mask before it is learned, or that of `mask_file`; what is not trained, text-side tensors, has none.
+
+        Raises CheckpointError for the mask of another model or protocol.
+        """
         check_choice("final", self.final, FINAL)
-        if self.final == "mean" and self.draws < 2:
-            raise ValueError(f"draws: expected at least 2 for the mean over masks; got {self.draws}")
+        check_least(2 if self.final == "mean" else 1, draws=self.draws)
+        check_least(0, mask_steps=self.mask_steps)
         masked = {name: problem.shapes[name] for name in problem.keys if name.startswith(VISUAL)}
         like = {name: torch.empty(shape, device="meta") for name, shape in masked.items()}
         where = dict(dtype=problem.dtype, device=model.device)
         if self.mask_file:
-            kept = checkpoints.load(Path(self.mask_file), like=like, kind="mask logits", model=problem.model)
+            kept = checkpoints.Checkpoint(Path(self.mask_file), like=like, kind="mask logits", model=problem.model)
+            expected = {"mode": problem.mode, "adapt_on": self.adapt_on}
+            if problem.suite == "mini":  # whose images are drawn from the seed
+                expected["seed"] = problem.seed
+            for key, value in expected.items():
+                if (found := kept.header["settings"].get(key)) != value:
+                    raise checkpoints.CheckpointError(
+                        f"{self.mask_file}: expected mask logits of {key} {value}, found those of {key} {found}; "
+                        "learn others by the same command without method.mask_file"
+                    )
             logits = {name: kept[name].to(**where) for name in masked}
         else:
             logits = {name: torch.full(shape, self.initial_logits, **where) for name, shape in masked.items()}
@@ -73,34 +96,39 @@ class Concrete(Adapting):
     def finished(self, problem: Problem, adaptation: Adaptation, lam: torch.Tensor, mask: ConcreteMask) -> Merge:
         """The Merge of what was learned; it keeps the logits for later runs."""
         model = adaptation.model
-        first = mask.final(self.final)
-        by_tensor = {name: float(m.mean()) for name, m in first.items()}
-        about = {"final": self.final, "density": mean_of(first), "probability": mask.density(), "by_tensor": by_tensor}
+        source = checkpoints.header(Path(self.mask_file))["settings"] if self.mask_file else adaptation.settings
+        about = {
+            "final": self.final,
+            "density": mean_of(mask.final(name, self.final) for name in mask.logits),
+            "probability": mask.density(),
+            "by_tensor": {name: float(mask.final(name, self.final).mean()) for name in mask.logits},
+            "learned_on": {key: source.get(key) for key in ("tasks", "adapt_on")},
+        }
 
         def keep(chosen) -> dict[str, Any]:
-            path = problem.mask_path(self.name.rpartition("/")[2])
+            path = problem.mask_path(problem.label)
             header = {"model": problem.model, "mode": problem.mode, "seed": problem.seed}
             logits = {name: x.detach() for name, x in mask.logits.items()}
             checkpoints.save(path, logits, header | {"settings": adaptation.settings}, kind="mask logits")
             return {"mask_file": path}
 
-        merge = scaled(problem, model.vector(lam, fixed(first)), (1.0,))
         if self.final == "mean":
             merge = Merge(
-                vector=lambda task, draw: model.vector(lam, fixed(mask.final("mean", int(draw)))),
+                vector=lambda task, draw: model.vector(lam, fixed(mask, "mean", int(draw))),
                 settings=range(self.draws),
                 storage_bits=problem.storage_merged(),
                 draws=self.draws,
             )
-        merge.finish = keep if problem.mask_path else None
+        else:
+            merge = scaled(problem, model.vector(lam, fixed(mask, self.final)), (1.0,))
+        merge.finish = keep if problem.mask_path and not self.mask_file else None
         merge.adaptation = adaptation.course(about)
         return merge
 
 
-def fixed(masks: dict[str, torch.Tensor]) -> Callable[[str], torch.Tensor | None]:
-    """name -> its rescaled mask, or None."""
-    whole = {name: rescaled(m) for name, m in masks.items()}
-    return whole.get
+def fixed(mask: ConcreteMask, kind: str, draw: int = 0) -> Callable[[str], torch.Tensor | None]:
+    """name -> its rescaled final mask, or None; made once."""
+    return {name: rescaled(mask.final(name, kind, draw)) for name in mask.logits}.get
 
 
 @register(
@@ -109,13 +137,12 @@ def fixed(masks: dict[str, torch.Tensor]) -> Callable[[str], torch.Tensor | None
 @dataclass
 class ConcreteTaskArithmetic(Concrete):
     def merge(self, problem: Problem) -> Merge:
-        factor = shortening(problem, MINI)
-        steps = 0 if self.mask_file else MASK_STEPS // factor
-        method = self.with_defaults(mask_steps=steps, mask_lr=LR * factor)
+        steps, rate = schedule(problem, self.mask_steps, MASK_STEPS, MINI)
+        method = self.with_defaults(mask_steps=0 if self.mask_file else steps, mask_lr=rate)
         model = MergedModel(problem, method)
         mask, lam = method.mask(problem, model), model.coefficients("task")
         adam = torch.optim.Adam(mask.logits.values(), method.mask_lr)
-        adaptation = Adaptation(model, {"mask": method.mask_steps}, lam, {"mask": adam}, mask.logits)
+        adaptation = Adaptation(model, {"mask": method.mask_steps}, lam, {"mask": adam}, mask)
 
         def step(index: int) -> dict[str, float]:
             adam.zero_grad()
@@ -123,7 +150,7 @@ class ConcreteTaskArithmetic(Concrete):
             adam.step()
             return entropies
 
-        adaptation.run("mask", step, lambda: model.vector(lam, fixed(mask.final(method.final))))
+        adaptation.run("mask", step, lambda: model.vector(lam, fixed(mask, method.final)))
         return method.finished(problem, adaptation, lam, mask)
 
 
@@ -143,10 +170,12 @@ class ConcreteAdaMerging(Concrete):
 
     def merge(self, problem: Problem) -> Merge:
         check_choice("variant", self.variant, VARIANTS)
-        own, factor = VARIANTS[self.variant], shortening(problem, MINI)
-        rates = dict(mask_lr=LR * factor, lr=LR * factor)
-        meta_steps = 0 if self.mask_file else own["mask_steps"] // factor
-        method = self.with_defaults(**own | {"mask_steps": meta_steps, "steps": STEPS // factor} | rates)
+        own = VARIANTS[self.variant]
+        meta_steps, mask_lr = schedule(problem, self.mask_steps, own["mask_steps"], MINI)
+        steps, lr = schedule(problem, self.steps, STEPS, MINI)
+        own = own | dict(mask_steps=0 if self.mask_file else meta_steps, mask_lr=mask_lr, steps=steps, lr=lr)
+        method = self.with_defaults(**own)
+        check_least(0, steps=method.steps)
         model = MergedModel(problem, method, clamp=method.clamp)
         mask, lam = method.mask(problem, model), model.coefficients(self.granularity).requires_grad_()
         inner = torch.optim.Adam([lam], method.inner_lr)
@@ -154,7 +183,7 @@ class ConcreteAdaMerging(Concrete):
         last = torch.optim.Adam([lam], method.lr)
         optimizers = {"inner": inner, "outer": outer, "last": last}
         phases = {"meta": method.mask_steps, "lambda": method.steps}
-        adaptation = Adaptation(model, phases, lam, optimizers, mask.logits)
+        adaptation = Adaptation(model, phases, lam, optimizers, mask)
 
         def restart() -> None:
             with torch.no_grad():
@@ -163,21 +192,30 @@ class ConcreteAdaMerging(Concrete):
         def meta_step(index: int) -> dict[str, float]:
             outside = mask.sample(("outer", index))
             inside = outside if method.reuse_mask else mask.sample(("inner", index))
+            before = lam.detach().clone(), copy.deepcopy(inner.state_dict())
             if not method.stale:
                 restart()
             inner.zero_grad()
-            model.backward(lam, [2 * index], lambda name: detached(inside(name)))
+            point = model.effective(lam.detach()).requires_grad_()
+            model.backward_at(point, [2 * index], lambda name: detached(inside(name)))
             restart()
+            model.effective(lam).backward(point.grad)
             inner.step()
             outer.zero_grad()
-            entropies = model.backward(lam.detach(), [2 * index + 1], outside)
+            try:
+                entropies = model.backward(lam.detach(), [2 * index + 1], outside)
+            except NonFiniteEntropy:  # undo the inner step: what is kept is the state before the meta step
+                with torch.no_grad():
+                    lam.copy_(before[0])
+                inner.load_state_dict(before[1])
+                raise
             outer.step()
             return entropies
 
-        adaptation.run("meta", meta_step, lambda: model.vector(lam, fixed(mask.final(method.final))))
+        adaptation.run("meta", meta_step, lambda: model.vector(lam, fixed(mask, method.final)))
         if adaptation.begins("lambda"):
             restart()
-        frozen = fixed(mask.final(method.final))
+        frozen = fixed(mask, method.final)
 
         def step(index: int) -> dict[str, float]:
             last.zero_grad()

@@ -9,13 +9,21 @@ and m̂ is differentiable in x; T -> 0 gives m. A mask that is used is divided b
 chooses among the weights of a tensor but keeps the size of its update.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 
 from src.training import chance
 
-FINAL = ("seeded", "mean", "binary", "expected", "threshold")
+# Masks of a finished model, from (mask, name, draw). "seeded", "mean": m̂ of this draw (the published codes take one
+# unseeded draw); "binary": m of this draw; "expected": σ(x), the mean of m; "threshold": 1{σ(x) > 1/2}.
+FINAL = {
+    "seeded": lambda mask, name, draw: mask.relaxed(name, ("final", draw)),
+    "mean": lambda mask, name, draw: mask.relaxed(name, ("final", draw)),
+    "binary": lambda mask, name, draw: (mask.relaxed(name, ("final", draw)) > 0.5).to(mask.logits[name].dtype),
+    "expected": lambda mask, name, draw: torch.sigmoid(mask.logits[name]),
+    "threshold": lambda mask, name, draw: (mask.logits[name] > 0).to(mask.logits[name].dtype),
+}
 
 
 def concrete(x: torch.Tensor, u: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -31,13 +39,14 @@ def rescaled(mask: torch.Tensor) -> torch.Tensor:
 class ConcreteMask:
     """Logits by name of the weights, and the masks drawn from them, not yet rescaled.
 
-    A draw is a function of (seed, draw, name): it is drawn again where it is needed, and never kept.
-    Raises ValueError unless temperature > 0.
+    A draw is a function of (seed, draw, name) and of the kind of device, whose own generator draws it: the CPU's would
+    take longer over a large model's numbers than a GPU over the rest of a step. Draws are made again where they are
+    needed, and never kept. Raises ValueError unless temperature > 0.
     """
 
     def __init__(self, logits: dict[str, torch.Tensor], temperature: float, seed: int):
         if not temperature > 0:
-            raise ValueError(f"expected a temperature above 0; got {temperature}")
+            raise ValueError(f"temperature: expected a number above 0; got {temperature}")
         self.logits, self.temperature, self.seed = logits, temperature, seed
 
     def relaxed(self, name: str, draw) -> torch.Tensor:
@@ -52,30 +61,19 @@ class ConcreteMask:
         return lambda name: rescaled(self.relaxed(name, draw)) if name in self.logits else None
 
     @torch.no_grad()
-    def final(self, kind: str, draw: int = 0) -> dict[str, torch.Tensor]:
-        """The mask of a finished model. Raises ValueError for a kind that does not exist.
-
-        kind: "seeded" or "mean": m̂ of this draw (the published codes take one unseeded draw); "binary": m of this draw;
-        "expected": σ(x), the mean of m; "threshold": 1{σ(x) > 1/2}.
-        """
-        masks = {
-            "seeded": lambda name: self.relaxed(name, ("final", draw)),
-            "mean": lambda name: self.relaxed(name, ("final", draw)),
-            "binary": lambda name: (self.relaxed(name, ("final", draw)) > 0.5).to(self.logits[name].dtype),
-            "expected": lambda name: torch.sigmoid(self.logits[name]),
-            "threshold": lambda name: (self.logits[name] > 0).to(self.logits[name].dtype),
-        }
-        if kind not in masks:
-            raise ValueError(f"final: expected one of {', '.join(masks)}; got {kind!r}")
-        return {name: masks[kind](name) for name in self.logits}
+    def final(self, name: str, kind: str, draw: int = 0) -> torch.Tensor:
+        """The mask of a finished model; kind: see FINAL."""
+        return FINAL[kind](self, name, draw)
 
     @torch.no_grad()
     def density(self) -> float:
         """Mean of σ(x) over all weights."""
-        return mean_of({name: torch.sigmoid(x) for name, x in self.logits.items()})
+        return mean_of(torch.sigmoid(x) for x in self.logits.values())
 
 
-def mean_of(masks: dict[str, torch.Tensor]) -> float:
+def mean_of(masks: Iterable[torch.Tensor]) -> float:
     """Mean over all weights, each weight counting once."""
-    total = sum(mask.sum(dtype=torch.float64).item() for mask in masks.values())
-    return total / sum(mask.numel() for mask in masks.values())
+    total = count = 0
+    for mask in masks:
+        total, count = total + mask.sum(dtype=torch.float64).item(), count + mask.numel()
+    return total / count
