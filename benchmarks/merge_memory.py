@@ -103,12 +103,13 @@ def streaming(method: str, folder: Path, scope: str) -> Answer:
     problem = read(folder, scope)
     if method == "ties":
         return norm(ties_vector(problem, k=20, reduce="mean"))
+    if method == "consensus":
+        mask = consensus_mask(load_masks(problem, "masks", "--"), k=2)  # the masks are gone when τ_MTL is made
+        return norm(mask * multi_task_vector(problem))
     total = multi_task_vector(problem)
     if method == "tall_mask":
         counts = [[mask.count() for mask in tall_masks(problem, t, total, LAMBDAS)] for t in problem.tasks]
         return tuple(np.sum(counts, axis=0).tolist())
-    if method == "consensus":
-        total = consensus_mask(load_masks(problem, "masks", "--"), k=2) * total
     return norm(total)
 
 

@@ -99,7 +99,7 @@ class Mask:
 
     def count(self) -> int:
         """Weights where the mask is true."""
-        return sum(int(bits.sum()) for bits in self.bits.values())
+        return sum(int(bits.count_nonzero()) for bits in self.bits.values())
 
     def num_parameters(self) -> int:
         return sum(bits.numel() for bits in self.bits.values())

@@ -18,8 +18,13 @@ def consensus_mask(masks: Masks, k: int) -> Mask:
     """1 where at least k of the tasks' masks are 1."""
     if k < 0:
         raise ValueError(f"expected a number of tasks for prun_thre_k, 0 or more; got {k}")
-    names = next(iter(masks.values())).bits
-    return Mask({name: sum(mask.bits[name].to(torch.int16) for mask in masks.values()) >= k for name in names})
+    kept = {}
+    for name, bits in next(iter(masks.values())).bits.items():
+        users = torch.zeros(bits.shape, dtype=torch.int16)
+        for mask in masks.values():
+            users += mask.bits[name]
+        kept[name] = users >= k
+    return Mask(kept)
 
 
 @register("consensus")

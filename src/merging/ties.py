@@ -50,7 +50,7 @@ def ties_vector(problem: Problem, k: float, reduce: str) -> TaskVector:
         total, positive, negative = torch.zeros(3, *shape, dtype=problem.dtype)
         positives, negatives = torch.zeros(2, *shape, dtype=torch.int16)
         for tau, threshold in zip(problem.tensors(key), thresholds, strict=True):
-            tau *= tau.abs() >= threshold
+            tau = torch.where(tau.abs() >= threshold, tau, 0.0)
             total += tau
             positive += tau.clamp(min=0)
             negative += tau.clamp(max=0)

@@ -1,0 +1,369 @@
+"""The command line of main.py: every method and mode, the published commands, exports read back, and what is refused.
+
+The first images of the mini suite, seed 0; checkpoints are drawn instead of trained, and single-task results made up.
+"""
+
+import json
+import os
+import subprocess
+import sys
+
+import hydra
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+import eval_single_task
+import main
+import reproduce
+import src.merging
+from src import args as arguments
+from src import checkpoints, data, results, store
+from src.datasets import registry
+from src.datasets.base import Pixels
+from src.merging import base
+from src.paths import ROOT, Paths
+
+IMAGES = 10  # of each split
+TASKS = registry.suite("mini").tasks
+PAIRED = ("digits", "signs")
+PAIR = "DATASETS=[digits,signs]"
+METHODS = {
+    "zeroshot": "method=zeroshot",
+    "average": "method=average",
+    "sum": "method=sum",
+    "ties": "method=ties",
+    "mag_masking": "method=mag_masking",
+    "tall_mask": "method=tall_mask",
+    "tall_mask_use_ties=True": "method=tall_mask_ties",
+    "consensus": "method=consensus",
+    "consensus_use_ties=True": "method=consensus_ties",
+}
+
+
+class Workplace:
+    """Checkpoints, and main.py called on them in this process."""
+
+    def __init__(self, folder, cache):
+        self.folder = folder
+        places = {"save": folder / "checkpoints", "results": folder / "results", "cache_dir": cache}
+        self.overrides = [f"{name}={place}" for name, place in places.items()]
+        self.overrides += ["model=ViT-Mini", "seed=0", "device=cpu", "jobs=1"]
+        self.flags = [f"--{text.replace('_', '-', 1)}" for text in self.overrides]
+        self.args = arguments.parse(arguments.base_parser(""), self.flags)
+        self.paths = Paths.of(self.args)
+
+    def draw(self, mode: str, tasks) -> None:
+        """θ0, and θ0 plus noise for each task."""
+        store.save_pretrained(self.args)
+        start, generator = checkpoints.load(self.paths.pretrained()), torch.Generator().manual_seed(0)
+        for task in tasks:
+            weights = dict(start)
+            for name in [name for name in start if name.startswith(base.VISUAL)]:
+                noise = torch.randn(start[name].shape, generator=generator)
+                weights[name] = start[name] + 0.3 * start[name].abs().mean() * noise
+            header = dict(model="ViT-Mini", task=task, mode=mode, seed=0)
+            checkpoints.save(self.paths.checkpoint(task, mode), weights, header)
+
+    def run(self, *overrides: str) -> None:
+        main.main([*self.overrides, *overrides])
+
+    def record(self, label: str, group: str = "8task/standard-visual") -> dict:
+        return json.loads(self.paths.result(f"merging/{group}/{label}").read_text())
+
+    def pair(self, label: str, mode: str = "standard") -> dict:
+        return self.record(label, f"{self.pair_name}/{mode}-visual")
+
+    @property
+    def pair_name(self) -> str:
+        return main.tasks_name(arguments.parse(arguments.base_parser(""), ["--tasks=digits,signs"]), {})
+
+    def files(self) -> dict:
+        return {path: path.stat().st_mtime_ns for path in self.folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, mini_cache):
+    whole = data.evaluation_pixels
+
+    def first(*which) -> Pixels:
+        found = whole(*which)
+        return Pixels(found.pixels[:IMAGES], found.labels[:IMAGES])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "evaluation_pixels", first)
+        made = Workplace(tmp_path_factory.mktemp("merging"), mini_cache)
+        made.draw("standard", TASKS)
+        made.draw("linear", PAIRED)
+        for mode, accuracy in {"none": 0.5, "standard": 0.9, "linear": 0.8, "posthoc": 0.7}.items():
+            fields = {task + suffix: accuracy for task in TASKS for suffix in ("", "Val")}
+            results.write(made.paths.single_task(mode), fields, made.args)
+        yield made
+    store._encoder.cache_clear()
+
+
+@pytest.mark.parametrize("mode", ["standard", "linear", "posthoc"])
+def test_every_method_runs_in_every_mode(place, mode):
+    for label, override in METHODS.items():
+        place.run(PAIR, override, f"finetuning_mode={mode}")
+        found = place.pair(label, mode)
+        assert found["label"] == label and found["tasks"] == ["digits", "signs"] and found["finetuning_mode"] == mode
+        assert found["n"] == {split: {"digits": IMAGES, "signs": IMAGES} for split in ("val", "test")}
+        curves = found["val"]["accuracy"]
+        assert all(len(curve) == len(found["settings"]) for curve in curves.values())
+        assert all(setting in found["settings"] for setting in found["chosen"].values())
+        for task, value in found["test"]["accuracy"].items():
+            assert found["test"]["normalised"][task] == value / found["denominators"]["test"][task]
+    vectors = place.pair("vectors", mode)
+    assert np.allclose(np.diagonal(vectors["cosine"]), 1) and vectors["tasks"] == ["digits", "signs"]
+
+
+def test_storage_is_in_bits_and_of_the_files(place):
+    place.run(PAIR, "method=tall_mask", "overwrite=True")
+    found = place.pair("tall_mask")
+    weights, encoder = found["parameters"]["scope"], found["parameters"]["encoder"]
+    assert 0.8e6 < weights < encoder < 1.2e6
+    assert found["storage"]["this"] == found["storage"]["masked"] == 32 * (encoder + weights) + 2 * weights
+    assert found["storage"]["finetuned"] == 32 * (2 * weights + encoder - weights)
+    files = {"pretrained": place.paths.pretrained(), "signs": place.paths.checkpoint("signs", "standard")}
+    assert all(found["storage"]["files"][name] == 8 * path.stat().st_size for name, path in files.items())
+    assert 0 < found["info"]["mask_file_bits"] - 2 * weights < 8 * 40_000  # a header, and whole bytes
+
+
+def test_published_scope_counts_the_frozen_tensors_and_scores_the_same(place):
+    for scope in ("visual", "published"):
+        place.run(PAIR, "method=sum", f"scope={scope}", "overwrite=True")
+    visual, published = place.pair("sum"), place.record("sum", f"{place.pair_name}/standard-published")
+    assert published["scope"] == "published" and published["test"] == visual["test"]
+    assert published["parameters"]["scope"] == published["parameters"]["encoder"] > visual["parameters"]["scope"]
+    assert published["storage"]["merged"] == visual["storage"]["merged"]
+    assert published["storage"]["finetuned"] > visual["storage"]["finetuned"]
+
+
+@pytest.mark.parametrize(
+    ("command", "label"),
+    [
+        ("method=sum", "sum"),
+        ("method=ties method.k=20", "ties"),
+        ("method=tall_mask", "tall_mask"),
+        ("method=tall_mask method.load_mask=True", "tall_mask_load_mask=True"),
+        ("method=tall_mask method.use_ties=True", "tall_mask_use_ties=True"),
+        ("method=tall_mask method.use_ties=True method.load_mask=True", "tall_mask_use_ties=True_load_mask=True"),
+        ("method=consensus method.prun_thre_k=2", "consensus"),
+        ("method=consensus method.prun_thre_k=2 method.use_ties=True", "consensus_use_ties=True"),
+    ],
+)
+def test_the_published_commands(place, command, label):
+    place.run(*command.split())
+    found = place.record(label)
+    assert found["tasks"] == list(TASKS)
+    if "load_mask" in command:
+        made = place.record(label.replace("_load_mask=True", ""))
+        assert found["test"] == made["test"] and found["info"]["masks"] == made["info"]["masks"]
+
+
+def test_tasks_by_number_and_by_name(place):
+    place.run("num_tasks=3", "method=zeroshot")
+    assert place.record("zeroshot", "3task/standard-visual")["tasks"] == list(TASKS[:3])
+    place.run("num_tasks=20", "method=zeroshot")  # all there are
+    assert place.record("zeroshot")["tasks"] == list(TASKS)
+    place.run(f"tasks=[{TASKS[0]}]", "method=average", "num_tasks=8")
+    assert place.record("average", "1task/standard-visual")["chosen"] == {TASKS[0]: 1}
+
+
+def test_a_result_is_computed_once(place, capsys):
+    place.run(PAIR, "method=average")
+    before = place.files()
+    place.run(PAIR, "method=average")
+    assert "there already" in capsys.readouterr().out and place.files() == before
+
+
+HALF = """
+from dataclasses import dataclass
+
+from src.merging.base import Merge, Method, Problem, register, scaled
+from src.merging.task_arithmetic import multi_task_vector
+
+
+@register("half")
+@dataclass
+class Half(Method):
+    alpha: float = 0.5
+
+    def merge(self, problem: Problem) -> Merge:
+        return scaled(problem, multi_task_vector(problem), [self.alpha])
+"""
+
+
+def test_a_method_is_one_file(place, tmp_path, monkeypatch):
+    (tmp_path / "half.py").write_text(HALF)
+    monkeypatch.setattr(src.merging, "__path__", [*src.merging.__path__, str(tmp_path)])
+    place.run(PAIR, "method=half", "method.alpha=0.4")
+    base.METHODS.pop("half"), sys.modules.pop("src.merging.half")
+    place.run(PAIR, "method=sum", "method.alphas=[0.4]")
+    assert place.pair("half_alpha=0.4")["test"] == place.pair("sum_alphas=-0.4-")["test"]
+
+
+def test_an_exported_encoder_is_read_back(place, tmp_path):
+    """By eval_single_task.py, and by main.py as another checkpoint of a task."""
+    output = tmp_path / "merged.safetensors"
+    place.run(PAIR, "method=ties", f"output={output}")
+    merged = place.pair("ties")["test"]["accuracy"]
+    flags = [*place.flags, f"--encoder={output}", "--name=merged", "--tasks=digits,signs"]
+    eval_single_task.main([*flags, "--finetuning-mode=standard"])
+    single = json.loads(place.paths.result("merged").read_text())
+    assert {task: single[task] for task in merged} == merged
+    encoders = {task: str(output) for task in ("digits", "signs")}
+    place.run(PAIR, "method=average", *(f"+encoders.{task}={path}" for task, path in encoders.items()))
+    name = main.tasks_name(arguments.parse(arguments.base_parser(""), ["--tasks=digits,signs"]), encoders)
+    assert name != place.pair_name
+    assert place.record("average", f"{name}/standard-visual")["test"]["accuracy"] == merged
+
+
+def test_a_masking_method_exports_a_file_for_each_task(place, tmp_path):
+    place.run(PAIR, "method=tall_mask", f"output={tmp_path}/tall.safetensors")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["tall.digits.safetensors", "tall.signs.safetensors"]
+    chosen = place.pair("tall_mask")
+    assert checkpoints.header(tmp_path / "tall.signs.safetensors")["chosen"] == chosen["chosen"]["signs"]
+    encoders = [f"+encoders.{task}={tmp_path}/tall.{task}.safetensors" for task in ("digits", "signs")]
+    place.run(PAIR, "method=mag_masking", "method.k=100", *encoders)  # of one τ_MTL, with everything kept
+
+
+def test_two_jobs_of_which_one_fails(place, mini_cache):
+    """In a process of its own, as a user calls it; consensus has no masks of these tasks."""
+    flags = ["--multirun", *place.overrides, f"tasks=[{','.join(TASKS[5:7])}]", "method=consensus,average,zeroshot"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "main.py"), *flags], capture_output=True, text=True, env=environment, timeout=300
+    )
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "error: expected masks in" in done.stderr and "method=tall_mask" in done.stderr
+    args = arguments.parse(arguments.base_parser(""), [f"--tasks={','.join(TASKS[5:7])}"])
+    folder = place.paths.result(f"merging/{main.tasks_name(args, {})}/standard-visual/any").parent
+    assert sorted(path.stem for path in folder.iterdir()) == ["average", "vectors", "zeroshot"]
+
+
+def test_reproduce_expects_the_results_where_main_writes_them(place):
+    """With the tasks of each: 8, 14 and 20 of the vision suite, random ones of mini."""
+    place.run(PAIR, "method=average")  # registers the configuration
+    commands = reproduce._sweeps(place.args)
+    sizes = [1, 3, 4, 5, 6, 7, 8]
+    assert [command.flags[:2] for command in commands[:7]] == [
+        ("method=consensus", f"method.prun_thre_k={k}") for k in sizes
+    ]
+    two, four = ({*commands[i].flags[1][len("DATASETS=[") : -1].split(",")} for i in (7, 10))
+    assert len(two) == 2 and len(four) == 4 and two < four
+    vision = arguments.parse(arguments.base_parser(""), ["--model=ViT-B-32"])
+    commands += [*reproduce._merging(vision)[::4], *reproduce._tangent_merging(vision)[::20]]
+    with hydra.initialize(config_path="../config", version_base="1.3"):
+        for command in commands:
+            cfg = hydra.compose("config", overrides=list(command.flags))
+            args = main.arguments(cfg)
+            folder = f"merging/{main.tasks_name(args, {})}/{args.finetuning_mode}-visual"
+            written = Paths.of(args).result(f"{folder}/{main.label(OmegaConf.to_object(cfg.method))}")
+            assert command.outputs == (written,)
+
+
+def test_reproduce_takes_seeds_by_either_flag(place, capsys):
+    for flag in ("--seed=7", "--seeds=7"):
+        reproduce.main(["--dry-run", "--only", "merging", flag])
+        assert capsys.readouterr().out.count("seed=7") == len(reproduce.MERGING)
+    with pytest.raises(SystemExit):
+        reproduce.main(["--seeds=a"])
+    assert "expected numbers such as 1,2,3; got 'a'" in capsys.readouterr().err
+
+
+def damaged(place, folder, kind: str):
+    """A checkpoint of signs that no run may take."""
+    source, path = place.paths.checkpoint("signs", "standard"), folder / "other.safetensors"
+    weights, header = checkpoints.load(source), dict(model="ViT-Mini", task="signs", mode="standard", seed=0)
+    name = "model.visual.proj"
+    if kind == "truncated":
+        path.write_bytes(source.read_bytes()[:-100])
+    elif kind == "pickle":
+        torch.save(weights, path)
+    else:
+        changed = {"renamed": {"model.visual.prj": weights.pop(name)}, "shape": {name: torch.zeros(3, 2)}, "model": {}}
+        checkpoints.save(path, weights | changed[kind], header | ({"model": "ViT-B-32"} if kind == "model" else {}))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("truncated", "cut short"),
+        ("pickle", "convert"),
+        ("renamed", "model.visual.prj"),
+        ("shape", "model.visual.proj"),
+        ("model", "expected model 'ViT-Mini', found 'ViT-B-32'"),
+    ],
+)
+def test_foreign_checkpoints_are_refused(place, tmp_path, capsys, kind, said):
+    path = damaged(place, tmp_path, kind)
+    before = place.files()
+    with pytest.raises(SystemExit):
+        place.run(PAIR, "method=sum", f"+encoders.signs={path}")
+    told = capsys.readouterr().err
+    assert said in told and str(path) in told and place.files() == before
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["tasks=[digits,letters]"], ("digits", "letters", "signs")),
+        ([PAIR, "finetuning_mode=linear"], ("'standard'", "'linear'")),
+        ([PAIR, "scope=published"], ("'visual'", "'published'")),
+    ],
+)
+@pytest.mark.parametrize("method", ["tall_mask", "consensus"])
+def test_masks_of_another_problem_are_refused_with_both_names(place, capsys, overrides, said, method):
+    place.run(PAIR, "method=tall_mask")
+    mask = place.pair("tall_mask")["info"]["mask_file"]
+    before = place.files()
+    with pytest.raises(SystemExit):
+        place.run(*overrides, f"method={method}", f"method.mask_file={mask}")
+    told = capsys.readouterr().err
+    assert all(name in told for name in said) and place.files() == before
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["method=nosuch"], "Available options in 'method'"),
+        (["method=ties", "method.kk=3"], "Key 'kk' not in 'Ties'"),
+        (["method=ties", "method.k=many"], "could not be converted to Float"),
+        (["finetuning_mod=linear"], "Key 'finetuning_mod' is not in struct"),
+    ],
+)
+def test_unknown_methods_keys_and_types_get_hydras_message(place, overrides, said):
+    before = place.files()
+    with pytest.raises(Exception, match="(?s).*") as refused:
+        place.run(*overrides)
+    causes = [refused.value, refused.value.__cause__]
+    assert said in " ".join(map(str, causes)) and place.files() == before
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["finetuning_mode=linaer"], "Known: "),
+        (["DATASETS=[sings]"], "did you mean signs"),
+        (["num_tasks=0"], "expected at least 1"),
+        (["scope=text"], "visual, published"),
+        (["method=ties", "method.k=0"], "percent"),
+        (["method=ties", "method.reduce=max"], "mean or sum"),
+        (["method=consensus", "method.prun_thre_k=-1"], "prun_thre_k"),
+        (["output=merged.pt", "overwrite=True"], ".safetensors"),
+        (["+encoders.letters=x.safetensors", "num_tasks=2"], "expected tasks among"),
+        (["method=sum", "finetuning_mode=linear"], "python finetune.py"),
+    ],
+)
+def test_wrong_options_end_with_a_line(place, capsys, overrides, said):
+    place.run("method=tall_mask")
+    before = place.files()
+    with pytest.raises(SystemExit) as ended:
+        place.run(*overrides)
+    told = capsys.readouterr().err
+    assert ended.value.code == 1 and said in told and told.startswith("error: ")
+    assert place.files() == before
