@@ -297,7 +297,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The command line; `argv`: overrides in the place of the process's own, run once.
 
     An error that a user can mend is told in a line; the other jobs of a --multirun run all the same, and the exit
-    status is then 1.
+    status is then 1 (under Hydra's own launcher: a job that another launcher sent away tells its error in its log).
     """
     load_methods()
     ConfigStore.instance().store(name="flags", node=shared_flags())

@@ -70,11 +70,18 @@ def _single_task(args) -> list[Command]:
     return _per_mode(args, "eval_single_task", ("none", *EVALUATION_MODES), Paths.of(args).single_task)
 
 
+def _first_benchmark(args) -> argparse.Namespace:
+    """The papers of the tangent space add and negate the first 8 tasks of a suite."""
+    return argparse.Namespace(**vars(args) | {"tasks": args.tasks[: BENCHMARKS[0]]})
+
+
 def _addition(args) -> list[Command]:
+    args = _first_benchmark(args)
     return _per_mode(args, "eval_task_addition", EVALUATION_MODES, lambda m: Paths.of(args).result(f"addition_{m}"))
 
 
 def _negation(args) -> list[Command]:
+    args = _first_benchmark(args)
     return _per_mode(args, "eval_task_negation", EVALUATION_MODES, lambda m: Paths.of(args).result(f"negation_{m}"))
 
 
@@ -96,7 +103,7 @@ def _ntk(args) -> list[Command]:
 
 
 def _random_init(args) -> list[Command]:
-    named = argparse.Namespace(**vars(args) | {"model": f"{args.model}__init__"})
+    named = argparse.Namespace(**vars(_first_benchmark(args)) | {"model": f"{args.model}__init__"})
     paths = Paths.of(named)
     single = _per_mode(named, "eval_single_task", ("none", *TRAINING_MODES), paths.single_task)
     added = _per_mode(named, "eval_task_addition", TRAINING_MODES, lambda mode: paths.result(f"addition_{mode}"))
@@ -253,7 +260,7 @@ FORWARDED = (
 
 def _common(args) -> tuple[str, ...]:
     """What every command of a run shares; defaults are left out, so that the commands are those one would type."""
-    defaults = base_parser("", modes=None).parse_args([])
+    defaults = parse(base_parser("", modes=None), [])
     flags = [f"--model={args.model}", f"--seed={args.seed}"]
     for name in FORWARDED:
         if getattr(args, name) != getattr(defaults, name):

@@ -64,7 +64,7 @@ def base_parser(doc: str, modes: tuple[str, ...] | None = EVALUATION_MODES) -> P
     parser.add_argument("--data-location", type=Path, default=Path("data"), help="folder of the real data sets")
     parser.add_argument("--cache-dir", type=Path, default=Path("cache"), help="drawn images, decoded images, weights")
     parser.add_argument("--pretrained-path", help="weights of the pre-trained model from a local file")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", help="default: cuda where there is a GPU, else cpu")
     parser.add_argument("--jobs", type=int, help="tasks worked on at once; default: the cores on CPU, 1 on a GPU")
     parser.add_argument("--eval-batch-size", type=int, default=100)
     parser.add_argument("--corruption", metavar="NAME", help="corrupt test images: motion_blur, jpeg_compression, ...")
@@ -147,10 +147,12 @@ def complete(args: argparse.Namespace) -> argparse.Namespace:
             "--precision: in bf16's 8 significant bits f(x; θ0) + J(θ − θ0) loses its second term, a few percent of "
             "the first; fine-tune linearly with fp32 or tf32"
         )
+    if args.device is None:  # not the flag's default: a job may run on another machine than where it was typed
+        filled.device = "cuda" if torch.cuda.is_available() else "cpu"
     if "world_size" in args or under_torchrun():
-        check_devices(args)
+        check_devices(filled)
     if args.jobs is None:
-        on_cpu = torch.device(args.device).type == "cpu"
+        on_cpu = torch.device(filled.device).type == "cpu"
         filled.jobs = cores() if on_cpu else 1
     return filled
 

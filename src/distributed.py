@@ -50,7 +50,16 @@ def cores() -> int:
 
 
 def under_torchrun() -> bool:
-    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+    """Whether torchrun started this process. Ends it where only a part of torchrun's variables is set."""
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        return False
+    needed = ("LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    if missing := [name for name in needed if name not in os.environ]:
+        raise SystemExit(
+            f"error: RANK and WORLD_SIZE are set, but not {', '.join(missing)}: start with torchrun, which sets them "
+            "all, or unset RANK"
+        )
+    return True
 
 
 def launch(worker: Callable, args, expected: tuple[type[Exception], ...] = ()) -> None:
@@ -112,10 +121,8 @@ def torchrun(device: str | None = None) -> Iterator[World]:
 def _joined(on_gpu: bool, meeting: str, rank: int, size: int) -> Iterator[None]:
     backend = "nccl" if on_gpu else "gloo"
     dist.init_process_group(backend, init_method=meeting, rank=rank, world_size=size, timeout=PATIENCE)
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
+    yield
+    dist.destroy_process_group()  # not after an error: NCCL would wait for the others, who wait for this process
 
 
 def _spawned(rank: int, worker: Callable, args, meeting: str, expected, raised) -> None:

@@ -259,11 +259,15 @@ def score_merge(
         return [Line(merge.vector(task, setting).vector) for setting in settings]
 
     scores = {task: [] for task in tasks}
+    # Models of one task each are made for as many tasks as are scored at once, a model for all tasks is made once.
+    together = max(1, args.jobs) if merge.per_task else len(tasks)
     for settings in [lambda task, draw=draw: [draw] for draw in merge.settings] if merge.draws else [chosen]:
-        shared = None if merge.per_task else lines(tasks[0], settings(tasks[0]))  # one model for all is made once
-        jobs = [(t, split, shared or lines(t, settings(t))) for t in tasks]
-        for task, per_line in zip(tasks, score_all(args, jobs, tangent, f"{split} accuracy")):
-            scores[task] += [s for line in per_line for s in line]
+        for first in range(0, len(tasks), together):
+            part = tasks[first : first + together]
+            shared = None if merge.per_task else lines(part[0], settings(part[0]))
+            jobs = [(t, split, shared or lines(t, settings(t))) for t in part]
+            for task, per_line in zip(part, score_all(args, jobs, tangent, f"{split} accuracy")):
+                scores[task] += [s for line in per_line for s in line]
     return scores
 
 

@@ -1,6 +1,7 @@
 """Scalars to Weights & Biases or TensorBoard, when a flag asks for it; to nobody otherwise."""
 
 import importlib
+from pathlib import Path
 
 
 class Logger:
@@ -8,6 +9,9 @@ class Logger:
 
     def __init__(self, args, name: str, folder):
         self._wandb = self._board = None
+        if getattr(args, "wandb", False) or getattr(args, "tensorboard", False):
+            # wandb takes the system's temporary folder in the place of one that is not there
+            Path(folder).mkdir(parents=True, exist_ok=True)
         if getattr(args, "wandb", False):
             wandb = _need("wandb", "wandb")
             config = {k: str(v) for k, v in vars(args).items()}

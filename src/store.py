@@ -34,6 +34,7 @@ def encoder(args) -> ImageEncoder:
 
     Raises CheckpointError where θ0 on disk is another.
     """
+    torch.backends.cudnn.allow_tf32 = False  # evaluation is in fp32, also after a fine-tuning with --precision=tf32
     pretrained_path = getattr(args, "pretrained_path", None)
     names = (args.suite, args.model, args.seed, str(args.cache_dir), pretrained_path)
     return _encoder(*names, args.device, Paths.of(args).pretrained())

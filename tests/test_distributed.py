@@ -37,7 +37,13 @@ def test_more_processes_than_gpus_are_refused(monkeypatch, parsed):
     args = parsed()
     args.device = "cuda"
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    for name, value in {"RANK": 0, "WORLD_SIZE": 8, "LOCAL_WORLD_SIZE": 4}.items():
+    for name, value in {"RANK": 0, "WORLD_SIZE": 8}.items():
+        monkeypatch.setenv(name, str(value))
+    with pytest.raises(
+        SystemExit, match="not LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT: start with torchrun"
+    ):
+        check_devices(args)
+    for name, value in {"LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 4, "MASTER_ADDR": "here", "MASTER_PORT": 1}.items():
         monkeypatch.setenv(name, str(value))
     with pytest.raises(ValueError, match="--nproc-per-node: expected at most the 2 GPUs of this machine, found 4"):
         check_devices(args)

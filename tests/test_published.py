@@ -78,3 +78,11 @@ def test_the_page_has_commands_of_every_kind():
     scripts = {word for command in COMMANDS for word in command.split() if word.endswith(".py")}
     assert scripts >= {"finetune.py", "download_checkpoints.py", "main.py", "reproduce.py", "make_tables.py"}
     assert all(command.startswith(("python ", "torchrun ")) for command in COMMANDS)
+
+
+def test_reproduce_adds_and_negates_the_tasks_of_the_papers():
+    args = arguments.parse(arguments.base_parser("", modes=None), ["--suite=vision"])
+    stages = (reproduce._addition, reproduce._negation, reproduce._random_init)
+    commands = [command for stage in stages for command in stage(args)]
+    assert len(args.tasks) == 20
+    assert all(f"--tasks={','.join(args.tasks[:8])}" in command.flags for command in commands)
