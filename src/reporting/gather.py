@@ -171,9 +171,12 @@ class Runs:
                     key = tuple(record["tasks"]), record["finetuning_mode"], record.get("scope", "visual")
                     label = record.get("label", name.rpartition("/")[2])
                     groups.setdefault(key, {}).setdefault(label, {})[seed] = record
-        return [
-            Merges(*key, labels) for key, labels in sorted(groups.items(), key=lambda item: (len(item[0][0]), item[0]))
-        ]
+
+        def place(key: tuple) -> tuple:
+            tasks, mode, scope = key
+            return len(tasks), tasks, MODES.index(mode), scope
+
+        return [Merges(*key, groups[key]) for key in sorted(groups, key=place)]
 
     def merged(self, tasks: tuple[str, ...], mode: str = "standard", scope: str = "visual") -> Merges:
         """The group of these tasks; empty where nothing was merged."""
