@@ -162,3 +162,29 @@ def test_a_process_without_images_takes_one_that_does_not_count(parsed, side):
     assert four == 4 and single == 1 and sorted([*one.tolist(), *other.tolist(), *label.tolist()]) == list(range(5))
     assert len(last) == len(again) == 1 and none.tolist() == [training.IGNORED]
     assert torch.nn.functional.cross_entropy(torch.randn(1, 43), none, label_smoothing=0.1, reduction="sum") == 0
+
+
+@two_cores
+def test_evaluation_scripts_under_torchrun(tmp_path, mini_cache):
+    places = (f"--save={tmp_path}/checkpoints", f"--cache-dir={mini_cache}")
+    flags = ("--model=ViT-Mini", "--seed=0", "--device=cpu", "--tasks=digits", *places)
+
+    def run(launcher: list[str], script: str, *own: str) -> subprocess.CompletedProcess:
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        command = [*launcher, str(ROOT / script), *flags, *own]
+        return subprocess.run(command, capture_output=True, text=True, timeout=400, env=environment)
+
+    found = {}
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    for name, launcher in (("two", torchrun), ("one", [sys.executable])):
+        done = run(launcher, "eval_single_task.py", "--finetuning-mode=none", f"--results={tmp_path}/{name}")
+        assert done.returncode == 0, done.stderr
+        (file,) = (tmp_path / name).rglob("zeroshot_accuracies.json")
+        found[name] = json.loads(file.read_text())
+    for field in ("digits", "digitsVal", "control", "controlVal", "n"):
+        assert found["two"][field] == found["one"][field]
+    # What a user has to mend ends rank 0 with its line, and the other rank with it.
+    done = run(torchrun, "eval_task_addition.py", f"--results={tmp_path}/two")
+    assert done.returncode != 0
+    assert done.stderr.count("error: expected") + done.stderr.count("error: /") == 1, done.stderr
+    assert "python finetune.py" in done.stderr
