@@ -206,7 +206,7 @@ def _robustness(args) -> list[Command]:
     """Scoring, and adapting, on corrupted test images."""
     found = []
     for name in CORRUPTIONS:
-        shifted = argparse.Namespace(**vars(args) | {"corruption": name, "severity": 5})
+        shifted = argparse.Namespace(**vars(args) | {"corruption": name})
         found += _per_mode(shifted, "eval_single_task", ("none", "standard"), Paths.of(shifted).single_task)
         for label, overrides in COMPARED.items():
             watching = ("eval_every=0",) if label in ADAPTATION else ()

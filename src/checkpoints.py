@@ -33,6 +33,7 @@ from src.results import versions
 Weights = dict[str, torch.Tensor]
 Masks = dict[str, Weights]  # task -> name -> bool tensor
 
+VISUAL = "model.visual."  # how the names of the trained tensors, the image tower's, begin
 FORMAT = 1
 FIELDS = ("model", "task", "mode", "seed", "step")
 MAX_HEADER = 100_000_000  # bytes: safetensors' own limit
@@ -367,10 +368,10 @@ def _encoder(weights: Weights, pretrained: Mapping | None, names: Sequence[str] 
         weights = _from_hugging_face(weights, pretrained)
     elif any(key.startswith("visual.") for key in weights):
         weights = {f"model.{key}": tensor for key, tensor in weights.items()}
-    if not any(key.startswith("model.visual.") for key in weights):
+    if not any(key.startswith(VISUAL) for key in weights):
         raise CheckpointError(f"expected the weights of a CLIP image encoder, found {_few(sorted(weights))}")
     weights = {key: tensor for key, tensor in weights.items() if not key.startswith("model.transformer.")}
-    frozen = [key for key in pretrained or () if not key.startswith("model.visual.")]
+    frozen = [key for key in pretrained or () if not key.startswith(VISUAL)]
     return {key: pretrained[key] for key in frozen} | weights
 
 

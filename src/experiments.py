@@ -15,6 +15,7 @@ from .analysis.disentanglement import (
     nonlinear_term,
     two_tangents,
 )
+from .checkpoints import VISUAL
 from .heads import get_classification_head
 from .linearize import forward_and_jvp
 
@@ -77,7 +78,7 @@ def ntk_localization(pair: tuple[str, str], args) -> dict:
     images = torch.cat([of_task, spread_images(args, control, "test", n)])
     encoder = store.encoder(args)
     for name, parameter in encoder.named_parameters():
-        parameter.requires_grad_(name.startswith("model.visual."))
+        parameter.requires_grad_(name.startswith(VISUAL))
     try:
         head = get_classification_head(args, task).to(args.device)
         kernel = ntk.tangent_kernel(encoder, head, images, reduction=args.reduction, chunk_size=args.chunk_size).numpy()

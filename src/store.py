@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from . import checkpoints
+from .checkpoints import VISUAL
 from .modeling import ImageEncoder
 from .paths import Paths
 from .task_vectors import TaskVector
@@ -14,7 +15,6 @@ from .task_vectors import TaskVector
 # Post-hoc linearization puts the non-linearly fine-tuned weights into the linear model.
 TRAINED_AS = {"standard": "standard", "linear": "linear", "posthoc": "standard"}
 TANGENT = ("linear", "posthoc")  # modes whose model is the linear one
-IMAGE = "model.visual."  # how the names of the trained tensors begin
 
 
 @lru_cache(maxsize=2)
@@ -65,8 +65,8 @@ def check_pretrained(path: Path, weights: Mapping[str, torch.Tensor]) -> None:
 
 def fingerprints(weights: Mapping[str, torch.Tensor]) -> dict[str, str]:
     """Of the image tower, which task vectors are measured from, and of the text side, which heads are made with."""
-    image = {name: tensor for name, tensor in weights.items() if name.startswith(IMAGE)}
-    text = {name: tensor for name, tensor in weights.items() if not name.startswith((IMAGE, "model.transformer."))}
+    image = {name: tensor for name, tensor in weights.items() if name.startswith(VISUAL)}
+    text = {name: tensor for name, tensor in weights.items() if not name.startswith((VISUAL, "model.transformer."))}
     return {"image": checkpoints.fingerprint(image), "text": checkpoints.fingerprint(text)}
 
 
@@ -109,7 +109,7 @@ def check_start(args, path: Path, header: Mapping) -> None:
 def task_vector(args, task: str, mode: str) -> TaskVector:
     """τ = θ − θ0 over the tensors that are trained (`model.visual.*`)."""
     start, end = pretrained(args), finetuned(args, task, mode)
-    trained = [name for name in start if name.startswith(IMAGE)]
+    trained = [name for name in start if name.startswith(VISUAL)]
     return TaskVector(vector={name: end[name] - start[name] for name in trained if start[name].is_floating_point()})
 
 

@@ -67,8 +67,7 @@ def test_weights_are_read_tensor_by_tensor(tmp_path, name):
     start = {key: torch.randn(4, generator=generator) for key in keys}
     ends = {f"t{t}": {k: v + torch.randn(4, generator=generator) for k, v in start.items()} for t in range(10)}
     paths = dict(model="tiny", mask_path=lambda name: tmp_path / f"{name}.safetensors")
-    if name == "consensus":
-        TallMask().merge(Problem(start, ends, **paths)).finish(dict.fromkeys(ends, 0.4))
+    TallMask().merge(Problem(start, ends, **paths)).finish(dict.fromkeys(ends, 0.4))  # the masks that consensus reads
     Counted.alive = Counted.most = 0
     counted = Problem(Counted(start), {task: Counted(weights) for task, weights in ends.items()}, **paths)
     merge = base.METHODS[name]().merge(counted)

@@ -26,10 +26,10 @@ from typing import Any, ClassVar
 import torch
 from hydra.core.config_store import ConfigStore
 
+from src.checkpoints import VISUAL
 from src.task_vectors import TaskVector
 
 SCOPES = ("visual", "published")
-VISUAL = "model.visual."
 ALPHAS = tuple(tenth / 10 for tenth in range(1, 11))  # the papers' coefficients of a merged vector
 METHOD_CONFIGS = Path(__file__).resolve().parents[2] / "config" / "method"
 METHODS: dict[str, type["Method"]] = {}  # filled by `register`

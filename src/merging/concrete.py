@@ -26,6 +26,7 @@ from typing import Any, ClassVar
 import torch
 
 from src import checkpoints
+from src.checkpoints import VISUAL
 from src.merging.adaptation import (
     Adaptation,
     Adapting,
@@ -35,7 +36,7 @@ from src.merging.adaptation import (
     check_least,
     schedule,
 )
-from src.merging.base import VISUAL, Merge, Problem, register, scaled
+from src.merging.base import Merge, Problem, register, scaled
 from src.merging.concrete_mask import FINAL, ConcreteMask, mean_of, rescaled
 
 VARIANTS = {
