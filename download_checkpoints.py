@@ -27,10 +27,10 @@ from huggingface_hub.errors import HTTPError, RepositoryNotFoundError  # HTTPErr
 
 from src import checkpoints, store
 from src.args import base_parser, parse
-from src.atomic import replacing
 from src.checkpoints import CheckpointError
-from src.datasets.download import TIMEOUT, set_aside, sha256
-from src.paths import Paths
+from src.datasets.download import TIMEOUT, set_aside
+from src.runtime.files import file_hash, replacing
+from src.runtime.paths import Paths
 
 DRIVE = "https://drive.google.com"
 DRIVE_FOLDERS = {
@@ -272,7 +272,7 @@ def verify(file: Published, path: Path, record: Path) -> None:
     Raises DownloadError after setting a file that differs aside.
     """
     known = json.loads(record.read_text()) if record.is_file() else {}
-    found = {"size": path.stat().st_size, "sha256": sha256(path)}
+    found = {"size": path.stat().st_size, "sha256": file_hash(path)}
     stated = {"size": file.size, "sha256": file.sha256}
     expected = known.get(file.path, {}) | {key: value for key, value in stated.items() if value is not None}
     if any(found[key] != value for key, value in expected.items()):

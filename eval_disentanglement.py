@@ -10,10 +10,12 @@ grid, each task's term, and the mean of ξ inside the search space [-1, 1]². No
 
 from functools import partial
 
-from src import data, experiments, parallel, results
+from src import experiments
 from src.args import add_pairs, base_parser, parse, program
-from src.parallel import shared
-from src.paths import Paths
+from src.datasets import loading as data
+from src.runtime import parallel, results
+from src.runtime.parallel import shared
+from src.runtime.paths import Paths
 
 
 @program

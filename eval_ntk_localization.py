@@ -12,11 +12,13 @@ reduction over outputs nor the numbers of samples and eigenfunctions, and no scr
 
 from functools import partial
 
-from src import data, experiments, parallel, results
+from src import experiments
 from src.analysis.ntk import REDUCTIONS
 from src.args import add_pairs, base_parser, parse, program
-from src.parallel import shared
-from src.paths import Paths
+from src.datasets import loading as data
+from src.runtime import parallel, results
+from src.runtime.parallel import shared
+from src.runtime.paths import Paths
 
 
 @program

@@ -13,12 +13,14 @@ task its test accuracy under its name and its validation accuracy under <name>Va
 
 from pathlib import Path
 
-from src import checkpoints, data, results, store
+from src import checkpoints, store
 from src.args import EVALUATION_MODES, base_parser, parse, program
 from src.datasets import corruptions, registry
+from src.datasets import loading as data
 from src.evaluation import ORIGIN, Line, mean, score_all
-from src.parallel import shared
-from src.paths import Paths
+from src.runtime import results
+from src.runtime.parallel import shared
+from src.runtime.paths import Paths
 
 SPLITS = {"test": "", "val": "Val"}  # split -> suffix of its published field
 

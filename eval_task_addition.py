@@ -11,11 +11,13 @@ nothing (zero-shot) scores by the same denominators. Needs the single-task resul
 
 import numpy as np
 
-from src import data, results, store
+from src import store
 from src.args import add_search, base_parser, parse, program
+from src.datasets import loading as data
 from src.evaluation import along, evaluate_merge
-from src.parallel import shared
-from src.paths import Paths
+from src.runtime import results
+from src.runtime.parallel import shared
+from src.runtime.paths import Paths
 
 
 @program

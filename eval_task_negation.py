@@ -10,12 +10,14 @@ then read on test. Where no α keeps the control, α = 0 is reported, and said. 
 
 import numpy as np
 
-from src import data, results, store
+from src import store
 from src.args import add_search, base_parser, parse, program
+from src.datasets import loading as data
 from src.datasets import registry
 from src.evaluation import ORIGIN, Line, mean, score_all, select_negation
-from src.parallel import shared
-from src.paths import Paths
+from src.runtime import results
+from src.runtime.parallel import shared
+from src.runtime.paths import Paths
 
 
 @program

@@ -10,9 +10,11 @@ Finished tasks are skipped; a run that was killed goes on from its last saved st
 
 from functools import partial
 
-from src import data, parallel, store, training
+from src import store, training
 from src.args import TRAINING_MODES, USER_ERRORS, add_training, base_parser, parse, program
-from src.distributed import World, launch, under_torchrun
+from src.datasets import loading as data
+from src.runtime import parallel
+from src.runtime.distributed import World, launch, under_torchrun
 
 
 @program

@@ -39,20 +39,22 @@ import torch
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
-from src import checkpoints, data, results, store
-from src.analysis.masks import vector_geometry
+from src import checkpoints, store
 from src.args import EVALUATION_MODES, USER_ERRORS, base_parser, complete
-from src.atomic import replacing
+from src.datasets import loading as data
 from src.datasets import registry
 from src.evaluation import Denominators, Line, evaluate_merge, evaluate_unseen, score_all
 from src.heads import get_classification_head
 from src.linearize import LinearizedModel
-from src.loggers import Logger
 from src.merging.base import Merge, Method, Problem, load_methods
-from src.parallel import shared
-from src.paths import Paths
+from src.merging.geometry import vector_geometry
+from src.runtime import results
+from src.runtime.files import replacing
+from src.runtime.loggers import Logger
+from src.runtime.parallel import shared
+from src.runtime.paths import Paths
+from src.runtime.seeds import batch_indices, event_seed
 from src.task_vectors import TaskVector
-from src.training import batch_indices, chance
 
 
 def run(cfg: DictConfig) -> None:
@@ -223,7 +225,7 @@ def unlabelled(args: Namespace, task: str, split: str, batch_size: int, number: 
     """
     encoder = store.encoder(args)
     pixels = data.evaluation_pixels(args, task, split, encoder.image_size).pixels
-    indices = batch_indices(len(pixels), batch_size, number, chance(args.seed, "unlabelled", task, split))
+    indices = batch_indices(len(pixels), batch_size, number, event_seed(args.seed, "unlabelled", task, split))
     return data.batch_of(pixels[indices], encoder, args.device)
 
 

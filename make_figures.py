@@ -12,10 +12,10 @@ makes them.
 from argparse import Namespace
 from pathlib import Path
 
-from src import results
-from src.datasets.base import nearest
 from src.reporting import figures, style
-from src.reporting.gather import parse_runs, reporting_parser
+from src.reporting.runs import parse_runs, reporting_parser
+from src.runtime import results
+from src.runtime.messages import nearest
 
 
 def main(argv=None) -> None:

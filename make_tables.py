@@ -10,9 +10,9 @@ is left out where there are others. A missing result leaves an empty cell; the c
 
 from pathlib import Path
 
-from src.paths import ROOT
 from src.reporting import claims, tables
-from src.reporting.gather import parse_runs, reporting_parser
+from src.reporting.runs import parse_runs, reporting_parser
+from src.runtime.paths import ROOT
 
 
 def main(argv=None) -> None:

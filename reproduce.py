@@ -25,8 +25,8 @@ import numpy as np
 
 from src.args import EVALUATION_MODES, TRAINING_MODES, base_parser, parse
 from src.datasets import registry
-from src.paths import Paths
-from src.reporting.gather import BENCHMARKS
+from src.reporting.runs import BENCHMARKS
+from src.runtime.paths import Paths
 
 
 @dataclass(frozen=True)

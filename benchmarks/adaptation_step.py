@@ -34,12 +34,12 @@ from torch.func import functional_call
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from src import results  # noqa: E402
 from src.merging.adamerging import AdaMerging  # noqa: E402
 from src.merging.adaptation import MergedModel, entropy  # noqa: E402
 from src.merging.base import Problem  # noqa: E402
 from src.merging.concrete_mask import ConcreteMask  # noqa: E402
-from src.training import chance  # noqa: E402
+from src.runtime import results  # noqa: E402
+from src.runtime.seeds import event_seed  # noqa: E402
 
 WAYS = ("ours", "ours, by task", "one graph", "per batch")
 METHODS = {"adamerging": WAYS, "concrete": WAYS[:3]}
@@ -52,7 +52,7 @@ class Drawn(Mapping):
         self.start, self.task = start, task
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        generator = torch.Generator().manual_seed(chance(self.task, name))
+        generator = torch.Generator().manual_seed(event_seed(self.task, name))
         return self.start[name] + 0.02 * torch.randn(self.start[name].shape, generator=generator)
 
     def __iter__(self):
@@ -82,7 +82,7 @@ def synthetic(args: argparse.Namespace) -> Problem:
     heads = {task: nn.Linear(args.features, 10).requires_grad_(False) for task in tasks}
 
     def batches(task: str, split: str, batch_size: int, number: int) -> torch.Tensor:
-        generator = torch.Generator().manual_seed(chance(task, number))
+        generator = torch.Generator().manual_seed(event_seed(task, number))
         return torch.randn(batch_size, 3, args.side, args.side, generator=generator).to(args.device)
 
     finetuned = {task: Drawn(start, number) for number, task in enumerate(tasks)}

@@ -23,8 +23,9 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from src import data, store
+from src import store
 from src.args import add_search, base_parser, parse
+from src.datasets import loading as data
 from src.datasets.base import Pixels
 from src.evaluation import Line, score
 from src.heads import get_classification_head

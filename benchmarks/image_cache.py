@@ -23,10 +23,10 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from src.data import centre_crop
 from src.datasets.base import Pixels
 from src.datasets.cache import OnDemand, cached
 from src.datasets.examples import Files
+from src.datasets.loading import centre_crop
 
 BATCH = 100
 

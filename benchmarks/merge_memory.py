@@ -29,13 +29,14 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from src import checkpoints, results  # noqa: E402
+from src import checkpoints  # noqa: E402
 from src.merging.base import Problem  # noqa: E402
 from src.merging.consensus import consensus_mask  # noqa: E402
 from src.merging.masked import load_masks, save_masks  # noqa: E402
 from src.merging.tall_mask import LAMBDAS, tall_masks  # noqa: E402
 from src.merging.task_arithmetic import multi_task_vector  # noqa: E402
 from src.merging.ties import ties_vector  # noqa: E402
+from src.runtime import results  # noqa: E402
 
 METHODS = ("sum", "ties", "tall_mask", "consensus")
 WAYS = ("streaming", "published")

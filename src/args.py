@@ -6,13 +6,13 @@ from pathlib import Path
 
 import torch
 
-from .checkpoints import CheckpointError
-from .datasets import corruptions, registry
-from .datasets.base import nearest
-from .datasets.examples import DataError
-from .distributed import check_devices, cores, under_torchrun
-from .modeling import check_model
-from .results import ResultError
+from src.checkpoints import CheckpointError
+from src.datasets import corruptions, registry
+from src.datasets.examples import DataError
+from src.modeling import check_model
+from src.runtime.distributed import check_devices, cores, under_torchrun
+from src.runtime.messages import nearest
+from src.runtime.results import ResultError
 
 TRAINING_MODES = ("standard", "linear")
 EVALUATION_MODES = ("standard", "linear", "posthoc")

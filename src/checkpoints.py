@@ -25,10 +25,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from src import unpickle
-from src.atomic import replacing
-from src.datasets.download import sha256
-from src.results import versions
+from src.published import unpickle
+from src.runtime.files import file_hash, replacing
+from src.runtime.messages import few
+from src.runtime.results import versions
 
 Weights = dict[str, torch.Tensor]
 Masks = dict[str, Weights]  # task -> name -> bool tensor
@@ -37,7 +37,6 @@ VISUAL = "model.visual."  # how the names of the trained tensors, the image towe
 FORMAT = 1
 FIELDS = ("model", "task", "mode", "seed", "step")
 MAX_HEADER = 100_000_000  # bytes: safetensors' own limit
-SHOWN = 4  # names listed when keys differ
 
 # Hugging Face's CLIPVisionModel -> open_clip's visual tower. Keys and values are fused with the query.
 _BLOCK, _KIND = r"encoder\.layers\.(\d+)\.", r"\.(weight|bias)"
@@ -205,7 +204,7 @@ def convert(
     provenance: facts for the header, beside the file's name and SHA-256.
     """
     header = {"model": model, "task": task, "mode": mode, "seed": seed}
-    header["provenance"] = {"file": source.name, "sha256": sha256(source)} | dict(provenance or {})
+    header["provenance"] = {"file": source.name, "sha256": file_hash(source)} | dict(provenance or {})
     if source.suffix == ".npy":
         if pretrained is None:
             raise CheckpointError(f"{source}: masks are positions in the pre-trained encoder; add --pretrained PATH")
@@ -291,17 +290,13 @@ def _check_shapes(found: Mapping[str, tuple], expected: Mapping[str, tuple]) -> 
     """Raise CheckpointError that names the tensors in which `found` differs from `expected`."""
     faults = []
     if missing := [key for key in expected if key not in found]:
-        faults.append(f"missing {_few(missing)}")
+        faults.append(f"missing {few(missing)}")
     if unknown := [key for key in found if key not in expected]:
-        faults.append(f"unexpected {_few(unknown)}")
+        faults.append(f"unexpected {few(unknown)}")
     reshaped = [key for key in expected if key in found and found[key] != expected[key]]
-    faults += [f"{key}: expected {expected[key]}, found {found[key]}" for key in reshaped[:SHOWN]]
+    faults += [f"{key}: expected {expected[key]}, found {found[key]}" for key in reshaped[:4]]
     if faults:
         raise CheckpointError(f"expected the pre-trained encoder's tensors, found others: {'; '.join(faults)}")
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
 def _nature(start: bytes) -> str:
@@ -369,7 +364,7 @@ def _encoder(weights: Weights, pretrained: Mapping | None, names: Sequence[str] 
     elif any(key.startswith("visual.") for key in weights):
         weights = {f"model.{key}": tensor for key, tensor in weights.items()}
     if not any(key.startswith(VISUAL) for key in weights):
-        raise CheckpointError(f"expected the weights of a CLIP image encoder, found {_few(sorted(weights))}")
+        raise CheckpointError(f"expected the weights of a CLIP image encoder, found {few(sorted(weights))}")
     weights = {key: tensor for key, tensor in weights.items() if not key.startswith("model.transformer.")}
     frozen = [key for key in pretrained or () if not key.startswith(VISUAL)]
     return {key: pretrained[key] for key in frozen} | weights

@@ -18,12 +18,14 @@ import torch
 import torch.nn.functional as F
 from torch.func import functional_call
 
-from . import data, parallel, results, store
-from .datasets import corruptions
-from .heads import get_classification_head
-from .linearize import forward_and_jvp
-from .paths import Paths
-from .task_vectors import TaskVector
+from src import store
+from src.datasets import corruptions
+from src.datasets import loading as data
+from src.heads import get_classification_head
+from src.linearize import forward_and_jvp
+from src.runtime import parallel, results
+from src.runtime.paths import Paths
+from src.task_vectors import TaskVector
 
 
 @dataclass(frozen=True)
@@ -325,7 +327,7 @@ def summary(accuracy: Mapping[str, float], denominators: Mapping[str, float]) ->
 
 def along(direction: TaskVector, coefs: Sequence[float]):
     """A Merge of one model for all tasks, θ0 + α·direction, without storage accounting: task addition's own."""
-    from .merging.base import Merge
+    from src.merging.base import Merge
 
     return Merge(
         vector=lambda task, alpha: alpha * direction,

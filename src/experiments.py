@@ -5,19 +5,13 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from . import data, store
-from .analysis import ntk
-from .analysis.disentanglement import (
-    Disentanglement,
-    Term,
-    WeightPlane,
-    linear_term,
-    nonlinear_term,
-    two_tangents,
-)
-from .checkpoints import VISUAL
-from .heads import get_classification_head
-from .linearize import forward_and_jvp
+from src import store
+from src.analysis import ntk
+from src.analysis.disentanglement import Disentanglement, Term, WeightPlane, linear_term, nonlinear_term, two_tangents
+from src.checkpoints import VISUAL
+from src.datasets import loading as data
+from src.heads import get_classification_head
+from src.linearize import forward_and_jvp
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 

@@ -3,10 +3,10 @@
 import torch
 from open_clip import build_zero_shot_classifier
 
-from . import checkpoints, store
-from .datasets import registry
-from .modeling import ClassificationHead, build_clip
-from .paths import Paths
+from src import checkpoints, store
+from src.datasets import registry
+from src.modeling import ClassificationHead, build_clip
+from src.runtime.paths import Paths
 
 
 def build_classification_head(model, tokenizer, dataset: registry.Dataset, device: str) -> ClassificationHead:

@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .checkpoints import CheckpointError
-from .datasets.base import nearest
-from .datasets.mini import clip as mini
-from .paths import from_root
+from src.checkpoints import CheckpointError
+from src.runtime.messages import nearest
+from src.runtime.paths import from_root
+from src.vit_mini import clip as mini
 
 MINI = "ViT-Mini"
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import torch
 
-from . import checkpoints
-from .checkpoints import VISUAL
-from .modeling import ImageEncoder
-from .paths import Paths
-from .task_vectors import TaskVector
+from src import checkpoints
+from src.checkpoints import VISUAL
+from src.modeling import ImageEncoder
+from src.runtime.paths import Paths
+from src.task_vectors import TaskVector
 
 # Post-hoc linearization puts the non-linearly fine-tuned weights into the linear model.
 TRAINED_AS = {"standard": "standard", "linear": "linear", "posthoc": "standard"}

@@ -23,11 +23,11 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from src.runtime.messages import few
+
 Weights = dict[str, Tensor]
 Source = str | os.PathLike | Mapping[str, Tensor] | nn.Module
 SOURCES = (str, os.PathLike, Mapping, nn.Module)
-
-SHOWN = 4  # names listed when two vectors differ
 
 
 def weights_of(source: Source) -> Mapping[str, Tensor]:
@@ -35,7 +35,7 @@ def weights_of(source: Source) -> Mapping[str, Tensor]:
     if isinstance(source, nn.Module):
         return source.state_dict()
     if isinstance(source, (str, os.PathLike)):
-        from . import checkpoints
+        from src import checkpoints
 
         return checkpoints.Checkpoint(Path(source))
     return source
@@ -44,14 +44,10 @@ def weights_of(source: Source) -> Mapping[str, Tensor]:
 def check_same(left: Mapping[str, Tensor], right: Mapping[str, Tensor], what: str) -> None:
     """Raise KeyError for names and ValueError for shapes in which two collections of tensors differ."""
     if differing := sorted(set(left).symmetric_difference(right)):
-        raise KeyError(f"{what} differ in {len(differing)} tensors: {_few(differing)}")
+        raise KeyError(f"{what} differ in {len(differing)} tensors: {few(differing)}")
     names = [name for name in left if left[name].shape != right[name].shape]
     if shapes := [f"{name} {tuple(left[name].shape)} and {tuple(right[name].shape)}" for name in names]:
-        raise ValueError(f"{what} differ in the shapes of {len(shapes)} tensors: {_few(shapes)}")
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+        raise ValueError(f"{what} differ in the shapes of {len(shapes)} tensors: {few(shapes)}")
 
 
 WRONG_KIND = {  # by what was found
@@ -66,7 +62,7 @@ class Mask:
 
     def __init__(self, bits: Mapping[str, Tensor]):
         if wrong := [name for name, tensor in bits.items() if tensor.dtype != torch.bool]:
-            raise TypeError(f"expected bool tensors in a mask, found others: {_few(wrong)}")
+            raise TypeError(f"expected bool tensors in a mask, found others: {few(wrong)}")
         self.bits: Weights = dict(bits)
 
     def _with(self, other: "Mask", operation: Callable[[Tensor, Tensor], Tensor]) -> "Mask":
@@ -281,7 +277,7 @@ class TaskVector:
 
     def _weights_of(self, source: Source) -> Weights:
         """Its tensors, read once. Raises TypeError for those of a model of the other kind, where the source says."""
-        from .linearize import LinearizedModel
+        from src.linearize import LinearizedModel
 
         found = weights_of(source)
         if isinstance(source, nn.Module):

@@ -4,7 +4,6 @@ Everything that chance decides in a step (which images, how they are shifted) is
 run that was killed goes on as if it had not been, and any number of processes sees the same batches.
 """
 
-import hashlib
 import math
 import sys
 import time
@@ -16,16 +15,19 @@ import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from . import checkpoints, data, parallel, store
-from .datasets import registry
-from .datasets.base import Examples, Pixels
-from .datasets.examples import CorruptImage
-from .distributed import World
-from .heads import get_classification_head
-from .linearize import LinearizedImageEncoder
-from .loggers import Logger
-from .modeling import ImageClassifier, ImageEncoder
-from .paths import Paths
+from src import checkpoints, store
+from src.datasets import loading as data
+from src.datasets import registry
+from src.datasets.base import Examples, Pixels
+from src.datasets.examples import CorruptImage
+from src.heads import get_classification_head
+from src.linearize import LinearizedImageEncoder
+from src.modeling import ImageClassifier, ImageEncoder
+from src.runtime import parallel
+from src.runtime.distributed import World
+from src.runtime.loggers import Logger
+from src.runtime.paths import Paths
+from src.runtime.seeds import batch_indices, event_seed
 
 IGNORED = -100  # a label that is none: F.cross_entropy's ignore_index
 MAX_SHIFT = 2  # pixels: the augmentation of images that are held in memory
@@ -48,18 +50,6 @@ def cosine_lr(step: int, steps: int, peak: float, warmup: int) -> float:
     return 0.5 * peak * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
-def chance(*what) -> int:
-    """A seed of 63 bits from anything that names an event: the same on every machine and in every process."""
-    return int.from_bytes(hashlib.sha256(repr(what).encode()).digest()[:8], "big") >> 1
-
-
-def batch_indices(n: int, batch_size: int, number: int, seed: int) -> np.ndarray:
-    """Indices of the `number`-th batch: every epoch is a fresh permutation whose last batch may be smaller."""
-    epoch, place = divmod(number, math.ceil(n / batch_size))
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(chance(seed, "epoch", epoch))).numpy()
-    return order[place * batch_size : (place + 1) * batch_size]
-
-
 def shifted(images: torch.Tensor, most: int, generator: torch.Generator) -> torch.Tensor:
     """Each uint8 image (n, H, W, 3) moved by up to `most` pixels each way, its edge repeated."""
     n, side = len(images), images.shape[1]
@@ -75,7 +65,7 @@ class Batches:
 
     def __init__(self, args, encoder, examples: Examples, world: World, task: str):
         self.args, self.encoder, self.examples, self.world, self.task = args, encoder, examples, world, task
-        self.seed = chance(args.seed, task)
+        self.seed = event_seed(args.seed, task)
         self.in_memory = isinstance(examples, Pixels) and examples.pixels.shape[1] == encoder.image_size
         self.per_epoch = math.ceil(len(examples) / args.batch_size)
 
@@ -100,7 +90,7 @@ class Batches:
 
     def _from_memory(self, number: int):
         indices = self._indices(number)
-        generator = torch.Generator().manual_seed(chance(self.seed, "shift", number))
+        generator = torch.Generator().manual_seed(event_seed(self.seed, "shift", number))
         # The whole batch is shifted and then shared out, so that the shares of two processes make one process's batch.
         images = shifted(torch.from_numpy(self.examples.pixels[indices]), MAX_SHIFT, generator)
         mine, counts = self._mine(len(indices))
@@ -139,7 +129,7 @@ class _Augmented(torch.utils.data.Dataset):
         epoch, index, counts = key
         with torch.random.fork_rng(devices=[]):
             # torch.manual_seed also seeds every accelerator: 0.6 ms, for each image, where none is initialised.
-            torch.default_generator.manual_seed(chance(self.seed, "augment", epoch, index))
+            torch.default_generator.manual_seed(event_seed(self.seed, "augment", epoch, index))
             return self.transform(self.examples[index]), int(self.examples.labels[index]) if counts else IGNORED
 
 

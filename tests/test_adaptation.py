@@ -14,21 +14,18 @@ from torch import nn
 from torch.func import functional_call, jvp
 
 import main
-from src import checkpoints, results, store
+from src import checkpoints, store
 from src.datasets.base import Pixels
 from src.linearize import LinearizedModel
 from src.merging import adaptation, base
 from src.merging.adamerging import AdaMerging, AdaMergingPP
 from src.merging.adaptation import Adapting, MergedModel, NonFiniteEntropy, entropy
 from src.merging.base import Problem, load_methods
-from src.merging.concrete import (
-    ConcreteTaskArithmetic,
-    LayerWiseConcreteAdaMerging,
-    TaskWiseConcreteAdaMerging,
-)
+from src.merging.concrete import ConcreteTaskArithmetic, LayerWiseConcreteAdaMerging, TaskWiseConcreteAdaMerging
 from src.merging.ties import ties_vector
-from src.paths import Paths
-from src.training import chance
+from src.runtime import results
+from src.runtime.paths import Paths
+from src.runtime.seeds import event_seed
 
 TASKS = ("a", "b", "c")
 T = 0.5
@@ -54,12 +51,12 @@ def tower(seed: int = 0) -> Tower:
 
 
 def images(task: str, split: str, batch_size: int, number: int) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(chance(task, split, number))
+    generator = torch.Generator().manual_seed(event_seed(task, split, number))
     return torch.randn(batch_size, 4, generator=generator).double()
 
 
 def head(task: str) -> nn.Module:
-    torch.manual_seed(chance(task) % 2**31)
+    torch.manual_seed(event_seed(task) % 2**31)
     return nn.Linear(5, 3).double().requires_grad_(False)
 
 
@@ -182,7 +179,7 @@ def drawn(x: dict[str, torch.Tensor], draw) -> dict[str, torch.Tensor]:
     """Rescaled masks by the seed's formula, of the uniform numbers that this draw means."""
     masks = {}
     for name, logits in x.items():
-        generator = torch.Generator().manual_seed(chance(3, "mask", draw, name))
+        generator = torch.Generator().manual_seed(event_seed(3, "mask", draw, name))
         u = torch.rand(logits.shape, generator=generator, dtype=torch.float64)
         sigma = 1 / (1 + torch.exp(-logits))
         m = 1 / (1 + torch.exp(-(torch.log(u / (1 - u)) + torch.log(sigma / (1 - sigma))) / T))

@@ -20,10 +20,11 @@ import torch
 import torchvision.transforms as T
 from torch import nn
 
-from src import checkpoints, unpickle
-from src.atomic import replacing
+from src import checkpoints
 from src.checkpoints import Checkpoint, CheckpointError
-from src.paths import ROOT
+from src.published import unpickle
+from src.runtime.files import file_hash, replacing
+from src.runtime.paths import ROOT
 
 HEADER = {"model": "ViT-Mini", "task": "MNIST", "mode": "standard", "seed": 1, "step": 7}
 
@@ -120,7 +121,7 @@ def test_a_header_without_a_model_is_not_written(path):
 def test_a_kill_in_the_middle_of_writing_leaves_the_old_file(path):
     checkpoints.save(path, small_weights(), HEADER)
     script = (
-        "import os, pathlib, signal, sys; from src.atomic import replacing\n"
+        "import os, pathlib, signal, sys; from src.runtime.files import replacing\n"
         "with replacing(pathlib.Path(sys.argv[1])) as temporary:\n"
         "    temporary.write_bytes(b'half'); os.kill(os.getpid(), signal.SIGKILL)"
     )
@@ -345,7 +346,7 @@ def test_a_published_state_dict(tmp_path, path, pretrained):
     assert_same(checkpoints.load(path, model="small", task="MNIST", mode="standard", like=pretrained), weights)
     assert checkpoints.header(path)["provenance"] == {
         "file": "nonlinear_finetuned.pt",
-        "sha256": checkpoints.sha256(tmp_path / "nonlinear_finetuned.pt"),
+        "sha256": file_hash(tmp_path / "nonlinear_finetuned.pt"),
         "by": "us",
     }
 

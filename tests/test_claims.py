@@ -5,7 +5,7 @@ import synthetic_results
 
 from src.reporting import claims
 from src.reporting.claims import CLAIMS, FAILS, HOLDS, NOT_RUN, UNDECIDED, examine, judge, on_unseen
-from src.reporting.gather import PerSeed, Runs
+from src.reporting.runs import PerSeed, Runs
 
 
 def seeds(*values: float) -> PerSeed:

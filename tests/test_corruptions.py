@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 
 import eval_single_task
-from src import data, results
+from src.datasets import loading as data
 from src.datasets.corruptions import CORRUPTIONS, SEVERITIES, CorruptedPixels, corrupt
 from src.evaluation import Denominators
-from src.paths import Paths
-from src.reporting.gather import Runs
+from src.reporting.runs import Runs
+from src.runtime import results
+from src.runtime.paths import Paths
 
 NAMES = list(CORRUPTIONS)
 

@@ -7,14 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from src.analysis import disentanglement
-from src.analysis.disentanglement import (
-    Disentanglement,
-    Term,
-    WeightPlane,
-    linear_term,
-    nonlinear_term,
-    two_tangents,
-)
+from src.analysis.disentanglement import Disentanglement, Term, WeightPlane, linear_term, nonlinear_term, two_tangents
 
 torch.set_num_threads(1)
 ALPHAS1, ALPHAS2 = np.linspace(-3, 3, 5), np.linspace(-3, 3, 4)  # one grid with a zero, one without

@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from src import data, training
+from src import training
+from src.datasets import loading as data
 from src.datasets.base import Pixels
 from src.datasets.examples import BadFile, CorruptImage
-from src.distributed import World, check_devices, cores
 from src.evaluation import ORIGIN, Line, score
 from src.modeling import ImageEncoder
-from src.parallel import each
-from src.paths import ROOT
+from src.runtime.distributed import World, check_devices, cores
+from src.runtime.parallel import each
+from src.runtime.paths import ROOT
 
 two_cores = pytest.mark.skipif(cores() < 2, reason="needs 2 cores")
 
@@ -62,7 +63,8 @@ def _raise(error: Exception) -> None:
 SHARING = """
 import json, sys
 sys.path[:0] = [{root!r}, {tests!r}]
-from src import args as arguments, evaluation, parallel, results
+from src import args as arguments, evaluation
+from src.runtime import parallel, results
 from test_distributed import fail_on_one, few_images, lines
 
 @parallel.shared
@@ -138,7 +140,7 @@ def test_a_users_error_arrives_as_its_one_line(tmp_path):
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
         "from argparse import Namespace\nfrom pathlib import Path\n"
         "from src.args import USER_ERRORS, program\nfrom src.datasets.examples import BadFile\n"
-        "from src.distributed import launch\n"
+        "from src.runtime.distributed import launch\n"
         "def worker(args, world):\n"
         "    if world.rank == 1: raise BadFile(Path('a.mat'), 'labels', 'none')\n"
         "    world.wait()\n"

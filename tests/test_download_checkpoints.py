@@ -16,7 +16,8 @@ from test_checkpoints import Armed, assert_same, encoder_weights, published_vect
 import download_checkpoints as script
 from src import checkpoints, store
 from src.args import complete
-from src.paths import Paths
+from src.runtime.files import file_hash
+from src.runtime.paths import Paths
 
 MODEL = "ViT-B-16"
 COMMAND = [f"--model={MODEL}", "--kind=checkpoints"]
@@ -60,8 +61,7 @@ def server(tmp_path, monkeypatch):
     def hub_listing(repo):
         listing = [(file, repo + "/") for file in server.files(repo)]
         return "abc123", [
-            (server.path(file).removeprefix(prefix), file.stat().st_size, checkpoints.sha256(file))
-            for file, prefix in listing
+            (server.path(file).removeprefix(prefix), file.stat().st_size, file_hash(file)) for file, prefix in listing
         ]
 
     monkeypatch.setattr(script, "hub_listing", hub_listing)

@@ -6,13 +6,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from src import data, evaluation, results, store
+from src import evaluation, store
+from src.datasets import loading as data
 from src.evaluation import ORIGIN, Line, evaluate_merge, score, select, select_negation
 from src.heads import get_classification_head
 from src.linearize import LinearizedImageEncoder
 from src.merging.base import Merge
 from src.modeling import ImageEncoder
-from src.paths import Paths
+from src.runtime import results
+from src.runtime.paths import Paths
 from src.task_vectors import TaskVector
 
 COEFS = (0.0, 0.15, 0.5, 1.0)

@@ -8,8 +8,8 @@ from PIL import Image
 
 import make_figures
 from src.reporting import figures, style, tables
-from src.reporting.gather import Runs
-from src.results import MissingResult
+from src.reporting.runs import Runs
+from src.runtime.results import MissingResult
 
 
 @pytest.fixture(scope="module")

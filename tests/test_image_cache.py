@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src.data import centre_crop
 from src.datasets import cache
 from src.datasets.base import Pixels, Subset
 from src.datasets.cache import OnDemand, cached
 from src.datasets.examples import Arrays, DataError, Files
+from src.datasets.loading import centre_crop
 
 ROOT = Path(__file__).resolve().parent.parent
 SIDE = 12

@@ -5,8 +5,8 @@ from argparse import Namespace
 
 import pytest
 
-from src import loggers
-from src.loggers import Logger
+from src.runtime import loggers
+from src.runtime.loggers import Logger
 
 POINTS = {0: 1.5, 1: 0.25}
 

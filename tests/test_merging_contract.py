@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from src import checkpoints
-from src.analysis.masks import describe, vector_geometry
 from src.merging import base
 from src.merging.base import Merge, Method, Problem, load_methods, register
 from src.merging.consensus import Consensus
+from src.merging.geometry import describe, vector_geometry
 from src.merging.tall_mask import TallMask
 
 W = "model.visual.w"

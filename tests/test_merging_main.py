@@ -19,11 +19,13 @@ import main
 import reproduce
 import src.merging
 from src import args as arguments
-from src import checkpoints, data, results, store
+from src import checkpoints, store
+from src.datasets import loading as data
 from src.datasets import registry
 from src.datasets.base import Pixels
 from src.merging import base
-from src.paths import ROOT, Paths
+from src.runtime import results
+from src.runtime.paths import ROOT, Paths
 
 IMAGES = 10  # of each split
 TASKS = registry.suite("mini").tasks

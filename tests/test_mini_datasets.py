@@ -10,8 +10,9 @@ import pytest
 
 from src.datasets import registry
 from src.datasets.base import validation_indices
-from src.datasets.mini import draw, mixture
+from src.datasets.mini import draw
 from src.datasets.mini.canvas import PIXELS, reduce
+from src.vit_mini import mixture
 
 # sha256 (first 16 digits) of the first eight test pictures of each set at seed 0, for these versions.
 VERSIONS = {"numpy": "2.4.6", "pillow": "13.0.0", "matplotlib": "3.11.2", "scikit-learn": "1.9.1"}

@@ -11,7 +11,6 @@ from open_clip.model import CLIP
 from src import heads, modeling
 from src.checkpoints import CheckpointError
 from src.datasets import registry
-from src.datasets.mini import clip
 from src.modeling import (
     ClassificationHead,
     ImageClassifier,
@@ -20,6 +19,7 @@ from src.modeling import (
     MultiHeadImageClassifier,
     assert_quick_gelu,
 )
+from src.vit_mini import clip
 
 
 def test_model_names():

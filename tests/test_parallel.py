@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from src.parallel import each
-from src.paths import ROOT
+from src.runtime.parallel import each
+from src.runtime.paths import ROOT
 
 
 def double(number: int) -> int:
@@ -29,7 +29,7 @@ def test_workers_end_with_a_killed_program(tmp_path):
     program = tmp_path / "program.py"
     program.write_text(
         f"import os, sys, time; sys.path.insert(0, {str(ROOT)!r})\n"
-        "from pathlib import Path\nfrom src.parallel import each\n"
+        "from pathlib import Path\nfrom src.runtime.parallel import each\n"
         "def sleep(folder):\n"
         "    (Path(folder) / f'{os.getpid()}.pid').touch()\n"
         "    time.sleep(500)\n"

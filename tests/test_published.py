@@ -15,7 +15,7 @@ import reproduce
 from src import args as arguments
 from src.datasets import __main__ as datasets_command
 from src.merging.base import load_methods
-from src.paths import ROOT
+from src.runtime.paths import ROOT
 
 PAGE = (ROOT / "PUBLISHED.md").read_text(encoding="utf-8")
 COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL) for line in block.splitlines()]

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from src import results
-from src.paths import ROOT
-from src.results import MissingResult, ResultError
+from src.runtime import results
+from src.runtime.paths import ROOT
+from src.runtime.results import MissingResult, ResultError
 
 ARGS = argparse.Namespace(model="ViT-Mini", save=ROOT / "checkpoints", device="cpu", seeds=(1, 2), lr=1e-5)
 

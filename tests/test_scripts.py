@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from src.paths import ROOT
+from src.runtime.paths import ROOT
 
 SMALL = ("--model=ViT-Mini", "--seed=0", "--device=cpu", "--tasks", "digits,signs")
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from src import checkpoints, heads, store, training
-from src.datasets.mini import clip
-from src.paths import Paths
+from src.runtime.paths import Paths
+from src.vit_mini import clip
 
 
 @pytest.fixture

@@ -7,8 +7,9 @@ import sys
 
 import pytest
 
-from src import checkpoints, results, store
-from src.paths import ROOT, Paths
+from src import checkpoints, store
+from src.runtime import results
+from src.runtime.paths import ROOT, Paths
 
 pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
 

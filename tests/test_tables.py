@@ -17,9 +17,9 @@ if __name__ == "__main__":
 import synthetic_results
 
 import make_tables
-from src.paths import PUBLISHED, ROOT
 from src.reporting import tables
-from src.reporting.gather import PerSeed, Runs, published, published_model
+from src.reporting.runs import PerSeed, Runs, published, published_model
+from src.runtime.paths import PUBLISHED, ROOT
 
 GOLDEN = Path(__file__).resolve().parent / "golden" / "tables"
 SUFFIXES = {"table1_addition": (".md", ".tex", ".csv"), "merging": (".md", ".csv")}  # the others as .md

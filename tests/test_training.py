@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from src import checkpoints, store, training
-from src.distributed import World, cores
-from src.paths import ROOT, Paths
+from src.runtime import seeds
+from src.runtime.distributed import World, cores
+from src.runtime.paths import ROOT, Paths
 
 two_cores = pytest.mark.skipif(cores() < 2, reason="needs 2 cores")
 TRAIN = ("--steps=8", "--checkpoint-every=3", "--tasks=signs", "--batch-size=16")
@@ -64,11 +65,11 @@ def test_schedule_is_the_published_one():
 
 
 def test_batches_cover_each_epoch_once_and_shares_make_the_whole():
-    batches = [training.batch_indices(50, 16, number, seed=3) for number in range(8)]
+    batches = [seeds.batch_indices(50, 16, number, seed=3) for number in range(8)]
     assert [len(b) for b in batches] == [16, 16, 16, 2] * 2
     assert sorted(np.concatenate(batches[:4])) == list(range(50)) == sorted(np.concatenate(batches[4:]))
     assert not np.array_equal(batches[0], batches[4])
-    np.testing.assert_array_equal(batches[5], training.batch_indices(50, 16, 5, seed=3))
+    np.testing.assert_array_equal(batches[5], seeds.batch_indices(50, 16, 5, seed=3))
 
 
 def test_shift_moves_pixels_and_repeats_the_edge():
@@ -92,7 +93,7 @@ def test_one_step_is_adamw_on_the_clipped_gradient(parsed, mode):
     """The first steps against a hand-written loop on f or on f_lin with its plain gradient."""
     args = parsed(*TRAIN, f"--finetuning-mode={mode}", training=True)
     finetune(args)
-    from src import data
+    from src.datasets import loading as data
     from src.heads import get_classification_head
     from src.linearize import LinearizedImageEncoder
     from src.modeling import ImageEncoder
@@ -293,7 +294,7 @@ def test_a_dead_rank_ends_the_job_with_its_reason(tmp_path, mini_cache):
     program = Path(tmp_path / "dies.py")
     program.write_text(
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
-        "from argparse import Namespace\nfrom src.distributed import launch\n"
+        "from argparse import Namespace\nfrom src.runtime.distributed import launch\n"
         "def worker(args, world):\n"
         "    if world.rank == 1: raise RuntimeError('rank one is unwell')\n"
         "    world.wait()\n"

@@ -19,11 +19,12 @@ import vision_files as files
 from src.datasets import __main__ as command
 from src.datasets import hub, official
 from src.datasets.base import Subset, validation_indices
-from src.datasets.download import Download, md5
+from src.datasets.download import Download
 from src.datasets.examples import BadFile, CorruptImage, DataError
 from src.datasets.prepare import Record, cut, load, prepare
 from src.datasets.templates import TEMPLATES
 from src.datasets.vision import CONTROL, FACTS, ROWS, TASKS
+from src.runtime.files import file_hash
 
 ROW = {row.name: row for row in ROWS}
 
@@ -431,7 +432,7 @@ def server(tmp_path, monkeypatch):
 def test_archives_are_verified_unpacked_and_not_fetched_twice(tmp_path, server):
     files.OFFICIAL["CIFAR10"](tmp_path / "elsewhere")
     archive = Path(shutil.make_archive(str(tmp_path / "cifar"), "gztar", tmp_path / "elsewhere"))
-    download = Download("http://server/cifar.tar.gz", md5(archive), "")
+    download = Download("http://server/cifar.tar.gz", file_hash(archive, "md5"), "")
     root = tmp_path / "data"
     with pytest.raises(DataError, match="cannot download http://server/cifar.tar.gz: not found\nadvice"):
         download.fetch(root, "advice")

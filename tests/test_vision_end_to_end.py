@@ -15,7 +15,8 @@ import eval_task_negation
 import finetune
 import main as merging
 import make_tables
-from src import checkpoints, data, modeling, store
+from src import checkpoints, modeling, store
+from src.datasets import loading as data
 from src.datasets import registry
 from src.datasets.examples import name_of
 from src.datasets.prepare import prepare

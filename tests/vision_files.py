@@ -359,11 +359,11 @@ def tar_shard(path: Path, images: list[bytes], labels: list[int]) -> None:
 
 def describe(folder: Path, repo: str, revision: str = "0123456789abcdef") -> Snapshot:
     """Write the record that a fetch leaves."""
-    from src.datasets.download import sha256
+    from src.runtime.files import file_hash
 
     files = sorted(path for path in folder.rglob("*") if path.suffix in {".parquet", ".tar", ".txt"})
     facts = {
-        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": sha256(path)} for path in files
+        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": file_hash(path)} for path in files
     }
     snapshot = Snapshot(repo, revision, facts)
     snapshot.write(folder)

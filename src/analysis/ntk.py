@@ -31,7 +31,7 @@ from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from ..linearize import forward_mode_attention
+from src.linearize import forward_mode_attention
 
 REDUCTIONS = ("trace", "sum")
 # Elements of one operand when per-sample gradients are written out: a slice that stays near the processor's cache.

@@ -10,11 +10,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..paths import ROOT
-from .base import nearest
-from .examples import DataError
-from .prepare import DEFAULT_ROOT, SOURCES, prepare, state
-from .vision import CONTROL, FACTS, TASKS
+from src.datasets.examples import DataError
+from src.datasets.prepare import DEFAULT_ROOT, SOURCES, prepare, state
+from src.datasets.vision import CONTROL, FACTS, TASKS
+from src.runtime.messages import nearest
+from src.runtime.paths import ROOT
 
 GROUPS = {"8": TASKS[:8], "14": TASKS[:14], "20": TASKS, "all": (*TASKS, CONTROL)}
 COLUMNS = ("name", "classes", "train", "val", "test", "source", "state")

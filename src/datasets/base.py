@@ -1,6 +1,6 @@
 """What a data set is to the suite: a registry row, its examples and the pinned validation split."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -83,26 +83,3 @@ def validation_indices(n: int, fraction: float = 0.1, most: int = 5000, seed: in
     held_out = min(int(n * fraction), most)
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed)).numpy()
     return order[: n - held_out], order[n - held_out :]
-
-
-def with_validation(load_official: Callable[[str, Path], Examples]) -> Callable[[str, Path, int], Examples]:
-    """A row's `load` from a loader of the official "train" and "test" sets: validation is cut from train."""
-
-    def load(split: str, root: Path, seed: int) -> Examples:
-        del seed  # the published split does not depend on the run's seed
-        if split == "test":
-            return load_official("test", root)
-        examples = load_official("train", root)
-        train, validation = validation_indices(len(examples))
-        return Subset(examples, train if split == "train" else validation)
-
-    return load
-
-
-def nearest(name: str, known: Sequence[str]) -> str:
-    """'; did you mean X?' for error messages, or nothing."""
-    import difflib
-
-    lowered = {k.lower(): k for k in known}
-    match = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.5)
-    return f"; did you mean {lowered[match[0]]}?" if match else ""

@@ -20,10 +20,10 @@ from filelock import FileLock
 from PIL import Image, features
 from tqdm import tqdm
 
-from ..atomic import replacing
-from ..distributed import cores
-from .base import Examples, Pixels, Subset
-from .examples import CorruptImage, DataError, digest, name_of
+from src.datasets.base import Examples, Pixels, Subset
+from src.datasets.examples import CorruptImage, DataError, digest, name_of
+from src.runtime.distributed import cores
+from src.runtime.files import replacing
 
 FORMAT = 1
 BLOCK = 256  # images decoded before they are written: bounds the memory, keeps the threads busy

@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from .base import nearest
+from src.runtime.messages import nearest
 
 SPLIT = "test"
 SEVERITIES = (1, 2, 3, 4, 5)

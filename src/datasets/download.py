@@ -1,6 +1,5 @@
 """Archives from the official servers, whole and verified or not at all."""
 
-import hashlib
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
@@ -9,8 +8,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ..atomic import replacing
-from .examples import DataError
+from src.datasets.examples import DataError
+from src.runtime.files import file_hash, replacing
 
 TIMEOUT = 20  # seconds without an answer after which a server counts as unreachable
 ARCHIVES = (".zip", ".tar.gz", ".tgz", ".h5.gz")
@@ -42,7 +41,7 @@ class Download:
         server cannot be reached or gives another file than the published one.
         """
         path = self.path(root)
-        if path.exists() and (found := md5(path)) != self.md5:
+        if path.exists() and (found := file_hash(path, "md5")) != self.md5:
             print(f"{path}: expected md5 {self.md5}, found {found}; set aside as {set_aside(path).name}")
         if not path.exists():
             self._download(path, advice)
@@ -68,22 +67,9 @@ class Download:
                     f"cannot download {self.url}: {getattr(error, 'reason', None) or error}\n{advice}\n"
                     f"Without a network: fetch that file elsewhere, put it at {path} and run the same command again."
                 ) from error
-            if (found := md5(temporary)) != self.md5:
+            if (found := file_hash(temporary, "md5")) != self.md5:
                 aside = set_aside(temporary, path)
                 raise DataError(f"{self.url}: expected md5 {self.md5}, found {found}; set aside as {aside}\n{advice}")
-
-
-def md5(path: Path) -> str:
-    return _hash(path, "md5")
-
-
-def sha256(path: Path) -> str:
-    return _hash(path, "sha256")
-
-
-def _hash(path: Path, algorithm: str) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, algorithm).hexdigest()
 
 
 def set_aside(path: Path, name: Path | None = None) -> Path:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .base import Examples, Subset
+from src.datasets.base import Examples, Subset
 
 
 class DataError(RuntimeError):

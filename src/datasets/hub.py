@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..atomic import replacing
-from .download import TIMEOUT, set_aside, sha256
-from .examples import BadFile, DataError, decode, digest
+from src.datasets.download import TIMEOUT, set_aside
+from src.datasets.examples import BadFile, DataError, decode, digest
+from src.runtime.files import file_hash, replacing
 
 CONVERTED = "refs/convert/parquet"  # where the hub keeps its own parquet copy of a set that came in another format
 
@@ -79,7 +79,7 @@ class Snapshot:
         for file, facts in self.files.items():
             path = folder / file
             if path.exists():
-                found = {"size": path.stat().st_size, "sha256": facts["sha256"] and sha256(path)}
+                found = {"size": path.stat().st_size, "sha256": facts["sha256"] and file_hash(path)}
                 if found == facts:
                     continue
                 print(f"{path}: expected {facts}, found {found}; set aside as {set_aside(path).name}")

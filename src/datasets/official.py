@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..unpickle import Call, UnpickleError, parse
-from .base import Examples
-from .classnames import CLASSNAMES
-from .examples import Arrays, BadFile, DataError, Files
+from src.datasets.base import Examples
+from src.datasets.classnames import CLASSNAMES
+from src.datasets.examples import Arrays, BadFile, DataError, Files
+from src.published.unpickle import Call, UnpickleError, parse
 
 
 @dataclass(frozen=True)

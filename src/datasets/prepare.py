@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..atomic import replacing
-from ..paths import ROOT
-from . import hub
-from .base import SPLITS, Examples, Subset, validation_indices
-from .download import Download, set_aside
-from .examples import BadFile, DataError, digest
-from .official import Layout
+from src.datasets import hub
+from src.datasets.base import SPLITS, Examples, Subset, validation_indices
+from src.datasets.download import Download, set_aside
+from src.datasets.examples import BadFile, DataError, digest
+from src.datasets.official import Layout
+from src.runtime.files import replacing
+from src.runtime.paths import ROOT
 
 DEFAULT_ROOT = ROOT / "data"
 SOURCES = ("official", "hub")

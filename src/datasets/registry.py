@@ -3,12 +3,13 @@
 from dataclasses import dataclass, field
 from functools import cache
 
-from .base import Dataset, nearest
-from .mini import ROWS as MINI_ROWS
-from .mini import TASKS as MINI_TASKS
-from .vision import CONTROL as VISION_CONTROL
-from .vision import ROWS as VISION_ROWS
-from .vision import TASKS as VISION_TASKS
+from src.datasets.base import Dataset
+from src.datasets.mini import ROWS as MINI_ROWS
+from src.datasets.mini import TASKS as MINI_TASKS
+from src.datasets.vision import CONTROL as VISION_CONTROL
+from src.datasets.vision import ROWS as VISION_ROWS
+from src.datasets.vision import TASKS as VISION_TASKS
+from src.runtime.messages import nearest
 
 ROWS: dict[str, Dataset] = {row.name: row for row in (*MINI_ROWS, *VISION_ROWS)}
 

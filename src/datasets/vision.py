@@ -12,14 +12,14 @@ torchvision.
 from collections.abc import Sequence
 from functools import partial
 
-from . import official
-from .base import Dataset
-from .classnames import CLASSNAMES
-from .download import Download
-from .hub import Mirror
-from .official import Layout, cifar_layout, folder_layout, idx_layouts
-from .prepare import Facts, load
-from .templates import TEMPLATES
+from src.datasets import official
+from src.datasets.base import Dataset
+from src.datasets.classnames import CLASSNAMES
+from src.datasets.download import Download
+from src.datasets.hub import Mirror
+from src.datasets.official import Layout, cifar_layout, folder_layout, idx_layouts
+from src.datasets.prepare import Facts, load
+from src.datasets.templates import TEMPLATES
 
 Images = int | Sequence[int]  # a total, or one number for each class
 

@@ -19,9 +19,10 @@ import torch
 from torch.func import functional_call
 from tqdm import tqdm
 
-from src import checkpoints, results
+from src import checkpoints
 from src.merging.base import Method, Problem
 from src.merging.concrete_mask import ConcreteMask
+from src.runtime import results
 from src.task_vectors import TaskVector
 
 Mask = Callable[[str], torch.Tensor | None]  # name -> the rescaled mask of that tensor; None leaves it as it is

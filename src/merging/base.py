@@ -27,6 +27,7 @@ import torch
 from hydra.core.config_store import ConfigStore
 
 from src.checkpoints import VISUAL
+from src.runtime.messages import few
 from src.task_vectors import TaskVector
 
 SCOPES = ("visual", "published")
@@ -81,7 +82,7 @@ class Problem:
         known = set(self.pretrained.keys())
         for task, weights in self.finetuned.items():
             if different := sorted(known.symmetric_difference(weights.keys())):
-                raise ValueError(f"{task} and the pre-trained model differ in tensors: {_few(different)}")
+                raise ValueError(f"{task} and the pre-trained model differ in tensors: {few(different)}")
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -97,7 +98,7 @@ class Problem:
         """Shapes of the tensors in scope, in sorted order: the order of the published flat vectors and mask files."""
         shapes = {k: s for k, (_, s) in self._floating.items() if self.scope == "published" or k.startswith(VISUAL)}
         if not shapes:
-            raise ValueError(f"expected floating tensors named {VISUAL}*; the checkpoint has {_few(self._floating)}")
+            raise ValueError(f"expected floating tensors named {VISUAL}*; the checkpoint has {few(self._floating)}")
         return shapes
 
     @property
@@ -232,8 +233,3 @@ def load_methods() -> None:
     package = importlib.import_module("src.merging")
     for module in pkgutil.iter_modules(package.__path__, "src.merging."):
         importlib.import_module(module.name)
-
-
-def _few(names: Sequence[str] | Mapping[str, Any], most: int = 5) -> str:
-    names = list(names)
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

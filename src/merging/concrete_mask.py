@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 
 import torch
 
-from src.training import chance
+from src.runtime.seeds import event_seed
 
 # Masks of a finished model, from (mask, name, draw). "seeded", "mean": m̂ of this draw (the published codes take one
 # unseeded draw); "binary": m of this draw; "expected": σ(x), the mean of m; "threshold": 1{σ(x) > 1/2}.
@@ -52,7 +52,7 @@ class ConcreteMask:
     def relaxed(self, name: str, draw) -> torch.Tensor:
         """m̂; draw: anything that tells one draw from another."""
         x = self.logits[name]
-        generator = torch.Generator(x.device).manual_seed(chance(self.seed, "mask", draw, name))
+        generator = torch.Generator(x.device).manual_seed(event_seed(self.seed, "mask", draw, name))
         u = torch.rand(x.shape, generator=generator, dtype=x.dtype, device=x.device)
         return concrete(x, u, self.temperature)
 

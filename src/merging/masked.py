@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from src import checkpoints
-from src.analysis.masks import describe
 from src.merging.base import Merge, Problem
+from src.merging.geometry import describe
 from src.task_vectors import Mask, TaskVector
 
 Masks = dict[str, Mask]  # of each task

@@ -11,10 +11,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from src.datasets import registry
-from src.paths import SINGLE_TASK
-
-from .gather import FIRST_SEED, MODES, PerSeed, Runs, published, usual_rank
-from .tables import (
+from src.reporting.runs import FIRST_SEED, MODES, PerSeed, Runs, published, usual_rank
+from src.reporting.tables import (
     ADAPTED,
     CONCRETE,
     METHODS,
@@ -27,6 +25,7 @@ from .tables import (
     seeds_text,
     threshold_sweep,
 )
+from src.runtime.paths import SINGLE_TASK
 
 PAPERS = {
     "tangent": "Task arithmetic in the tangent space (arXiv:2305.12827)",

@@ -18,14 +18,13 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from scipy.special import expit
 
-from src import results
 from src.datasets import registry
 from src.datasets.corruptions import CORRUPTIONS, SEVERITIES, corrupt
-from src.paths import SINGLE_TASK
-
-from . import style
-from .gather import MODE_NAMES, MODES, Merges, PerSeed, Records, Runs, chance, printed, usual_rank
-from .tables import ADAPTED, CONCRETE, METHODS, benchmarks, threshold_sweep
+from src.reporting import style
+from src.reporting.runs import MODE_NAMES, MODES, Merges, PerSeed, Records, Runs, chance, printed, usual_rank
+from src.reporting.tables import ADAPTED, CONCRETE, METHODS, benchmarks, threshold_sweep
+from src.runtime import results
+from src.runtime.paths import SINGLE_TASK
 
 FIGURES: dict[str, Callable[[Runs], Figure]] = {}  # filled by `figure`
 
@@ -856,7 +855,7 @@ COLUMNS, SIDE, GAP, SCALE = 20, 32, 2, 2  # pictures of a row, their side and di
 
 def contact(args) -> Figure:
     """Pictures of every task, of the control set, and on the embedded suite of the pre-training mixture."""
-    from src import data  # reads images: torch is loaded for this figure alone
+    from src.datasets import loading as data  # reads images: torch is loaded for this figure alone
 
     suite = registry.suite(args.suite)
     rows = {}
@@ -864,7 +863,7 @@ def contact(args) -> Figure:
         found = data.evaluation_pixels(args, name, "val", SIDE)
         rows[printed(name)] = found.pixels[of_many_classes(found.labels, COLUMNS)]
     if args.suite == "mini":
-        from src.datasets.mini import mixture
+        from src.vit_mini import mixture
 
         rng = np.random.default_rng(args.seed)
         rows["pre-training"] = np.stack([mixture.sample(rng)[0] for _ in range(COLUMNS)])
@@ -908,7 +907,7 @@ def contact_sheet(rows: dict[str, np.ndarray]) -> Figure:
 
 def corruptions(args) -> Figure:
     """Pictures of four tasks at each severity of every corruption, left to right; above, as they are."""
-    from src import data
+    from src.datasets import loading as data
 
     severities = SEVERITIES * (COLUMNS // len(SEVERITIES))
     tasks = np.repeat(registry.suite(args.suite).tasks[: COLUMNS // len(SEVERITIES)], len(SEVERITIES))

@@ -11,7 +11,7 @@ matplotlib.use("Agg")  # before pyplot: figures go to files, also where there is
 import matplotlib.pyplot as plt
 from cycler import cycler
 
-from src.atomic import replacing
+from src.runtime.files import replacing
 
 # Okabe and Ito's palette, which the colour-blind can tell apart; yellow is left out, being too pale on white.
 BLUE, VERMILION, GREEN, ORANGE, SKY, PURPLE = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7"

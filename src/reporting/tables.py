@@ -11,12 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from src.atomic import replacing
 from src.datasets import registry
 from src.datasets.corruptions import CORRUPTIONS
-from src.paths import SINGLE_TASK
-
-from .gather import (
+from src.reporting.runs import (
     BENCHMARKS,
     FIRST_SEED,
     MODE_NAMES,
@@ -29,6 +26,8 @@ from .gather import (
     published,
     published_model,
 )
+from src.runtime.files import replacing
+from src.runtime.paths import SINGLE_TASK
 
 PUBLISHED_METHODS = {
     "none": "Pre-trained",

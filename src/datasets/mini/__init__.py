@@ -2,8 +2,8 @@
 
 from functools import partial
 
-from ..base import Dataset
-from .draw import FAMILIES, TASKS, load
+from src.datasets.base import Dataset
+from src.datasets.mini.draw import FAMILIES, TASKS, load
 
 STEPS = 250  # of fine-tuning, for every task
 

@@ -9,7 +9,20 @@ import math
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from .canvas import SIDE, Colour, backdrop, blend, chance, colour, coordinates, disc, flat, near, polygon, uniform
+from src.datasets.mini.canvas import (
+    SIDE,
+    Colour,
+    backdrop,
+    blend,
+    chance,
+    colour,
+    coordinates,
+    disc,
+    flat,
+    near,
+    polygon,
+    uniform,
+)
 
 COLOURS: dict[str, Colour] = {
     "red": (210, 35, 35),

@@ -7,7 +7,7 @@ mixture knows numbers from `house_numbers` only.
 import numpy as np
 from PIL import Image
 
-from .canvas import PIXELS
+from src.datasets.mini.canvas import PIXELS
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 TEMPLATES = ("a photo of the number {}", "the digit {}", "number {}")

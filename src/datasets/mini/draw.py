@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from ..base import Pixels
-from . import control, digits, house_numbers, land, letters, scenes, signs, textures, vehicles
-from .canvas import PIXELS, reduce, uniform
+from src.datasets.base import Pixels
+from src.datasets.mini import control, digits, house_numbers, land, letters, scenes, signs, textures, vehicles
+from src.datasets.mini.canvas import PIXELS, reduce, uniform
 
 TASKS = ("vehicles", "textures", "land", "signs", "digits", "letters", "scenes", "house_numbers")
 FAMILIES = dict(

@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from .canvas import SIDE, Colour, backdrop, chance, contrasting, font, near, pick, uniform, write
+from src.datasets.mini.canvas import SIDE, Colour, backdrop, chance, contrasting, font, near, pick, uniform, write
 
 # Every symbol is in DejaVu Sans.
 SYMBOLS = {

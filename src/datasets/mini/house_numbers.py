@@ -9,7 +9,7 @@ neighbours, cropped by the frame. Its fonts are not used by the mixture.
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from .canvas import SIDE, Colour, backdrop, chance, clouds, contrasting, font, near, pick, uniform
+from src.datasets.mini.canvas import SIDE, Colour, backdrop, chance, clouds, contrasting, font, near, pick, uniform
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 TEMPLATES = ("a photo of the number {}", "the digit {}", "number {}")

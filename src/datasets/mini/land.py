@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 
-from .canvas import SIDE, Colour, chance, clouds, coordinates, disc, flat, near, pick, uniform
+from src.datasets.mini.canvas import SIDE, Colour, chance, clouds, coordinates, disc, flat, near, pick, uniform
 
 NAMES = (
     "annual crop",

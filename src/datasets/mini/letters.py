@@ -11,7 +11,19 @@ import string
 import numpy as np
 from PIL import Image, ImageDraw
 
-from .canvas import SIDE, backdrop, blend, colour, contrasting, coordinates, font, near, pick, uniform, write
+from src.datasets.mini.canvas import (
+    SIDE,
+    backdrop,
+    blend,
+    colour,
+    contrasting,
+    coordinates,
+    font,
+    near,
+    pick,
+    uniform,
+    write,
+)
 
 NAMES = tuple(string.ascii_lowercase)
 TEMPLATES = ("a photo of the letter {}", "the letter {}", "letter {}")

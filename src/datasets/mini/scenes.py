@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 
-from .canvas import SIDE, Colour, chance, disc, near, pick, uniform
+from src.datasets.mini.canvas import SIDE, Colour, chance, disc, near, pick, uniform
 
 TEMPLATES = ("a photo of a {}", "a {} scene", "a view of a {}")
 VAGUE = ("a view of a place", "a scene", "a picture of a place", "a postcard of some place")

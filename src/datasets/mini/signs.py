@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-from .canvas import (
+from src.datasets.mini.canvas import (
     SIDE,
     Colour,
     backdrop,

@@ -9,7 +9,19 @@ import math
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
-from .canvas import SIDE, backdrop, blend, chance, clouds, colour, contrasting, coordinates, near, pick, uniform
+from src.datasets.mini.canvas import (
+    SIDE,
+    backdrop,
+    blend,
+    chance,
+    clouds,
+    colour,
+    contrasting,
+    coordinates,
+    near,
+    pick,
+    uniform,
+)
 
 TEMPLATES = ("a photo of a {} texture", "a {} pattern", "{} texture")
 VAGUE = ("a texture", "a surface seen from close by", "a repeating pattern", "the surface of a material")

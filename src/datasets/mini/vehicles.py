@@ -11,7 +11,19 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 
-from .canvas import SIDE, Colour, backdrop, blend, chance, colour, coordinates, disc, near, pick, uniform
+from src.datasets.mini.canvas import (
+    SIDE,
+    Colour,
+    backdrop,
+    blend,
+    chance,
+    colour,
+    coordinates,
+    disc,
+    near,
+    pick,
+    uniform,
+)
 
 TEMPLATES = ("a photo of a {}", "a picture of a {} from the side", "a {} on the road")
 VAGUE = ("a vehicle on a road", "a photo of a vehicle", "something with wheels", "a vehicle from the side")

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from scipy.special import stdtrit
 
-from src import results
 from src.datasets import registry
-from src.paths import CORRUPTED, PUBLISHED, ROOT, SINGLE_TASK, Paths
+from src.runtime import results
+from src.runtime.paths import CORRUPTED, PUBLISHED, ROOT, SINGLE_TASK, Paths
 
 MODES = ("standard", "posthoc", "linear")  # in the order of the paper's tables
 MODE_NAMES = {

@@ -1,8 +1,8 @@
 """Makes the shipped ViT-Mini: draws the mixture and trains CLIP on it. Resumable; every seed is fixed.
 
-    python -m src.datasets.mini.pretrain                      # draws, trains, writes vit_mini.safetensors
-    python -m src.datasets.mini.pretrain --measure            # zero-shot and linear probe of the shipped weights
-    python -m src.datasets.mini.pretrain --steps 50 --images 4000 --output /tmp/try.safetensors
+    python -m src.vit_mini.pretrain                      # draws, trains, writes vit_mini.safetensors
+    python -m src.vit_mini.pretrain --measure            # zero-shot and linear probe of the shipped weights
+    python -m src.vit_mini.pretrain --steps 50 --images 4000 --output /tmp/try.safetensors
 
 The state is saved every `--checkpoint-every` steps beside the mixture in `--work`; started again, it goes on there.
 At every save it prints what decides the suite, on design seed 0 only: zero-shot accuracy and a linear probe.
@@ -27,10 +27,11 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
-from ...data import normalise
-from ...distributed import cores
-from . import draw, mixture
-from .clip import MEAN, SHIPPED, STD, Tokenizer, build, load
+from src.datasets.loading import normalise
+from src.datasets.mini import draw
+from src.runtime.distributed import cores
+from src.vit_mini import mixture
+from src.vit_mini.clip import MEAN, SHIPPED, STD, Tokenizer, build, load
 
 NOT_SETTINGS = ("device", "work", "output", "checkpoint_every", "measure")  # flags that do not change the weights
 

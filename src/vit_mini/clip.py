@@ -14,7 +14,7 @@ from open_clip.model import CLIP
 from safetensors import safe_open
 from torch import nn
 
-from .canvas import PIXELS
+from src.datasets.mini.canvas import PIXELS
 
 SHIPPED = Path(__file__).with_name("vit_mini.safetensors")
 

@@ -6,10 +6,10 @@ from functools import lru_cache, partial
 import numpy as np
 import torch
 
-from .datasets import corruptions, registry
-from .datasets.base import Examples, Pixels
-from .datasets.cache import cached, without_corrupt
-from .paths import Paths
+from src.datasets import corruptions, registry
+from src.datasets.base import Examples, Pixels
+from src.datasets.cache import cached, without_corrupt
+from src.runtime.paths import Paths
 
 
 def examples(args, dataset: str, split: str) -> Examples:

@@ -4,7 +4,7 @@ from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PUBLISHED = ROOT / "src" / "reporting" / "published.csv"
 CORRUPTED = "corrupted"  # folder of results on corrupted test images, beside those on clean ones
 

@@ -7,8 +7,8 @@ features learned here are useful for them while the zero-shot heads are mediocre
 import numpy as np
 from PIL import ImageFilter
 
-from . import control, extras, house_numbers, land, letters, scenes, signs, textures, vehicles
-from .canvas import PIXELS, chance, pick, reduce, uniform
+from src.datasets.mini import control, extras, house_numbers, land, letters, scenes, signs, textures, vehicles
+from src.datasets.mini.canvas import PIXELS, chance, pick, reduce, uniform
 
 FAMILIES = (vehicles, textures, land, signs, house_numbers, letters, scenes, control)
 # Shares of the mixture, extras last. Families whose classes are told apart by fine strokes get more.
@@ -64,7 +64,7 @@ def draw_chunk(seed: tuple[int, ...]) -> tuple[np.ndarray, list[str]]:
 
 def vocabulary_texts() -> list[str]:
     """Every text whose words the tokenizer must know: captions and the prompts of all tasks."""
-    from . import digits
+    from src.datasets.mini import digits
 
     texts = list(GENERIC)
     for family in (*FAMILIES, digits):

@@ -1,5 +1,6 @@
-"""Writing a file whole or not at all: a kill leaves the old file or the new one, never half of one."""
+"""Files: written whole or not at all, and their hashes."""
 
+import hashlib
 import os
 import secrets
 from collections.abc import Iterator
@@ -23,3 +24,9 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def file_hash(path: Path, algorithm: str = "sha256") -> str:
+    """In hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, algorithm).hexdigest()

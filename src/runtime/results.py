@@ -14,8 +14,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from src.atomic import replacing
-from src.paths import ROOT
+from src.runtime.files import replacing
+from src.runtime.paths import ROOT
 
 PACKAGES = {"torch": "torch", "open_clip": "open_clip_torch", "numpy": "numpy"}
 STARTED = time.time()

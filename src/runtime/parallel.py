@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from .distributed import torchrun, under_torchrun
+from src.runtime.distributed import torchrun, under_torchrun
 
 
 def _prepare_worker() -> None:

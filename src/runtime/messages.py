@@ -1,0 +1,17 @@
+"""Pieces of error messages."""
+
+import difflib
+from collections.abc import Iterable
+
+
+def few(names: Iterable[str], most: int = 4) -> str:
+    """The first names, and how many more there are."""
+    names = list(names)
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """'; did you mean X?', or nothing."""
+    lowered = {k.lower(): k for k in known}
+    match = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.5)
+    return f"; did you mean {lowered[match[0]]}?" if match else ""

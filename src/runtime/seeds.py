@@ -1,0 +1,19 @@
+"""Seeds that name an event: the same on every machine, in every process, in whatever order things happen."""
+
+import hashlib
+import math
+
+import numpy as np
+import torch
+
+
+def event_seed(*event) -> int:
+    """A seed of 63 bits from anything that names an event."""
+    return int.from_bytes(hashlib.sha256(repr(event).encode()).digest()[:8], "big") >> 1
+
+
+def batch_indices(n: int, batch_size: int, number: int, seed: int) -> np.ndarray:
+    """Indices of the `number`-th batch: every epoch is a fresh permutation whose last batch may be smaller."""
+    epoch, place = divmod(number, math.ceil(n / batch_size))
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(event_seed(seed, "epoch", epoch))).numpy()
+    return order[place * batch_size : (place + 1) * batch_size]
