@@ -131,11 +131,10 @@ def arguments(cfg: DictConfig) -> Namespace:
         value = cfg[option]
         if not (value is None or isinstance(value, int) and value >= 0):
             raise ValueError(f"{option}: expected a number of steps, 0 for none; got {value!r}")
-    named = cfg.DATASETS or cfg.tasks
+    named = cfg.DATASETS or cfg.tasks or str(cfg.num_tasks)
     flags["tasks"] = [named] if isinstance(named, str) else named
     flags |= {"tensorboard": cfg.tensorboard, "wandb": cfg.wandb}
-    args = complete(Namespace(**flags))
-    return args if named else complete(Namespace(**flags | {"tasks": args.tasks[: cfg.num_tasks]}))
+    return complete(Namespace(**flags))
 
 
 def unseen_tasks(args: Namespace, cfg: DictConfig) -> tuple[str, ...]:

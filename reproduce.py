@@ -142,7 +142,8 @@ CORRUPTIONS = ("gaussian_noise", "contrast")
 
 def _merging(args, modes: tuple[str, ...] = ("standard",)) -> list[Command]:
     """Every method on the papers' benchmarks, the first 8, 14 and 20 of the suite's tasks, or on those of --tasks."""
-    every = args.tasks == registry.suite(args.suite).tasks
+    suite = registry.suite(args.suite)
+    every = args.tasks in (suite.default, suite.tasks)
     sizes = [count for count in BENCHMARKS if count <= len(args.tasks)] if every else [len(args.tasks)]
     return [
         _merge(args, label, overrides, args.tasks[:count], mode)
@@ -265,7 +266,7 @@ def _common(args) -> tuple[str, ...]:
     for name in FORWARDED:
         if getattr(args, name) != getattr(defaults, name):
             flags.append(f"--{name.replace('_', '-')}={getattr(args, name)}")
-    if args.tasks != registry.suite(args.suite).tasks:
+    if args.tasks != registry.suite(args.suite).default:
         flags.append(f"--tasks={','.join(args.tasks)}")
     return tuple(flags)
 

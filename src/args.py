@@ -56,7 +56,7 @@ def base_parser(doc: str, modes: tuple[str, ...] | None = EVALUATION_MODES) -> P
     parser.add_argument("--model", help="ViT-Mini (default), ViT-B-32, ViT-B-16, ViT-L-14, any open_clip name")
     parser.add_argument("--suite", help="mini or vision; by default the suite that the model is meant for")
     parser.add_argument(
-        "--tasks", nargs="+", metavar="TASK", help="names (commas or spaces); default: all of the suite"
+        "--tasks", nargs="+", metavar="TASK", help="names, or how many of the suite's first; default: 8 of mini, else 20"
     )
     parser.add_argument("--seed", type=int, default=1, help="of everything; mini draws its images from it too")
     parser.add_argument("--save", type=Path, default=Path("checkpoints"), help="folder of checkpoints")
@@ -159,8 +159,12 @@ def complete(args: argparse.Namespace) -> argparse.Namespace:
 
 def _tasks(names, suite) -> tuple[str, ...]:
     if not names:
-        return suite.tasks
+        return suite.default
     names = [name for chunk in names for name in chunk.split(",") if name]
+    if len(names) == 1 and names[0].isdecimal():
+        if not 1 <= (count := int(names[0])) <= len(suite.tasks):
+            raise ValueError(f"--tasks: expected a number from 1 to {len(suite.tasks)}, or names; found {count}")
+        return suite.tasks[:count]
     for name in names:
         if name not in suite.tasks:
             known = ", ".join(suite.tasks)

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from functools import cache
 
 from src.datasets.base import Dataset
+from src.datasets.mini import FIRST as MINI_FIRST
 from src.datasets.mini import ROWS as MINI_ROWS
 from src.datasets.mini import TASKS as MINI_TASKS
 from src.datasets.vision import CONTROL as VISION_CONTROL
@@ -33,7 +34,8 @@ class Protocol:
 @dataclass(frozen=True)
 class Suite:
     name: str
-    tasks: tuple[str, ...]
+    tasks: tuple[str, ...]  # in the papers' order: a benchmark is the first so many
+    default: tuple[str, ...]  # of a run that names no tasks
     control: str
     model: str
     protocol: Protocol
@@ -52,6 +54,7 @@ SUITES = {
     "mini": Suite(
         name="mini",
         tasks=MINI_TASKS,
+        default=MINI_FIRST,
         control="control",
         model="ViT-Mini",
         protocol=Protocol(
@@ -69,6 +72,7 @@ SUITES = {
     "vision": Suite(
         name="vision",
         tasks=VISION_TASKS,
+        default=VISION_TASKS,
         control=VISION_CONTROL,
         model="ViT-B-32",
         protocol=Protocol(

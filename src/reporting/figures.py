@@ -854,20 +854,34 @@ COLUMNS, SIDE, GAP, SCALE = 20, 32, 2, 2  # pictures of a row, their side and di
 
 
 def contact(args) -> Figure:
-    """Pictures of every task, of the control set, and on the embedded suite of the pre-training mixture."""
-    from src.datasets import loading as data  # reads images: torch is loaded for this figure alone
-
+    """Pictures of the default tasks, of the control set, and on the embedded suite of the pre-training mixture."""
     suite = registry.suite(args.suite)
-    rows = {}
-    for name in (*suite.tasks, suite.control):
-        found = data.evaluation_pixels(args, name, "val", SIDE)
-        rows[printed(name)] = found.pixels[of_many_classes(found.labels, COLUMNS)]
+    rows = _rows(args, (*suite.default, suite.control))
     if args.suite == "mini":
         from src.vit_mini import mixture
 
         rng = np.random.default_rng(args.seed)
         rows["pre-training"] = np.stack([mixture.sample(rng)[0] for _ in range(COLUMNS)])
     return contact_sheet(rows)
+
+
+def contact_more(args) -> Figure:
+    """Pictures of the tasks that only larger benchmarks have."""
+    suite = registry.suite(args.suite)
+    if not (more := suite.tasks[len(suite.default) :]):
+        raise results.MissingResult(f"suite {suite.name} has no tasks but those that `contact` shows")
+    return contact_sheet(_rows(args, more))
+
+
+def _rows(args, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Validation pictures of the named sets, COLUMNS of each."""
+    from src.datasets import loading as data  # reads images: torch is loaded for pictures alone
+
+    rows = {}
+    for name in names:
+        found = data.evaluation_pixels(args, name, "val", SIDE)
+        rows[printed(name)] = found.pixels[of_many_classes(found.labels, COLUMNS)]
+    return rows
 
 
 def of_many_classes(labels: np.ndarray, count: int) -> np.ndarray:
@@ -919,4 +933,4 @@ def corruptions(args) -> Figure:
     return contact_sheet(rows)
 
 
-PICTURES = {"contact": contact, "corruptions": corruptions}
+PICTURES = {"contact": contact, "contact_more": contact_more, "corruptions": corruptions}

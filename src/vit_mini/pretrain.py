@@ -14,6 +14,7 @@ import json
 import math
 import os
 import time
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -33,7 +34,14 @@ from src.runtime.distributed import cores
 from src.vit_mini import mixture
 from src.vit_mini.clip import MEAN, SHIPPED, STD, Tokenizer, build, load
 
-NOT_SETTINGS = ("device", "work", "output", "checkpoint_every", "measure")  # flags that do not change the weights
+NOT_SETTINGS = (
+    "device",
+    "work",
+    "output",
+    "checkpoint_every",
+    "measure",
+    "sets",
+)  # flags that do not change the weights
 
 
 def parse(argv=None) -> argparse.Namespace:
@@ -52,6 +60,7 @@ def parse(argv=None) -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=Path("cache") / "pretrain", help="mixture and training state")
     parser.add_argument("--output", type=Path, default=SHIPPED)
     parser.add_argument("--measure", action="store_true", help="only measure the shipped weights")
+    parser.add_argument("--sets", nargs="+", default=draw.TOGETHER, choices=draw.FAMILIES, help="with --measure")
     return parser.parse_args(argv)
 
 
@@ -103,23 +112,30 @@ def contrastive_loss(model, images: torch.Tensor, tokens: torch.Tensor) -> torch
 
 
 @torch.no_grad()
-def measure(model, tokenizer: Tokenizer, tasks: Path, device: str) -> dict[str, dict[str, float]]:
-    """Test accuracy (%) per task, zero-shot and of a logistic regression on frozen features, on design seed 0."""
+def measure(
+    model, tokenizer: Tokenizer, names: Sequence[str], folder: Path, device: str
+) -> dict[str, dict[str, float]]:
+    """Test accuracy (%) of the named sets, zero-shot and of a logistic regression on frozen features, on design seed 0.
+
+    folder: of the drawn pictures.
+    """
     model.eval()
 
     def features(name, split):
-        images = torch.from_numpy(np.load(tasks / f"{name}_{split}_x.npy"))
+        found = draw.load(name, split, folder, seed=0)
+        images = torch.from_numpy(found.pixels)
         parts = [model.encode_image(normalise(part.to(device), MEAN, STD)) for part in images.split(500)]
-        return torch.cat(parts).cpu(), np.load(tasks / f"{name}_{split}_y.npy")
+        return torch.cat(parts).cpu(), found.labels
 
     scores = {"zero-shot": {}, "linear probe": {}}
-    for name, family in draw.FAMILIES.items():
-        prompts = [tokenizer([t.format(c) for t in family.TEMPLATES]).to(device) for c in family.NAMES]
+    for name in names:
+        family = draw.FAMILIES[name]
+        prompts = [tokenizer([t.format(c) for t in family.templates]).to(device) for c in family.names]
         per_prompt = [F.normalize(model.encode_text(p), dim=-1).mean(0) for p in prompts]
         head = F.normalize(torch.stack(per_prompt), dim=-1).cpu()
         x, y = features(name, "test")
         scores["zero-shot"][name] = 100 * float(((F.normalize(x, dim=-1) @ head.T).argmax(1).numpy() == y).mean())
-        if "train" in draw.SIZES[name]:
+        if "train" in family.sizes:
             probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=300))
             probe.fit(*(a if isinstance(a, np.ndarray) else a.numpy() for a in features(name, "train")))
             scores["linear probe"][name] = 100 * float(probe.score(x.numpy(), y))
@@ -129,7 +145,7 @@ def measure(model, tokenizer: Tokenizer, tasks: Path, device: str) -> dict[str, 
 
 def report(what: str, scores: dict[str, dict[str, float]]) -> None:
     for kind, per_task in scores.items():
-        mean = np.mean([per_task[t] for t in draw.TASKS])
+        mean = np.mean([accuracy for name, accuracy in per_task.items() if name in draw.TASKS])
         details = " ".join(f"{t} {v:.1f}" for t, v in per_task.items())
         tqdm.write(f"{what}: {kind} {mean:.1f} | {details}")
 
@@ -147,7 +163,6 @@ def learning_rate(step: int, args: argparse.Namespace) -> float:
 
 def train(args: argparse.Namespace) -> None:
     pixels, captions = draw_mixture(args.work, args.images, args.seed)
-    tasks = draw.cached(args.work, seed=0)
     tokenizer = Tokenizer.of(mixture.vocabulary_texts())
     tokens, pixels = tokenizer(captions), torch.from_numpy(pixels)
 
@@ -194,7 +209,7 @@ def train(args: argparse.Namespace) -> None:
             state = dict(model=model.state_dict(), optimizer=optimizer.state_dict(), step=step + 1, seconds=total)
             torch.save(state, state_file.with_suffix(".tmp"))
             os.replace(state_file.with_suffix(".tmp"), state_file)
-            report(f"step {step + 1}", measure(model, tokenizer, tasks, args.device))
+            report(f"step {step + 1}", measure(model, tokenizer, draw.TOGETHER, args.work, args.device))
     header = dict(settings, words=tokenizer.words, seconds=round(seconds + time.time() - began))
     half = {name: tensor.detach().half().cpu().contiguous() for name, tensor in model.state_dict().items()}
     args.output.parent.mkdir(parents=True, exist_ok=True)
@@ -206,7 +221,7 @@ def main() -> None:
     args = parse()
     if args.measure:
         model, tokenizer = load()
-        report("shipped", measure(model.to(args.device), tokenizer, draw.cached(args.work, seed=0), args.device))
+        report("shipped", measure(model.to(args.device), tokenizer, args.sets, args.work, args.device))
     else:
         train(args)
 
