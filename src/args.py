@@ -56,7 +56,10 @@ def base_parser(doc: str, modes: tuple[str, ...] | None = EVALUATION_MODES) -> P
     parser.add_argument("--model", help="ViT-Mini (default), ViT-B-32, ViT-B-16, ViT-L-14, any open_clip name")
     parser.add_argument("--suite", help="mini or vision; by default the suite that the model is meant for")
     parser.add_argument(
-        "--tasks", nargs="+", metavar="TASK", help="names, or how many of the suite's first; default: 8 of mini, else 20"
+        "--tasks",
+        nargs="+",
+        metavar="TASK",
+        help="names, or how many of the suite's first; default: 8 of mini, else 20",
     )
     parser.add_argument("--seed", type=int, default=1, help="of everything; mini draws its images from it too")
     parser.add_argument("--save", type=Path, default=Path("checkpoints"), help="folder of checkpoints")
