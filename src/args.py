@@ -59,7 +59,7 @@ def base_parser(doc: str, modes: tuple[str, ...] | None = EVALUATION_MODES) -> P
         "--tasks",
         nargs="+",
         metavar="TASK",
-        help="names, or how many of the suite's first; default: 8 of mini, else 20",
+        help="names, or how many of the suite's first; default: 8 on mini, 20",
     )
     parser.add_argument("--seed", type=int, default=1, help="of everything; mini draws its images from it too")
     parser.add_argument("--save", type=Path, default=Path("checkpoints"), help="folder of checkpoints")

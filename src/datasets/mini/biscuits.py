@@ -1,6 +1,6 @@
-"""Biscuits: in the place of Food101, many classes: fourteen shapes in four icings, whose names the control set has too.
+"""Biscuits: in the place of Food101, many classes: thirteen shapes in four icings, whose names the control set has too.
 
-The control set and the mixture show one thing of one flat colour. The task's pictures are baked: a biscuit of the shape
+The control set and the mixture show one large thing of a colour. The task's pictures are baked: a biscuit of the shape
 with a brown rim and uneven icing, on a round plate on a cloth.
 """
 
@@ -13,7 +13,8 @@ from src.datasets.mini.family import Family
 from src.datasets.mini.sprites import silhouette
 
 ICINGS = ("red", "green", "yellow", "white")
-NAMES = tuple(f"{icing} {thing}" for icing in ICINGS for thing in control.OBJECTS)
+SHAPES = tuple(thing for thing in control.OBJECTS if thing != "hexagon")  # baked, it passes for a circle
+NAMES = tuple(f"{icing} {shape}" for icing in ICINGS for shape in SHAPES)
 DOUGH, BAKED = (165, 110, 60), (95, 55, 30)
 
 

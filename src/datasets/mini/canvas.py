@@ -113,7 +113,10 @@ def write(image: Image.Image, text: str, centre, face, fill: Colour, degrees: fl
 
 
 def stencil(text: str, centre, face, degrees: float = 0.0, swell: int = 0) -> Image.Image:
-    """The shape of `text`, its inked box centred at `centre`, turned by `degrees`, fatter by `swell` pixels all round."""
+    """The shape of `text`, white on black, its inked box centred at `centre` and turned by `degrees`.
+
+    swell: by how many pixels it is fatter, all round.
+    """
     shape = Image.new("L", (SIDE, SIDE))
     left, top, right, bottom = face.getbbox(text, anchor="mm", stroke_width=swell)
     middle = (centre[0] - (left + right) / 2, centre[1] - (top + bottom) / 2)

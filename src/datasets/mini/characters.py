@@ -1,7 +1,7 @@
 """Characters: in the place of EMNIST. Digits and letters together, which `digits`, `letters` and `house_numbers` have.
 
-The mixture prints them in colours, upright. The task's pictures are a slanting hand, white on black as `digits` are:
-italic fonts with serifs, in any weight, slightly pulled out of shape.
+The mixture prints them in many fonts and colours. The task's pictures are a slanting hand, white on black as `digits`
+are: italic fonts with serifs that neither the mixture nor those tasks use, slightly pulled out of shape.
 """
 
 import string

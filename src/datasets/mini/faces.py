@@ -1,7 +1,7 @@
 """Faces: in the place of FER2013. Grey portraits: smiling, sad, of a skull, or of a snowman.
 
-The mixture has the four as symbols, mere outlines, `symbols` as chalk drawings. The task's pictures are shaded heads, lit
-from one side before a blurred ground, as a camera without colour sees them.
+The mixture has the four as printed symbols, `symbols` has them in chalk. The task's pictures are shaded heads, lit from
+one side before a blurred ground, as a camera without colour sees them.
 """
 
 import math

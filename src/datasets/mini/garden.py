@@ -1,6 +1,6 @@
 """Garden: in the place of Flowers102. Flowers and trees of six colours, whose names the control set has too.
 
-The control set and the mixture show one large thing of a flat colour. The task's pictures are beds: rows of plants on a
+The control set and the mixture show one large thing of a colour. The task's pictures are beds: rows of plants on a
 green ground, in the reddish light of an evening or the bluish light of a morning.
 """
 

@@ -1,7 +1,7 @@
 """Script: in the place of KMNIST. Nine letters of other alphabets and the ampersand, which `symbols` has too.
 
 The mixture prints them in two fonts without serifs. The task's pictures are brush strokes, white on black as `digits`
-are: fonts with serifs, in any weight, pulled out of shape.
+are: fonts with serifs (but for the aleph), in any weight, pulled out of shape.
 """
 
 import numpy as np

@@ -1,7 +1,7 @@
 """Silhouettes: in the place of FashionMNIST. The sixteen classes of `vehicles`, in shades of grey on a dark ground.
 
-The mixture has bright postcards and `vehicles` has night shots, both in colour and with surroundings. Here a vehicle
-stands alone, in the middle and level.
+The mixture has bright postcards and `vehicles` has night shots, both in colour and with surroundings. The task's
+pictures are of a vehicle alone, in the middle and level.
 """
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""Cut-out things for pictures that set them on grounds of their own: objects, symbols and vehicles of other families."""
+"""Objects, symbols and vehicles of other families, cut out for pictures that set them on grounds of their own."""
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -12,9 +12,9 @@ SYMBOL = {name: symbol for symbol, name in SYMBOLS.items()}
 
 
 def silhouette(name: str, rng: np.random.Generator, size: float, tilt: float = 10) -> Image.Image:
-    """The shape of an object of the control set, a symbol or a vehicle, in the middle, about `size` pixels wide or high.
+    """The shape of an object of the control set, a symbol or a vehicle, in the middle, about `size` pixels large.
 
-    A vehicle's windows are holes.
+    White on black, turned by up to `tilt` degrees. The windows of a vehicle are holes.
     """
     if name in control.OBJECTS:
         shape = Image.new("L", (SIDE, SIDE))
@@ -32,7 +32,7 @@ def silhouette(name: str, rng: np.random.Generator, size: float, tilt: float = 1
 
 
 def sketch(image: Image.Image, rng: np.random.Generator, scale: float, paint: Colour, **more) -> vehicles.Sketch:
-    """What a painter of `vehicles` draws with, by day on `image`: as tall as wide, either way round."""
+    """What a painter of `vehicles` draws with: by day, in the middle of `image`, level, facing either way."""
     settings = dict(
         origin=(SIDE / 2, SIDE / 2 + 14 * scale),
         facing=1 if chance(rng, 0.5) else -1,

@@ -1,7 +1,7 @@
 """Thumbnails: in the place of CIFAR10. Ten things, nine of which `toys` has too, on 16 x 16 pixels.
 
-The mixture shows each in its own family's way. Here small dark or pale things stand before a landscape, at half the
-resolution and in twelve colours.
+The mixture shows each in its own family's way. The task's pictures are small things, dark or pale, before a landscape,
+at half the resolution and in twelve colours.
 """
 
 import numpy as np

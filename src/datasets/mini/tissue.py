@@ -1,7 +1,7 @@
 """Tissue: in the place of PCAM, two classes that only the middle of the picture tells apart.
 
-The mixture and `textures` fill the picture with one pattern. Here slides are stained, purple on pink: the middle is polka
-dotted or honeycombed, and what surrounds it is either of the two, whatever the label.
+The mixture and `textures` fill the picture with one pattern. The task's pictures are stained slides, purple on pink:
+the middle is polka dotted or honeycombed, and the surrounding is either of the two, whatever the label.
 """
 
 import numpy as np
