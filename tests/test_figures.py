@@ -1,5 +1,7 @@
 """Every figure is drawn from made-up results; what is missing is skipped with the command that makes it."""
 
+from argparse import Namespace
+
 import numpy as np
 import pytest
 import synthetic_results
@@ -7,6 +9,7 @@ from matplotlib import pyplot as plt
 from PIL import Image
 
 import make_figures
+from src.datasets import registry
 from src.reporting import figures, style, tables
 from src.reporting.runs import Runs
 from src.runtime.results import MissingResult
@@ -143,3 +146,16 @@ def test_examples_of_a_contact_sheet_are_of_many_classes():
     picked = figures.of_many_classes(labels, 20)
     assert len(set(picked)) == 20 and set(labels[picked]) == set(range(8))
     assert len(figures.of_many_classes(np.array([0, 1, 1]), 20)) == 3
+
+
+def test_each_task_is_on_one_of_the_two_sheets(monkeypatch):
+    blank = np.zeros((20, 32, 32, 3), np.uint8)
+    monkeypatch.setattr(figures, "_rows", lambda args, names: dict.fromkeys(names, blank))
+    suite = registry.suite("mini")
+    sheets = [sheet(Namespace(suite="mini", seed=0)) for sheet in (figures.contact, figures.contact_more)]
+    first, more = ([text.get_text() for text in sheet.axes[0].texts] for sheet in sheets)
+    assert first == [*suite.default, "control", "pre-training"] and more == list(suite.tasks[8:])
+    for sheet in sheets:
+        plt.close(sheet)
+    with pytest.raises(MissingResult, match="vision has no tasks but those"):
+        figures.contact_more(Namespace(suite="vision"))

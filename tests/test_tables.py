@@ -53,6 +53,18 @@ def test_every_table_has_a_golden_file(made):
     }
 
 
+def test_the_larger_benchmarks_come_in_with_their_scores(tmp_path):
+    synthetic_results.write(tmp_path, seeds=(1,))
+    assert Runs("mini", "ViT-Mini", tmp_path).tasks == synthetic_results.SUITE.default
+    file = tmp_path / "mini" / "ViT-Mini" / "seed_1" / "zeroshot_accuracies.json"
+    scores = json.loads(file.read_text())
+    scores |= {task + suffix: 0.4 for task in synthetic_results.SUITE.tasks[:14] for suffix in ("", "Val")}
+    file.write_text(json.dumps(scores))
+    runs = Runs("mini", "ViT-Mini", tmp_path)
+    assert len(runs.tasks) == 14 and tables.benchmarks(runs) == [8, 14] and len(runs.main_tasks) == 8
+    assert row(table(runs, "single_task"), "mean of 14")[1] == "40.0 [57.2]"
+
+
 def table(runs: Runs, name: str) -> tables.Table:
     return next(table for table in tables.make(runs) if table.name == name)
 
