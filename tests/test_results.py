@@ -128,13 +128,13 @@ def test_the_command_line_can_be_typed_again(monkeypatch):
     monkeypatch.setattr(sys, "argv", [str(ROOT / "main.py"), "model=ViT-Mini", "DATASETS=[MNIST, SVHN]"])
     monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)
     assert results.command_line() == "python main.py model=ViT-Mini 'DATASETS=[MNIST, SVHN]'"
-    script = "from src import results; print(results.command_line())"
+    script = "from src.runtime import results; print(results.command_line())"
     done = subprocess.run([sys.executable, "-c", script, "a"], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "python -c a"
 
 
 def test_reading_results_does_not_import_torch():
-    script = "import sys; from src import results; sys.exit('torch' in sys.modules)"
+    script = "import sys; from src.runtime import results; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)
 
 
