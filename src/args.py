@@ -92,20 +92,17 @@ def finetuning_parser(doc: str | None) -> Parser:
 def parse(parser: Parser, argv: Sequence[str] | None = None) -> tuple[Run, dict[str, Any]]:
     """The run that the flags of `base_parser` mean, and all other flags by name; pairs as tuples of names.
 
-    A value that makes no sense ends the program with exit status 2.
+    Raises UsageError for values that make no sense.
     """
     flags = vars(parser.parse_args(argv))
-    try:
-        run = take_run(flags)
-        if flags.get("pairs"):
-            flags["pairs"] = pair_names(flags["pairs"], run.suite_row)
-    except ValueError as error:
-        parser.error(str(error))
+    run = take_run(flags)
+    if flags.get("pairs"):
+        flags["pairs"] = pair_names(flags["pairs"], run.suite_row)
     return run, {("mode" if name == "finetuning_mode" else name): value for name, value in flags.items()}
 
 
 def take_run(flags: dict[str, Any]) -> Run:
-    """The run that the shared flags mean; they are removed from `flags`. Raises ValueError."""
+    """The run that the shared flags mean; they are removed from `flags`. Raises UsageError."""
     places = Places(*(Path(flags.pop(name)) for name in ("save", "results", "cache_dir", "data_location")))
     name, severity = flags.pop("corruption"), flags.pop("severity")
     corruption = Corruption(name, severity) if name else None

@@ -16,13 +16,12 @@ import io
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from src.runtime.messages import nearest
+from src.runtime.messages import UsageError, nearest
 
 SPLIT = "test"
 SEVERITIES = (1, 2, 3, 4, 5)
@@ -162,12 +161,12 @@ CORRUPTIONS = {
 
 
 def check(name: str, severity: int) -> None:
-    """Raises ValueError that says what exists."""
+    """Raises UsageError that says what exists."""
     if name not in CORRUPTIONS:
         known = ", ".join(CORRUPTIONS)
-        raise ValueError(f"corruption: {name!r} does not exist{nearest(name, list(CORRUPTIONS))} Known: {known}")
+        raise UsageError(f"corruption: {name!r} does not exist{nearest(name, list(CORRUPTIONS))} Known: {known}")
     if severity not in SEVERITIES:
-        raise ValueError(f"severity: expected one of {', '.join(map(str, SEVERITIES))}; got {severity!r}")
+        raise UsageError(f"severity: expected one of {', '.join(map(str, SEVERITIES))}; got {severity!r}")
 
 
 def corrupt(pixels: np.ndarray, name: str, severity: int, seeds) -> np.ndarray:
@@ -203,9 +202,3 @@ class CorruptedPixels:
         seeds = ([stream, index] for index in np.arange(len(self))[where])
         return corrupt(self.pixels[where], self.name, self.severity, seeds)
 
-
-def record(args) -> dict[str, Any]:
-    """What a result says of the corruption that it was made under; nothing where there was none."""
-    if not args.corruption:
-        return {}
-    return {"corruption": {"name": args.corruption, "severity": args.severity, "splits": [SPLIT]}}

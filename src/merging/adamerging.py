@@ -14,18 +14,41 @@ from dataclasses import dataclass
 
 import torch
 
-from src.merging.adaptation import Adaptation, Adapting, MergedModel, check_choice, check_least, schedule, stacked
-from src.merging.base import Merge, Problem, register, scaled
+from src.merging.adaptation import (
+    IMAGES,
+    Adaptation,
+    Adapting,
+    MergedModel,
+    check_choice,
+    check_least,
+    schedule,
+    stacked,
+)
+from src.merging.base import Merge, Problem, Variant, register, scaled
 from src.merging.ties import magnitude_threshold
 
 VARIANTS = {
     "original": dict(steps=500, batches=2, clamp=True),
     "fusion_bench": dict(steps=1000, batches=1, clamp=False),
 }
-MINI = 20  # times shorter on the mini suite
 
 
-@register("adamerging")
+TASK_WISE = {"granularity": "task"}
+
+
+@register(
+    "adamerging",
+    title="AdaMerging, layer-wise",
+    paper="2310.02575",
+    published={
+        "concrete": "LW AM",
+        "concrete:generalisation": "AdaMerging",
+        "fusionbench:robustness": "Layer-wise AdaMerging",
+    },
+    stage="adaptation",
+    needs=IMAGES,
+    variants=(Variant("AdaMerging, task-wise", TASK_WISE, {"concrete": "TW AM"}, "adaptation"),),
+)
 @dataclass
 class AdaMerging(Adapting):
     granularity: str = "layer"
@@ -38,7 +61,7 @@ class AdaMerging(Adapting):
     def merge(self, problem: Problem) -> Merge:
         check_choice("variant", self.variant, VARIANTS)
         own = VARIANTS[self.variant]
-        steps, lr = schedule(problem, self.steps, own["steps"], MINI)
+        steps, lr = schedule(problem, self.steps, own["steps"], "adamerging")
         method = self.with_defaults(**own | {"steps": steps, "lr": lr})
         check_least(0, steps=method.steps)
         check_least(1, batches=method.batches)
@@ -63,7 +86,16 @@ class AdaMerging(Adapting):
         return stacked(problem)
 
 
-@register("adamerging_pp", "adamerging++")
+@register(
+    "adamerging_pp",
+    "adamerging++",
+    title="AdaMerging++, layer-wise",
+    paper="2310.02575",
+    published={"concrete": "LW AM++", "concrete:generalisation": "AdaMerging++"},
+    stage="adaptation-more",
+    needs=IMAGES,
+    variants=(Variant("AdaMerging++, task-wise", TASK_WISE, {"concrete": "TW AM++"}, "adaptation-more"),),
+)
 @dataclass
 class AdaMergingPP(AdaMerging):
     """AdaMerging++. k: percent of each τ_t that is kept."""

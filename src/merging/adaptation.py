@@ -23,10 +23,12 @@ from src import checkpoints
 from src.merging.base import Method, Problem
 from src.merging.concrete_mask import ConcreteMask
 from src.runtime import results
+from src.runtime.messages import UsageError
 from src.task_vectors import TaskVector
 
 Mask = Callable[[str], torch.Tensor | None]  # name -> the rescaled mask of that tensor; None leaves it as it is
 SPLITS = ("test", "val")
+IMAGES = "unlabelled images"
 LR = 1e-3  # Adam's, in all the papers
 KEPT, KEPT_LAYERS = 200, 20  # most points of a curve in a result, and of λ by layer
 
@@ -66,24 +68,24 @@ class Adapting(Method):
 
 def check_choice(option: str, value: str, known: Iterable[str]) -> None:
     if value not in known:
-        raise ValueError(f"{option}: expected one of {', '.join(known)}; got {value!r}")
+        raise UsageError(f"{option}: expected one of {', '.join(known)}; got {value!r}")
 
 
 def check_least(least: int, **options: int) -> None:
     for option, value in options.items():
         if not value >= least:
-            raise ValueError(f"{option}: expected at least {least}; got {value}")
+            raise UsageError(f"{option}: expected at least {least}; got {value}")
 
 
-def schedule(problem: Problem, asked: int | None, published: int, factor: int) -> tuple[int, float]:
-    """Number of steps and Adam's rate. On the mini suite the published schedule is `factor` times shorter.
+def schedule(problem: Problem, asked: int | None, published: int, family: str) -> tuple[int, float]:
+    """Number of steps and Adam's rate: the published schedule, as many times shorter as the suite says of the family.
 
     Its rate grows by the same factor: a step of Adam is about as long as its rate, so the path stays as long. Steps
     that were asked for have the published rate.
     """
     if asked is not None:
         return asked, LR
-    shorter = factor if problem.suite == "mini" else 1
+    shorter = problem.shorter(family)
     return published // shorter, LR * shorter
 
 
@@ -97,7 +99,7 @@ class MergedModel:
 
     taus: pairs of a name and the τ_t of that tensor, (tasks, *shape); by default those of the problem.
     clamp: λ counts as its nearest value in [0, 1].
-    Raises ValueError where the problem has no batches, heads or encoder, and for an `adapt_on` that does not exist.
+    Raises UsageError where the problem has no images, and for an `adapt_on` that does not exist.
     """
 
     def __init__(
@@ -107,22 +109,21 @@ class MergedModel:
         clamp: bool = False,
         taus: Iterable[tuple[str, torch.Tensor]] | None = None,
     ):
-        if missing := [part for part in ("encoder", "batches", "head") if getattr(problem, part) is None]:
-            raise ValueError(f"{method.name} adapts to unlabelled images; the problem comes without {missing[0]}")
+        self.images = problem.unlabelled(method)
         check_choice("adapt_on", method.adapt_on, SPLITS)
         check_choice("vectors", method.vectors, ("float16", "bfloat16", "float32", "float64"))
         check_least(1, batch_size=method.batch_size, pass_size=method.pass_size)
         self.problem, self.method, self.clamp = problem, method, clamp
-        self.encoder = problem.encoder()
+        self.encoder = self.images.encoder()
         self.start = {name: tensor.detach() for name, tensor in self.encoder.state_dict().items()}  # θ0
         self.device = self.start[problem.keys[0]].device
-        self.heads = {task: problem.head(task).to(self.device) for task in problem.tasks}
+        self.heads = {task: self.images.head(task).to(self.device) for task in problem.tasks}
         kept = dict(dtype=getattr(torch, method.vectors), device=self.device)
         self.taus = {name: tau.to(**kept) for name, tau in taus or stacked(problem)}  # (tasks, *shape) each
         self.layer = {name: place for place, name in enumerate(self.taus)}
 
     def coefficients(self, granularity: str) -> torch.Tensor:
-        """λ at the start, (tasks, 1) or (tasks, layers): a layer is a tensor. Raises ValueError for other words."""
+        """λ at the start, (tasks, 1) or (tasks, layers): a layer is a tensor. Raises UsageError for other words."""
         check_choice("granularity", granularity, ("task", "layer"))
         layers = len(self.taus) if granularity == "layer" else 1
         shape, dtype = (len(self.problem.tasks), layers), self.problem.dtype
@@ -183,7 +184,7 @@ class MergedModel:
         return found
 
     def batch(self, task: str, number: int) -> torch.Tensor:
-        return self.problem.batches(task, self.method.adapt_on, self.method.batch_size, number)
+        return self.images.batch(task, self.method.adapt_on, self.method.batch_size, number)
 
 
 class Adaptation:
@@ -203,6 +204,7 @@ class Adaptation:
         mask: ConcreteMask | None = None,
     ):
         self.model, self.problem, self.phases, self.lam, self.mask = model, model.problem, phases, lam, mask
+        self.progress = model.problem.progress
         self.optimizers, self.tensors = optimizers, {"lambda": lam} | (mask.logits if mask else {})
         self.total = sum(phases.values())
         self.done = 0
@@ -214,8 +216,8 @@ class Adaptation:
         identity = {key: getattr(self.problem, key) for key in ("model", "mode", "scope", "seed")}
         # tasks: λ is kept by place, so their order counts
         self.settings = identity | {"tasks": list(tasks)} | method | {"norms of the task vectors": norms}
-        if self.problem.state and self.problem.state.is_file():
-            self._resume(self.problem.state)
+        if self.progress.state and self.progress.state.is_file():
+            self._resume(self.progress.state)
 
     def begins(self, phase: str) -> bool:
         """Whether the next step is the first of this phase."""
@@ -241,8 +243,8 @@ class Adaptation:
             bar.update()
             bar.set_postfix(entropy=f"{math.fsum(entropies.values()) / len(entropies):.3f}")
             self._watch(phase, vector)  # before the state is kept: a run killed in between watches this point again
-            every = self.problem.save_every
-            if self.problem.state and every and (self.done % every == 0 or self.done == self.total):
+            every = self.progress.save_every
+            if self.progress.state and every and (self.done % every == 0 or self.done == self.total):
                 if broken := self._broken():
                     self._stop(phase, index, f"{broken[0]} is no number")
                 self._save()
@@ -290,12 +292,12 @@ class Adaptation:
         if values.shape[1] > 1 and self.done % math.ceil(self.total / KEPT_LAYERS) == 0:
             self.curves["layers"]["step"].append(self.done)
             self.curves["layers"]["values"].append([[round(v, 4) for v in row] for row in values.tolist()])
-        if self.problem.log:
-            self.problem.log(scalars, self.done)
+        if self.progress.log:
+            self.progress.log(scalars, self.done)
 
     def _watch(self, phase: str, vector: Callable[[], TaskVector]) -> None:
-        if self.problem.watch:
-            self.problem.watch(self.done, phase, vector)
+        if self.progress.watch:
+            self.progress.watch(self.done, phase, vector)
 
     def _learned(self) -> dict[str, torch.Tensor]:
         moments = {
@@ -312,7 +314,7 @@ class Adaptation:
     def _save(self) -> None:
         header = {"model": self.problem.model, "settings": self.settings, "phases": self.phases}
         header |= {"step": self.done, "curves": self.curves}
-        checkpoints.save(self.problem.state, self._learned(), header, kind="adaptation state")
+        checkpoints.save(self.progress.state, self._learned(), header, kind="adaptation state")
 
     def _resume(self, path) -> None:
         state = checkpoints.Checkpoint(path, kind="adaptation state")
@@ -337,8 +339,8 @@ class Adaptation:
         print(f"goes on from step {self.done} of {self.total} ({path})")
 
     def _stop(self, phase: str, index: int, why: object) -> NoReturn:
-        path, method = self.problem.state, self.model.method
-        if path and self.problem.save_every and self.done and not self._broken():
+        path, method = self.progress.state, self.model.method
+        if path and self.progress.save_every and self.done and not self._broken():
             self._save()
         kept = "no state was kept"
         if path and path.is_file():

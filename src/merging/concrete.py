@@ -18,7 +18,7 @@ values.
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -28,6 +28,7 @@ import torch
 from src import checkpoints
 from src.checkpoints import VISUAL
 from src.merging.adaptation import (
+    IMAGES,
     Adaptation,
     Adapting,
     MergedModel,
@@ -36,7 +37,7 @@ from src.merging.adaptation import (
     check_least,
     schedule,
 )
-from src.merging.base import Merge, Problem, register, scaled
+from src.merging.base import Drawn, Merge, Problem, Scaled, register, scaled
 from src.merging.concrete_mask import FINAL, ConcreteMask, mean_of, rescaled
 
 VARIANTS = {
@@ -45,7 +46,6 @@ VARIANTS = {
     "fresh": dict(mask_steps=2000, clamp=True, reuse_mask=False, stale=False),
 }
 MASK_STEPS, STEPS = 2000, 1000
-MINI = 40  # times shorter on the mini suite
 
 
 @dataclass
@@ -79,7 +79,7 @@ class Concrete(Adapting):
         if self.mask_file:
             kept = checkpoints.Checkpoint(Path(self.mask_file), like=like, kind="mask logits", model=problem.model)
             expected = {"mode": problem.mode, "adapt_on": self.adapt_on}
-            if problem.suite == "mini":  # whose images are drawn from the seed
+            if problem.suite and problem.suite.drawn:
                 expected["seed"] = problem.seed
             for key, value in expected.items():
                 if (found := kept.header["settings"].get(key)) != value:
@@ -106,25 +106,54 @@ class Concrete(Adapting):
             "learned_on": {key: source.get(key) for key in ("tasks", "adapt_on")},
         }
 
-        def keep(chosen) -> dict[str, Any]:
-            path = problem.mask_path(problem.label)
-            header = {"model": problem.model, "mode": problem.mode, "seed": problem.seed}
-            logits = {name: x.detach() for name, x in mask.logits.items()}
-            checkpoints.save(path, logits, header | {"settings": adaptation.settings}, kind="mask logits")
-            return {"mask_file": path}
-
+        shared = dict(storage_bits=problem.storage_merged(), adaptation=adaptation.course(about))
+        learned = None if self.mask_file else Logits(problem, mask, adaptation.settings)
         if self.final == "mean":
-            merge = Merge(
-                vector=lambda task, draw: model.vector(lam, fixed(mask, "mean", int(draw))),
-                settings=range(self.draws),
-                storage_bits=problem.storage_merged(),
-                draws=self.draws,
-            )
-        else:
-            merge = scaled(problem, model.vector(lam, fixed(mask, self.final)), (1.0,))
-        merge.finish = keep if problem.mask_path and not self.mask_file else None
-        merge.adaptation = adaptation.course(about)
-        return merge
+
+            def draw(number: int) -> Merge:
+                return scaled(problem, model.vector(lam, fixed(mask, "mean", number)), (1.0,))
+
+            return DrawnMasks(draw=draw, draws=self.draws, settings=(1.0,), logits=learned, **shared)
+        return FixedMask(tau=model.vector(lam, fixed(mask, self.final)), settings=(1.0,), logits=learned, **shared)
+
+
+@dataclass(frozen=True)
+class Logits:
+    """Those of a mask that was learned, and the settings that it was learned with."""
+
+    problem: Problem
+    mask: ConcreteMask
+    settings: dict[str, Any]
+
+    def save(self) -> dict[str, Any]:
+        """Keep them for `mask_file`; gives the file."""
+        if self.problem.mask_path is None:
+            return {}
+        path = self.problem.mask_path(self.problem.label)
+        header = {"model": self.problem.model, "mode": self.problem.mode, "seed": self.problem.seed}
+        logits = {name: x.detach() for name, x in self.mask.logits.items()}
+        checkpoints.save(path, logits, header | {"settings": self.settings}, kind="mask logits")
+        return {"mask_file": path}
+
+
+@dataclass(kw_only=True)
+class KeepsLogits(Merge):
+    """A merge with a learned mask, whose logits later runs can load; None where they were loaded themselves."""
+
+    logits: Logits | None = None
+
+    def finish(self, chosen: Mapping[str, Any]) -> dict[str, Any]:
+        return self.logits.save() if self.logits else {}
+
+
+@dataclass(kw_only=True)
+class FixedMask(KeepsLogits, Scaled):
+    """One final mask."""
+
+
+@dataclass(kw_only=True)
+class DrawnMasks(KeepsLogits, Drawn):
+    """Means over draws of the mask."""
 
 
 def fixed(mask: ConcreteMask, kind: str, draw: int = 0) -> Callable[[str], torch.Tensor | None]:
@@ -133,12 +162,19 @@ def fixed(mask: ConcreteMask, kind: str, draw: int = 0) -> Callable[[str], torch
 
 
 @register(
-    "concrete_subspace/clip_concrete_task_arithmetic", "clip_concrete_task_arithmetic", "concrete_task_arithmetic"
+    "concrete_task_arithmetic",
+    "clip_concrete_task_arithmetic",
+    "concrete_subspace/clip_concrete_task_arithmetic",
+    title="Concrete TA",
+    paper="2312.06173",
+    published={"concrete": "Concrete TA"},
+    stage="adaptation",
+    needs=IMAGES,
 )
 @dataclass
 class ConcreteTaskArithmetic(Concrete):
     def merge(self, problem: Problem) -> Merge:
-        steps, rate = schedule(problem, self.mask_steps, MASK_STEPS, MINI)
+        steps, rate = schedule(problem, self.mask_steps, MASK_STEPS, "concrete")
         method = self.with_defaults(mask_steps=0 if self.mask_file else steps, mask_lr=rate)
         model = MergedModel(problem, method)
         mask, lam = method.mask(problem, model), model.coefficients("task")
@@ -172,8 +208,8 @@ class ConcreteAdaMerging(Concrete):
     def merge(self, problem: Problem) -> Merge:
         check_choice("variant", self.variant, VARIANTS)
         own = VARIANTS[self.variant]
-        meta_steps, mask_lr = schedule(problem, self.mask_steps, own["mask_steps"], MINI)
-        steps, lr = schedule(problem, self.steps, STEPS, MINI)
+        meta_steps, mask_lr = schedule(problem, self.mask_steps, own["mask_steps"], "concrete")
+        steps, lr = schedule(problem, self.steps, STEPS, "concrete")
         own = own | dict(mask_steps=0 if self.mask_file else meta_steps, mask_lr=mask_lr, steps=steps, lr=lr)
         method = self.with_defaults(**own)
         check_least(0, steps=method.steps)
@@ -232,13 +268,31 @@ def detached(mask: torch.Tensor | None) -> torch.Tensor | None:
     return None if mask is None else mask.detach()
 
 
-@register("concrete_subspace/clip_concrete_task_wise_adamerging", "concrete_task_wise_adamerging")
+@register(
+    "concrete_task_wise_adamerging",
+    "clip_concrete_task_wise_adamerging",
+    "concrete_subspace/clip_concrete_task_wise_adamerging",
+    title="Concrete AdaMerging, task-wise",
+    paper="2312.06173",
+    published={"concrete": "TW Concrete AM"},
+    stage="adaptation-more",
+    needs=IMAGES,
+)
 @dataclass
 class TaskWiseConcreteAdaMerging(ConcreteAdaMerging):
     granularity: ClassVar[str] = "task"
 
 
-@register("concrete_subspace/clip_concrete_layer_wise_adamerging", "concrete_layer_wise_adamerging")
+@register(
+    "concrete_layer_wise_adamerging",
+    "clip_concrete_layer_wise_adamerging",
+    "concrete_subspace/clip_concrete_layer_wise_adamerging",
+    title="Concrete AdaMerging, layer-wise",
+    paper="2312.06173",
+    published={"concrete": "LW Concrete AM", "concrete:generalisation": "Concrete AM"},
+    stage="adaptation",
+    needs=IMAGES,
+)
 @dataclass
 class LayerWiseConcreteAdaMerging(ConcreteAdaMerging):
     granularity: ClassVar[str] = "layer"
