@@ -8,6 +8,7 @@ For linear and post-hoc models the whole grid costs two jvps per batch. Writes d
 grid, each task's term, and the mean of ξ inside the search space [-1, 1]². No script for this was ever published.
 """
 
+import time
 from functools import partial
 
 from src import experiments
@@ -21,6 +22,7 @@ from src.runtime.paths import Paths
 @program
 @shared
 def main(argv=None) -> None:
+    started = time.time()
     parser = base_parser(__doc__)
     add_pairs(parser)
     parser.add_argument("--range", type=float, nargs=2, default=(-3.0, 3.0), metavar=("LOW", "HIGH"))
@@ -29,13 +31,13 @@ def main(argv=None) -> None:
     args = parse(parser, argv)
     mode = args.finetuning_mode
     target = Paths.of(args).result(f"disentanglement_{mode}")
-    if results.kept(target, args):
+    if results.skip_existing(target, args):
         return
     data.examples(args, args.pairs[0][0], "test")
     jobs = [(pair, own) for pair in args.pairs for own in (0, 1)]
     terms = parallel.each(partial(experiments.disentanglement_term, args=args), jobs, args.jobs, f"ξ {mode}")
     pairs = [experiments.disentanglement_record(args, both) for both in zip(terms[::2], terms[1::2])]
-    results.write(target, {"finetuning_mode": mode, "pairs": pairs}, args)
+    results.write(target, {"finetuning_mode": mode, "pairs": pairs}, args, started)
     for pair in pairs:
         print(f"disentanglement {mode}: {'-'.join(pair['tasks'])} mean ξ in the box {pair['box_mean']:.3f} -> {target}")
 

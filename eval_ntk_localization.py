@@ -10,6 +10,7 @@ control are written, for several numbers of eigenfunctions, to ntk_<reduction>.j
 reduction over outputs nor the numbers of samples and eigenfunctions, and no script was ever published.
 """
 
+import time
 from functools import partial
 
 from src import experiments
@@ -24,6 +25,7 @@ from src.runtime.paths import Paths
 @program
 @shared
 def main(argv=None) -> None:
+    started = time.time()
     parser = base_parser(__doc__, modes=None)
     add_pairs(parser, "ntk_pairs")
     parser.add_argument("--reduction", choices=REDUCTIONS, default="trace", help="over the outputs of the head")
@@ -40,12 +42,12 @@ def main(argv=None) -> None:
     )
     args = parse(parser, argv)
     target = Paths.of(args).result(f"ntk_{args.reduction}")
-    if results.kept(target, args):
+    if results.skip_existing(target, args):
         return
     data.examples(args, args.pairs[0][0], "test")
     work = partial(experiments.ntk_localization, args=args)
     pairs = parallel.each(work, args.pairs, args.jobs, f"tangent kernel, {args.reduction}")
-    results.write(target, {"reduction": args.reduction, "num_samples": args.num_samples, "pairs": pairs}, args)
+    results.write(target, {"reduction": args.reduction, "num_samples": args.num_samples, "pairs": pairs}, args, started)
     for pair in pairs:
         found = zip(pair["ranks"], pair["nystrom"]["ratio_heldout"])
         ratios = ", ".join(f"{k}: {'none' if r is None else f'{r:.2f}'}" for k, r in found)

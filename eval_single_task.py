@@ -11,6 +11,7 @@ task its test accuracy under its name and its validation accuracy under <name>Va
 `control` is the mean over tasks of the accuracy that each keeps on the control set.
 """
 
+import time
 from pathlib import Path
 
 from src import checkpoints, store
@@ -28,6 +29,7 @@ SPLITS = {"test": "", "val": "Val"}  # split -> suffix of its published field
 @program
 @shared
 def main(argv=None) -> None:
+    started = time.time()
     parser = base_parser(__doc__, ("none", *EVALUATION_MODES))
     parser.add_argument("--encoder", type=Path, help="evaluate this checkpoint (of main.py's output=) on every task")
     parser.add_argument("--name", help="name of the result of --encoder")
@@ -36,7 +38,7 @@ def main(argv=None) -> None:
         parser.error("--encoder and --name go together: the second names the result")
     paths = Paths.of(args)
     target = paths.result(args.name) if args.encoder else paths.single_task(args.finetuning_mode)
-    if results.kept(target, args):
+    if results.skip_existing(target, args):
         return
     store.save_pretrained(args)
     control = registry.suite(args.suite).control
@@ -63,7 +65,7 @@ def main(argv=None) -> None:
         record["n"][field] = found[0][0].n
         if dataset == control and own:
             record["control_per_task"][split] = dict(zip(lines, accuracies))
-    results.write(target, record, args)
+    results.write(target, record, args, started)
     average = mean(record[task] for task in args.tasks)
     print(
         f"{args.finetuning_mode}: {100 * average:.1f} % over {len(args.tasks)} tasks, {control} "

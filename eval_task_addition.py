@@ -9,6 +9,8 @@ addition_<mode>.json: absolute and normalised accuracies, per task, with denomin
 nothing (zero-shot) scores by the same denominators. Needs the single-task results of the mode and of `none`.
 """
 
+import time
+
 import numpy as np
 
 from src import store
@@ -23,18 +25,19 @@ from src.runtime.paths import Paths
 @program
 @shared
 def main(argv=None) -> None:
+    started = time.time()
     parser = base_parser(__doc__)
     add_search(parser)
     args = parse(parser, argv)
     mode = args.finetuning_mode
     target = Paths.of(args).result(f"addition_{mode}")
-    if results.kept(target, args):
+    if results.skip_existing(target, args):
         return
     data.examples(args, args.tasks[0], "test")
     total = sum(store.task_vector(args, task, mode) for task in args.tasks)
     coefs = [float(alpha) for alpha in np.linspace(0, 1, args.n_eval_points)]
     record = evaluate_merge(args, along(total, coefs), args.tasks, mode)
-    results.write(target, record, args)
+    results.write(target, record, args, started)
     test = record["test"]
     print(
         f"addition {mode}: alpha {record['chosen'][args.tasks[0]]:.3f}, {100 * test['mean_accuracy']:.1f} % absolute, "

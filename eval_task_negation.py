@@ -8,6 +8,8 @@ those that keep --control-threshold of the pre-trained validation accuracy on th
 then read on test. Where no α keeps the control, α = 0 is reported, and said. Writes negation_<mode>.json.
 """
 
+import time
+
 import numpy as np
 
 from src import store
@@ -23,13 +25,14 @@ from src.runtime.paths import Paths
 @program
 @shared
 def main(argv=None) -> None:
+    started = time.time()
     parser = base_parser(__doc__)
     add_search(parser, points=21)  # on mini too: every point costs a pass over the control set for each task
     parser.add_argument("--control-threshold", type=float, default=0.95, help="share of the control's accuracy to keep")
     args = parse(parser, argv)
     mode, control = args.finetuning_mode, registry.suite(args.suite).control
     target = Paths.of(args).result(f"negation_{mode}")
-    if results.kept(target, args):
+    if results.skip_existing(target, args):
         return
     data.examples(args, control, "test")
     tangent = mode in store.TANGENT
@@ -73,7 +76,7 @@ def main(argv=None) -> None:
         "mean_control": mean(r["test"]["control"] for r in records.values()),
         "n": {"val": {control: found[0][0][0].n}, "test": {control: scores[0][0][0].n}},
     }
-    results.write(target, record, args)
+    results.write(target, record, args, started)
     print(
         f"negation {mode}: target {100 * record['mean_target']:.1f} %, control {100 * record['mean_control']:.1f} % "
         f"(pre-trained {100 * accuracies[0]:.1f} %) -> {target}"

@@ -207,7 +207,7 @@ def evaluate_merge(args, merge, tasks: Sequence[str], mode: str) -> dict:
     """Choose the setting on validation, read test once, and tell everything: the record of a merging result.
 
     merge: see merging.base.Merge. Accuracies are in [0, 1]; normalised ones are divided by the fine-tuned model's of
-    the same mode and split. `report` tells each task's test accuracy and loss, and their averages.
+    the same mode and split.
     """
     settings = tuple(merge.settings)
     tangent = mode in store.TANGENT
@@ -239,7 +239,6 @@ def evaluate_merge(args, merge, tasks: Sequence[str], mode: str) -> dict:
             "mean_normalised": mean_normalised(curves, denominators.finetuned["val"]),
         },
         "test": summary(accuracy, denominators.finetuned["test"]) | {"loss": {t: s.loss for t, s in test.items()}},
-        "report": report(test),
         "zeroshot": summary(denominators.zeroshot["test"], denominators.finetuned["test"]),
         "denominators": denominators.finetuned,
         "n": {"val": {t: f[0].n for t, f in validation.items()}, "test": {t: s.n for t, s in test.items()}},
@@ -285,7 +284,7 @@ def evaluate_unseen(args, merge, setting: float, tasks: Sequence[str], mode: str
     accuracy = {task: s.accuracy for task, s in test.items()}
     return summary(accuracy, denominators.finetuned["test"]) | {
         "tasks": list(tasks),
-        "report": report(test),
+        "loss": {t: s.loss for t, s in test.items()},
         "zeroshot": summary(denominators.zeroshot["test"], denominators.finetuned["test"]),
         "denominators": denominators.finetuned["test"],
     }
@@ -306,12 +305,6 @@ def spread(accuracy: Mapping[str, Sequence[float]]) -> dict:
         "sd": statistics.stdev(means),
         "sd_per_task": {task: statistics.stdev(values) for task, values in accuracy.items()},
     }
-
-
-def report(scores: Mapping[str, Score]) -> dict[str, dict[str, float]]:
-    """task -> accuracy and mean cross-entropy, and the mean over tasks of both."""
-    average = pooled(list(scores.values()))
-    return {task: {"accuracy": s.accuracy, "loss": s.loss} for task, s in (*scores.items(), ("average", average))}
 
 
 def summary(accuracy: Mapping[str, float], denominators: Mapping[str, float]) -> dict:
