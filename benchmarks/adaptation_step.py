@@ -151,6 +151,7 @@ def peak(device: str) -> int:
 
 
 def main() -> None:
+    started = time.time()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     sizes = dict(tasks=8, width=128, layers=4, side=32, patch=8, features=128, batch_size=16, rounds=5, threads=1)
     for name, value in sizes.items():
@@ -181,7 +182,7 @@ def main() -> None:
                 f"   {times:5.2f} x the time, {memory:5.2f} x the memory"
             )
     if args.output:
-        results.write(args.output, record, args)
+        results.write(args.output, record, args, started)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 from src import args as arguments
 from src import store
@@ -11,6 +12,8 @@ from src.datasets.mini import draw
 
 ROOT = Path(__file__).resolve().parent.parent
 torch.set_num_threads(1)
+settings.register_profile("suite", deadline=None)  # no test depends on how busy the machine is
+settings.load_profile("suite")
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """Many settings in one pass give what each gives by itself; selection reads validation alone."""
 
 import json
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -105,7 +106,7 @@ def test_selection_of_negation_keeps_the_control():
 
 def write_single_task(args, mode: str, accuracy: float):
     record = {t + suffix: accuracy for t in args.tasks for suffix in ("", "Val")}
-    results.write(Paths.of(args).single_task(mode), record, args)
+    results.write(Paths.of(args).single_task(mode), record, args, started=time.time())
 
 
 def test_a_merge_is_chosen_on_validation_and_reported_on_test(parsed, monkeypatch):

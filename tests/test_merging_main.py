@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import hydra
 import numpy as np
@@ -100,7 +101,7 @@ def place(tmp_path_factory, mini_cache):
         made.draw("linear", PAIRED)
         for mode, accuracy in {"none": 0.5, "standard": 0.9, "linear": 0.8, "posthoc": 0.7}.items():
             fields = {task + suffix: accuracy for task in TASKS for suffix in ("", "Val")}
-            results.write(made.paths.single_task(mode), fields, made.args)
+            results.write(made.paths.single_task(mode), fields, made.args, started=time.time())
         yield made
     store._encoder.cache_clear()
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -21,7 +22,7 @@ def test_jobs_of_a_multirun_run_in_processes_of_their_own(parsed, tmp_path):
     header = dict(model=args.model, task="digits", mode="standard", seed=0)
     checkpoints.save(path, dict(store.pretrained(args)), header)  # moved nowhere
     for mode in ("none", "standard"):
-        results.write(Paths.of(args).single_task(mode), {"digits": 0.5, "digitsVal": 0.5}, args)
+        results.write(Paths.of(args).single_task(mode), {"digits": 0.5, "digitsVal": 0.5}, args, started=time.time())
     done = subprocess.run(
         [
             *(sys.executable, str(ROOT / "main.py"), "--multirun", "hydra/launcher=submitit_local"),

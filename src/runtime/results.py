@@ -17,8 +17,12 @@ from typing import Any
 from src.runtime.files import replacing
 from src.runtime.paths import ROOT
 
-PACKAGES = {"torch": "torch", "open_clip": "open_clip_torch", "numpy": "numpy"}
-STARTED = time.time()
+# Packages that decide a number or a pixel: name in `provenance.versions` -> name of the distribution.
+PACKAGES = {
+    **{name: name for name in ("numpy", "scipy", "pillow", "matplotlib", "scikit-learn", "torch", "torchvision")},
+    "open_clip": "open_clip_torch",
+}
+ONE_LINE = 80  # characters of the longest string that may stand beside others on a line of a result
 
 
 class MissingResult(FileNotFoundError):
@@ -29,18 +33,26 @@ class ResultError(ValueError):
     """A result that cannot be written (it holds a NaN) or read (it is cut short, or is no result)."""
 
 
-def write(path: Path, record: Mapping, args: Any, started: float | None = None) -> None:
+def write(path: Path, record: Mapping, config: Any, started: float) -> None:
     """Write `record` with its provenance to `path`, atomically.
 
     record: nested dicts and lists of numbers and strings; NumPy and PyTorch scalars and arrays become plain numbers.
-    args: the configuration of the run: a namespace, a dataclass or a mapping.
-    started: `time.time()` when the work began, for `seconds`; by default when this process did.
+    config: the configuration of the run: a namespace, a dataclass or a mapping.
+    started: `time.time()` when the work on this result began, for `provenance.seconds`.
     Raises ResultError for a NaN or an infinity, TypeError for what JSON cannot hold; `path` is then left as it was.
     """
-    document = _plain(record, path.stem) | {"provenance": provenance(args, started)}
-    text = json.dumps(document, indent=1, allow_nan=False)
+    document = _plain(record, path.stem) | {"provenance": provenance(config, started)}
+    text = encode(document)
     with replacing(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
+
+
+def encode(document: Mapping) -> str:
+    """`document` as the text of a result file: JSON whose differences can be read line by line.
+
+    Each entry of a dictionary has a line of its own. A list of numbers or short strings, nested or not, is one line.
+    """
+    return _encode(document, "\n") + "\n"
 
 
 def exists(path: Path) -> bool:
@@ -48,17 +60,18 @@ def exists(path: Path) -> bool:
     return path.is_file()
 
 
-def kept(path: Path, args: Any) -> bool:
-    """Whether the result is there and stays, which is said, with what it is of where `args` ask for something else.
+def skip_existing(path: Path, config: Any) -> bool:
+    """Print that the result is skipped, and return True, where `path` exists and `config.overwrite` is not set.
 
-    args: a script's namespace; `pairs`, or else `tasks`, are what results may differ in. Raises ResultError.
+    config: a script's configuration. Where the result is of other `pairs`, or else of other `tasks`, than the
+    configuration asks for, the line says so. Raises ResultError for a damaged result.
     """
-    if args.overwrite or not exists(path):
+    if config.overwrite or not exists(path):
         return False
-    what = "pairs" if "pairs" in args else "tasks"
-    asked = _plain(getattr(args, what), what)
-    found = read(path)["provenance"]["config"].get(what, asked)
-    other = "" if found == asked else f", though it is of {what} {_listed(found)}, not {_listed(asked)}"
+    what = "pairs" if hasattr(config, "pairs") else "tasks"
+    expected = _plain(getattr(config, what), what)
+    actual = read(path)["provenance"]["config"].get(what, expected)
+    other = "" if actual == expected else f", though it is of {what} {_listed(actual)}, not {_listed(expected)}"
     print(f"{path}: there already, skipped{other} (--overwrite computes it again)")
     return True
 
@@ -88,22 +101,22 @@ def require(path: Path, command: str) -> dict:
     return record
 
 
-def provenance(args: Any, started: float | None = None) -> dict:
+def provenance(config: Any, started: float) -> dict[str, Any]:
     """Where a result comes from: command, configuration, commit, versions, device, seconds, date."""
-    config = args if isinstance(args, Mapping) else vars(args)
+    config = config if isinstance(config, Mapping) else vars(config)
     return {
         "command": command_line(),
         "config": _plain(config, "config", other=str),
         "commit": commit(),
         "versions": versions(),
         "device": device_name(config.get("device")),
-        "seconds": round(time.time() - (STARTED if started is None else started), 3),
+        "seconds": round(time.time() - started, 3),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that numbers depend on, read without importing them."""
+    """Versions of Python and of the packages that decide numbers or pixels, read without importing them."""
     return {"python": platform.python_version()} | {name: metadata.version(dist) for name, dist in PACKAGES.items()}
 
 
@@ -153,6 +166,24 @@ def _listed(names: list) -> str:
 def _portable(text: str) -> str:
     """A path inside the project relative to it: results are shared, folders of one machine are not."""
     return text.removeprefix(f"{ROOT}/")
+
+
+def _encode(value: Any, newline: str) -> str:
+    """`value` as JSON; `newline` is a line break and the indentation of the line that the value begins on."""
+    inner = newline + " "
+    if isinstance(value, Mapping) and value:
+        entries = [f"{json.dumps(key)}: {_encode(item, inner)}" for key, item in value.items()]
+        return "{" + inner + f",{inner}".join(entries) + newline + "}"
+    if isinstance(value, list) and not _is_short(value):
+        return "[" + inner + f",{inner}".join(_encode(item, inner) for item in value) + newline + "]"
+    return json.dumps(value, allow_nan=False)
+
+
+def _is_short(value: Any) -> bool:
+    """Whether `value` may stand beside others on one line: a number, a short string, or a list of such values."""
+    if isinstance(value, list):
+        return all(map(_is_short, value))
+    return len(value) <= ONE_LINE if isinstance(value, str) else not isinstance(value, Mapping)
 
 
 def _plain(value: Any, where: str, other: Callable[[Any], Any] | None = None) -> Any:
