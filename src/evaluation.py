@@ -26,7 +26,6 @@ from src.modes import MODES
 from src.run import Run
 from src.runtime import parallel, results
 
-
 Key = TypeVar("Key", bound=Hashable)
 
 
@@ -127,9 +126,7 @@ def _sums_of(work: tuple[tuple[str, Line], tuple[int, int]], run: Run, split: st
     return sums(run, dataset, split, line, tangent, share)
 
 
-def score_all(
-    run: Run, mode: str, lines: Mapping[Key, tuple[str, Line]], split: str, desc: str
-) -> dict[Key, Curve]:
+def score_all(run: Run, mode: str, lines: Mapping[Key, tuple[str, Line]], split: str, desc: str) -> dict[Key, Curve]:
     """`score` for every key's (data set, line); several at once, or each shared out among torchrun's ranks."""
     ranks = parallel.ranks()
     work = [(job, (rank, ranks)) for job in lines.values() for rank in range(ranks)]

@@ -73,8 +73,8 @@ class Training:
     def __post_init__(self):
         if self.precision == "bf16" and MODES[self.mode].tangent:
             raise UsageError(
-                "--precision: in bf16's 8 significant bits f(x; θ0) + J(θ − θ0) loses its second term, a few percent of "
-                "the first; fine-tune linearly with fp32 or tf32"
+                "--precision: in bf16's 8 significant bits f(x; θ0) + J(θ − θ0) loses its second term, a few percent "
+                "of the first; fine-tune linearly with fp32 or tf32"
             )
 
     @classmethod
@@ -264,7 +264,7 @@ class FineTuning:
 
     def _compiled(self) -> nn.Module:
         if self.training.compile:
-            # Inside of DDP: compiled around it, DDP's own graph optimizer would meet the jvp, which it does not support.
+            # Inside of DDP: compiled around it, DDP's graph optimizer would meet the jvp, which it does not support.
             self.classifier.compile(backend=self.training.compile)
         return DistributedDataParallel(self.classifier) if self.world.size > 1 else self.classifier
 

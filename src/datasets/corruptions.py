@@ -201,4 +201,3 @@ class CorruptedPixels:
         stream = zlib.crc32(f"{self.dataset} {self.name}".encode())
         seeds = ([stream, index] for index in np.arange(len(self))[where])
         return corrupt(self.pixels[where], self.name, self.severity, seeds)
-

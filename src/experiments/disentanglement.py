@@ -83,9 +83,7 @@ def term(job: tuple[Pair, int], run: Run, mode: str, alphas: np.ndarray, num_sam
     return nonlinear_term(head, batches, plane, alphas, alphas, own, pair[own])
 
 
-def first_images(
-    run: Run, dataset: str, split: str, most: int | None
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def first_images(run: Run, dataset: str, split: str, most: int | None) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Evaluation batches until `most` images (None: all). The images of a drawn set lie in random order."""
     left = len(loading.examples(run, dataset, split)) if most is None else most
     for images, labels in loading.evaluation_batches(run, store.encoder(run), dataset, split):

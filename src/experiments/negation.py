@@ -43,8 +43,7 @@ def _record(run: Run, mode: str, coefs: tuple[float, ...], threshold: float) -> 
     val = score_all(run, mode, {"pretrained": (control, ORIGIN)} | lines, "val", f"negation {mode}, validation")
     floor = threshold * val["pretrained"].accuracy[0]
     index = {
-        task: select_negation(coefs, val[task, task].accuracy, val[task, control].accuracy, floor)
-        for task in run.tasks
+        task: select_negation(coefs, val[task, task].accuracy, val[task, control].accuracy, floor) for task in run.tasks
     }
     alpha = {task: 0.0 if i is None else coefs[i] for task, i in index.items()}
     lines = {(task, dataset): (dataset, Line(taus[task], (alpha[task],))) for task, dataset in pairs}

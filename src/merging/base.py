@@ -9,9 +9,9 @@ A method is one file in this folder, which carries everything that is to be know
 
         def merge(self, problem: Problem) -> Merge: ...
 
-The dataclass is the method's schema for Hydra, so a wrong name, key or type gets Hydra's own message. What `register` is
-told puts the method into tables, figures and the stages of reproduce.py. Settings under a name of their own may go into
-config/method/<name>.yaml, which starts with `defaults: [<method>]`, or `[base_<method>]` when it has the method's name.
+The dataclass is the method's schema for Hydra, so a wrong name, key or type gets Hydra's own message. The words of
+`register` put the method into tables, figures and the stages of reproduce.py. Settings under a name of their own may
+go into config/method/<name>.yaml, which starts with `defaults: [<method>]`, or `[base_<method>]` under that name.
 """
 
 import importlib
@@ -219,7 +219,7 @@ class Merge(ABC):
         return [Line(self.vector(task, setting).vector) for setting in settings]
 
     def finish(self, chosen: Mapping[str, Setting]) -> dict[str, Any]:
-        """Called once with the setting chosen for each task: keeps what later runs load, and gives facts for results."""
+        """Called once with the chosen settings, by task: keeps what later runs load, and gives facts for the result."""
         return {}
 
 
@@ -411,7 +411,7 @@ def load_methods() -> None:
 def registered() -> list[type[Method]]:
     """Every method once, in the order of its paper: the order of the tables. Those without a paper come last."""
     load_methods()
-    return sorted(dict.fromkeys(METHODS.values()), key=lambda cls: cls.paper or "~")
+    return sorted(dict.fromkeys(METHODS.values()), key=lambda cls: (cls.paper or "~", cls.__module__))
 
 
 def variants(stage: str | None = None) -> list[Variant]:

@@ -63,7 +63,7 @@ def evaluate_unseen(run: Run, merge: Merge, setting: Setting, tasks: Sequence[st
 def score_merge(
     run: Run, merge: Merge, mode: str, split: str, settings: Mapping[str, Sequence[Setting]]
 ) -> dict[str, Curve]:
-    """Scores of each task's settings on a split, in order. Without `merge.per_task` all tasks have the same settings."""
+    """Scores of each task's settings on a split, in order; one model for all tasks has the same settings for each."""
     if isinstance(merge, Searched):
         return _score_searched(run, merge, mode, split, settings)
     if isinstance(merge, Drawn):

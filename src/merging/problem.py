@@ -106,5 +106,3 @@ def export(problem: Problem, merge: Merge, chosen: Mapping[str, Setting], output
         checkpoints.save(path, weights, header | (dict(task=task) if merge.per_task else {}))
         written.append(path)
     return written
-
-

@@ -20,9 +20,7 @@ class Watch:
 
     split = "val"
 
-    def __init__(
-        self, run: Run, mode: str, every: int, file: Path, log: Callable[[dict[str, float], int], None]
-    ):
+    def __init__(self, run: Run, mode: str, every: int, file: Path, log: Callable[[dict[str, float], int], None]):
         self.run, self.mode, self.every, self.file, self.log = run, mode, every, file, log
 
     def __call__(self, step: int, phase: str, vector: Callable[[], TaskVector]) -> None:
