@@ -1,4 +1,4 @@
-"""Disentanglement error ξ(α1, α2) of pairs of tasks on a grid of coefficients (Figures 3, 9, 10 of arXiv:2305.12827)."""
+"""Disentanglement error ξ(α1, α2) of pairs of tasks on a grid (Figures 3, 9, 10 of arXiv:2305.12827)."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial
