@@ -11,15 +11,17 @@ grid, each task's term, and the mean of ξ inside the search space [-1, 1]². No
 from functools import partial
 
 from src import experiments
-from src.args import add_pairs, base_parser, parse, program
+from src.args import add_pairs, base_parser, parse
 from src.datasets import loading as data
-from src.runtime import parallel, results
-from src.runtime.parallel import shared
+from src.runtime import results
+from src.runtime.distributed import spmd
+from src.runtime.parallel import map_tasks
 from src.runtime.paths import Paths
+from src.runtime.program import exit_on_user_error
 
 
-@program
-@shared
+@exit_on_user_error
+@spmd
 def main(argv=None) -> None:
     parser = base_parser(__doc__)
     add_pairs(parser)
@@ -33,7 +35,7 @@ def main(argv=None) -> None:
         return
     data.examples(args, args.pairs[0][0], "test")
     jobs = [(pair, own) for pair in args.pairs for own in (0, 1)]
-    terms = parallel.each(partial(experiments.disentanglement_term, args=args), jobs, args.jobs, f"ξ {mode}")
+    terms = map_tasks(partial(experiments.disentanglement_term, args=args), jobs, args.jobs, f"ξ {mode}")
     pairs = [experiments.disentanglement_record(args, both) for both in zip(terms[::2], terms[1::2])]
     results.write(target, {"finetuning_mode": mode, "pairs": pairs}, args)
     for pair in pairs:

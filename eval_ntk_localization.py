@@ -14,15 +14,17 @@ from functools import partial
 
 from src import experiments
 from src.analysis.ntk import REDUCTIONS
-from src.args import add_pairs, base_parser, parse, program
+from src.args import add_pairs, base_parser, parse
 from src.datasets import loading as data
-from src.runtime import parallel, results
-from src.runtime.parallel import shared
+from src.runtime import results
+from src.runtime.distributed import spmd
+from src.runtime.parallel import map_tasks
 from src.runtime.paths import Paths
+from src.runtime.program import exit_on_user_error
 
 
-@program
-@shared
+@exit_on_user_error
+@spmd
 def main(argv=None) -> None:
     parser = base_parser(__doc__, modes=None)
     add_pairs(parser, "ntk_pairs")
@@ -44,7 +46,7 @@ def main(argv=None) -> None:
         return
     data.examples(args, args.pairs[0][0], "test")
     work = partial(experiments.ntk_localization, args=args)
-    pairs = parallel.each(work, args.pairs, args.jobs, f"tangent kernel, {args.reduction}")
+    pairs = map_tasks(work, args.pairs, args.jobs, f"tangent kernel, {args.reduction}")
     results.write(target, {"reduction": args.reduction, "num_samples": args.num_samples, "pairs": pairs}, args)
     for pair in pairs:
         found = zip(pair["ranks"], pair["nystrom"]["ratio_heldout"])

@@ -14,19 +14,20 @@ task its test accuracy under its name and its validation accuracy under <name>Va
 from pathlib import Path
 
 from src import checkpoints, store
-from src.args import EVALUATION_MODES, base_parser, parse, program
+from src.args import EVALUATION_MODES, base_parser, parse
 from src.datasets import corruptions, registry
 from src.datasets import loading as data
 from src.evaluation import ORIGIN, Line, mean, score_all
 from src.runtime import results
-from src.runtime.parallel import shared
+from src.runtime.distributed import spmd
 from src.runtime.paths import Paths
+from src.runtime.program import exit_on_user_error
 
 SPLITS = {"test": "", "val": "Val"}  # split -> suffix of its published field
 
 
-@program
-@shared
+@exit_on_user_error
+@spmd
 def main(argv=None) -> None:
     parser = base_parser(__doc__, ("none", *EVALUATION_MODES))
     parser.add_argument("--encoder", type=Path, help="evaluate this checkpoint (of main.py's output=) on every task")

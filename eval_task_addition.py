@@ -12,16 +12,17 @@ nothing (zero-shot) scores by the same denominators. Needs the single-task resul
 import numpy as np
 
 from src import store
-from src.args import add_search, base_parser, parse, program
+from src.args import add_search, base_parser, parse
 from src.datasets import loading as data
 from src.evaluation import along, evaluate_merge
 from src.runtime import results
-from src.runtime.parallel import shared
+from src.runtime.distributed import spmd
 from src.runtime.paths import Paths
+from src.runtime.program import exit_on_user_error
 
 
-@program
-@shared
+@exit_on_user_error
+@spmd
 def main(argv=None) -> None:
     parser = base_parser(__doc__)
     add_search(parser)

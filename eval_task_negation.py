@@ -11,17 +11,18 @@ then read on test. Where no α keeps the control, α = 0 is reported, and said. 
 import numpy as np
 
 from src import store
-from src.args import add_search, base_parser, parse, program
+from src.args import add_search, base_parser, parse
 from src.datasets import loading as data
 from src.datasets import registry
 from src.evaluation import ORIGIN, Line, mean, score_all, select_negation
 from src.runtime import results
-from src.runtime.parallel import shared
+from src.runtime.distributed import spmd
 from src.runtime.paths import Paths
+from src.runtime.program import exit_on_user_error
 
 
-@program
-@shared
+@exit_on_user_error
+@spmd
 def main(argv=None) -> None:
     parser = base_parser(__doc__)
     add_search(parser, points=21)  # on mini too: every point costs a pass over the control set for each task

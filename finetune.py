@@ -11,13 +11,14 @@ Finished tasks are skipped; a run that was killed goes on from its last saved st
 from functools import partial
 
 from src import store, training
-from src.args import TRAINING_MODES, USER_ERRORS, add_training, base_parser, parse, program
+from src.args import TRAINING_MODES, add_training, base_parser, parse
 from src.datasets import loading as data
-from src.runtime import parallel
 from src.runtime.distributed import World, launch, under_torchrun
+from src.runtime.parallel import map_tasks
+from src.runtime.program import USER_ERRORS, exit_on_user_error
 
 
-@program
+@exit_on_user_error
 def main(argv=None) -> None:
     parser = base_parser(__doc__, TRAINING_MODES)
     add_training(parser)
@@ -28,7 +29,7 @@ def main(argv=None) -> None:
     store.save_pretrained(args)
     data.examples(args, args.tasks[0], "train")  # mini's are drawn once, before the workers look for them
     world = World(device=args.device)
-    parallel.each(partial(training.finetune, args, world=world), args.tasks, args.jobs, "fine-tuning")
+    map_tasks(partial(training.finetune, args, world=world), args.tasks, args.jobs, "fine-tuning")
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from src import checkpoints, store
-from src.args import EVALUATION_MODES, USER_ERRORS, base_parser, complete
+from src.args import EVALUATION_MODES, base_parser, complete
 from src.datasets import loading as data
 from src.datasets import registry
 from src.evaluation import Denominators, Line, evaluate_merge, evaluate_unseen, score_all
@@ -49,10 +49,11 @@ from src.linearize import LinearizedModel
 from src.merging.base import Merge, Method, Problem, load_methods
 from src.merging.geometry import vector_geometry
 from src.runtime import results
+from src.runtime.distributed import from_primary, is_primary, spmd, world_size
 from src.runtime.files import replacing
 from src.runtime.loggers import Logger
-from src.runtime.parallel import shared
 from src.runtime.paths import Paths
+from src.runtime.program import USER_ERRORS, exit_on_user_error
 from src.runtime.seeds import batch_indices, event_seed
 from src.task_vectors import TaskVector
 
@@ -67,7 +68,7 @@ def run(cfg: DictConfig) -> None:
     folder = f"merging/{tasks}/{args.finetuning_mode}-{cfg.scope}"
     name = f"{folder}/{named}"
     target, state = Paths.of(args).result(name), Paths.of(args).adaptation_state(name)
-    if results.exists(target) and not (args.overwrite or cfg.output or state.is_file()):
+    if results.exists(target) and not (args.overwrite or cfg.output or results.exists(state)):
         print(f"{target}: there already, skipped (overwrite=True computes it again)")
         return
     output = Path(cfg.output) if cfg.output else None
@@ -76,7 +77,7 @@ def run(cfg: DictConfig) -> None:
     torch.manual_seed(args.seed)
     with closing(Logger(args, f"{args.model}-{named}", target.parent)) as logger:
         watch = Watch(args, cfg, Paths.of(args).adaptation_state(f"{name}.watched"), logger.log)
-        if args.overwrite:
+        if args.overwrite and is_primary():
             for file in (state, watch.file):
                 file.unlink(missing_ok=True)
         adapting = dict(watch=watch, log=logger.log, state=state, save_every=cfg.save_every)
@@ -101,7 +102,7 @@ def run(cfg: DictConfig) -> None:
         setting = record["chosen"][args.tasks[0]]
         record["unseen"] = evaluate_unseen(args, merge, setting, unseen, args.finetuning_mode)
     if output:
-        record["output"] = export(args, problem, merge, record["chosen"], output)
+        record["output"] = from_primary(lambda: export(args, problem, merge, record["chosen"], output))
     config = OmegaConf.to_container(cfg, resolve=True) | vars(args)
     results.write(target, record, config, started)
     vectors = Paths.of(args).result(f"{folder}/vectors")
@@ -294,7 +295,8 @@ def export(args: Namespace, problem: Problem, merge: Merge, chosen: dict[str, fl
     return written
 
 
-@shared
+@exit_on_user_error
+@spmd
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line; `argv`: overrides in the place of the process's own, run once.
 
@@ -311,6 +313,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         except (*USER_ERRORS, ValueError) as error:  # ValueError: an option that does not fit
             if "HYDRA_FULL_ERROR" in os.environ:
                 raise
+            if world_size() > 1:  # the ranks could come to the next job one by one
+                raise SystemExit(f"error: {error}") from None
             print(f"error: {error}", file=sys.stderr)
             failed.append(error)
 

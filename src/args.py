@@ -1,40 +1,19 @@
 """Flags shared by the command-line scripts. A namespace comes out complete: suite and protocol are filled in here."""
 
 import argparse
-import functools
 from pathlib import Path
 
 import torch
 
-from src.checkpoints import CheckpointError
 from src.datasets import corruptions, registry
-from src.datasets.examples import DataError
 from src.modeling import check_model
-from src.runtime.distributed import check_devices, cores, under_torchrun
+from src.runtime.distributed import check_devices, cores, leave_to_the_first, under_torchrun
 from src.runtime.messages import nearest
-from src.runtime.results import ResultError
 
 TRAINING_MODES = ("standard", "linear")
 EVALUATION_MODES = ("standard", "linear", "posthoc")
 PRECISIONS = ("fp32", "tf32", "bf16")
 PROTOCOL_FLAGS = ("wd", "ls", "warmup_length", "batch_size", "num_grad_accumulation", "clip")
-
-
-# What a user can cause and mend: told in a line, without a traceback.
-USER_ERRORS = (CheckpointError, DataError, ResultError, FileNotFoundError, FloatingPointError)
-
-
-def program(main):
-    """Decorates a script's `main(argv=None)`: errors that a user can mend end it with their message alone."""
-
-    @functools.wraps(main)
-    def told(argv=None):
-        try:
-            return main(argv)
-        except USER_ERRORS as error:
-            raise SystemExit(f"error: {error}") from None
-
-    return told
 
 
 class Parser(argparse.ArgumentParser):
@@ -46,6 +25,10 @@ class Parser(argparse.ArgumentParser):
             raise argparse.ArgumentError(
                 action, f"{value!r} does not exist{hint} Known: {', '.join(map(str, action.choices))}"
             )
+
+    def error(self, message):
+        leave_to_the_first()
+        super().error(message)
 
 
 def base_parser(doc: str, modes: tuple[str, ...] | None = EVALUATION_MODES) -> Parser:

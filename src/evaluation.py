@@ -23,7 +23,9 @@ from src.datasets import corruptions
 from src.datasets import loading as data
 from src.heads import get_classification_head
 from src.linearize import forward_and_jvp
-from src.runtime import parallel, results
+from src.runtime import results
+from src.runtime.distributed import from_primary, world_size
+from src.runtime.parallel import map_tasks
 from src.runtime.paths import Paths
 from src.task_vectors import TaskVector
 
@@ -196,9 +198,9 @@ def _sums_of(work: tuple[Job, tuple[int, int]], args, tangent: bool) -> Sums:
 
 def score_all(args, jobs: Sequence[Job], tangent: bool, desc: str) -> list[list[list[Score]]]:
     """`score` for every job: [job][line][coefficient]. Several at once, or each shared out among torchrun's ranks."""
-    ranks = parallel.ranks()
+    ranks = world_size()
     work = [(job, (rank, ranks)) for job in jobs for rank in range(ranks)]
-    found = parallel.each(partial(_sums_of, args=args, tangent=tangent), work, args.jobs, desc)
+    found = map_tasks(partial(_sums_of, args=args, tangent=tangent), work, args.jobs, desc)
     shares = [found[first : first + ranks] for first in range(0, len(found), ranks)]
     return [sum(rest, start=first).scores() for first, *rest in shares]
 
@@ -224,7 +226,7 @@ def evaluate_merge(args, merge, tasks: Sequence[str], mode: str) -> dict:
     chosen = {task: settings[i] for task, i in index.items()}
     found = scores("test", lambda task: settings if merge.draws else [chosen[task]])
     test = {task: pooled(per_setting) for task, per_setting in found.items()}
-    finished = merge.finish(chosen) if merge.finish else {}
+    finished = from_primary(lambda: merge.finish(chosen)) if merge.finish else {}
     accuracy = {task: s.accuracy for task, s in test.items()}
     record = {
         "tasks": list(tasks),

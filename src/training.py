@@ -23,11 +23,12 @@ from src.datasets.examples import CorruptImage
 from src.heads import get_classification_head
 from src.linearize import LinearizedImageEncoder
 from src.modeling import ImageClassifier, ImageEncoder
-from src.runtime import parallel
 from src.runtime.distributed import World
 from src.runtime.loggers import Logger
+from src.runtime.parallel import in_worker
 from src.runtime.paths import Paths
 from src.runtime.seeds import batch_indices, event_seed
+from src.runtime.signals import heed_parent, until_stopped
 
 IGNORED = -100  # a label that is none: F.cross_entropy's ignore_index
 MAX_SHIFT = 2  # pixels: the augmentation of images that are held in memory
@@ -110,6 +111,7 @@ class Batches:
             batch_sampler=shares,
             num_workers=self.args.workers,
             pin_memory=self.world.device.startswith("cuda"),
+            worker_init_fn=heed_parent,
         )
         try:
             for number, (images, labels) in zip(range(first, stop), loader):
@@ -168,12 +170,12 @@ def finetune(args, task: str, world: World = World()) -> None:
         asked = settings if args.steps is None else settings | {"steps": args.steps}
         other = _differences(found.get("settings", {}), asked)
         told = f"; it was trained with {other}: --overwrite trains anew" if other else ""
-        world.say(f"{task} {mode}: finished before, skipped ({target}){told}")
+        world.print0(f"{task} {mode}: finished before, skipped ({target}){told}")
         return
-    if args.overwrite and world.leads:
+    if args.overwrite and world.is_primary:
         target.unlink(missing_ok=True)
         state_file.unlink(missing_ok=True)
-    world.wait()
+    world.barrier()
     torch.manual_seed(args.seed)
     encoder = _build(args, mode).to(world.device)
     classifier = ImageClassifier(encoder, get_classification_head(args, task)).to(world.device)
@@ -188,27 +190,32 @@ def finetune(args, task: str, world: World = World()) -> None:
     first = 0
     if state_file.is_file():
         first = _resume(state_file, encoder, optimizer, header)
-        world.say(f"{task} {mode}: goes on from step {first} of {steps}")
+        world.print0(f"{task} {mode}: goes on from step {first} of {steps}")
     cast = _set_precision(args.precision, world.device)
     if args.compile:
         # Inside of DDP: compiled around it, DDP's own graph optimizer would meet the jvp, which it does not support.
         classifier.compile(backend=args.compile)
     model = DistributedDataParallel(classifier) if world.size > 1 else classifier
-    logger = Logger(args, f"{args.model}-{task}-{mode}", target.parent) if world.leads else None
+    logger = Logger(args, f"{args.model}-{task}-{mode}", target.parent) if world.is_primary else None
     bar = tqdm(
-        position=parallel.line(),
         total=steps,
         initial=first,
         desc=f"{task} {mode}",
         unit="step",
         leave=False,
-        disable=None if world.leads else True,
+        disable=None if world.is_primary and not in_worker() else True,
     )
     accumulation, began = args.num_grad_accumulation, time.time()
     seen = correct = 0
     total_loss = 0.0
     stream = batches(first * accumulation, steps * accumulation)
-    for step in range(first, steps):
+
+    def save(step: int) -> None:
+        if args.checkpoint_every and world.is_primary:
+            _save_state(state_file, encoder, optimizer, header | {"step": step + 1})
+        world.barrier()  # the others' end would end this process too
+
+    for step in until_stopped(range(first, steps), save, world.any):
         for group in optimizer.param_groups:
             group["lr"] = cosine_lr(step, steps, args.lr, args.warmup_length)
         optimizer.zero_grad()
@@ -236,20 +243,20 @@ def finetune(args, task: str, world: World = World()) -> None:
             bar.set_postfix(loss=f"{step_loss * world.size:.3f}", accuracy=f"{correct / max(1, seen):.3f}")
         if logger:
             logger.log({"loss": step_loss * world.size, "lr": optimizer.param_groups[0]["lr"]}, step)
-        if args.checkpoint_every and (step + 1) % args.checkpoint_every == 0 and step + 1 < steps and world.leads:
+        if args.checkpoint_every and (step + 1) % args.checkpoint_every == 0 and step + 1 < steps and world.is_primary:
             _save_state(state_file, encoder, optimizer, header | {"step": step + 1})
     bar.close()
-    if world.leads:
+    if world.is_primary:
         logger.close()
         checkpoints.save(target, encoder.state_dict(), header | {"step": steps, "processes": world.size})
         state_file.unlink(missing_ok=True)
     rate = (steps - first) / max(1e-9, time.time() - began)
     mean_loss = total_loss * world.size / max(1, steps - first)
     accuracy = correct / max(1, seen)
-    world.say(
+    world.print0(
         f"{task} {mode}: {steps} steps, training loss {mean_loss:.3f}, accuracy {accuracy:.3f}, {rate:.1f} steps/s"
     )
-    world.wait()
+    world.barrier()
 
 
 def _diagnosis(task: str, mode: str, step: int, steps: int, loss: float, state_file) -> str:
@@ -304,11 +311,11 @@ def _resume(path, encoder, optimizer, header: dict) -> int:
 
 def worker(args, world: World) -> None:
     """Fine-tune every task of `args.tasks`, one after the other, with all processes on each."""
-    if world.leads:
+    if world.is_primary:
         store.save_pretrained(args)
         for task in args.tasks:  # made once, before the other processes look for them
             data.examples(args, task, "train")
             get_classification_head(args, task)
-    world.wait()
+    world.barrier()
     for task in args.tasks:
         finetune(args, task, world)

@@ -1,7 +1,9 @@
-"""Scalars to Weights & Biases or TensorBoard, when a flag asks for it; to nobody otherwise."""
+"""Scalars to Weights & Biases or TensorBoard, when a flag asks for it; to nobody otherwise, nor from ranks above 0."""
 
 import importlib
 from pathlib import Path
+
+from src.runtime.distributed import is_primary
 
 
 class Logger:
@@ -9,6 +11,8 @@ class Logger:
 
     def __init__(self, args, name: str, folder):
         self._wandb = self._board = None
+        if not is_primary():
+            return
         if getattr(args, "wandb", False) or getattr(args, "tensorboard", False):
             # wandb takes the system's temporary folder in the place of one that is not there
             Path(folder).mkdir(parents=True, exist_ok=True)

@@ -30,22 +30,30 @@ class ResultError(ValueError):
 
 
 def write(path: Path, record: Mapping, args: Any, started: float | None = None) -> None:
-    """Write `record` with its provenance to `path`, atomically.
+    """Write `record` with its provenance to `path`, atomically; under torchrun rank 0 does, while the others wait.
 
     record: nested dicts and lists of numbers and strings; NumPy and PyTorch scalars and arrays become plain numbers.
     args: the configuration of the run: a namespace, a dataclass or a mapping.
     started: `time.time()` when the work began, for `seconds`; by default when this process did.
     Raises ResultError for a NaN or an infinity, TypeError for what JSON cannot hold; `path` is then left as it was.
     """
-    document = _plain(record, path.stem) | {"provenance": provenance(args, started)}
-    text = json.dumps(document, indent=1, allow_nan=False)
-    with replacing(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+
+    from src.runtime.distributed import from_primary  # here, so that reading results does not pay for torch
+
+    def written() -> None:
+        document = _plain(record, path.stem) | {"provenance": provenance(args, started)}
+        text = json.dumps(document, indent=1, allow_nan=False)
+        with replacing(path) as temporary:
+            temporary.write_text(text + "\n", encoding="utf-8")
+
+    from_primary(written)
 
 
 def exists(path: Path) -> bool:
-    """Whether the result was made. Results are written whole, so a name means a file."""
-    return path.is_file()
+    """Whether the result was made, as rank 0 sees it. Results are written whole, so a name means a file."""
+    from src.runtime.distributed import from_primary  # here, so that reading results does not pay for torch
+
+    return from_primary(path.is_file)
 
 
 def kept(path: Path, args: Any) -> bool:
