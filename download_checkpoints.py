@@ -31,6 +31,7 @@ from src.checkpoints import CheckpointError
 from src.datasets.download import TIMEOUT, set_aside
 from src.runtime.files import file_hash, replacing
 from src.runtime.paths import Paths
+from src.runtime.program import exit_on_user_error
 
 DRIVE = "https://drive.google.com"
 DRIVE_FOLDERS = {
@@ -347,6 +348,7 @@ def run(args) -> None:
         print(f"not published there: {', '.join(missing)}")
 
 
+@exit_on_user_error
 def main(argv=None) -> None:
     parser = base_parser(__doc__, modes=None)
     parser.add_argument("--kind", required=True, choices=tuple(DRIVE_FOLDERS))

@@ -27,6 +27,7 @@ from src.args import EVALUATION_MODES, TRAINING_MODES, base_parser, parse
 from src.datasets import registry
 from src.reporting.runs import BENCHMARKS
 from src.runtime.paths import Paths
+from src.runtime.program import exit_on_user_error
 
 
 @dataclass(frozen=True)
@@ -290,6 +291,7 @@ STAGES = (
 REPORT = (Stage("tables", _tables), Stage("figures", _figures))
 
 
+@exit_on_user_error
 def main(argv=None) -> None:
     parser = base_parser(__doc__, modes=None)
     parser.add_argument("--seeds", type=_numbers, help="such as 1,2,3; each draws its images and fine-tunes anew")

@@ -3,11 +3,12 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from src.datasets.corruptions import SEVERITIES
 from src.modes import EVALUATED, TRAINED
 from src.run import Corruption, Run, pair_names
+from src.runtime.distributed import check_devices, leave_to_the_first, under_torchrun
 from src.runtime.messages import nearest
 from src.runtime.paths import Places
 
@@ -23,6 +24,10 @@ class Parser(argparse.ArgumentParser):
             raise argparse.ArgumentError(
                 action, f"{value!r} does not exist{hint} Known: {', '.join(map(str, action.choices))}"
             )
+
+    def error(self, message: str) -> NoReturn:
+        leave_to_the_first()
+        super().error(message)
 
 
 def base_parser(doc: str | None, modes: Sequence[str] | None = EVALUATED) -> Parser:
@@ -109,7 +114,10 @@ def take_run(flags: dict[str, Any]) -> Run:
     batch_size = flags.pop("eval_batch_size")
     own = ("model", "suite", "tasks", "seed", "device", "jobs", "pretrained_path", "skip_corrupt")
     named = {name: flags.pop(name) for name in own}
-    return Run.of(**named, places=places, corruption=corruption, batch_size=batch_size)
+    run = Run.of(**named, places=places, corruption=corruption, batch_size=batch_size)
+    if under_torchrun():
+        check_devices(run.device)
+    return run
 
 
 def shared_flags() -> dict[str, Any]:

@@ -17,7 +17,7 @@ from src.datasets.examples import BadFile, CorruptImage
 from src.evaluation import ORIGIN, Line, score
 from src.modeling import ImageEncoder
 from src.runtime.distributed import World, check_devices, cores
-from src.runtime.parallel import each
+from src.runtime.parallel import map_tasks
 from src.runtime.paths import ROOT
 
 two_cores = pytest.mark.skipif(cores() < 2, reason="needs 2 cores")
@@ -53,7 +53,7 @@ def test_more_processes_than_gpus_are_refused(monkeypatch, parsed):
 @pytest.mark.parametrize("error", [BadFile(Path("a"), "b", "c"), CorruptImage.of("a", "b")])
 def test_errors_travel_between_processes(error):
     with pytest.raises(type(error), match=str(error)):
-        each(_raise, [error, error], 2, "raising")
+        map_tasks(_raise, [error, error], 2, "raising")
 
 
 def _raise(error: Exception) -> None:
@@ -64,19 +64,20 @@ SHARING = """
 import json, sys
 sys.path[:0] = [{root!r}, {tests!r}]
 from src import args as arguments, evaluation
-from src.runtime import parallel, results
+from src.runtime.distributed import spmd
+from src.runtime.parallel import map_tasks
 from test_distributed import fail_on_one, few_images, lines
 
-@parallel.shared
+@spmd
 def main(argv=None):
     args = arguments.parse(arguments.base_parser(""), argv)
     jobs = [("signs", split, lines(args)) for split in ("val", "test")]
     print(json.dumps([[(s.accuracy, s.loss, s.n) for line in job for s in line]
         for job in evaluation.score_all(args, jobs, True, "shares")]), flush=True)
     try:
-        parallel.each(fail_on_one, [0, 1, 2], 1, "failing")
+        map_tasks(fail_on_one, [0, 1, 2], 1, "failing")
     except FloatingPointError as error:
-        print(error, parallel.each(abs, [-1, -2, -3], 1, "going on"), flush=True)
+        print(error, map_tasks(abs, [-1, -2, -3], 1, "going on"), flush=True)
 
 few_images()
 main(sys.argv[1:])
@@ -139,12 +140,12 @@ def test_a_users_error_arrives_as_its_one_line(tmp_path):
     program.write_text(
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
         "from argparse import Namespace\nfrom pathlib import Path\n"
-        "from src.args import USER_ERRORS, program\nfrom src.datasets.examples import BadFile\n"
+        "from src.runtime.program import USER_ERRORS, exit_on_user_error\nfrom src.datasets.examples import BadFile\n"
         "from src.runtime.distributed import launch\n"
         "def worker(args, world):\n"
         "    if world.rank == 1: raise BadFile(Path('a.mat'), 'labels', 'none')\n"
-        "    world.wait()\n"
-        "@program\n"
+        "    world.barrier()\n"
+        "@exit_on_user_error\n"
         "def main(argv=None): launch(worker, Namespace(world_size=2, device='cpu'), USER_ERRORS)\n"
         "if __name__ == '__main__': main()\n"
     )

@@ -297,7 +297,7 @@ def test_a_dead_rank_ends_the_job_with_its_reason(tmp_path, mini_cache):
         "from argparse import Namespace\nfrom src.runtime.distributed import launch\n"
         "def worker(args, world):\n"
         "    if world.rank == 1: raise RuntimeError('rank one is unwell')\n"
-        "    world.wait()\n"
+        "    world.barrier()\n"
         "if __name__ == '__main__': launch(worker, Namespace(world_size=2, device='cpu'))\n"
     )
     done = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, timeout=200)

@@ -23,7 +23,9 @@ from src import checkpoints
 from src.merging.base import Method, Problem
 from src.merging.concrete_mask import ConcreteMask
 from src.runtime import results
+from src.runtime.distributed import broadcast, from_primary, is_primary
 from src.runtime.messages import UsageError
+from src.runtime.signals import until_stopped
 from src.task_vectors import TaskVector
 
 Mask = Callable[[str], torch.Tensor | None]  # name -> the rescaled mask of that tensor; None leaves it as it is
@@ -216,7 +218,7 @@ class Adaptation:
         identity = {key: getattr(self.problem, key) for key in ("model", "mode", "scope", "seed")}
         # tasks: λ is kept by place, so their order counts
         self.settings = identity | {"tasks": list(tasks)} | method | {"norms of the task vectors": norms}
-        if self.progress.state and self.progress.state.is_file():
+        if is_primary() and self.progress.state and self.progress.state.is_file():
             self._resume(self.progress.state)
 
     def begins(self, phase: str) -> bool:
@@ -227,13 +229,21 @@ class Adaptation:
         """The steps of a phase that are not yet done.
 
         step(index): does one and gives the mean entropy of each task. vector(): the merged vector as it now is.
-        Raises NonFiniteEntropy at the first step that gives no number, with the state before it kept.
+        Under torchrun rank 0 does them, and gives the others what it learned. Raises NonFiniteEntropy at the first step
+        that gives no number, with the state before it kept.
         """
+        self.done, self.curves = from_primary(lambda: self._run(phase, step, vector))
+        for tensor in self.tensors.values():
+            broadcast(tensor)
+
+    def _run(
+        self, phase: str, step: Callable[[int], dict[str, float]], vector: Callable[[], TaskVector]
+    ) -> tuple[int, dict[str, Any]]:
         first, steps = self._first(phase), self.phases[phase]
         if self.begins(phase):
             self._watch(phase, vector)
         bar = tqdm(total=steps, initial=min(steps, self.done - first), desc=phase, leave=False, disable=None)
-        for index in range(self.done - first, steps):
+        for index in until_stopped(range(self.done - first, steps), lambda index: self._keep()):
             try:
                 entropies = step(index)
             except NonFiniteEntropy as error:
@@ -249,6 +259,7 @@ class Adaptation:
                     self._stop(phase, index, f"{broken[0]} is no number")
                 self._save()
         bar.close()
+        return self.done, self.curves
 
     def course(self, mask: dict[str, Any] | None = None) -> dict[str, Any]:
         """The course of the adaptation, for the result."""
@@ -311,6 +322,11 @@ class Adaptation:
     def _broken(self) -> list[str]:
         return [name for name, tensor in self._learned().items() if not torch.isfinite(tensor).all()]
 
+    def _keep(self) -> None:
+        """Save a state between the regular ones, if it is good."""
+        if self.progress.state and self.progress.save_every and self.done and not self._broken():
+            self._save()
+
     def _save(self) -> None:
         header = {"model": self.problem.model, "settings": self.settings, "phases": self.phases}
         header |= {"step": self.done, "curves": self.curves}
@@ -340,8 +356,7 @@ class Adaptation:
 
     def _stop(self, phase: str, index: int, why: object) -> NoReturn:
         path, method = self.progress.state, self.model.method
-        if path and self.progress.save_every and self.done and not self._broken():
-            self._save()
+        self._keep()
         kept = "no state was kept"
         if path and path.is_file():
             step = checkpoints.header(path)["step"]
