@@ -30,8 +30,8 @@ USER_ERRORS = (
 def exit_on_user_error(main: Callable[..., Returned]) -> Callable[..., Returned]:
     """Decorates a script's `main(argv=None)`: it ends with a message alone, and with the processes that it started.
 
-    The exit status is 1 after an error of USER_ERRORS, 2 where it is one of usage, 130 after SIGINT (Ctrl-C), 143 after SIGTERM. Under torchrun one
-    process tells an error that all of them come to.
+    The exit status is 1 after an error of USER_ERRORS, 2 after a UsageError, 130 after SIGINT (Ctrl-C) and 143 after
+    SIGTERM. Under torchrun one process tells an error that all of them come to.
     """
 
     @functools.wraps(main)

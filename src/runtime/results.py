@@ -33,7 +33,6 @@ class ResultError(ValueError):
     """A result that cannot be written (it holds a NaN) or read (it is cut short, or is no result)."""
 
 
-<<<<<<< HEAD
 def write(path: Path, record: Mapping, config: Mapping[str, Any], started: float) -> None:
     """Write `record` with its provenance to `path`, atomically; under torchrun rank 0 does, while the others wait.
 
@@ -176,7 +175,6 @@ def _processor() -> str:
 def _git(*arguments: str) -> str:
     done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True)
     return done.stdout.strip()
-
 
 
 def _portable(text: str) -> str:
