@@ -237,7 +237,13 @@ def finetune(args, task: str, world: World = World()) -> None:
         if logger:
             logger.log({"loss": step_loss * world.size, "lr": optimizer.param_groups[0]["lr"]}, step)
         if args.checkpoint_every and (step + 1) % args.checkpoint_every == 0 and step + 1 < steps and world.leads:
-            _save_state(state_file, encoder, optimizer, header | {"step": step + 1})
+            checkpoints.save_state(
+                state_file,
+                {"model": encoder.state_dict()},
+                {"optimizer": optimizer},
+                header | {"step": step + 1},
+                kind="training state",
+            )
     bar.close()
     if world.leads:
         logger.close()
@@ -273,16 +279,6 @@ def _set_precision(precision: str, device: str):
     return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16")
 
 
-def _save_state(path, encoder, optimizer, header: dict) -> None:
-    moments = {
-        f"optimizer/{index}/{name}": value
-        for index, values in optimizer.state_dict()["state"].items()
-        for name, value in values.items()
-    }
-    weights = {f"model/{name}": value for name, value in encoder.state_dict().items()}
-    checkpoints.save(path, weights | moments, header, kind="training state")
-
-
 def _resume(path, encoder, optimizer, header: dict) -> int:
     """Load a training state; the number of steps it has seen. Raises CheckpointError where its settings differ."""
     state = checkpoints.Checkpoint(path, kind="training state", model=header["model"], task=header["task"])
@@ -291,14 +287,7 @@ def _resume(path, encoder, optimizer, header: dict) -> int:
             f"{path}: expected the state of a run with these settings, found {other}; "
             "repeat the earlier settings, or start anew with --overwrite"
         )
-    encoder.load_state_dict({k.removeprefix("model/"): state[k] for k in state if k.startswith("model/")})
-    restored = optimizer.state_dict()
-    restored["state"] = {}
-    for key in state:
-        if key.startswith("optimizer/"):
-            _, index, name = key.split("/")
-            restored["state"].setdefault(int(index), {})[name] = state[key]
-    optimizer.load_state_dict(restored)
+    encoder.load_state_dict(checkpoints.load_state(state, {"optimizer": optimizer})["model"])
     return state.header["step"]
 
 

@@ -10,8 +10,8 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
+from published_files import Armed, assert_same, encoder_weights, published_vector, random_masks, small_clip
 from safetensors.torch import save_file
-from test_checkpoints import Armed, assert_same, encoder_weights, published_vector, random_masks, small_clip
 
 import download_checkpoints as script
 from src import checkpoints, store
