@@ -313,7 +313,8 @@ class FineTuning:
     def _save(self, step: int) -> None:
         """Keep the state after a step."""
         if self.world.is_primary:
-            _save_state(self.state, self.encoder, self.optimizer, self.header | {"step": step + 1})
+            weights, header = {"model": self.encoder.state_dict()}, self.header | {"step": step + 1}
+            checkpoints.save_state(self.state, weights, {"optimizer": self.optimizer}, header, kind="training state")
 
     def _stopped_at(self, step: int) -> None:
         """Keep the state of a run that was asked to stop, unless it keeps none."""
@@ -382,17 +383,7 @@ def _set_precision(precision: str, device: str) -> AbstractContextManager:
     return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16")
 
 
-def _save_state(path, encoder, optimizer, header: dict) -> None:
-    moments = {
-        f"optimizer/{index}/{name}": value
-        for index, values in optimizer.state_dict()["state"].items()
-        for name, value in values.items()
-    }
-    weights = {f"model/{name}": value for name, value in encoder.state_dict().items()}
-    checkpoints.save(path, weights | moments, header, kind="training state")
-
-
-def _resume(path, encoder, optimizer, header: dict) -> int:
+def _resume(path: Path, encoder: nn.Module, optimizer: torch.optim.Optimizer, header: dict[str, Any]) -> int:
     """Load a training state; the number of steps it has seen. Raises CheckpointError where its settings differ."""
     state = checkpoints.Checkpoint(path, kind="training state", model=header["model"], task=header["task"])
     if other := _differences(state.header["settings"], header["settings"]):
@@ -400,14 +391,7 @@ def _resume(path, encoder, optimizer, header: dict) -> int:
             f"{path}: expected the state of a run with these settings, found {other}; "
             "repeat the earlier settings, or start anew with --overwrite"
         )
-    encoder.load_state_dict({k.removeprefix("model/"): state[k] for k in state if k.startswith("model/")})
-    restored = optimizer.state_dict()
-    restored["state"] = {}
-    for key in state:
-        if key.startswith("optimizer/"):
-            _, index, name = key.split("/")
-            restored["state"].setdefault(int(index), {})[name] = state[key]
-    optimizer.load_state_dict(restored)
+    encoder.load_state_dict(checkpoints.load_state(state, {"optimizer": optimizer})["model"])
     return state.header["step"]
 
 

@@ -310,17 +310,9 @@ class Adaptation:
         if self.progress.watch:
             self.progress.watch(self.done, phase, vector)
 
-    def _learned(self) -> dict[str, torch.Tensor]:
-        moments = {
-            f"{name}/{place}/{moment}": value
-            for name, optimizer in self.optimizers.items()
-            for place, values in optimizer.state_dict()["state"].items()
-            for moment, value in values.items()
-        }
-        return {f"value/{name}": tensor.detach() for name, tensor in self.tensors.items()} | moments
-
     def _broken(self) -> list[str]:
-        return [name for name, tensor in self._learned().items() if not torch.isfinite(tensor).all()]
+        learned = checkpoints.state_tensors({"value": self.tensors}, self.optimizers)
+        return [name for name, tensor in learned.items() if not torch.isfinite(tensor).all()]
 
     def _keep(self) -> None:
         """Save a state between the regular ones, if it is good."""
@@ -330,7 +322,8 @@ class Adaptation:
     def _save(self) -> None:
         header = {"model": self.problem.model, "settings": self.settings, "phases": self.phases}
         header |= {"step": self.done, "curves": self.curves}
-        checkpoints.save(self.progress.state, self._learned(), header, kind="adaptation state")
+        weights = {"value": self.tensors}
+        checkpoints.save_state(self.progress.state, weights, self.optimizers, header, kind="adaptation state")
 
     def _resume(self, path) -> None:
         state = checkpoints.Checkpoint(path, kind="adaptation state")
@@ -342,15 +335,10 @@ class Adaptation:
                 f"{path}: expected the state of a run with these settings, found {told}; "
                 "repeat the earlier settings, or start anew with overwrite=True"
             )
+        values = checkpoints.load_state(state, self.optimizers)["value"]
         with torch.no_grad():
             for name, tensor in self.tensors.items():
-                tensor.copy_(state[f"value/{name}"])
-        for name, optimizer in self.optimizers.items():
-            restored = optimizer.state_dict()
-            for key in (key for key in state if key.startswith(f"{name}/")):
-                _, place, moment = key.split("/")
-                restored["state"].setdefault(int(place), {})[moment] = state[key]
-            optimizer.load_state_dict(restored)
+                tensor.copy_(values[name])
         self.done, self.curves = state.header["step"], state.header["curves"]
         print(f"goes on from step {self.done} of {self.total} ({path})")
 
