@@ -87,7 +87,7 @@ NOTES = {
 Answer = TypeVar("Answer")
 
 
-class DownloadError(RuntimeError):
+class DownloadError(CheckpointError):
     """Something cannot be fetched, or is not what it should be; the message says what to do."""
 
 
@@ -384,7 +384,7 @@ def fetch_published(
     keep: bool = False,
     overwrite: bool = False,
 ) -> None:
-    """Fetch and convert what is published of a kind for the run's model and tasks. Raises UsageError; see `download`."""
+    """Fetch and convert what is published of a kind for the model and tasks of a run. Raises UsageError; see download."""
     if run.model not in MODELS:
         raise UsageError(f"--model: expected one of {', '.join(MODELS)}, found {run.model}")
     if kind not in PATTERNS[publisher]:
