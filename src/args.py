@@ -94,6 +94,28 @@ def finetuning_parser(doc: str | None) -> Parser:
     return parser
 
 
+def reproduction_parser(doc: str | None, stages: Sequence[str]) -> Parser:
+    """The flags of every script and those of reproduce.py."""
+    parser = base_parser(doc, modes=None)
+    parser.add_argument("--seeds", type=_numbers, help="such as 1,2,3; each draws its images and fine-tunes anew")
+    parser.add_argument("--only", nargs="+", choices=stages, metavar="STAGE", help="these stages")
+    parser.add_argument("--extended", action="store_true", help="also merging-*, unseen, adaptation-more, robustness")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands; run nothing")
+    return parser
+
+
+def _numbers(text: str) -> list[int]:
+    """`1,2,5-7`: numbers and ranges of them, both ends included."""
+    numbers: list[int] = []
+    try:
+        for piece in text.split(","):
+            first, _, last = piece.partition("-")
+            numbers += range(int(first), int(last or first) + 1)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected numbers such as 1,2,5-7; got {text!r}") from None
+    return numbers
+
+
 def parse(parser: Parser, argv: Sequence[str] | None = None) -> tuple[Run, dict[str, Any]]:
     """The run that the flags of `base_parser` mean, and all other flags by name; pairs as tuples of names.
 

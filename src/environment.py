@@ -1,6 +1,6 @@
 """Print what an issue should tell of the machine: versions, device, threads, commit.
 
-    python -m src.environment
+python -m src.environment
 """
 
 import os

@@ -384,7 +384,7 @@ def fetch_published(
     keep: bool = False,
     overwrite: bool = False,
 ) -> None:
-    """Fetch and convert what is published of a kind for the model and tasks of a run. Raises UsageError; see download."""
+    """Fetch and convert what is published for the model and tasks of a run. Raises UsageError; see `download`."""
     if run.model not in MODELS:
         raise UsageError(f"--model: expected one of {', '.join(MODELS)}, found {run.model}")
     if kind not in PATTERNS[publisher]:
