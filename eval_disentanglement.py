@@ -10,12 +10,12 @@ grid, each task's term, and the mean of ξ inside the search space [-1, 1]². No
 
 from src.args import add_pairs, base_parser, parse
 from src.experiments.disentanglement import measure_disentanglement
-from src.runtime.parallel import shared
+from src.runtime.distributed import spmd
 from src.runtime.program import exit_on_user_error
 
 
 @exit_on_user_error
-@shared
+@spmd
 def main(argv=None) -> None:
     parser = base_parser(__doc__)
     add_pairs(parser)

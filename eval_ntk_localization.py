@@ -13,12 +13,12 @@ reduction over outputs nor the numbers of samples and eigenfunctions, and no scr
 from src.args import add_pairs, base_parser, parse
 from src.experiments.ntk import CHUNK, RANKS, SAMPLES, localize_kernel, rank
 from src.experiments.registry import NTK
-from src.runtime.parallel import shared
+from src.runtime.distributed import spmd
 from src.runtime.program import exit_on_user_error
 
 
 @exit_on_user_error
-@shared
+@spmd
 def main(argv=None) -> None:
     parser = base_parser(__doc__, modes=None)
     add_pairs(parser)

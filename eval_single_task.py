@@ -16,12 +16,12 @@ from pathlib import Path
 from src.args import base_parser, parse
 from src.experiments.registry import SINGLE_TASK
 from src.experiments.single_task import evaluate_single_tasks
-from src.runtime.parallel import shared
+from src.runtime.distributed import spmd
 from src.runtime.program import exit_on_user_error
 
 
 @exit_on_user_error
-@shared
+@spmd
 def main(argv=None) -> None:
     parser = base_parser(__doc__, SINGLE_TASK.choices)
     parser.add_argument("--encoder", type=Path, help="evaluate this checkpoint (of main.py's output=) on every task")

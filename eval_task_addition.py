@@ -11,12 +11,12 @@ nothing (zero-shot) scores by the same denominators. Needs the single-task resul
 
 from src.args import add_search, base_parser, parse
 from src.experiments.addition import add
-from src.runtime.parallel import shared
+from src.runtime.distributed import spmd
 from src.runtime.program import exit_on_user_error
 
 
 @exit_on_user_error
-@shared
+@spmd
 def main(argv=None) -> None:
     parser = base_parser(__doc__)
     add_search(parser)

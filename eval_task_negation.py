@@ -10,12 +10,12 @@ then read on test. Where no α keeps the control, α = 0 is reported, and said. 
 
 from src.args import add_search, base_parser, parse
 from src.experiments.negation import POINTS, negate
-from src.runtime.parallel import shared
+from src.runtime.distributed import spmd
 from src.runtime.program import exit_on_user_error
 
 
 @exit_on_user_error
-@shared
+@spmd
 def main(argv=None) -> None:
     parser = base_parser(__doc__)
     add_search(parser, POINTS)

@@ -34,11 +34,12 @@ from src.args import shared_flags
 from src.experiments import merging
 from src.merging.base import load_methods
 from src.merging.names import listing
-from src.runtime.parallel import shared
-from src.runtime.program import USER_ERRORS
+from src.runtime.distributed import spmd, world_size
+from src.runtime.program import USER_ERRORS, exit_on_user_error
 
 
-@shared
+@exit_on_user_error
+@spmd
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line; `argv`: overrides in the place of the process's own, run once.
 
@@ -60,6 +61,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             merging.merge(run, OmegaConf.to_object(cfg.method), options)
         except USER_ERRORS as error:
             if "HYDRA_FULL_ERROR" in os.environ:
+                raise
+            if world_size() > 1:  # the ranks could come to the next job one by one
                 raise
             print(f"error: {error}", file=sys.stderr)
             failed.append(error)

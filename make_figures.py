@@ -16,8 +16,10 @@ from src.reporting import figures, style
 from src.reporting.runs import parse_runs, reporting_parser
 from src.runtime import results
 from src.runtime.messages import nearest
+from src.runtime.program import exit_on_user_error
 
 
+@exit_on_user_error
 def main(argv=None) -> None:
     parser = reporting_parser(__doc__)
     parser.add_argument(

@@ -13,8 +13,10 @@ from pathlib import Path
 from src.reporting import claims, tables
 from src.reporting.runs import parse_runs, reporting_parser
 from src.runtime.paths import ROOT
+from src.runtime.program import exit_on_user_error
 
 
+@exit_on_user_error
 def main(argv=None) -> None:
     parser = reporting_parser(__doc__)
     parser.add_argument("--readme", type=Path, help="file whose block between the markers is replaced")

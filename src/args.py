@@ -3,11 +3,12 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from src.datasets.corruptions import SEVERITIES
 from src.modes import EVALUATED, TRAINED
 from src.run import Corruption, Run, pair_names
+from src.runtime.distributed import check_devices, leave_to_the_first, under_torchrun
 from src.runtime.messages import nearest
 from src.runtime.paths import Places
 
@@ -23,6 +24,10 @@ class Parser(argparse.ArgumentParser):
             raise argparse.ArgumentError(
                 action, f"{value!r} does not exist{hint} Known: {', '.join(map(str, action.choices))}"
             )
+
+    def error(self, message: str) -> NoReturn:
+        leave_to_the_first()
+        super().error(message)
 
 
 def base_parser(doc: str | None, modes: Sequence[str] | None = EVALUATED) -> Parser:
@@ -89,6 +94,28 @@ def finetuning_parser(doc: str | None) -> Parser:
     return parser
 
 
+def reproduction_parser(doc: str | None, stages: Sequence[str]) -> Parser:
+    """The flags of every script and those of reproduce.py."""
+    parser = base_parser(doc, modes=None)
+    parser.add_argument("--seeds", type=_numbers, help="such as 1,2,3; each draws its images and fine-tunes anew")
+    parser.add_argument("--only", nargs="+", choices=stages, metavar="STAGE", help="these stages")
+    parser.add_argument("--extended", action="store_true", help="also merging-*, unseen, adaptation-more, robustness")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands; run nothing")
+    return parser
+
+
+def _numbers(text: str) -> list[int]:
+    """`1,2,5-7`: numbers and ranges of them, both ends included."""
+    numbers: list[int] = []
+    try:
+        for piece in text.split(","):
+            first, _, last = piece.partition("-")
+            numbers += range(int(first), int(last or first) + 1)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected numbers such as 1,2,5-7; got {text!r}") from None
+    return numbers
+
+
 def parse(parser: Parser, argv: Sequence[str] | None = None) -> tuple[Run, dict[str, Any]]:
     """The run that the flags of `base_parser` mean, and all other flags by name; pairs as tuples of names.
 
@@ -109,7 +136,10 @@ def take_run(flags: dict[str, Any]) -> Run:
     batch_size = flags.pop("eval_batch_size")
     own = ("model", "suite", "tasks", "seed", "device", "jobs", "pretrained_path", "skip_corrupt")
     named = {name: flags.pop(name) for name in own}
-    return Run.of(**named, places=places, corruption=corruption, batch_size=batch_size)
+    run = Run.of(**named, places=places, corruption=corruption, batch_size=batch_size)
+    if under_torchrun():
+        check_devices(run.device)
+    return run
 
 
 def shared_flags() -> dict[str, Any]:

@@ -24,7 +24,9 @@ from src.heads import get_classification_head
 from src.linearize import forward_and_jvp
 from src.modes import MODES
 from src.run import Run
-from src.runtime import parallel, results
+from src.runtime import results
+from src.runtime.distributed import world_size
+from src.runtime.parallel import map_tasks
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -128,9 +130,9 @@ def _sums_of(work: tuple[tuple[str, Line], tuple[int, int]], run: Run, split: st
 
 def score_all(run: Run, mode: str, lines: Mapping[Key, tuple[str, Line]], split: str, desc: str) -> dict[Key, Curve]:
     """`score` for every key's (data set, line); several at once, or each shared out among torchrun's ranks."""
-    ranks = parallel.ranks()
+    ranks = world_size()
     work = [(job, (rank, ranks)) for job in lines.values() for rank in range(ranks)]
-    shares = parallel.each(partial(_sums_of, run=run, split=split, tangent=MODES[mode].tangent), work, run.jobs, desc)
+    shares = map_tasks(partial(_sums_of, run=run, split=split, tangent=MODES[mode].tangent), work, run.jobs, desc)
     curves = {}
     for index, key in enumerate(lines):
         first, *rest = shares[index * ranks : (index + 1) * ranks]

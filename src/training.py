@@ -29,11 +29,12 @@ from src.linearize import LinearizedImageEncoder
 from src.modeling import ImageClassifier, ImageEncoder
 from src.modes import MODES
 from src.run import Run
-from src.runtime import parallel
 from src.runtime.distributed import World
 from src.runtime.loggers import Logger, Loggers
 from src.runtime.messages import UsageError
+from src.runtime.parallel import in_worker
 from src.runtime.seeds import batch_indices, event_seed
+from src.runtime.signals import heed_parent, until_stopped
 
 IGNORED = -100  # a label that is none: F.cross_entropy's ignore_index
 MAX_SHIFT = 2  # pixels: the augmentation of images that are held in memory
@@ -166,6 +167,7 @@ class Batches:
             augmented,
             batch_sampler=shares,
             num_workers=self.training.workers,
+            worker_init_fn=heed_parent,
             pin_memory=self.world.device.startswith("cuda"),
         )
         try:
@@ -209,15 +211,15 @@ def finetune(run: Run, task: str, training: Training, world: World = World(), ov
     target, state = run.paths.checkpoint(task, training.mode), run.paths.training_state(task, training.mode)
     if target.is_file() and not overwrite:
         _check_finished(run, task, training)
-        world.say(f"{task} {training.mode}: finished before, skipped ({target})")
+        world.print0(f"{task} {training.mode}: finished before, skipped ({target})")
         return
-    if overwrite and world.leads:
+    if overwrite and world.is_primary:
         target.unlink(missing_ok=True)
         state.unlink(missing_ok=True)
-    world.wait()
+    world.barrier()
     torch.manual_seed(run.seed)
     FineTuning(run, task, training, world).run_to_end()
-    world.wait()
+    world.barrier()
 
 
 def _check_finished(run: Run, task: str, training: Training) -> None:
@@ -256,7 +258,7 @@ class FineTuning:
         self.first = 0
         if self.state.is_file():
             self.first = _resume(self.state, self.encoder, self.optimizer, self.header)
-            world.say(f"{task} {training.mode}: goes on from step {self.first} of {self.steps}")
+            world.print0(f"{task} {training.mode}: goes on from step {self.first} of {self.steps}")
         self.cast = _set_precision(training.precision, world.device)
         self.model = self._compiled()
         self.seen = self.correct = 0
@@ -273,41 +275,52 @@ class FineTuning:
         training, world, began = self.training, self.world, time.time()
         name = f"{self.task} {training.mode}"
         logger = Logger(
-            training.loggers if world.leads else Loggers(),
+            training.loggers,
             f"{self.run.model}-{self.task}-{training.mode}",
             self.target.parent,
             self.run.config(**asdict(training)),
         )
         bar = tqdm(
-            position=parallel.line(),
             total=self.steps,
             initial=self.first,
             desc=name,
             unit="step",
             leave=False,
-            disable=None if world.leads else True,
+            disable=None if world.is_primary and not in_worker() else True,
         )
         stream = self.batches(self.first * training.num_grad_accumulation, self.steps * training.num_grad_accumulation)
-        for step in range(self.first, self.steps):
+        for step in until_stopped(range(self.first, self.steps), self._stopped_at, world.any):
             loss = self.step(step, stream) * world.size
             bar.update()
             if (step + 1) % 10 == 0:
                 bar.set_postfix(loss=f"{loss:.3f}", accuracy=f"{self.correct / max(1, self.seen):.3f}")
             logger.log({"loss": loss, "lr": self.optimizer.param_groups[0]["lr"]}, step)
             every = training.checkpoint_every
-            if world.leads and every and (step + 1) % every == 0 and step + 1 < self.steps:
-                _save_state(self.state, self.encoder, self.optimizer, self.header | {"step": step + 1})
+            if every and (step + 1) % every == 0 and step + 1 < self.steps:
+                self._save(step)
         bar.close()
         logger.close()
-        if world.leads:
+        if world.is_primary:
             header = self.header | {"step": self.steps, "processes": world.size}
             checkpoints.save(self.target, self.encoder.state_dict(), header)
             self.state.unlink(missing_ok=True)
         done = self.steps - self.first
-        world.say(
+        world.print0(
             f"{name}: {self.steps} steps, training loss {self.total_loss * world.size / max(1, done):.3f}, "
             f"accuracy {self.correct / max(1, self.seen):.3f}, {done / max(1e-9, time.time() - began):.1f} steps/s"
         )
+
+    def _save(self, step: int) -> None:
+        """Keep the state after a step."""
+        if self.world.is_primary:
+            weights, header = {"model": self.encoder.state_dict()}, self.header | {"step": step + 1}
+            checkpoints.save_state(self.state, weights, {"optimizer": self.optimizer}, header, kind="training state")
+
+    def _stopped_at(self, step: int) -> None:
+        """Keep the state of a run that was asked to stop, unless it keeps none."""
+        if self.training.checkpoint_every:
+            self._save(step)
+        self.world.barrier()  # the others' end would end this process too
 
     def step(self, step: int, stream: Iterator[tuple[torch.Tensor, torch.Tensor, int]]) -> float:
         """One optimizer step; gives this process's share of its loss. Raises NonFiniteLoss."""
@@ -370,17 +383,7 @@ def _set_precision(precision: str, device: str) -> AbstractContextManager:
     return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16")
 
 
-def _save_state(path, encoder, optimizer, header: dict) -> None:
-    moments = {
-        f"optimizer/{index}/{name}": value
-        for index, values in optimizer.state_dict()["state"].items()
-        for name, value in values.items()
-    }
-    weights = {f"model/{name}": value for name, value in encoder.state_dict().items()}
-    checkpoints.save(path, weights | moments, header, kind="training state")
-
-
-def _resume(path, encoder, optimizer, header: dict) -> int:
+def _resume(path: Path, encoder: nn.Module, optimizer: torch.optim.Optimizer, header: dict[str, Any]) -> int:
     """Load a training state; the number of steps it has seen. Raises CheckpointError where its settings differ."""
     state = checkpoints.Checkpoint(path, kind="training state", model=header["model"], task=header["task"])
     if other := _differences(state.header["settings"], header["settings"]):
@@ -388,24 +391,17 @@ def _resume(path, encoder, optimizer, header: dict) -> int:
             f"{path}: expected the state of a run with these settings, found {other}; "
             "repeat the earlier settings, or start anew with --overwrite"
         )
-    encoder.load_state_dict({k.removeprefix("model/"): state[k] for k in state if k.startswith("model/")})
-    restored = optimizer.state_dict()
-    restored["state"] = {}
-    for key in state:
-        if key.startswith("optimizer/"):
-            _, index, name = key.split("/")
-            restored["state"].setdefault(int(index), {})[name] = state[key]
-    optimizer.load_state_dict(restored)
+    encoder.load_state_dict(checkpoints.load_state(state, {"optimizer": optimizer})["model"])
     return state.header["step"]
 
 
 def finetune_together(run: Run, training: Training, world: World, overwrite: bool = False) -> None:
     """Fine-tune every task of the run, one after the other, with all processes on each."""
-    if world.leads:
+    if world.is_primary:
         store.write_pretrained(run)
         for task in run.tasks:  # made once, before the other processes look for them
             loading.examples(run, task, "train")
             get_classification_head(run, task)
-    world.wait()
+    world.barrier()
     for task in run.tasks:
         finetune(run, task, training, world, overwrite)

@@ -17,7 +17,8 @@ from src.datasets.examples import BadFile, CorruptImage
 from src.evaluation import ORIGIN, Line, score
 from src.modeling import ImageEncoder
 from src.runtime.distributed import World, check_devices, cores
-from src.runtime.parallel import each
+from src.runtime.messages import UsageError
+from src.runtime.parallel import map_tasks
 from src.runtime.paths import ROOT
 
 two_cores = pytest.mark.skipif(cores() < 2, reason="needs 2 cores")
@@ -34,26 +35,24 @@ def test_cores_are_those_of_this_process(monkeypatch):
     assert cores() == 2
 
 
-def test_more_processes_than_gpus_are_refused(monkeypatch, parsed):
-    args = parsed()
-    args.device = "cuda"
+def test_more_processes_than_gpus_are_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     for name, value in {"RANK": 0, "WORLD_SIZE": 8}.items():
         monkeypatch.setenv(name, str(value))
     with pytest.raises(
         SystemExit, match="not LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT: start with torchrun"
     ):
-        check_devices(args)
+        check_devices("cuda")
     for name, value in {"LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 4, "MASTER_ADDR": "here", "MASTER_PORT": 1}.items():
         monkeypatch.setenv(name, str(value))
-    with pytest.raises(ValueError, match="--nproc-per-node: expected at most the 2 GPUs of this machine, found 4"):
-        check_devices(args)
+    with pytest.raises(UsageError, match="--nproc-per-node: expected at most the 2 GPUs of this machine, found 4"):
+        check_devices("cuda")
 
 
 @pytest.mark.parametrize("error", [BadFile(Path("a"), "b", "c"), CorruptImage.of("a", "b")])
 def test_errors_travel_between_processes(error):
     with pytest.raises(type(error), match=str(error)):
-        each(_raise, [error, error], 2, "raising")
+        map_tasks(_raise, [error, error], 2, "raising")
 
 
 def _raise(error: Exception) -> None:
@@ -64,19 +63,21 @@ SHARING = """
 import json, sys
 sys.path[:0] = [{root!r}, {tests!r}]
 from src import args as arguments, evaluation
-from src.runtime import parallel, results
+from src.runtime.distributed import spmd
+from src.runtime.messages import UsageError
+from src.runtime.parallel import map_tasks
 from test_distributed import fail_on_one, few_images, lines
 
-@parallel.shared
+@spmd
 def main(argv=None):
-    args = arguments.parse(arguments.base_parser(""), argv)
-    jobs = [("signs", split, lines(args)) for split in ("val", "test")]
-    print(json.dumps([[(s.accuracy, s.loss, s.n) for line in job for s in line]
-        for job in evaluation.score_all(args, jobs, True, "shares")]), flush=True)
+    run, _ = arguments.parse(arguments.base_parser(""), argv)
+    jobs = dict(enumerate(("signs", line) for line in lines(run)))
+    curves = [evaluation.score_all(run, "linear", jobs, split, "shares") for split in ("val", "test")]
+    print(json.dumps([[(c.accuracy, c.loss, c.n) for c in of_split.values()] for of_split in curves]), flush=True)
     try:
-        parallel.each(fail_on_one, [0, 1, 2], 1, "failing")
+        map_tasks(fail_on_one, [0, 1, 2], 1, "failing")
     except FloatingPointError as error:
-        print(error, parallel.each(abs, [-1, -2, -3], 1, "going on"), flush=True)
+        print(error, map_tasks(abs, [-1, -2, -3], 1, "going on"), flush=True)
 
 few_images()
 main(sys.argv[1:])
@@ -87,18 +88,18 @@ def few_images() -> None:
     """Splits of 7 images and of 1: odd, and fewer than there are processes."""
     whole = data.evaluation_pixels
 
-    def some(args, dataset: str, split: str, side: int) -> Pixels:
-        found, n = whole(args, dataset, "val", side), {"val": 7, "test": 1}[split]
+    def some(run, dataset: str, split: str, side: int) -> Pixels:
+        found, n = whole(run, dataset, "val", side), {"val": 7, "test": 1}[split]
         return Pixels(found.pixels[:n], found.labels[:n])
 
     data.evaluation_pixels = some
 
 
-def lines(args) -> list[Line]:
+def lines(run) -> list[Line]:
     generator = torch.Generator().manual_seed(0)
     moved = {
         name: 0.1 * torch.randn(p.shape, generator=generator) * (p.std() if p.numel() > 1 else 0)
-        for name, p in ImageEncoder(args).named_parameters()
+        for name, p in ImageEncoder(run).named_parameters()
         if name.startswith("model.visual.")
     }
     return [Line(moved, (0.5, 1.0)), ORIGIN]
@@ -111,18 +112,18 @@ def fail_on_one(number: int) -> int:
 
 
 @two_cores
-def test_ranks_count_every_image_once_and_hand_their_errors_on(parsed, tmp_path, mini_cache, monkeypatch):
-    args = parsed()
+def test_ranks_count_every_image_once_and_hand_their_errors_on(make_run, tmp_path, mini_cache, monkeypatch):
+    run = make_run()
     monkeypatch.setattr(data, "evaluation_pixels", data.evaluation_pixels)  # put back what few_images replaces
     few_images()
     expected = [
-        [(s.accuracy, s.loss, s.n) for line in score(args, "signs", split, lines(args), True) for s in line]
+        [(c.accuracy, c.loss, c.n) for c in (score(run, "signs", split, line, True) for line in lines(run))]
         for split in ("val", "test")
     ]
     program = tmp_path / "program.py"
     program.write_text(SHARING.format(root=str(ROOT), tests=str(ROOT / "tests")))
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(program)]
-    flags = ("--seed=0", "--device=cpu", f"--cache-dir={mini_cache}", f"--save={args.save}")
+    flags = ("--seed=0", "--device=cpu", f"--cache-dir={mini_cache}", f"--save={run.places.save}")
     done = subprocess.run([*launcher, *flags], capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr
     found, after = done.stdout.strip().splitlines()  # rank 0 alone speaks
@@ -138,14 +139,14 @@ def test_a_users_error_arrives_as_its_one_line(tmp_path):
     program = tmp_path / "program.py"
     program.write_text(
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
-        "from argparse import Namespace\nfrom pathlib import Path\n"
-        "from src.args import USER_ERRORS, program\nfrom src.datasets.examples import BadFile\n"
+        "from pathlib import Path\n"
+        "from src.runtime.program import USER_ERRORS, exit_on_user_error\nfrom src.datasets.examples import BadFile\n"
         "from src.runtime.distributed import launch\n"
-        "def worker(args, world):\n"
+        "def worker(world):\n"
         "    if world.rank == 1: raise BadFile(Path('a.mat'), 'labels', 'none')\n"
-        "    world.wait()\n"
-        "@program\n"
-        "def main(argv=None): launch(worker, Namespace(world_size=2, device='cpu'), USER_ERRORS)\n"
+        "    world.barrier()\n"
+        "@exit_on_user_error\n"
+        "def main(argv=None): launch(worker, 'cpu', 2, USER_ERRORS)\n"
         "if __name__ == '__main__': main()\n"
     )
     done = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, timeout=300)
@@ -154,11 +155,11 @@ def test_a_users_error_arrives_as_its_one_line(tmp_path):
 
 
 @pytest.mark.parametrize("side", [32, 40])  # in memory at the encoder's size, or through the loader
-def test_a_process_without_images_takes_one_that_does_not_count(parsed, side):
+def test_a_process_without_images_takes_one_that_does_not_count(make_training, side):
     """The last batch of an epoch may hold fewer images than there are processes."""
-    args = parsed("--batch-size=4", "--workers=0", training=True)
+    run, settings = make_training("--batch-size=4", "--workers=0")
     examples = Pixels(np.zeros((5, side, side, 3), np.uint8), np.arange(5))
-    batches = [training.Batches(args, ImageEncoder(args), examples, World(rank, 2), "signs") for rank in (0, 1)]
+    batches = [training.Batches(run, settings, ImageEncoder(run), examples, World(rank, 2), "signs") for rank in (0, 1)]
     (_, one, four), (last, label, single) = batches[0](0, 2)
     (_, other, _), (again, none, _) = batches[1](0, 2)
     assert four == 4 and single == 1 and sorted([*one.tolist(), *other.tolist(), *label.tolist()]) == list(range(5))

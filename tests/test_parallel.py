@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from src.runtime.parallel import each
+from src.runtime.parallel import map_tasks
 from src.runtime.paths import ROOT
 
 
@@ -20,20 +20,20 @@ def double(number: int) -> int:
 
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_results_come_in_order_and_errors_are_raised_here(jobs):
-    assert each(double, range(5), jobs, "doubling") == [0, 2, 4, 6, 8]
+    assert map_tasks(double, range(5), jobs, "doubling") == [0, 2, 4, 6, 8]
     with pytest.raises(ValueError, match="negative"):
-        each(double, [1, -1, 2], jobs, "doubling")
+        map_tasks(double, [1, -1, 2], jobs, "doubling")
 
 
 def test_workers_end_with_a_killed_program(tmp_path):
     program = tmp_path / "program.py"
     program.write_text(
         f"import os, sys, time; sys.path.insert(0, {str(ROOT)!r})\n"
-        "from pathlib import Path\nfrom src.runtime.parallel import each\n"
+        "from pathlib import Path\nfrom src.runtime.parallel import map_tasks\n"
         "def sleep(folder):\n"
         "    (Path(folder) / f'{os.getpid()}.pid').touch()\n"
         "    time.sleep(500)\n"
-        "if __name__ == '__main__': each(sleep, [sys.argv[1]] * 2, 2, 'sleeping')\n"
+        "if __name__ == '__main__': map_tasks(sleep, [sys.argv[1]] * 2, 2, 'sleeping')\n"
     )
     process = subprocess.Popen([sys.executable, str(program), str(tmp_path)])
 

@@ -15,7 +15,7 @@ import eval_task_negation
 import finetune
 import main as merging
 import make_tables
-from src import checkpoints, modeling, store
+from src import checkpoints, model_names, store
 from src.datasets import loading as data
 from src.datasets import registry
 from src.datasets.prepare import prepare
@@ -56,7 +56,7 @@ def place(tmp_path_factory, patch):
     patch.setattr(known, "_MODEL_CONFIG_PATHS", list(known._MODEL_CONFIG_PATHS))
     (place / f"{MODEL}.json").write_text(json.dumps(CONFIG))
     open_clip.add_model_config(place / f"{MODEL}.json")
-    modeling._open_clip_names.cache_clear()
+    model_names.open_clip_names.cache_clear()
     torch.manual_seed(0)
     torch.save(open_clip.create_model(MODEL, pretrained=None).state_dict(), place / "weights.pt")
 
@@ -66,8 +66,8 @@ def place(tmp_path_factory, patch):
     for mode in ("none", *MODES):
         run(eval_single_task, place, f"--finetuning-mode={mode}")
     yield place
-    modeling._open_clip_names.cache_clear()
-    for cached in (store._encoder, data._examples, data._decodable, data._decoded):
+    model_names.open_clip_names.cache_clear()
+    for cached in (store.encoder, data._examples, data._decodable, data._decoded):
         cached.cache_clear()
 
 

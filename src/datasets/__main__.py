@@ -15,6 +15,7 @@ from src.datasets.prepare import DEFAULT_ROOT, SOURCES, prepare, state
 from src.datasets.vision import CONTROL, FACTS, TASKS
 from src.runtime.messages import nearest
 from src.runtime.paths import ROOT
+from src.runtime.program import exit_on_user_error
 
 GROUPS = {"8": TASKS[:8], "14": TASKS[:14], "20": TASKS, "all": (*TASKS, CONTROL)}
 COLUMNS = ("name", "classes", "train", "val", "test", "source", "state")
@@ -42,6 +43,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
+@exit_on_user_error
 def main(arguments: Sequence[str] | None = None) -> int:
     args = parse(arguments)
     names = dict.fromkeys(name for given in args.names or FACTS for name in GROUPS.get(given, (given,)))

@@ -1,4 +1,4 @@
-"""Disentanglement error ξ(α1, α2) of pairs of tasks on a grid of coefficients (Figures 3, 9, 10 of arXiv:2305.12827)."""
+"""Disentanglement error ξ(α1, α2) of pairs of tasks on a grid (Figures 3, 9, 10 of arXiv:2305.12827)."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -23,7 +23,7 @@ from src.heads import get_classification_head
 from src.linearize import forward_and_jvp
 from src.modes import MODES
 from src.run import Run
-from src.runtime import parallel
+from src.runtime.parallel import map_tasks
 
 Pair = tuple[str, str]
 
@@ -63,7 +63,7 @@ def _record(
     alphas = np.linspace(*range, n_points)
     jobs = [(pair, own) for pair in pairs for own in (0, 1)]
     work = partial(term, run=run, mode=mode, alphas=alphas, num_samples=num_samples)
-    terms = parallel.each(work, jobs, run.jobs, f"ξ {mode}")
+    terms = map_tasks(work, jobs, run.jobs, f"ξ {mode}")
     records = [Disentanglement(alphas, alphas, both).record() for both in zip(terms[::2], terms[1::2])]
     return {"finetuning_mode": mode, "pairs": records}
 

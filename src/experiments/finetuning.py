@@ -6,9 +6,9 @@ from typing import Any
 from src import store
 from src.datasets import loading
 from src.run import Run
-from src.runtime import parallel
 from src.runtime.distributed import World, launch, under_torchrun
 from src.runtime.loggers import Loggers
+from src.runtime.parallel import map_tasks
 from src.runtime.program import USER_ERRORS
 from src.training import Training, finetune, finetune_together
 
@@ -25,7 +25,7 @@ def finetune_tasks(
     store.write_pretrained(run)
     loading.examples(run, run.tasks[0], "train")  # mini's are drawn once, before the workers look for them
     work = partial(_alone, run, training, overwrite)
-    parallel.each(work, run.tasks, run.jobs, "fine-tuning")
+    map_tasks(work, run.tasks, run.jobs, "fine-tuning")
 
 
 def _together(run: Run, training: Training, overwrite: bool, world: World) -> None:

@@ -21,6 +21,7 @@ from src.merging.watch import Watch
 from src.modes import EVALUATED
 from src.run import Run, task_names
 from src.runtime import results
+from src.runtime.distributed import from_primary, is_primary
 from src.runtime.loggers import Logger, Loggers
 from src.runtime.messages import UsageError, nearest
 
@@ -116,14 +117,14 @@ def merge(run: Run, method: Method, options: Options) -> None:
     name = result_name(run, method, options)
     target, state = run.paths.result(name), run.paths.adaptation_state(name)
     config = run.config(**_config(method, options))
-    if not (options.overwrite or options.output or state.is_file()):
+    if not (options.overwrite or options.output or results.exists(state)):
         if results.skip_existing(target, config, ("tasks", "method", "encoders", "search")):
             return
     torch.manual_seed(run.seed)
     with closing(Logger(options.loggers, f"{run.model}-{named}", target.parent, config)) as logger:
         watched = run.paths.adaptation_state(f"{name}.watched")
         watch = Watch(run, source.mode, options.eval_every, watched, logger.log)
-        if options.overwrite:
+        if options.overwrite and is_primary():
             _remove(state, watched)
         progress = Progress(watch, logger.log, state, options.save_every)
         plain = label(method).replace("=", "-")  # Hydra takes no "=" in method.mask_file=...
@@ -149,7 +150,8 @@ def merge(run: Run, method: Method, options: Options) -> None:
         setting = record["chosen"][run.tasks[0]]
         record["unseen"] = evaluate_unseen(run, made, setting, options.unseen, source.mode)
     if options.output:
-        record["output"] = export(problem, made, record["chosen"], options.output)
+        output = options.output
+        record["output"] = from_primary(lambda: export(problem, made, record["chosen"], output))
     results.write(target, record, config, started)
     _write_vectors(run, problem, name, config, started, options.overwrite)
     _remove(state, watched)

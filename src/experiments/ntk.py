@@ -20,8 +20,8 @@ from src.experiments.base import carry_out
 from src.experiments.registry import NTK
 from src.heads import get_classification_head
 from src.run import Run
-from src.runtime import parallel
 from src.runtime.messages import UsageError
+from src.runtime.parallel import map_tasks
 
 RANKS = (5, 10, 20, 0.9)
 SAMPLES = 64
@@ -68,7 +68,7 @@ def _record(
     work = partial(
         localization, run=run, reduction=reduction, num_samples=num_samples, chunk_size=chunk_size, ranks=ranks
     )
-    records = parallel.each(work, pairs, run.jobs, f"tangent kernel, {reduction}")
+    records = map_tasks(work, pairs, run.jobs, f"tangent kernel, {reduction}")
     return {"reduction": reduction, "num_samples": num_samples, "pairs": records}
 
 

@@ -23,7 +23,9 @@ from src import checkpoints
 from src.merging.base import Method, Problem
 from src.merging.concrete_mask import ConcreteMask
 from src.runtime import results
+from src.runtime.distributed import broadcast, from_primary, is_primary
 from src.runtime.messages import UsageError
+from src.runtime.signals import until_stopped
 from src.task_vectors import TaskVector
 
 Mask = Callable[[str], torch.Tensor | None]  # name -> the rescaled mask of that tensor; None leaves it as it is
@@ -216,7 +218,7 @@ class Adaptation:
         identity = {key: getattr(self.problem, key) for key in ("model", "mode", "scope", "seed")}
         # tasks: λ is kept by place, so their order counts
         self.settings = identity | {"tasks": list(tasks)} | method | {"norms of the task vectors": norms}
-        if self.progress.state and self.progress.state.is_file():
+        if is_primary() and self.progress.state and self.progress.state.is_file():
             self._resume(self.progress.state)
 
     def begins(self, phase: str) -> bool:
@@ -227,13 +229,21 @@ class Adaptation:
         """The steps of a phase that are not yet done.
 
         step(index): does one and gives the mean entropy of each task. vector(): the merged vector as it now is.
-        Raises NonFiniteEntropy at the first step that gives no number, with the state before it kept.
+        Under torchrun rank 0 does them, and gives the others what it learned. Raises NonFiniteEntropy at the first step
+        that gives no number, with the state before it kept.
         """
+        self.done, self.curves = from_primary(lambda: self._run(phase, step, vector))
+        for tensor in self.tensors.values():
+            broadcast(tensor)
+
+    def _run(
+        self, phase: str, step: Callable[[int], dict[str, float]], vector: Callable[[], TaskVector]
+    ) -> tuple[int, dict[str, Any]]:
         first, steps = self._first(phase), self.phases[phase]
         if self.begins(phase):
             self._watch(phase, vector)
         bar = tqdm(total=steps, initial=min(steps, self.done - first), desc=phase, leave=False, disable=None)
-        for index in range(self.done - first, steps):
+        for index in until_stopped(range(self.done - first, steps), lambda index: self._keep()):
             try:
                 entropies = step(index)
             except NonFiniteEntropy as error:
@@ -249,6 +259,7 @@ class Adaptation:
                     self._stop(phase, index, f"{broken[0]} is no number")
                 self._save()
         bar.close()
+        return self.done, self.curves
 
     def course(self, mask: dict[str, Any] | None = None) -> dict[str, Any]:
         """The course of the adaptation, for the result."""
@@ -299,22 +310,20 @@ class Adaptation:
         if self.progress.watch:
             self.progress.watch(self.done, phase, vector)
 
-    def _learned(self) -> dict[str, torch.Tensor]:
-        moments = {
-            f"{name}/{place}/{moment}": value
-            for name, optimizer in self.optimizers.items()
-            for place, values in optimizer.state_dict()["state"].items()
-            for moment, value in values.items()
-        }
-        return {f"value/{name}": tensor.detach() for name, tensor in self.tensors.items()} | moments
-
     def _broken(self) -> list[str]:
-        return [name for name, tensor in self._learned().items() if not torch.isfinite(tensor).all()]
+        learned = checkpoints.state_tensors({"value": self.tensors}, self.optimizers)
+        return [name for name, tensor in learned.items() if not torch.isfinite(tensor).all()]
+
+    def _keep(self) -> None:
+        """Save a state between the regular ones, if it is good."""
+        if self.progress.state and self.progress.save_every and self.done and not self._broken():
+            self._save()
 
     def _save(self) -> None:
         header = {"model": self.problem.model, "settings": self.settings, "phases": self.phases}
         header |= {"step": self.done, "curves": self.curves}
-        checkpoints.save(self.progress.state, self._learned(), header, kind="adaptation state")
+        weights = {"value": self.tensors}
+        checkpoints.save_state(self.progress.state, weights, self.optimizers, header, kind="adaptation state")
 
     def _resume(self, path) -> None:
         state = checkpoints.Checkpoint(path, kind="adaptation state")
@@ -326,22 +335,16 @@ class Adaptation:
                 f"{path}: expected the state of a run with these settings, found {told}; "
                 "repeat the earlier settings, or start anew with overwrite=True"
             )
+        values = checkpoints.load_state(state, self.optimizers)["value"]
         with torch.no_grad():
             for name, tensor in self.tensors.items():
-                tensor.copy_(state[f"value/{name}"])
-        for name, optimizer in self.optimizers.items():
-            restored = optimizer.state_dict()
-            for key in (key for key in state if key.startswith(f"{name}/")):
-                _, place, moment = key.split("/")
-                restored["state"].setdefault(int(place), {})[moment] = state[key]
-            optimizer.load_state_dict(restored)
+                tensor.copy_(values[name])
         self.done, self.curves = state.header["step"], state.header["curves"]
         print(f"goes on from step {self.done} of {self.total} ({path})")
 
     def _stop(self, phase: str, index: int, why: object) -> NoReturn:
         path, method = self.progress.state, self.model.method
-        if path and self.progress.save_every and self.done and not self._broken():
-            self._save()
+        self._keep()
         kept = "no state was kept"
         if path and path.is_file():
             step = checkpoints.header(path)["step"]

@@ -333,14 +333,15 @@ class Variant:
 class Method(ABC):
     """A merging method; a dataclass whose fields are its options. What `register` was told is in the class variables.
 
-    name: of `method=` and in results. title: in tables. paper: its arXiv number. needs: what it takes beside weights.
-    variants: its rows in tables; the first has the default options.
+    name: of `method=` and in results. title: in tables. paper: its arXiv number. needs: what it takes.
+    after: the method whose files it reads.     variants: its rows in tables; the first has the default options.
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
     paper: ClassVar[str]
     needs: ClassVar[str]
+    after: ClassVar[str | None]
     variants: ClassVar[tuple[Variant, ...]]
 
     @abstractmethod
@@ -366,12 +367,14 @@ def register(
     published: Mapping[str, str] | None = None,
     stage: str | None = None,
     needs: str = "weights",
+    after: str | None = None,
     variants: Sequence[Variant] = (),
 ) -> Callable[[type[Method]], type[Method]]:
     """Make a dataclass known as `method=<name>`; a name with slashes is a folder of config/method/.
 
     spellings: further ones of `method=`; results are called by the name.
     title, published, stage: as in Variant, of the method with its default options; variants: other options.
+    paper: its arXiv number. needs: "weights", or what else it takes. after: the method whose files it reads.
     Raises TypeError when the class is no (non-frozen) dataclass with a `merge`, ValueError when a name is taken.
     """
 
@@ -379,7 +382,7 @@ def register(
         if not (is_dataclass(cls) and issubclass(cls, Method)) or cls.__dataclass_params__.frozen:
             raise TypeError(f"expected method {name!r} to be a non-frozen dataclass and a Method; got {cls}")
         usual = Variant(title or name.replace("_", " "), published=published or {}, stage=stage)
-        cls.name, cls.title, cls.paper, cls.needs = name, usual.title, paper, needs
+        cls.name, cls.title, cls.paper, cls.needs, cls.after = name, usual.title, paper, needs, after
         cls.variants = tuple(
             Variant(v.title, v.options, v.published, v.stage, v.spelling, name) for v in (usual, *variants)
         )

@@ -34,6 +34,7 @@ def consensus_mask(masks: Masks, k: int) -> Mask:
     paper="2405.07813",
     published={"tall": "Consensus TA"},
     stage="merging",
+    after="tall_mask",
     variants=(
         Variant(
             "consensus TIES",

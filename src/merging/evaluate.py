@@ -7,6 +7,7 @@ from typing import Any
 from src.evaluation import Curve, Denominators, mean, mean_normalised, score_all, select
 from src.merging.base import Drawn, Merge, Searched, Setting
 from src.run import Run
+from src.runtime.distributed import from_primary
 
 
 def evaluate_merge(run: Run, merge: Merge, tasks: Sequence[str], mode: str) -> dict[str, Any]:
@@ -38,7 +39,7 @@ def evaluate_merge(run: Run, merge: Merge, tasks: Sequence[str], mode: str) -> d
         "zeroshot": denominators.summary(denominators.zeroshot["test"]),
         "denominators": denominators.finetuned,
         "n": {split: {t: c.n for t, c in scores.items()} for split, scores in (("val", validation), ("test", test))},
-        "info": {**merge.info, **merge.finish(chosen)},
+        "info": {**merge.info, **from_primary(lambda: merge.finish(chosen))},
     }
     if all(curve.draws for curve in test.values()):
         record["draws"] = spread({task: [draw[0] for draw in curve.draws] for task, curve in test.items()})

@@ -9,6 +9,7 @@ from typing import Any
 from src import checkpoints
 from src.merging.base import Merge, Problem, Setting
 from src.merging.geometry import describe
+from src.published import convert
 from src.task_vectors import Mask, TaskVector
 
 Masks = dict[str, Mask]  # of each task
@@ -64,7 +65,7 @@ def load_masks(problem: Problem, name: str, command: str, file: str | None = Non
     if not path.is_file():
         raise FileNotFoundError(f"expected masks in {path}, found no file; make them with: {command}")
     if path.suffix == ".npy":
-        masks = checkpoints.read_published_masks(path, like=problem.pretrained)
+        masks = convert.read_masks(path, like=problem.pretrained)
         _check(path, "scope", problem.scope, "published")
     else:
         masks = checkpoints.load_masks(path, model=problem.model, mode=problem.mode, scope=problem.scope)

@@ -1,4 +1,4 @@
-"""Scalars to Weights & Biases or TensorBoard, when a flag asks for it; to nobody otherwise."""
+"""Scalars to Weights & Biases or TensorBoard, when a flag asks for it; to nobody otherwise, nor from ranks above 0."""
 
 import importlib
 from collections.abc import Mapping
@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from src.runtime.distributed import is_primary
 from src.runtime.messages import UsageError
 
 
@@ -23,6 +24,8 @@ class Logger:
 
     def __init__(self, loggers: Loggers, name: str, folder: Path, config: Mapping[str, Any]):
         self._wandb = self._board = None
+        if not is_primary():
+            return
         if loggers.wandb or loggers.tensorboard:
             # wandb takes the system's temporary folder in the place of one that is not there
             folder.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -33,18 +33,22 @@ class ResultError(ValueError):
     """A result that cannot be written (it holds a NaN) or read (it is cut short, or is no result)."""
 
 
-def write(path: Path, record: Mapping, config: Any, started: float) -> None:
-    """Write `record` with its provenance to `path`, atomically.
+def write(path: Path, record: Mapping, config: Mapping[str, Any], started: float) -> None:
+    """Write `record` with its provenance to `path`, atomically; under torchrun rank 0 does, while the others wait.
 
     record: nested dicts and lists of numbers and strings; NumPy and PyTorch scalars and arrays become plain numbers.
-    config: the configuration of the run: a namespace, a dataclass or a mapping.
+    config: the run and its options; see Run.config.
     started: `time.time()` when the work on this result began, for `provenance.seconds`.
     Raises ResultError for a NaN or an infinity, TypeError for what JSON cannot hold; `path` is then left as it was.
     """
-    document = _plain(record, path.stem) | {"provenance": provenance(config, started)}
-    text = encode(document)
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    from src.runtime.distributed import from_primary  # here, so that reading results does not pay for torch
+
+    def write_file() -> None:
+        text = encode(_plain(record, path.stem) | {"provenance": provenance(config, started)})
+        with replacing(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+    from_primary(write_file)
 
 
 def encode(document: Mapping) -> str:
@@ -56,24 +60,39 @@ def encode(document: Mapping) -> str:
 
 
 def exists(path: Path) -> bool:
-    """Whether the result was made. Results are written whole, so a name means a file."""
-    return path.is_file()
+    """Whether the result was made, as rank 0 sees it. Results are written whole, so a name means a file."""
+    from src.runtime.distributed import from_primary  # here, so that reading results does not pay for torch
+
+    return from_primary(path.is_file)
 
 
-def skip_existing(path: Path, config: Any) -> bool:
-    """Print that the result is skipped, and return True, where `path` exists and `config.overwrite` is not set.
+def skip_existing(path: Path, config: Mapping[str, Any], decisive: Iterable[str]) -> bool:
+    """Say that the result is there and skipped, and return True; False where it is not there.
 
-    config: a script's configuration. Where the result is of other `pairs`, or else of other `tasks`, than the
-    configuration asks for, the line says so. Raises ResultError for a damaged result.
+    decisive: the entries of `config` that the numbers depend on. What an older result does not tell does not count.
+    Raises ResultError where an entry is another than the result was made with, and for a damaged result.
     """
-    if config.overwrite or not exists(path):
+    if not exists(path):
         return False
-    what = "pairs" if hasattr(config, "pairs") else "tasks"
-    expected = _plain(getattr(config, what), what)
-    actual = read(path)["provenance"]["config"].get(what, expected)
-    other = "" if actual == expected else f", though it is of {what} {_listed(actual)}, not {_listed(expected)}"
-    print(f"{path}: there already, skipped{other} (--overwrite computes it again)")
+    earlier = read(path)["provenance"]["config"]
+    for name in decisive:
+        asked = _plain(config[name], name, other=str)
+        if differing := _differences(name, earlier.get(name, asked), asked):
+            raise ResultError(
+                f"{path}: expected a result of {'; '.join(f'{what} = {now}' for what, now, _ in differing)}; found one "
+                f"of {'; '.join(f'{what} = {then}' for what, _, then in differing)}. Make it anew with --overwrite "
+                "(main.py: overwrite=True), or keep both with --results=ANOTHER_FOLDER"
+            )
+    print(f"{path}: there already, skipped (--overwrite computes it again)")
     return True
+
+
+def _differences(name: str, earlier: Any, asked: Any) -> list[tuple[str, Any, Any]]:
+    """(entry, as asked, as before) of each that differs; of mappings, those that both have."""
+    if isinstance(earlier, dict) and isinstance(asked, dict):
+        shared = [key for key in asked if key in earlier]
+        return [found for key in shared for found in _differences(f"{name}.{key}", earlier[key], asked[key])]
+    return [] if earlier == asked else [(name, asked, earlier)]
 
 
 def read(path: Path) -> dict:
@@ -101,9 +120,8 @@ def require(path: Path, command: str) -> dict:
     return record
 
 
-def provenance(config: Any, started: float) -> dict[str, Any]:
+def provenance(config: Mapping[str, Any], started: float) -> dict[str, Any]:
     """Where a result comes from: command, configuration, commit, versions, device, seconds, date."""
-    config = config if isinstance(config, Mapping) else vars(config)
     return {
         "command": command_line(),
         "config": _plain(config, "config", other=str),
@@ -157,10 +175,6 @@ def _processor() -> str:
 def _git(*arguments: str) -> str:
     done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True)
     return done.stdout.strip()
-
-
-def _listed(names: list) -> str:
-    return ", ".join(name if isinstance(name, str) else "-".join(name) for name in names)
 
 
 def _portable(text: str) -> str:

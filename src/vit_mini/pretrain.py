@@ -14,8 +14,6 @@ import json
 import math
 import os
 import time
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +28,8 @@ from tqdm import tqdm
 from src.datasets.loading import normalise
 from src.datasets.mini import draw
 from src.runtime.distributed import cores
+from src.runtime.parallel import map_tasks
+from src.runtime.program import exit_on_user_error
 from src.vit_mini import mixture
 from src.vit_mini.clip import MEAN, SHIPPED, STD, Tokenizer, build, load
 
@@ -65,11 +65,9 @@ def draw_mixture(folder: Path, images: int, seed: int) -> tuple[np.ndarray, list
         pixels = np.empty((images, 32, 32, 3), np.uint8)
         captions = []
         jobs = [(seed, 1_000_000, i) for i in range(images // mixture.CHUNK)]
-        with ProcessPoolExecutor(cores(), mp_context=get_context("spawn")) as pool:
-            chunks = tqdm(pool.map(mixture.draw_chunk, jobs), total=len(jobs), desc="mixture", unit="k images")
-            for i, (chunk, texts) in enumerate(chunks):
-                pixels[i * mixture.CHUNK : (i + 1) * mixture.CHUNK] = chunk
-                captions += texts
+        for i, (chunk, texts) in enumerate(map_tasks(mixture.draw_chunk, jobs, cores(), "mixture")):
+            pixels[i * mixture.CHUNK : (i + 1) * mixture.CHUNK] = chunk
+            captions += texts
         np.save(pixels_file, pixels)
         captions_file.write_text(json.dumps(captions))  # last: its presence says that the pictures are whole
     return np.load(pixels_file), json.loads(captions_file.read_text())
@@ -202,8 +200,9 @@ def train(args: argparse.Namespace) -> None:
     print(f"wrote {args.output}")
 
 
-def main() -> None:
-    args = parse()
+@exit_on_user_error
+def main(argv=None) -> None:
+    args = parse(argv)
     if args.measure:
         model, tokenizer = load()
         report("shipped", measure(model.to(args.device), tokenizer, draw.cached(args.work, seed=0), args.device))

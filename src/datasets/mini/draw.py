@@ -5,20 +5,18 @@ versions and with a hash of the drawing code, so a stale one is never read.
 """
 
 import hashlib
-import os
 import tempfile
-from concurrent.futures import ProcessPoolExecutor
 from functools import cache
 from importlib.metadata import version
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from src.datasets.base import Pixels
 from src.datasets.mini import control, digits, house_numbers, land, letters, scenes, signs, textures, vehicles
 from src.datasets.mini.canvas import PIXELS, reduce, uniform
+from src.runtime.distributed import alone, cores
+from src.runtime.parallel import map_tasks
 
 TASKS = ("vehicles", "textures", "land", "signs", "digits", "letters", "scenes", "house_numbers")
 FAMILIES = dict(
@@ -99,12 +97,10 @@ def draw(seed: int, jobs: int | None = None) -> dict[str, np.ndarray]:
             chunks += [(name, split, seed, start) for start in range(0, n, CHUNK)]
     for split, (images, labels) in _digits(seed).items():
         arrays[f"digits_{split}_x"], arrays[f"digits_{split}_y"] = images, labels
-    # Spawned, not forked: the caller may hold threads of torch.
-    with ProcessPoolExecutor(jobs or os.cpu_count(), mp_context=get_context("spawn")) as pool:
-        drawn = pool.map(_draw_chunk, chunks)
-        bar = tqdm(drawn, total=len(chunks), desc=f"drawing seed {seed}", unit="chunk", disable=None)
-        for name, split, start, pictures in bar:
-            arrays[f"{name}_{split}_x"][start : start + len(pictures)] = pictures
+    with alone():  # ranks may find that they have to draw at different times, or one of them only
+        drawn = map_tasks(_draw_chunk, chunks, jobs or cores(), f"drawing seed {seed}")
+    for name, split, start, pictures in drawn:
+        arrays[f"{name}_{split}_x"][start : start + len(pictures)] = pictures
     return arrays
 
 
