@@ -1,6 +1,5 @@
 """Results: plain numbers with provenance, written whole; a damaged or missing one says how it is made."""
 
-import argparse
 import json
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from src.runtime import results
 from src.runtime.paths import ROOT
 from src.runtime.results import MissingResult, ResultError
 
-ARGS = argparse.Namespace(model="ViT-Mini", save=ROOT / "checkpoints", device="cpu", seeds=(1, 2), lr=1e-5)
+CONFIG = {"model": "ViT-Mini", "save": ROOT / "checkpoints", "device": "cpu", "seeds": (1, 2), "lr": 1e-5}
 
 
 @pytest.fixture
@@ -29,7 +28,7 @@ def path(tmp_path):
 
 def test_a_record_comes_back_with_its_provenance(path):
     record = {"MNIST": {"test": 0.1 + 0.2, "n": 300}, "curve": [0.0, 1 / 3], "note": "α", "ok": True, "none": None}
-    results.write(path, record, ARGS, started=time.time() - 5)
+    results.write(path, record, CONFIG, started=time.time() - 5)
     found = results.read(path)
     provenance = found.pop("provenance")
     assert found == record  # floats to the last bit
@@ -117,17 +116,17 @@ def test_the_results_of_the_repository_are_in_this_layout():
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), np.float32("nan"), torch.tensor([1.0, float("nan")])])
 def test_a_nan_is_refused_and_the_old_result_stays(path, bad):
-    results.write(path, {"a": 1}, ARGS, started=time.time())
+    results.write(path, {"a": 1}, CONFIG, started=time.time())
     before = path.read_bytes()
     with pytest.raises(ResultError, match=r"found addition.tasks\[1\].loss.* = (nan|inf); nothing was written"):
-        results.write(path, {"tasks": [{"loss": 0.5}, {"loss": bad}]}, ARGS, started=time.time())
+        results.write(path, {"tasks": [{"loss": 0.5}, {"loss": bad}]}, CONFIG, started=time.time())
     assert path.read_bytes() == before and list(path.parent.iterdir()) == [path]
 
 
 def test_what_json_cannot_hold_is_refused_in_a_record_and_spelled_out_in_a_config(path):
     with pytest.raises(TypeError, match="addition.model is a Linear"):
-        results.write(path, {"model": torch.nn.Linear(1, 1)}, ARGS, started=time.time())
-    config = argparse.Namespace(device=torch.device("cpu"), tasks={"MNIST"})
+        results.write(path, {"model": torch.nn.Linear(1, 1)}, CONFIG, started=time.time())
+    config = {"device": torch.device("cpu"), "tasks": {"MNIST"}}
     results.write(path, {}, config, started=time.time())
     assert results.read(path)["provenance"]["config"] == {"device": "cpu", "tasks": "{'MNIST'}"}
 
@@ -142,7 +141,7 @@ def test_a_missing_result_names_its_command(path):
 
 @pytest.mark.parametrize("end", [0, 20, -5])
 def test_a_truncated_result_says_so_and_how_to_make_it_again(path, end):
-    results.write(path, {"accuracy": [0.25] * 10}, ARGS, started=time.time())
+    results.write(path, {"accuracy": [0.25] * 10}, CONFIG, started=time.time())
     assert results.exists(path) and results.require(path, "x")["accuracy"]
     path.write_bytes(path.read_bytes()[:end])
     with pytest.raises(ResultError, match=r"damaged one of \d+ bytes .* make it again with: python main.py"):
@@ -200,19 +199,29 @@ def test_the_environment_is_printed_line_by_line():
 
 
 def test_nothing_is_left_beside_a_result(path):
-    results.write(path, {}, ARGS, started=time.time())
+    results.write(path, {}, CONFIG, started=time.time())
     assert list(Path(path.parent).iterdir()) == [path]
 
 
-def test_a_result_of_other_tasks_is_skipped_and_says_so(path, capsys):
-    asked = argparse.Namespace(overwrite=False, tasks=("digits", "signs"))
-    assert not results.skip_existing(path, asked)
-    results.write(path, {}, asked, started=time.time())
-    assert results.skip_existing(path, asked) and "though" not in capsys.readouterr().out
-    other = argparse.Namespace(overwrite=False, tasks=("digits",))
-    assert results.skip_existing(path, other)
-    assert "though it is of tasks digits, signs, not digits (--overwrite computes" in capsys.readouterr().out
-    assert not results.skip_existing(path, argparse.Namespace(overwrite=True, tasks=("digits",)))
-    results.write(path, {}, argparse.Namespace(pairs=[("a", "b"), ("c", "d")]), started=time.time())
-    assert results.skip_existing(path, argparse.Namespace(overwrite=False, tasks=("digits",), pairs=[("a", "b")]))
-    assert "though it is of pairs a-b, c-d, not a-b (" in capsys.readouterr().out
+def test_an_existing_result_is_skipped_and_said_so(path, capsys):
+    config = {"tasks": ("digits", "signs"), "method": {"k": 20}, "jobs": 1}
+    assert not results.skip_existing(path, config, ["tasks", "method"])
+    results.write(path, {}, config, started=time.time())
+    assert results.skip_existing(path, config | {"jobs": 2}, ["tasks", "method"])
+    assert capsys.readouterr().out == f"{path}: there already, skipped (--overwrite computes it again)\n"
+    newer = config | {"method": {"k": 20, "added": 1}, "encoders": {}}
+    assert results.skip_existing(path, newer, ["tasks", "method", "encoders"])  # an older result does not tell these
+
+
+@pytest.mark.parametrize(
+    "other, message",
+    [
+        ({"tasks": ("digits",)}, r"of tasks = \['digits'\]; found one of tasks = \['digits', 'signs'\]"),
+        ({"method": {"k": 10}}, "of method.k = 10; found one of method.k = 20"),
+    ],
+)
+def test_an_existing_result_of_another_configuration_is_refused(path, other, message):
+    config = {"tasks": ("digits", "signs"), "method": {"k": 20}}
+    results.write(path, {}, config, started=time.time())
+    with pytest.raises(ResultError, match=f"{message}. Make it anew with --overwrite"):
+        results.skip_existing(path, config | other, ["tasks", "method"])
