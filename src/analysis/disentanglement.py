@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+Alphas = Sequence[float] | np.ndarray
 SEARCH_BOX = 1.0  # the red box of Figures 3, 9, 10: where the papers look for coefficients, both ways from θ0
 GRID_ELEMENTS = 1 << 22  # logits held at once while a grid is swept
 
@@ -33,8 +34,8 @@ class Term:
 class Disentanglement:
     """ξ on a grid; `terms` are those of task 1 and task 2, in this order, over the same coefficients."""
 
-    alphas1: Sequence[float]
-    alphas2: Sequence[float]
+    alphas1: Alphas
+    alphas2: Alphas
     terms: tuple[Term, Term]
 
     def __post_init__(self):
@@ -84,8 +85,8 @@ def linear_term(
     head: nn.Linear,
     batches: Iterable[tuple[Tensor, Tensor]],
     tangents: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]],
-    alphas1: Sequence[float],
-    alphas2: Sequence[float],
+    alphas1: Alphas,
+    alphas2: Alphas,
     own: int,
     task: str,
 ) -> Term:
@@ -115,7 +116,7 @@ def linear_term(
     return _term(task, changed, samples)
 
 
-def _count_changed(logits: Tensor, alphas1: Sequence[float], alphas2: Sequence[float], own: int) -> Tensor:
+def _count_changed(logits: Tensor, alphas1: Alphas, alphas2: Alphas, own: int) -> Tensor:
     """(images, 3, classes) logits of f0, J τ1, J τ2 -> (n1, n2) images whose prediction changes."""
     column = torch.as_tensor(alphas2, dtype=logits.dtype, device=logits.device).view(-1, 1, 1)
     base, first, second = logits.unbind(1)
@@ -147,8 +148,8 @@ def nonlinear_term(
     head: nn.Module,
     batches: Iterable[tuple[Tensor, Tensor]],
     features: Callable[[Tensor, float, float], Tensor],
-    alphas1: Sequence[float],
-    alphas2: Sequence[float],
+    alphas1: Alphas,
+    alphas2: Alphas,
     own: int,
     task: str,
     progress: Callable[[int], None] | None = None,
