@@ -108,8 +108,7 @@ class Run:
         if self.suite != registry.default_suite(self.model):
             named["suite"] = self.suite
         if self.corruption:
-            named |= asdict(self.corruption)
-            named["corruption"] = named.pop("name")
+            named |= {"corruption": self.corruption.name, "severity": self.corruption.severity}
         return " ".join(f"--{name}={value}" for name, value in named.items())
 
 

@@ -18,7 +18,7 @@ from src.runtime import results
 from src.runtime.paths import ROOT
 from src.runtime.results import MissingResult, ResultError
 
-CONFIG = {"model": "ViT-Mini", "save": ROOT / "checkpoints", "device": "cpu", "seeds": (1, 2), "lr": 1e-5}
+ARGS = dict(model="ViT-Mini", save=ROOT / "checkpoints", device="cpu", seeds=(1, 2), lr=1e-5)
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def path(tmp_path):
 
 def test_a_record_comes_back_with_its_provenance(path):
     record = {"MNIST": {"test": 0.1 + 0.2, "n": 300}, "curve": [0.0, 1 / 3], "note": "α", "ok": True, "none": None}
-    results.write(path, record, CONFIG, started=time.time() - 5)
+    results.write(path, record, ARGS, started=time.time() - 5)
     found = results.read(path)
     provenance = found.pop("provenance")
     assert found == record  # floats to the last bit
@@ -116,17 +116,17 @@ def test_the_results_of_the_repository_are_in_this_layout():
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), np.float32("nan"), torch.tensor([1.0, float("nan")])])
 def test_a_nan_is_refused_and_the_old_result_stays(path, bad):
-    results.write(path, {"a": 1}, CONFIG, started=time.time())
+    results.write(path, {"a": 1}, ARGS, started=time.time())
     before = path.read_bytes()
     with pytest.raises(ResultError, match=r"found addition.tasks\[1\].loss.* = (nan|inf); nothing was written"):
-        results.write(path, {"tasks": [{"loss": 0.5}, {"loss": bad}]}, CONFIG, started=time.time())
+        results.write(path, {"tasks": [{"loss": 0.5}, {"loss": bad}]}, ARGS, started=time.time())
     assert path.read_bytes() == before and list(path.parent.iterdir()) == [path]
 
 
 def test_what_json_cannot_hold_is_refused_in_a_record_and_spelled_out_in_a_config(path):
     with pytest.raises(TypeError, match="addition.model is a Linear"):
-        results.write(path, {"model": torch.nn.Linear(1, 1)}, CONFIG, started=time.time())
-    config = {"device": torch.device("cpu"), "tasks": {"MNIST"}}
+        results.write(path, {"model": torch.nn.Linear(1, 1)}, ARGS, started=time.time())
+    config = dict(device=torch.device("cpu"), tasks={"MNIST"})
     results.write(path, {}, config, started=time.time())
     assert results.read(path)["provenance"]["config"] == {"device": "cpu", "tasks": "{'MNIST'}"}
 
@@ -141,7 +141,7 @@ def test_a_missing_result_names_its_command(path):
 
 @pytest.mark.parametrize("end", [0, 20, -5])
 def test_a_truncated_result_says_so_and_how_to_make_it_again(path, end):
-    results.write(path, {"accuracy": [0.25] * 10}, CONFIG, started=time.time())
+    results.write(path, {"accuracy": [0.25] * 10}, ARGS, started=time.time())
     assert results.exists(path) and results.require(path, "x")["accuracy"]
     path.write_bytes(path.read_bytes()[:end])
     with pytest.raises(ResultError, match=r"damaged one of \d+ bytes .* make it again with: python main.py"):
@@ -191,29 +191,35 @@ def test_reading_results_does_not_import_torch():
 
 
 def test_nothing_is_left_beside_a_result(path):
-    results.write(path, {}, CONFIG, started=time.time())
+    results.write(path, {}, ARGS, started=time.time())
     assert list(Path(path.parent).iterdir()) == [path]
 
 
-def test_an_existing_result_is_skipped_and_said_so(path, capsys):
-    config = {"tasks": ("digits", "signs"), "method": {"k": 20}, "jobs": 1}
-    assert not results.skip_existing(path, config, ["tasks", "method"])
+def test_the_same_result_is_skipped(path, capsys):
+    config = {"tasks": ("digits", "signs"), "method": {"k": 20.0}, "jobs": 2}
+    assert not results.skip_existing(path, config, ("tasks", "method"))
     results.write(path, {}, config, started=time.time())
-    assert results.skip_existing(path, config | {"jobs": 2}, ["tasks", "method"])
-    assert capsys.readouterr().out == f"{path}: there already, skipped (--overwrite computes it again)\n"
-    newer = config | {"method": {"k": 20, "added": 1}, "encoders": {}}
-    assert results.skip_existing(path, newer, ["tasks", "method", "encoders"])  # an older result does not tell these
+    assert results.skip_existing(path, config | {"jobs": 4}, ("tasks", "method"))
+    assert f"{path}: there already, skipped" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
-    "other, message",
+    "asked, told",
     [
-        ({"tasks": ("digits",)}, r"of tasks = \['digits'\]; found one of tasks = \['digits', 'signs'\]"),
-        ({"method": {"k": 10}}, "of method.k = 10; found one of method.k = 20"),
+        ({"tasks": ("digits",)}, r"tasks = \['digits'\]; found one of tasks = \['digits', 'signs'\]"),
+        ({"method": {"k": 10.0}}, r"method.k = 10.0; found one of method.k = 20.0"),
+        ({"tasks": ("land",), "method": {"k": 5.0}}, r"tasks = .*; method.k = 5.0; found one of tasks = .*; method.k"),
     ],
 )
-def test_an_existing_result_of_another_configuration_is_refused(path, other, message):
-    config = {"tasks": ("digits", "signs"), "method": {"k": 20}}
+def test_a_result_of_something_else_is_refused_and_stays(path, asked, told):
+    config = {"tasks": ("digits", "signs"), "method": {"k": 20.0}}
     results.write(path, {}, config, started=time.time())
-    with pytest.raises(ResultError, match=f"{message}. Make it anew with --overwrite"):
-        results.skip_existing(path, config | other, ["tasks", "method"])
+    before = path.read_bytes()
+    with pytest.raises(results.ResultError, match=f"expected a result of {told}.*--overwrite.*--results="):
+        results.skip_existing(path, config | asked, ("tasks", "method"))
+    assert path.read_bytes() == before
+
+
+def test_an_option_that_older_results_do_not_tell_does_not_count(path):
+    results.write(path, {}, {"method": {"k": 20.0}}, started=time.time())
+    assert results.skip_existing(path, {"method": {"k": 20.0, "reduce": "mean"}, "search": {}}, ("method", "search"))

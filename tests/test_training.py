@@ -306,8 +306,8 @@ def test_a_dead_rank_ends_the_job_with_its_reason(tmp_path, mini_cache):
     program = Path(tmp_path / "dies.py")
     program.write_text(
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
-        "from argparse import Namespace\nfrom src.runtime.distributed import launch\n"
-        "def worker(run, world):\n"
+        "from src.runtime.distributed import launch\n"
+        "def worker(world):\n"
         "    if world.rank == 1: raise RuntimeError('rank one is unwell')\n"
         "    world.barrier()\n"
         "if __name__ == '__main__': launch(worker, 'cpu', 2)\n"

@@ -106,7 +106,7 @@ def variant_result(run: Run, variant: Variant, mode: str = "standard", unseen: t
 
 
 def _label(method: Method, options: Options) -> str:
-    searched_over = "".join(f"_{name}={'|'.join(map(str, values))}" for name, values in options.search)
+    searched_over = "".join(f"_{name}={'+'.join(map(str, values))}" for name, values in options.search)
     return names.unseen_label(label(method) + searched_over, options.unseen)
 
 

@@ -35,6 +35,7 @@ from src.evaluation import Line
 from src.runtime.messages import UsageError, few
 from src.runtime.paths import METHOD_CONFIGS
 from src.task_vectors import TaskVector
+from src.tensors import check_same, difference
 
 SCOPES = ("visual", "published")
 ALPHAS = tuple(tenth / 10 for tenth in range(1, 11))  # the papers' coefficients of a merged vector
@@ -102,10 +103,8 @@ class Problem:
             raise UsageError(f"scope: expected one of {', '.join(SCOPES)}; got {self.scope!r}")
         if not self.finetuned:
             raise UsageError("expected at least one task to merge; got none")
-        known = set(self.pretrained.keys())
         for task, weights in self.finetuned.items():
-            if different := sorted(known.symmetric_difference(weights.keys())):
-                raise ValueError(f"{task} and the pre-trained model differ in tensors: {few(different)}")
+            check_same(self.pretrained, weights, f"{task} and the pre-trained model")
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -150,24 +149,17 @@ class Problem:
 
     def tensors(self, key: str) -> Iterator[torch.Tensor]:
         """τ_t[key] of each task in turn; each a new tensor, the caller's to change."""
-        start = self.pretrained[key].to(self.dtype)
-        for task in self.tasks:
-            yield self._weight(task, key) - start
+        start = {key: self.pretrained[key]}
+        for weights in self.finetuned.values():
+            yield difference(weights, start, dtype=self.dtype)[key]
 
     def tensor(self, task: str, key: str) -> torch.Tensor:
         """τ_task[key], a new tensor."""
-        return self._weight(task, key) - self.pretrained[key].to(self.dtype)
+        return difference(self.finetuned[task], self.pretrained, [key], self.dtype)[key]
 
     def vector(self, task: str) -> TaskVector:
         """τ_task, whole."""
-        return TaskVector(vector={key: self.tensor(task, key) for key in self.keys})
-
-    def _weight(self, task: str, key: str) -> torch.Tensor:
-        weight = self.finetuned[task][key]
-        if weight.shape != self.shapes[key]:
-            got, expected = tuple(weight.shape), tuple(self.shapes[key])
-            raise ValueError(f"{key} is {got} in {task}, but {expected} in the pre-trained model")
-        return weight.to(self.dtype)
+        return TaskVector(vector=difference(self.finetuned[task], self.pretrained, self.keys, self.dtype))
 
     @property
     def num_parameters(self) -> int:
