@@ -63,6 +63,7 @@ def test_an_array_of_corrupted_images_reads_the_same_in_any_order(images):
     whole, order = found[:], np.random.default_rng(1).permutation(24)
     assert found.shape == whole.shape == images.shape
     assert (found[order] == whole[order]).all() and (found[5:9] == whole[5:9]).all()
+    assert (found[-1] == whole[-1]).all()
     assert (CorruptedPixels(images, "land", "gaussian_noise", 2)[:] != whole).any()
 
 

@@ -190,14 +190,6 @@ def test_reading_results_does_not_import_torch():
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)
 
 
-def test_the_environment_is_printed_line_by_line():
-    command = [sys.executable, "-m", "src.environment"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    printed = dict(line.split(": ", 1) for line in done.stdout.splitlines())
-    assert results.versions().items() <= printed.items()
-    assert int(printed["threads"]) >= 1 and printed["device"] and printed["commit"] == (results.commit() or "none")
-
-
 def test_nothing_is_left_beside_a_result(path):
     results.write(path, {}, ARGS, started=time.time())
     assert list(Path(path.parent).iterdir()) == [path]

@@ -18,7 +18,6 @@ import make_tables
 from src import checkpoints, model_names, store
 from src.datasets import loading as data
 from src.datasets import registry
-from src.datasets.examples import name_of
 from src.datasets.prepare import prepare
 from src.datasets.vision import FACTS
 
@@ -109,7 +108,7 @@ def test_fine_tuning_and_single_task(place):
 
 
 def test_a_corrupt_training_image_is_named_and_counted_or_left_out(place, capsys):
-    image = Path(name_of(registry.get("EuroSAT").load("train", place / "data", 0), 7))
+    image = Path(registry.get("EuroSAT").load("train", place / "data", 0).name(7))
     whole, flag = image.read_bytes(), f"--save={place / 'corrupt'}"
     again = ("--tasks=EuroSAT", "--epochs=1", "--batch-size=160", "--workers=1", flag)
     try:

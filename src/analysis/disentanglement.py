@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+Alphas = Sequence[float] | np.ndarray
 SEARCH_BOX = 1.0  # the red box of Figures 3, 9, 10: where the papers look for coefficients, both ways from θ0
 GRID_ELEMENTS = 1 << 22  # logits held at once while a grid is swept
 
@@ -33,8 +34,8 @@ class Term:
 class Disentanglement:
     """ξ on a grid; `terms` are those of task 1 and task 2, in this order, over the same coefficients."""
 
-    alphas1: Sequence[float]
-    alphas2: Sequence[float]
+    alphas1: Alphas
+    alphas2: Alphas
     terms: tuple[Term, Term]
 
     def __post_init__(self):
@@ -46,7 +47,8 @@ class Disentanglement:
     @property
     def error(self) -> np.ndarray:
         """ξ, (n1, n2), between 0 and 2."""
-        return sum(term.disagreement for term in self.terms)
+        one, two = self.terms
+        return one.disagreement + two.disagreement
 
     def box_mean(self, box: float = SEARCH_BOX) -> float:
         """Mean of ξ over the grid points with |α1|, |α2| <= box."""
@@ -80,11 +82,11 @@ def _require_finite(features: Tensor, task: str, where: str) -> None:
 
 @torch.no_grad()
 def linear_term(
-    head: nn.Module,
+    head: nn.Linear,
     batches: Iterable[tuple[Tensor, Tensor]],
     tangents: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]],
-    alphas1: Sequence[float],
-    alphas2: Sequence[float],
+    alphas1: Alphas,
+    alphas2: Alphas,
     own: int,
     task: str,
 ) -> Term:
@@ -97,7 +99,7 @@ def linear_term(
     batches yields (images, labels) of D_own, the labels unread. Raises FloatingPointError for features not finite.
     """
     _check_own(own)
-    if getattr(head, "bias", None) is not None and head.bias.any():
+    if head.bias is not None and head.bias.any():
         raise ValueError("the head has a bias, so the norm of the features counts: they cannot be swept as logits")
     names = ("(α1, α2) = (0, 0)", "any α1 but 0", "any α2 but 0")
     changed = torch.zeros(len(alphas1), len(alphas2), dtype=torch.int64)
@@ -114,7 +116,7 @@ def linear_term(
     return _term(task, changed, samples)
 
 
-def _count_changed(logits: Tensor, alphas1: Sequence[float], alphas2: Sequence[float], own: int) -> Tensor:
+def _count_changed(logits: Tensor, alphas1: Alphas, alphas2: Alphas, own: int) -> Tensor:
     """(images, 3, classes) logits of f0, J τ1, J τ2 -> (n1, n2) images whose prediction changes."""
     column = torch.as_tensor(alphas2, dtype=logits.dtype, device=logits.device).view(-1, 1, 1)
     base, first, second = logits.unbind(1)
@@ -146,8 +148,8 @@ def nonlinear_term(
     head: nn.Module,
     batches: Iterable[tuple[Tensor, Tensor]],
     features: Callable[[Tensor, float, float], Tensor],
-    alphas1: Sequence[float],
-    alphas2: Sequence[float],
+    alphas1: Alphas,
+    alphas2: Alphas,
     own: int,
     task: str,
     progress: Callable[[int], None] | None = None,

@@ -73,7 +73,7 @@ def score_merge(
     tasks = list(settings)
     # Models of one task each are made for as many tasks as are scored at once; a model for all tasks is made once.
     at_once = max(1, run.jobs) if merge.per_task else len(tasks)
-    curves = {}
+    curves: dict[str, Curve] = {}
     for first in range(0, len(tasks), at_once):
         part = tasks[first : first + at_once]
         shared = None if merge.per_task else merge.lines(part[0], settings[part[0]])

@@ -84,7 +84,7 @@ def augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     shift = draw_uniform(n, 2, low=-6 / side, high=6 / side)  # in units of half the width
     cos, sin = scale * turn.cos(), scale * turn.sin()
     affine = torch.stack([torch.stack([cos, -sin, shift[:, 0]], 1), torch.stack([sin, cos, shift[:, 1]], 1)], 1)
-    grid = F.affine_grid(affine, images.shape, align_corners=False)
+    grid = F.affine_grid(affine, list(images.shape), align_corners=False)
     moved = F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
     return moved * draw_uniform(n, 3, 1, 1, low=0.8, high=1.2) + draw_uniform(n, 3, 1, 1, low=-0.25, high=0.25)
 
@@ -110,7 +110,7 @@ def measure(model, tokenizer: Tokenizer, tasks: Path, device: str) -> dict[str, 
         parts = [model.encode_image(normalise(part.to(device), MEAN, STD)) for part in images.split(500)]
         return torch.cat(parts).cpu(), np.load(tasks / f"{name}_{split}_y.npy")
 
-    scores = {"zero-shot": {}, "linear probe": {}}
+    scores: dict[str, dict[str, float]] = {"zero-shot": {}, "linear probe": {}}
     for name, family in draw.FAMILIES.items():
         prompts = [tokenizer([t.format(c) for t in family.TEMPLATES]).to(device) for c in family.NAMES]
         per_prompt = [F.normalize(model.encode_text(p), dim=-1).mean(0) for p in prompts]
@@ -144,10 +144,10 @@ def learning_rate(step: int, args: argparse.Namespace) -> float:
 
 
 def train(args: argparse.Namespace) -> None:
-    pixels, captions = draw_mixture(args.work, args.images, args.seed)
+    drawn, captions = draw_mixture(args.work, args.images, args.seed)
     tasks = draw.cached(args.work, seed=0)
     tokenizer = Tokenizer.of(mixture.vocabulary_texts())
-    tokens, pixels = tokenizer(captions), torch.from_numpy(pixels)
+    tokens, pixels = tokenizer(captions), torch.from_numpy(drawn)
 
     torch.manual_seed(args.seed)
     model = build(tokenizer.vocabulary_size).to(args.device).train()
