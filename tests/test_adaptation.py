@@ -100,7 +100,8 @@ def written_out(given: Problem, lam, masks, numbers, clamp: bool = False) -> tor
             theta[name] = theta[name] + column * masks.get(name, 1.0) * given.tensor(task, name)
     for task in given.tasks:
         for number in numbers:
-            p = torch.softmax(given.images.head(task)(functional_call(model, theta, (images(task, "test", 5, number),))), 1)
+            features = functional_call(model, theta, (images(task, "test", 5, number),))
+            p = torch.softmax(given.images.head(task)(features), 1)
             loss = loss - (p * p.log()).sum(1).mean()
     return loss
 
@@ -371,7 +372,8 @@ def test_kept_logits_take_the_place_of_learning(tmp_path):
 
 
 def test_kept_logits_of_another_protocol_are_refused_and_those_of_other_tasks_recorded(tmp_path):
-    given = problem(mask_path=lambda name: tmp_path / f"{name}.safetensors", label="concrete", suite=registry.suite("mini"))
+    mini = registry.suite("mini")
+    given = problem(mask_path=lambda name: tmp_path / f"{name}.safetensors", label="concrete", suite=mini)
     file = str(small(ConcreteTaskArithmetic, mask_steps=1).merge(given).finish({})["mask_file"])
     method = small(ConcreteTaskArithmetic, mask_file=file)
     for changed, other, told in (
