@@ -14,7 +14,7 @@ from src.evaluation import Curve, Line, score, select, select_negation
 from src.heads import get_classification_head
 from src.linearize import LinearizedImageEncoder
 from src.merging import evaluate
-from src.merging.base import Drawn, Method, Scaled, Searched
+from src.merging.base import Drawn, Method, Problem, Scaled, Searched
 from src.merging.evaluate import evaluate_merge
 from src.modeling import ImageEncoder
 from src.runtime import results
@@ -175,7 +175,7 @@ class Searchable(Method):
 def test_validation_chooses_among_options_and_settings_together(monkeypatch, make_run):
     asked = []
     monkeypatch.setattr(evaluate, "score_all", counting_scores(asked))
-    merge = Searched.over(Searchable(q=0.1), {"p": [1.0, 2.0, 3.0]}, None)
+    merge = Searched.over(Searchable(q=0.1), {"p": [1.0, 2.0, 3.0]}, Problem({}, {"signs": {}}))
     assert merge.settings[:3] == [{"p": 1.0, "setting": 0.5}, {"p": 1.0, "setting": 1.0}, {"p": 2.0, "setting": 0.5}]
     run = make_run("--tasks", "signs", "digits")
     write_single_task(run, "standard", 0.8)

@@ -1,5 +1,6 @@
 """Merging by any method: choose on validation, read test once, and tell what it needs and costs."""
 
+import math
 import time
 from collections.abc import Mapping
 from contextlib import closing
@@ -13,7 +14,7 @@ from src.args import take_run
 from src.datasets import registry
 from src.evaluation import Denominators
 from src.merging import names
-from src.merging.base import Method, Problem, Progress, Searched, Variant, label
+from src.merging.base import Method, Problem, Progress, Searched, Variant, label, part_of_state
 from src.merging.evaluate import evaluate_merge, evaluate_unseen
 from src.merging.geometry import vector_geometry
 from src.merging.problem import Source, export, read_problem, storage
@@ -71,12 +72,19 @@ def take_options(flags: dict[str, Any]) -> tuple[Run, Options]:
     return run, Options(
         source=Source(mode, flags["scope"], tuple(sorted(flags["encoders"].items()))),
         unseen=unseen_tasks(run, flags["unseen"]),
-        search=tuple((option, tuple(values)) for option, values in flags["search"].items()),
+        search=_searched(flags["search"]),
         output=Path(flags["output"]) if flags["output"] else None,
         loggers=Loggers(flags["wandb"], flags["tensorboard"]),
         overwrite=flags["overwrite"],
         **steps,
     )
+
+
+def _searched(search: Mapping[str, Any]) -> tuple[tuple[str, tuple[Any, ...]], ...]:
+    for option, values in search.items():
+        if not (isinstance(values, list) and values):
+            raise UsageError(f"search.{option}: expected a list of values, as in +search.k=[10,20]; got {values!r}")
+    return tuple((option, tuple(values)) for option, values in search.items())
 
 
 def unseen_tasks(run: Run, given: str | list[str] | None) -> tuple[str, ...]:
@@ -106,18 +114,19 @@ def variant_result(run: Run, variant: Variant, mode: str = "standard", unseen: t
 
 
 def _label(method: Method, options: Options) -> str:
-    searched_over = "".join(f"_{name}={'+'.join(map(str, values))}" for name, values in options.search)
-    return names.unseen_label(label(method) + searched_over, options.unseen)
+    return names.unseen_label(label(method, dict(options.search)), options.unseen)
 
 
 def merge(run: Run, method: Method, options: Options) -> None:
     """Merge, evaluate, and write the record; skipped where the same is there, resumed where it was broken off."""
     started = time.time()
-    source, named = options.source, _label(method, options)
+    source, search, named = options.source, dict(options.search), _label(method, options)
     name = result_name(run, method, options)
     target, state = run.paths.result(name), run.paths.adaptation_state(name)
+    merges = math.prod(map(len, search.values()))
+    states = [part_of_state(state, number) for number in range(merges)] if search else [state]
     config = run.config(**_config(method, options))
-    if not (options.overwrite or options.output or results.exists(state)):
+    if not (options.overwrite or options.output or any(map(results.exists, states))):
         if results.skip_existing(target, config, ("tasks", "method", "encoders", "search")):
             return
     torch.manual_seed(run.seed)
@@ -125,12 +134,11 @@ def merge(run: Run, method: Method, options: Options) -> None:
         watched = run.paths.adaptation_state(f"{name}.watched")
         watch = Watch(run, source.mode, options.eval_every, watched, logger.log)
         if options.overwrite and is_primary():
-            _remove(state, watched)
+            _remove(*states, watched)
         progress = Progress(watch, logger.log, state, options.save_every)
-        plain = label(method).replace("=", "-")  # Hydra takes no "=" in method.mask_file=...
+        plain = label(method, search).replace("=", "-")  # Hydra takes no "=" in method.mask_file=...
         problem = read_problem(run, source, plain, progress)
         Denominators.of(run, source.mode, (*run.tasks, *options.unseen))  # missing ones are told before long work
-        search = dict(options.search)
         made = Searched.over(method, search, problem) if search else method.merge(problem)
     if options.unseen and made.per_task:
         raise UsageError(f"unseen: {method.name} makes a model for each merged task, and none for {options.unseen[0]}")
@@ -144,8 +152,8 @@ def merge(run: Run, method: Method, options: Options) -> None:
         "parameters": {"scope": problem.num_parameters, "encoder": problem.num_parameters_total},
         "storage": storage(problem, made),
     }
-    if made.adaptation:
-        record["adaptation"] = made.adaptation | {"watched": watch.record()}
+    if course := made.course(record["chosen"]):
+        record["adaptation"] = course | {"watched": watch.record()}
     if options.unseen:
         setting = record["chosen"][run.tasks[0]]
         record["unseen"] = evaluate_unseen(run, made, setting, options.unseen, source.mode)
@@ -154,7 +162,7 @@ def merge(run: Run, method: Method, options: Options) -> None:
         record["output"] = from_primary(lambda: export(problem, made, record["chosen"], output))
     results.write(target, record, config, started)
     _write_vectors(run, problem, name, config, started, options.overwrite)
-    _remove(state, watched)
+    _remove(*states, watched)
     test = record["test"]
     print(
         f"{named} {source.mode} {names.tasks_name(run.suite, run.tasks, dict(source.encoders))}: "

@@ -63,7 +63,7 @@ class AdaMerging(Adapting):
         own = VARIANTS[self.variant]
         steps, lr = schedule(problem, self.steps, own["steps"], "adamerging")
         method = self.with_defaults(**own | {"steps": steps, "lr": lr})
-        check_least(0, steps=method.steps)
+        check_least(0, steps=method.steps, lr=method.lr)
         check_least(1, batches=method.batches)
         model = MergedModel(problem, method, method.clamp, self.task_vectors(problem))
         lam = model.coefficients(method.granularity).requires_grad_()

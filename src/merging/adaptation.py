@@ -73,7 +73,7 @@ def check_choice(option: str, value: str, known: Iterable[str]) -> None:
         raise UsageError(f"{option}: expected one of {', '.join(known)}; got {value!r}")
 
 
-def check_least(least: int, **options: int) -> None:
+def check_least(least: int, **options: float) -> None:
     for option, value in options.items():
         if not value >= least:
             raise UsageError(f"{option}: expected at least {least}; got {value}")

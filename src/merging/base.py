@@ -28,8 +28,9 @@ from typing import Any, ClassVar
 
 import torch
 from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf, ValidationError
 
-from src.checkpoints import VISUAL
+from src.checkpoints import VISUAL, CheckpointError
 from src.datasets.registry import Suite
 from src.evaluation import Line
 from src.runtime.messages import UsageError, few
@@ -72,6 +73,15 @@ class Progress:
     state: Path | None = None
     save_every: int = 0
 
+    def part(self, number: int) -> "Progress":
+        """For one merge of several: it has a state of its own. Nobody watches, since a record has one course."""
+        return replace(self, watch=None, state=self.state and part_of_state(self.state, number))
+
+
+def part_of_state(state: Path, number: int) -> Path:
+    """Where one merge of several keeps its state."""
+    return state.with_name(f"{state.name}.{number}")
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -83,7 +93,7 @@ class Problem:
     mode: a name of modes.py: how the merged weights will be evaluated.
     mask_path(name) is where masks of this problem lie on disk; label: the name of those that these settings make.
     images: for methods that need some; None where there are none.
-    Raises UsageError for an unknown scope and for no task, ValueError, naming them, for keys or shapes unlike θ0's.
+    Raises UsageError for an unknown scope and for no task; CheckpointError with the keys or shapes unlike θ0's.
     """
 
     pretrained: Mapping[str, torch.Tensor]
@@ -104,7 +114,7 @@ class Problem:
         if not self.finetuned:
             raise UsageError("expected at least one task to merge; got none")
         for task, weights in self.finetuned.items():
-            check_same(self.pretrained, weights, f"{task} and the pre-trained model")
+            check_same(self.pretrained, weights, f"{task} and the pre-trained model", CheckpointError)
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -132,7 +142,9 @@ class Problem:
         """Shapes of the tensors in scope, in sorted order: the order of the published flat vectors and mask files."""
         shapes = {k: s for k, (_, s) in self._floating.items() if self.scope == "published" or k.startswith(VISUAL)}
         if not shapes:
-            raise ValueError(f"expected floating tensors named {VISUAL}*; the checkpoint has {few(self._floating)}")
+            raise CheckpointError(
+                f"expected floating tensors named {VISUAL}*; the checkpoint has {few(self._floating)}"
+            )
         return shapes
 
     @property
@@ -194,6 +206,7 @@ class Merge(ABC):
     info: facts for the result, known before the choice.
     adaptation: the course of a method that adapts, for the result.
     per_task: False: one model and one choice, by the mean over tasks. True: a vector and a choice for each task.
+    Raises UsageError where there are no settings.
     """
 
     settings: Sequence[Setting]
@@ -202,6 +215,10 @@ class Merge(ABC):
     adaptation: dict[str, Any] | None = None
     per_task: bool = False
 
+    def __post_init__(self):
+        if not self.settings:
+            raise UsageError("expected at least one coefficient for validation to choose among; got none")
+
     @abstractmethod
     def vector(self, task: str, setting: Setting) -> TaskVector:
         """The vector to add to θ0 for `task`; a merge that makes one model for all tasks ignores `task`."""
@@ -209,6 +226,14 @@ class Merge(ABC):
     def lines(self, task: str, settings: Sequence[Setting]) -> list[Line]:
         """The models of these settings, in order, as lines to score."""
         return [Line(self.vector(task, setting).vector) for setting in settings]
+
+    def at_edge(self, setting: Setting) -> bool:
+        """Whether it is the last of several, so that one beyond them might be better."""
+        return len(self.settings) > 1 and setting == self.settings[-1]
+
+    def course(self, chosen: Mapping[str, Setting]) -> dict[str, Any] | None:
+        """The course of the adaptation that gave the chosen models; None where nothing was adapted."""
+        return self.adaptation
 
     def finish(self, chosen: Mapping[str, Setting]) -> dict[str, Any]:
         """Called once with the chosen settings, by task: keeps what later runs load, and gives facts for the result."""
@@ -253,11 +278,13 @@ class Searched(Merge):
 
     @classmethod
     def over(cls, method: "Method", search: Mapping[str, Sequence[Any]], problem: Problem) -> "Searched":
-        """search: option -> values. Raises UsageError for an option that the method does not have."""
+        """search: option -> values. Raises UsageError for an option or a value that the method does not take."""
         if unknown := [option for option in search if option not in method.defaults()]:
             raise UsageError(f"search: {method.name} has no option {unknown[0]}; it has {', '.join(method.defaults())}")
         combinations = [dict(zip(search, values)) for values in itertools.product(*search.values())]
-        merges = [(options, replace(method, **options).merge(problem)) for options in combinations]
+        methods = [_with_options(method, options) for options in combinations]
+        parts = [replace(problem, progress=problem.progress.part(number)) for number in range(len(methods))]
+        merges = [(options, m.merge(part)) for options, m, part in zip(combinations, methods, parts)]
         first = merges[0][1]
         return cls(
             merges=merges,
@@ -276,14 +303,40 @@ class Searched(Merge):
         index, own = self.part(setting)
         return self.merges[index][1].vector(task, own)
 
+    def at_edge(self, setting: Setting) -> bool:
+        index, own = self.part(setting)
+        return self.merges[index][1].at_edge(own)
+
+    def course(self, chosen: Mapping[str, Setting]) -> dict[str, Any] | None:
+        first, *others = self._by_merge(chosen)
+        return None if others else self.merges[first][1].adaptation
+
     def finish(self, chosen: Mapping[str, Setting]) -> dict[str, Any]:
-        """What the merge of the chosen options tells; each task may have options of its own."""
-        facts: dict[str, Any] = {}
-        for index, (_, merge) in enumerate(self.merges):
-            parts = {task: self.part(setting) for task, setting in chosen.items()}
-            if own := {task: setting for task, (which, setting) in parts.items() if which == index}:
-                facts |= merge.info | merge.finish(own)
-        return facts
+        """What the merge of the chosen options tells. Tasks that chose other options have facts of their own."""
+        facts = []
+        for index, own in self._by_merge(chosen).items():
+            options, merge = self.merges[index]
+            facts.append((options, list(own), merge.info | merge.finish(own)))
+        if len(facts) == 1:
+            return facts[0][-1]
+        return {"by_options": [{"options": options, "tasks": tasks, **told} for options, tasks, told in facts]}
+
+    def _by_merge(self, chosen: Mapping[str, Setting]) -> dict[int, dict[str, Setting]]:
+        """The chosen settings of each merge that has some, by task."""
+        found: dict[int, dict[str, Setting]] = {}
+        for task, setting in chosen.items():
+            index, own = self.part(setting)
+            found.setdefault(index, {})[task] = own
+        return found
+
+
+def _with_options(method: "Method", options: Mapping[str, Any]) -> "Method":
+    """A copy with other options, of the types that the schema says. Raises UsageError for a value of another type."""
+    try:
+        copy: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(method), dict(options)))
+        return copy
+    except ValidationError as error:
+        raise UsageError(f"search.{error.full_key}: {str(error).splitlines()[0]}") from None
 
 
 def scaled(problem: Problem, tau: TaskVector, alphas: Iterable[float], **info: Any) -> Scaled:
@@ -415,12 +468,21 @@ def variants(stage: str | None = None) -> list[Variant]:
     return rows if stage is None else [variant for variant in rows if variant.stage == stage]
 
 
-def label(method: Method) -> str:
-    """The method's name with the options that are not its defaults: `ties_k=10`; files by their name and a checksum."""
+def label(method: Method, search: Mapping[str, Sequence[Any]] | None = None) -> str:
+    """The method's name with the options that are not its defaults: `ties_k=10`; files by their name and a checksum.
+
+    search: the options that validation chooses among: `ties_search_k=10+20`.
+    """
     changed = []
     for option, default in method.defaults().items():
         if (value := getattr(method, option)) != default:
-            if isinstance(value, str) and "/" in value:
-                value = f"{Path(value).stem}-{zlib.crc32(value.encode()):08x}"
-            changed.append(f"{option}={f'{value:g}' if isinstance(value, float) else value}")
+            changed.append(f"{option}={_text(value)}")
+    if search:
+        changed += ["search", *(f"{option}={'+'.join(map(_text, values))}" for option, values in search.items())]
     return "_".join([method.name, *(re.sub(r"[^\w.=+-]+", "-", text) for text in changed)])
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, str) and "/" in value:
+        return f"{Path(value).stem}-{zlib.crc32(value.encode()):08x}"
+    return f"{value:g}" if isinstance(value, float) else str(value)

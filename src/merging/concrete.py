@@ -72,7 +72,7 @@ class Concrete(Adapting):
         """
         check_choice("final", self.final, FINAL)
         check_least(2 if self.final == "mean" else 1, draws=self.draws)
-        check_least(0, mask_steps=self.mask_steps)
+        check_least(0, mask_steps=self.mask_steps, mask_lr=self.mask_lr)
         masked = {name: problem.shapes[name] for name in problem.keys if name.startswith(VISUAL)}
         like = {name: torch.empty(shape, device="meta") for name, shape in masked.items()}
         where = dict(dtype=problem.dtype, device=model.device)
@@ -212,7 +212,7 @@ class ConcreteAdaMerging(Concrete):
         steps, lr = schedule(problem, self.steps, STEPS, "concrete")
         own = own | dict(mask_steps=0 if self.mask_file else meta_steps, mask_lr=mask_lr, steps=steps, lr=lr)
         method = self.with_defaults(**own)
-        check_least(0, steps=method.steps)
+        check_least(0, steps=method.steps, lr=method.lr, inner_lr=method.inner_lr)
         model = MergedModel(problem, method, clamp=method.clamp)
         mask, lam = method.mask(problem, model), model.coefficients(self.granularity).requires_grad_()
         inner = torch.optim.Adam([lam], method.inner_lr)

@@ -29,7 +29,7 @@ def evaluate_merge(run: Run, merge: Merge, tasks: Sequence[str], mode: str) -> d
         "settings": settings,
         "chosen_per_task": merge.per_task,
         "chosen": chosen,
-        "at_edge": len(settings) > 1 and not merge.per_task and index[tasks[0]] == len(settings) - 1,
+        "at_edge": not merge.per_task and merge.at_edge(chosen[tasks[0]]),
         "val": {
             "accuracy": curves,
             "mean_accuracy": [mean(values) for values in zip(*curves.values())],

@@ -60,6 +60,8 @@ class TallMasked(Masked):
         return self.last[1][setting]
 
     def keep(self, masks: Masks, chosen: Mapping[str, float]) -> dict[str, Any]:
+        if set(masks) != set(self.problem.tasks):  # a search chose other options for the other tasks
+            return {}
         return save_masks(self.problem, self.name, masks, tall_mask_lambda=dict(chosen))
 
 
