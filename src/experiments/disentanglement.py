@@ -42,7 +42,7 @@ def measure_disentanglement(
     range, n_points: of the coefficients on each axis; num_samples: test images of each task, None: all on vision.
     What is None has the suite's value.
     """
-    options = {
+    options: dict[str, Any] = {
         "pairs": pairs or run.suite_row.pairs,
         "range": tuple(range),
         "n_points": n_points or run.protocol.n_grid_points,

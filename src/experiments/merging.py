@@ -14,10 +14,11 @@ from src.args import take_run
 from src.datasets import registry
 from src.evaluation import Denominators
 from src.merging import names
-from src.merging.base import Method, Problem, Progress, Searched, Variant, label, part_of_state
+from src.merging.base import Method, Problem, Progress, Variant, label, part_of_state
 from src.merging.evaluate import evaluate_merge, evaluate_unseen
 from src.merging.geometry import vector_geometry
 from src.merging.problem import Source, export, read_problem, storage
+from src.merging.search import Searched
 from src.merging.watch import Watch
 from src.modes import EVALUATED
 from src.run import Run, task_names

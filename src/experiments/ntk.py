@@ -43,7 +43,7 @@ def localize_kernel(
     task, held out of it, and of the control. chunk_size: images whose gradients are held at once. ranks: numbers of
     eigenfunctions, or shares of the trace.
     """
-    options = {
+    options: dict[str, Any] = {
         "reduction": reduction,
         "pairs": pairs or run.suite_row.ntk_pairs,
         "num_samples": num_samples,

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from src.evaluation import Curve, Denominators, mean, mean_normalised, score_all, select
-from src.merging.base import Drawn, Merge, Searched, Setting
+from src.merging.base import Drawn, Merge, Setting
+from src.merging.search import Searched
 from src.run import Run
 from src.runtime.distributed import from_primary
 
