@@ -73,7 +73,7 @@ def finetuned(run: Run, task: str, mode: str) -> checkpoints.Checkpoint:
 
     Raises FileNotFoundError that names the fine-tuning command, or CheckpointError where θ began at another θ0.
     """
-    trained_as = MODES[mode].trained_as
+    trained_as = MODES[mode].checkpoint
     path = run.paths.checkpoint(task, trained_as)
     checkpoint = checkpoints.Checkpoint(path, model=run.model, task=task, mode=trained_as, seed=run.seed)
     check_start(run, path, checkpoint.header)

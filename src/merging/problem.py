@@ -43,7 +43,7 @@ def read_problem(run: Run, source: Source, label: str = "", progress: Progress =
         if task not in encoders:
             return store.finetuned(run, task, mode)
         path = Path(encoders[task])
-        return checkpoints.Checkpoint(path, like=pretrained, model=run.model, mode=MODES[mode].trained_as)
+        return checkpoints.Checkpoint(path, like=pretrained, model=run.model, mode=MODES[mode].checkpoint)
 
     tasks = tasks_name(run.suite, run.tasks, encoders)
     return Problem(
@@ -102,7 +102,7 @@ def export(problem: Problem, merge: Merge, chosen: Mapping[str, Setting], output
     for task in problem.tasks if merge.per_task else problem.tasks[:1]:
         path = output.with_suffix(f".{task}.safetensors") if merge.per_task else output
         weights = problem.pretrained + merge.vector(task, chosen[task])
-        header: dict[str, Any] = dict(model=problem.model, mode=MODES[problem.mode].trained_as, seed=problem.seed)
+        header: dict[str, Any] = dict(model=problem.model, mode=MODES[problem.mode].checkpoint, seed=problem.seed)
         header |= dict(tasks=list(problem.tasks), scope=problem.scope, chosen=chosen[task])
         checkpoints.save(path, weights, header | (dict(task=task) if merge.per_task else {}))
         written.append(path)

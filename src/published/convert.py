@@ -87,7 +87,7 @@ def convert(
     names: parameter names in the order of `ImageEncoder.named_parameters()`; files of `params.{i}` need them.
     provenance: facts for the header, beside the file's name and SHA-256.
     """
-    header = {"model": model, "task": task, "mode": mode, "seed": seed}
+    header: dict[str, Any] = {"model": model, "task": task, "mode": mode, "seed": seed}
     header["provenance"] = {"file": source.name, "sha256": file_hash(source)} | dict(provenance or {})
     if source.suffix == ".npy":
         if pretrained is None:
@@ -138,8 +138,8 @@ def _encoder(weights: Weights, pretrained: Mapping | None, names: Sequence[str] 
     if not any(key.startswith(VISUAL) for key in weights):
         raise CheckpointError(f"expected the weights of a CLIP image encoder, found {few(sorted(weights))}")
     weights = {key: tensor for key, tensor in weights.items() if not key.startswith("model.transformer.")}
-    frozen = [key for key in pretrained or () if not key.startswith(VISUAL)]
-    return {key: pretrained[key] for key in frozen} | weights
+    frozen = {key: tensor for key, tensor in (pretrained or {}).items() if not key.startswith(VISUAL)}
+    return frozen | weights
 
 
 def _from_hugging_face(weights: Weights, pretrained: Mapping | None) -> Weights:
