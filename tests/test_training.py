@@ -101,7 +101,7 @@ def test_one_step_is_adamw_on_the_clipped_gradient(parsed, mode):
     encoder = ImageEncoder(args)
     if mode == "linear":
         encoder = LinearizedImageEncoder(args, image_encoder=encoder)
-        encoder.twice_differentiable = True  # the plain way: jvp, and backward through it
+        encoder.fused = False  # the plain way: jvp, and backward through it
     head = get_classification_head(args, "signs")
     trained = [p for n, p in encoder.named_parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=args.lr, weight_decay=args.wd)
