@@ -30,7 +30,9 @@ def main(argv=None) -> None:
     parser.add_argument(
         "--num-samples", type=int, default=64, help="images of the task, held out of it, of the control"
     )
-    parser.add_argument("--chunk-size", type=int, default=256, help="images whose gradients are held at once")
+    parser.add_argument(
+        "--chunk-size", type=int, help="images whose gradients are held at once; default: 4 GiB of them"
+    )
     parser.add_argument(
         "--ranks",
         type=_rank,

@@ -96,7 +96,7 @@ def ntk_localization(pair: tuple[str, str], args) -> dict:
         "joint": _localization(joint)
         | {
             "ratio": _finite(joint.ratio()),
-            "ratio_of_shuffled_labels": _finite(joint.chance),
+            "ratio_of_shuffled_labels": _finite(joint.shuffled_ratio),
             "task_share": joint.task_share.tolist(),
         },
     }
