@@ -39,14 +39,14 @@ def disentanglement_term(job: tuple[tuple[str, str], int], args) -> Term:
     batches = first_images(args, pair[own], "test", args.num_samples)
     if args.finetuning_mode in store.TANGENT:
         tangents = two_tangents(lambda x, direction: forward_and_jvp(encoder, theta0, direction, x), *vectors)
-        return linear_term(head, batches, tangents, alphas, alphas, own, pair[own])
+        return linear_term(head, batches, tangents, alphas, own, pair[own])
     plane = WeightPlane(encoder, theta0, *vectors)
-    return nonlinear_term(head, batches, plane, alphas, alphas, own, pair[own])
+    return nonlinear_term(head, batches, plane, alphas, own, pair[own])
 
 
 def disentanglement_record(args, terms: tuple[Term, Term]) -> dict:
     alphas = np.linspace(*args.range, args.n_points)
-    return Disentanglement(alphas, alphas, terms).record()
+    return Disentanglement(alphas, terms).record()
 
 
 def spread_images(args, dataset: str, split: str, count: int) -> torch.Tensor:
