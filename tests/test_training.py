@@ -103,7 +103,7 @@ def test_one_step_is_adamw_on_the_clipped_gradient(make_training, mode):
     encoder = ImageEncoder(run)
     if mode == "linear":
         encoder = LinearizedImageEncoder(run, image_encoder=encoder)
-        encoder.twice_differentiable = True  # the plain way: jvp, and backward through it
+        encoder.fused = False  # the plain way: jvp, and backward through it
     head = get_classification_head(run, "signs")
     trained = [p for n, p in encoder.named_parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=settings.lr, weight_decay=settings.wd)
