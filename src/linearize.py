@@ -39,7 +39,10 @@ def plain_jvp(
     module's own. Both results have the structure of the module's output.
     """
     with forward_mode_attention():
-        return torch.func.jvp(lambda p: functional_call(module, p | fixed, inputs, kwargs), (params,), (direction,))
+        f0, jd, *_ = torch.func.jvp(
+            lambda p: functional_call(module, p | fixed, inputs, kwargs), (params,), (direction,)
+        )
+    return f0, jd
 
 
 class LinearizedModel(nn.Module):
@@ -61,6 +64,8 @@ class LinearizedModel(nn.Module):
     RuntimeError in the forward pass for an input that requires grad.
     """
 
+    _function: nn.Module
+
     def __init__(self, model: nn.Module, init_model: nn.Module | None = None, *, fused: bool = True):
         super().__init__()
         init_model = model if init_model is None else init_model
@@ -76,7 +81,7 @@ class LinearizedModel(nn.Module):
     def forward(self, *inputs: Any, **kwargs: Any) -> Any:
         self._keep_evaluating()
         _refuse_gradients_of(inputs, kwargs)
-        params = dict(self.named_parameters())
+        params: Weights = {**dict(self.named_parameters())}
         plain = not self.fused or _transformed(params, inputs, kwargs)
         with _forward_mode(self._function):
             f0, jd = (self._plain if plain else self._fused)(params, inputs, kwargs)

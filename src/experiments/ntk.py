@@ -7,7 +7,7 @@ nor the numbers of samples and eigenfunctions, and no script was ever published.
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -39,8 +39,8 @@ def localize_kernel(
     """Write ntk_<reduction>.json.
 
     reduction: over the outputs of the head. pairs: (task, control); by default the suite's. num_samples: images of the
-    task, held out of it, and of the control. chunk_size: images whose gradients are held at once, by default 4 GiB of them. ranks: numbers of
-    eigenfunctions, or shares of the trace.
+    task, held out of it, and of the control. chunk_size: images whose gradients are held at once, by default 4 GiB.
+    ranks: numbers of eigenfunctions, or shares of the trace.
     """
     options: dict[str, Any] = {
         "reduction": reduction,
@@ -130,8 +130,8 @@ def localization(
         "joint": _localization(joint)
         | {
             "ratio": _finite(joint.ratio()),
-            "ratio_of_shuffled_labels": _finite(joint.shuffled_ratio),
-            "task_share": joint.task_share.tolist(),
+            "ratio_of_shuffled_labels": _finite(cast(np.ndarray, joint.shuffled_ratio)),
+            "task_share": cast(np.ndarray, joint.task_share).tolist(),
         },
     }
 
