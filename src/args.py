@@ -30,6 +30,11 @@ class Parser(argparse.ArgumentParser):
         super().error(message)
 
 
+def command_parser(prog: str, doc: str | None) -> Parser:
+    """Of a module that is run as `python -m`, without the flags of the scripts."""
+    return Parser(prog=f"python -m {prog}", description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
 def base_parser(doc: str | None, modes: Sequence[str] | None = EVALUATED) -> Parser:
     """The flags of every script; `modes` are the choices of `--finetuning-mode`, None leaves it out."""
     parser = Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
