@@ -21,12 +21,13 @@ import reproduce
 import src.merging
 from src import args as arguments
 from src import checkpoints, store
-from src.datasets import loading as data
-from src.datasets import registry
+from src.datasets import loading, registry
 from src.datasets.base import Pixels
-from src.merging import base
+from src.experiments import merging, reproduction
+from src.merging import base, names
+from src.run import Run
 from src.runtime import results
-from src.runtime.paths import ROOT, Paths
+from src.runtime.paths import ROOT
 
 IMAGES = 10  # of each split
 TASKS = registry.suite("mini").tasks
@@ -54,12 +55,12 @@ class Workplace:
         self.overrides = [f"{name}={place}" for name, place in places.items()]
         self.overrides += ["model=ViT-Mini", "seed=0", "device=cpu", "jobs=1"]
         self.flags = [f"--{text.replace('_', '-', 1)}" for text in self.overrides]
-        self.args = arguments.parse(arguments.base_parser(""), self.flags)
-        self.paths = Paths.of(self.args)
+        self.run = arguments.parse(arguments.base_parser(""), self.flags)[0]
+        self.paths = self.run.paths
 
     def draw(self, mode: str, tasks) -> None:
         """θ0, and θ0 plus noise for each task."""
-        store.save_pretrained(self.args)
+        store.write_pretrained(self.run)
         start, generator = checkpoints.load(self.paths.pretrained()), torch.Generator().manual_seed(0)
         for task in tasks:
             weights = dict(start)
@@ -69,7 +70,7 @@ class Workplace:
             header = dict(model="ViT-Mini", task=task, mode=mode, seed=0)
             checkpoints.save(self.paths.checkpoint(task, mode), weights, header)
 
-    def run(self, *overrides: str) -> None:
+    def call(self, *overrides: str) -> None:
         main.main([*self.overrides, *overrides])
 
     def record(self, label: str, group: str = "8task/standard-visual") -> dict:
@@ -80,7 +81,7 @@ class Workplace:
 
     @property
     def pair_name(self) -> str:
-        return main.tasks_name(arguments.parse(arguments.base_parser(""), ["--tasks=digits,signs"]), {})
+        return names.tasks_name("mini", PAIRED)
 
     def files(self) -> dict:
         return {path: path.stat().st_mtime_ns for path in self.folder.rglob("*") if path.is_file()}
@@ -88,28 +89,28 @@ class Workplace:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory, mini_cache):
-    whole = data.evaluation_pixels
+    whole = loading.evaluation_pixels
 
     def first(*which) -> Pixels:
         found = whole(*which)
         return Pixels(found.pixels[:IMAGES], found.labels[:IMAGES])
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data, "evaluation_pixels", first)
+        patch.setattr(loading, "evaluation_pixels", first)
         made = Workplace(tmp_path_factory.mktemp("merging"), mini_cache)
         made.draw("standard", TASKS)
         made.draw("linear", PAIRED)
         for mode, accuracy in {"none": 0.5, "standard": 0.9, "linear": 0.8, "posthoc": 0.7}.items():
             fields = {task + suffix: accuracy for task in TASKS for suffix in ("", "Val")}
-            results.write(made.paths.single_task(mode), fields, made.args, started=time.time())
+            results.write(made.paths.single_task(mode), fields, made.run.config(), started=time.time())
         yield made
-    store._encoder.cache_clear()
+    store.encoder.cache_clear()
 
 
 @pytest.mark.parametrize("mode", ["standard", "linear", "posthoc"])
 def test_every_method_runs_in_every_mode(place, mode):
     for label, override in METHODS.items():
-        place.run(PAIR, override, f"finetuning_mode={mode}")
+        place.call(PAIR, override, f"finetuning_mode={mode}")
         found = place.pair(label, mode)
         assert found["label"] == label and found["tasks"] == ["digits", "signs"] and found["finetuning_mode"] == mode
         assert found["n"] == {split: {"digits": IMAGES, "signs": IMAGES} for split in ("val", "test")}
@@ -123,7 +124,7 @@ def test_every_method_runs_in_every_mode(place, mode):
 
 
 def test_storage_is_in_bits_and_of_the_files(place):
-    place.run(PAIR, "method=tall_mask", "overwrite=True")
+    place.call(PAIR, "method=tall_mask", "overwrite=True")
     found = place.pair("tall_mask")
     weights, encoder = found["parameters"]["scope"], found["parameters"]["encoder"]
     assert 0.8e6 < weights < encoder < 1.2e6
@@ -136,7 +137,7 @@ def test_storage_is_in_bits_and_of_the_files(place):
 
 def test_published_scope_counts_the_frozen_tensors_and_scores_the_same(place):
     for scope in ("visual", "published"):
-        place.run(PAIR, "method=sum", f"scope={scope}", "overwrite=True")
+        place.call(PAIR, "method=sum", f"scope={scope}", "overwrite=True")
     visual, published = place.pair("sum"), place.record("sum", f"{place.pair_name}/standard-published")
     assert published["scope"] == "published" and published["test"] == visual["test"]
     assert published["parameters"]["scope"] == published["parameters"]["encoder"] > visual["parameters"]["scope"]
@@ -158,7 +159,7 @@ def test_published_scope_counts_the_frozen_tensors_and_scores_the_same(place):
     ],
 )
 def test_the_published_commands(place, command, label):
-    place.run(*command.split())
+    place.call(*command.split())
     found = place.record(label)
     assert found["tasks"] == list(TASKS)
     if "load_mask" in command:
@@ -167,18 +168,18 @@ def test_the_published_commands(place, command, label):
 
 
 def test_tasks_by_number_and_by_name(place):
-    place.run("num_tasks=3", "method=zeroshot")
+    place.call("num_tasks=3", "method=zeroshot")
     assert place.record("zeroshot", "3task/standard-visual")["tasks"] == list(TASKS[:3])
-    place.run("num_tasks=20", "method=zeroshot")  # all there are
+    place.call("num_tasks=20", "method=zeroshot")  # all there are
     assert place.record("zeroshot")["tasks"] == list(TASKS)
-    place.run(f"tasks=[{TASKS[0]}]", "method=average", "num_tasks=8")
+    place.call(f"tasks=[{TASKS[0]}]", "method=average", "num_tasks=8")
     assert place.record("average", "1task/standard-visual")["chosen"] == {TASKS[0]: 1}
 
 
 def test_a_result_is_computed_once(place, capsys):
-    place.run(PAIR, "method=average")
+    place.call(PAIR, "method=average")
     before = place.files()
-    place.run(PAIR, "method=average")
+    place.call(PAIR, "method=average")
     assert "there already" in capsys.readouterr().out and place.files() == before
 
 
@@ -202,35 +203,35 @@ class Half(Method):
 def test_a_method_is_one_file(place, tmp_path, monkeypatch):
     (tmp_path / "half.py").write_text(HALF)
     monkeypatch.setattr(src.merging, "__path__", [*src.merging.__path__, str(tmp_path)])
-    place.run(PAIR, "method=half", "method.alpha=0.4")
+    place.call(PAIR, "method=half", "method.alpha=0.4")
     base.METHODS.pop("half"), sys.modules.pop("src.merging.half")
-    place.run(PAIR, "method=sum", "method.alphas=[0.4]")
+    place.call(PAIR, "method=sum", "method.alphas=[0.4]")
     assert place.pair("half_alpha=0.4")["test"] == place.pair("sum_alphas=-0.4-")["test"]
 
 
 def test_an_exported_encoder_is_read_back(place, tmp_path):
     """By eval_single_task.py, and by main.py as another checkpoint of a task."""
     output = tmp_path / "merged.safetensors"
-    place.run(PAIR, "method=ties", f"output={output}")
+    place.call(PAIR, "method=ties", f"output={output}")
     merged = place.pair("ties")["test"]["accuracy"]
     flags = [*place.flags, f"--encoder={output}", "--name=merged", "--tasks=digits,signs"]
     eval_single_task.main([*flags, "--finetuning-mode=standard"])
     single = json.loads(place.paths.result("merged").read_text())
     assert {task: single[task] for task in merged} == merged
     encoders = {task: str(output) for task in ("digits", "signs")}
-    place.run(PAIR, "method=average", *(f"+encoders.{task}={path}" for task, path in encoders.items()))
-    name = main.tasks_name(arguments.parse(arguments.base_parser(""), ["--tasks=digits,signs"]), encoders)
+    place.call(PAIR, "method=average", *(f"+encoders.{task}={path}" for task, path in encoders.items()))
+    name = names.tasks_name("mini", PAIRED, encoders)
     assert name != place.pair_name
     assert place.record("average", f"{name}/standard-visual")["test"]["accuracy"] == merged
 
 
 def test_a_masking_method_exports_a_file_for_each_task(place, tmp_path):
-    place.run(PAIR, "method=tall_mask", f"output={tmp_path}/tall.safetensors")
+    place.call(PAIR, "method=tall_mask", f"output={tmp_path}/tall.safetensors")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tall.digits.safetensors", "tall.signs.safetensors"]
     chosen = place.pair("tall_mask")
     assert checkpoints.header(tmp_path / "tall.signs.safetensors")["chosen"] == chosen["chosen"]["signs"]
     encoders = [f"+encoders.{task}={tmp_path}/tall.{task}.safetensors" for task in ("digits", "signs")]
-    place.run(PAIR, "method=mag_masking", "method.k=100", *encoders)  # of one τ_MTL, with everything kept
+    place.call(PAIR, "method=mag_masking", "method.k=100", *encoders)  # of one τ_MTL, with everything kept
 
 
 def test_two_jobs_of_which_one_fails(place, mini_cache):
@@ -242,39 +243,39 @@ def test_two_jobs_of_which_one_fails(place, mini_cache):
     )
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "error: expected masks in" in done.stderr and "method=tall_mask" in done.stderr
-    args = arguments.parse(arguments.base_parser(""), [f"--tasks={','.join(TASKS[5:7])}"])
-    folder = place.paths.result(f"merging/{main.tasks_name(args, {})}/standard-visual/any").parent
+    folder = place.paths.result(f"merging/{names.tasks_name('mini', TASKS[5:7])}/standard-visual/any").parent
     assert sorted(path.stem for path in folder.iterdir()) == ["average", "vectors", "zeroshot"]
 
 
 def test_reproduce_expects_the_results_where_main_writes_them(place):
     """With the tasks of each: 8, 14 and 20 of the vision suite, random ones of mini."""
-    place.run(PAIR, "method=average")  # registers the configuration
-    commands = reproduce._sweeps(place.args)
+    place.call(PAIR, "method=average")  # registers the configuration
+    commands = reproduction._sweeps(place.run)
     sizes = [1, 3, 4, 5, 6, 7, 8]
     assert [command.flags[:2] for command in commands[:7]] == [
         ("method=consensus", f"method.prun_thre_k={k}") for k in sizes
     ]
     two, four = ({*commands[i].flags[1][len("DATASETS=[") : -1].split(",")} for i in (7, 10))
     assert len(two) == 2 and len(four) == 4 and two < four
-    vision = arguments.parse(arguments.base_parser(""), ["--model=ViT-B-32"])
-    commands += [*reproduce._merging(vision)[::4], *reproduce._tangent_merging(vision)[::20]]
+    vision = Run.of("ViT-B-32")
+    commands += [*reproduction._merging(vision)[::4], *reproduction._tangent_merging(vision)[::20]]
     with hydra.initialize(config_path="../config", version_base="1.3"):
         for command in commands:
             cfg = hydra.compose("config", overrides=list(command.flags))
-            args = main.arguments(cfg)
-            folder = f"merging/{main.tasks_name(args, {})}/{args.finetuning_mode}-visual"
-            written = Paths.of(args).result(f"{folder}/{main.label(OmegaConf.to_object(cfg.method))}")
-            assert command.outputs == (written,)
+            flags = OmegaConf.to_container(cfg, resolve=True)
+            del flags["method"]
+            run, options = merging.take_options(flags)
+            name = merging.result_name(run, OmegaConf.to_object(cfg.method), options)
+            assert command.outputs == (run.paths.result(name),)
 
 
 def test_reproduce_takes_seeds_by_either_flag(place, capsys):
-    for flag in ("--seed=7", "--seeds=7"):
+    for flag in ("--seed=7", "--seeds=7", "--seeds=7-7"):
         reproduce.main(["--dry-run", "--only", "merging", flag])
-        assert capsys.readouterr().out.count("seed=7") == len(reproduce.MERGING)
+        assert capsys.readouterr().out.count("seed=7") == len(base.variants("merging"))
     with pytest.raises(SystemExit):
         reproduce.main(["--seeds=a"])
-    assert "expected numbers such as 1,2,3; got 'a'" in capsys.readouterr().err
+    assert "expected numbers such as 1,2,5-7; got 'a'" in capsys.readouterr().err
 
 
 def damaged(place, folder, kind: str):
@@ -306,7 +307,7 @@ def test_foreign_checkpoints_are_refused(place, tmp_path, capsys, kind, said):
     path = damaged(place, tmp_path, kind)
     before = place.files()
     with pytest.raises(SystemExit):
-        place.run(PAIR, "method=sum", f"+encoders.signs={path}")
+        place.call(PAIR, "method=sum", f"+encoders.signs={path}")
     told = capsys.readouterr().err
     assert said in told and str(path) in told and place.files() == before
 
@@ -321,11 +322,11 @@ def test_foreign_checkpoints_are_refused(place, tmp_path, capsys, kind, said):
 )
 @pytest.mark.parametrize("method", ["tall_mask", "consensus"])
 def test_masks_of_another_problem_are_refused_with_both_names(place, capsys, overrides, said, method):
-    place.run(PAIR, "method=tall_mask")
+    place.call(PAIR, "method=tall_mask")
     mask = place.pair("tall_mask")["info"]["mask_file"]
     before = place.files()
     with pytest.raises(SystemExit):
-        place.run(*overrides, f"method={method}", f"method.mask_file={mask}")
+        place.call(*overrides, f"method={method}", f"method.mask_file={mask}")
     told = capsys.readouterr().err
     assert all(name in told for name in said) and place.files() == before
 
@@ -342,7 +343,7 @@ def test_masks_of_another_problem_are_refused_with_both_names(place, capsys, ove
 def test_unknown_methods_keys_and_types_get_hydras_message(place, overrides, said):
     before = place.files()
     with pytest.raises(Exception, match="(?s).*") as refused:
-        place.run(*overrides)
+        place.call(*overrides)
     causes = [refused.value, refused.value.__cause__]
     assert said in " ".join(map(str, causes)) and place.files() == before
 
@@ -359,14 +360,20 @@ def test_unknown_methods_keys_and_types_get_hydras_message(place, overrides, sai
         (["method=consensus", "method.prun_thre_k=-1"], "prun_thre_k"),
         (["output=merged.pt", "overwrite=True"], ".safetensors"),
         (["+encoders.letters=x.safetensors", "num_tasks=2"], "expected tasks among"),
+        (["method=sum", "method.alphas=[]"], "at least one coefficient"),
+        (["method=ties", "+search.kk=[1]"], "ties has no option kk; it has k, reduce, alphas"),
+        (["method=ties", "+search.k=[10,ten]"], "search.k: Value 'ten' of type 'str' could not be converted to Float"),
+        (["method=ties", "+search.reduce=sum"], "search.reduce: expected a list of values, as in +search.k=[10,20]"),
+        (["method=ties", "+search.k=[]"], "search.k: expected a list of values"),
         (["method=sum", "finetuning_mode=linear"], "python finetune.py"),
     ],
 )
 def test_wrong_options_end_with_a_line(place, capsys, overrides, said):
-    place.run("method=tall_mask")
+    place.call("method=tall_mask")
     before = place.files()
     with pytest.raises(SystemExit) as ended:
-        place.run(*overrides)
+        place.call(*overrides)
     told = capsys.readouterr().err
-    assert ended.value.code == 1 and said in told and told.startswith("error: ")
+    assert said in told and told.startswith("error: ") and told.count("\n") == 1
+    assert ended.value.code == (1 if "finetune.py" in said else 2)  # what is missing is no error of usage
     assert place.files() == before
