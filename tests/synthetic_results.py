@@ -249,7 +249,7 @@ def merged(label: str, tasks, mode: str, seed: int, level: float) -> dict:
     return record | about
 
 
-CONCRETE = "concrete_subspace/clip_concrete_"
+CONCRETE = "concrete_"
 ADAPTED = {
     f"{CONCRETE}task_arithmetic": 0.79,
     "adamerging_granularity=task": 0.76,
