@@ -865,20 +865,34 @@ COLUMNS, SIDE, GAP, SCALE = 20, 32, 2, 2  # pictures of a row, their side and di
 
 
 def contact(run: Run) -> Figure:
-    """Pictures of every task, of the control set, and on the embedded suite of the pre-training mixture."""
-    from src.datasets import loading as data  # reads images: torch is loaded for this figure alone
-
+    """Pictures of the default tasks, of the control set, and on the embedded suite of the pre-training mixture."""
     suite = registry.suite(run.suite)
-    rows = {}
-    for name in (*suite.tasks, suite.control):
-        found = data.evaluation_pixels(run, name, "val", SIDE)
-        rows[printed(name)] = found.pixels[of_many_classes(found.labels, COLUMNS)]
+    rows = _rows(run, (*suite.default, suite.control))
     if suite.drawn:
         from src.vit_mini import mixture
 
         rng = np.random.default_rng(run.seed)
         rows["pre-training"] = np.stack([mixture.sample(rng)[0] for _ in range(COLUMNS)])
     return contact_sheet(rows)
+
+
+def contact_more(run: Run) -> Figure:
+    """Pictures of the tasks that only larger benchmarks have."""
+    suite = registry.suite(run.suite)
+    if not (more := suite.tasks[len(suite.default) :]):
+        raise results.MissingResult(f"suite {suite.name} has no tasks but those that `contact` shows")
+    return contact_sheet(_rows(run, more))
+
+
+def _rows(run: Run, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Validation pictures of the named sets, COLUMNS of each."""
+    from src.datasets import loading as data  # reads images: torch is loaded for pictures alone
+
+    rows = {}
+    for name in names:
+        found = data.evaluation_pixels(run, name, "val", SIDE)
+        rows[printed(name)] = found.pixels[of_many_classes(found.labels, COLUMNS)]
+    return rows
 
 
 def of_many_classes(labels: np.ndarray, count: int) -> np.ndarray:
@@ -930,4 +944,4 @@ def corruptions(run: Run) -> Figure:
     return contact_sheet(rows)
 
 
-PICTURES = {"contact": contact, "corruptions": corruptions}
+PICTURES = {"contact": contact, "contact_more": contact_more, "corruptions": corruptions}

@@ -187,9 +187,13 @@ class Runs:
                 return group
         return Merges(tuple(tasks), mode, scope, {})
 
-    @property
+    @cached_property
     def tasks(self) -> tuple[str, ...]:
-        return registry.suite(self.suite).tasks
+        """The suite's first tasks: those of the largest benchmark that was scored, at least the suite's default."""
+        suite = registry.suite(self.suite)
+        scored = [set(record) for record in self.get(SINGLE_TASK["none"]).values()]
+        found = [n for n in BENCHMARKS if any(scores.issuperset(suite.tasks[:n]) for scores in scored)]
+        return suite.tasks[: max(len(suite.default), *found, 0)]
 
     @property
     def control(self) -> str:

@@ -102,23 +102,30 @@ def contrastive_loss(model, images: torch.Tensor, tokens: torch.Tensor) -> torch
 
 
 @torch.no_grad()
-def measure(model, tokenizer: Tokenizer, tasks: Path, device: str) -> dict[str, dict[str, float]]:
-    """Test accuracy (%) per task, zero-shot and of a logistic regression on frozen features, on design seed 0."""
+def measure(
+    model, tokenizer: Tokenizer, names: Sequence[str], folder: Path, device: str
+) -> dict[str, dict[str, float]]:
+    """Test accuracy (%) of the named sets, zero-shot and of a logistic regression on frozen features, on design seed 0.
+
+    folder: of the drawn pictures.
+    """
     model.eval()
 
     def features(name, split):
-        images = torch.from_numpy(np.load(tasks / f"{name}_{split}_x.npy"))
+        pictures = draw.load(name, split, folder, seed=0)
+        images = torch.from_numpy(pictures.pixels)
         parts = [model.encode_image(normalise(part.to(device), MEAN, STD)) for part in images.split(500)]
-        return torch.cat(parts).cpu(), np.load(tasks / f"{name}_{split}_y.npy")
+        return torch.cat(parts).cpu(), pictures.labels
 
     scores: dict[str, dict[str, float]] = {"zero-shot": {}, "linear probe": {}}
-    for name, family in draw.FAMILIES.items():
-        prompts = [tokenizer([t.format(c) for t in family.TEMPLATES]).to(device) for c in family.NAMES]
+    for name in names:
+        family = draw.FAMILIES[name]
+        prompts = [tokenizer([t.format(c) for t in family.templates]).to(device) for c in family.names]
         per_prompt = [F.normalize(model.encode_text(p), dim=-1).mean(0) for p in prompts]
         head = F.normalize(torch.stack(per_prompt), dim=-1).cpu()
         x, y = features(name, "test")
         scores["zero-shot"][name] = 100 * float(((F.normalize(x, dim=-1) @ head.T).argmax(1).numpy() == y).mean())
-        if "train" in draw.SIZES[name]:
+        if "train" in family.sizes:
             probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=300))
             probe.fit(*(a if isinstance(a, np.ndarray) else a.numpy() for a in features(name, "train")))
             scores["linear probe"][name] = 100 * float(probe.score(x.numpy(), y))
@@ -128,7 +135,7 @@ def measure(model, tokenizer: Tokenizer, tasks: Path, device: str) -> dict[str, 
 
 def report(what: str, scores: dict[str, dict[str, float]]) -> None:
     for kind, per_task in scores.items():
-        mean = np.mean([per_task[t] for t in draw.TASKS])
+        mean = np.mean([accuracy for name, accuracy in per_task.items() if name in draw.TASKS])
         details = " ".join(f"{t} {v:.1f}" for t, v in per_task.items())
         tqdm.write(f"{what}: {kind} {mean:.1f} | {details}")
 
@@ -148,7 +155,6 @@ def learning_rate(step: int, settings: PreTraining) -> float:
 def train(settings: PreTraining, work: Path, output: Path, device: str, checkpoint_every: int) -> None:
     """Write the weights to `output`. work: folder of the mixture and of the state that a killed run goes on from."""
     drawn, captions = draw_mixture(work, settings.images, settings.seed)
-    tasks = draw.cached(work, seed=0)
     tokenizer = Tokenizer.of(mixture.vocabulary_texts())
     tokens, pixels = tokenizer(captions), torch.from_numpy(drawn)
 
@@ -195,7 +201,7 @@ def train(settings: PreTraining, work: Path, output: Path, device: str, checkpoi
             state = dict(model=model.state_dict(), optimizer=optimizer.state_dict(), step=step + 1, seconds=total)
             torch.save(state, state_file.with_suffix(".tmp"))
             os.replace(state_file.with_suffix(".tmp"), state_file)
-            report(f"step {step + 1}", measure(model, tokenizer, tasks, device))
+            report(f"step {step + 1}", measure(model, tokenizer, draw.TOGETHER, work, device))
     header = dict(told, words=tokenizer.words, seconds=round(seconds + time.time() - began))
     half = {name: tensor.detach().half().cpu().contiguous() for name, tensor in model.state_dict().items()}
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -214,12 +220,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, default=Path("cache") / "pretrain", help="mixture and training state")
     parser.add_argument("--output", type=Path, default=SHIPPED)
     parser.add_argument("--measure", action="store_true", help="only measure the shipped weights")
+    parser.add_argument("--sets", nargs="+", default=draw.TOGETHER, choices=draw.FAMILIES, help="with --measure")
     flags = vars(parser.parse_args(argv))
+    sets = flags.pop("sets")
     settings = PreTraining(**{option.name: flags.pop(option.name) for option in fields(PreTraining)})
     if flags.pop("measure"):
         model, tokenizer = load()
-        device, tasks = flags["device"], draw.cached(flags["work"], seed=0)
-        report("shipped", measure(model.to(device), tokenizer, tasks, device))
+        device = flags["device"]
+        report("shipped", measure(model.to(device), tokenizer, sets, flags["work"], device))
     else:
         train(settings, **flags)
 
