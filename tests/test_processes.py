@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -61,10 +63,16 @@ class Workplace:
         done = subprocess.run(self.command(*command), **called)
         assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
 
-    def start(self, *command: str) -> subprocess.Popen:
+    @contextmanager
+    def started(self, *command: str) -> Iterator[subprocess.Popen]:
         """The script in a session of its own, whose processes can be counted and, as a terminal does, be signalled."""
         called = dict(stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, cwd=self.folder)
-        return subprocess.Popen(self.command(*command), start_new_session=True, **called)
+        with subprocess.Popen(self.command(*command), start_new_session=True, **called) as process:
+            try:
+                yield process
+            finally:
+                for pid in _session(process.pid):  # none, unless the test fails
+                    os.kill(pid, signal.SIGKILL)
 
     def states(self) -> list[Path]:
         return [path for path in self.folder.rglob("*.state") if not path.name.startswith(".")]
@@ -90,29 +98,31 @@ STOPPED = "stopped; the same command goes on"
 
 @two_cores
 @pytest.mark.parametrize(
-    "number, to_all, command",
+    "number, to_all, states, command",
     [
-        (signal.SIGTERM, False, ("finetune.py", "--steps=1000000", "--checkpoint-every=1")),
-        (signal.SIGINT, True, ("finetune.py", "--steps=1000000", "--checkpoint-every=1", "--world-size=2")),
-        (signal.SIGINT, True, ("eval_task_negation.py", "--n-eval-points=20001", "--overwrite")),
-        (signal.SIGTERM, True, ("main.py", "method=adamerging", "method.steps=1000000", "save_every=1")),
+        (signal.SIGTERM, False, 2, ("finetune.py", "--steps=1000000", "--checkpoint-every=1")),
+        (signal.SIGINT, True, 1, ("finetune.py", "--steps=1000000", "--world-size=2", "--checkpoint-every=1")),
+        (signal.SIGINT, True, 0, ("eval_task_negation.py", "--n-eval-points=20001", "--overwrite")),
+        (
+            signal.SIGTERM,
+            True,
+            1,
+            ("main.py", "method=adamerging", "method.steps=99999", "save_every=1", "eval_every=0"),
+        ),
     ],
     ids=("workers", "ranks", "evaluation", "adaptation"),
 )
-def test_a_signal_ends_a_script_with_a_line_and_all_its_processes(place, tmp_path, number, to_all, command):
+def test_a_signal_ends_a_script_with_a_line_and_all_its_processes(place, tmp_path, number, to_all, states, command):
     work = place
     if command[0] == "finetune.py":
         work = Workplace(tmp_path, place.flags["cache_dir"])
-    process = work.start(*command)
-    if command[0] == "eval_task_negation.py":
-        _until(lambda: len(_session(process.pid)) > 3)  # its workers and their helpers
-        time.sleep(5)
-    else:
-        _until(lambda: len(work.states()) >= (2 if command[-1] == "--checkpoint-every=1" else 1), process)
-    (os.killpg if to_all else os.kill)(process.pid, number)
-    _, errors = process.communicate(timeout=200)
-    assert (process.returncode, errors.splitlines()) == (128 + number, [STOPPED])
-    _until(lambda: not _session(process.pid))
+    with work.started(*command) as process:
+        # Where there is no state: its workers and their helpers.
+        _until(lambda: len(work.states()) >= states if states else len(_session(process.pid)) > 3, process)
+        (os.killpg if to_all else os.kill)(process.pid, number)
+        _, errors = process.communicate()
+        assert (process.returncode, errors.splitlines()) == (128 + number, [STOPPED])
+        _until(lambda: not _session(process.pid))
     for state in work.states():
         with safe_open(state, "pt") as file:  # whole
             assert file.keys()
@@ -127,15 +137,15 @@ def test_a_schedulers_signal_ends_the_decoding_processes_last(tmp_path, mini_cac
     prepare(FACTS["EuroSAT"], tmp_path / "data", as_is=True)
     place.flags |= {"tasks": "EuroSAT", "jobs": "1", "data_location": tmp_path / "data", "suite": "vision"}
     steps = ("--steps=1000000", "--checkpoint-every=3", "--batch-size=8", "--workers=2", "--model=ViT-Mini")
-    process = place.start("finetune.py", *steps)
-    _until(place.states, process)
-    (state,) = place.states()
-    saved = state.stat().st_mtime_ns
-    os.killpg(process.pid, signal.SIGTERM)
-    _, errors = process.communicate(timeout=200)
-    assert (process.returncode, errors.splitlines()) == (143, [STOPPED])
-    assert state.stat().st_mtime_ns > saved
-    _until(lambda: not _session(process.pid))
+    with place.started("finetune.py", *steps) as process:
+        _until(place.states, process)
+        (state,) = place.states()
+        saved = state.stat().st_mtime_ns
+        os.killpg(process.pid, signal.SIGTERM)
+        _, errors = process.communicate()
+        assert (process.returncode, errors.splitlines()) == (143, [STOPPED])
+        assert state.stat().st_mtime_ns > saved
+        _until(lambda: not _session(process.pid))
 
 
 def test_sigterm_in_a_step_saves_the_step_and_the_run_ends_bit_identical(parsed, tmp_path, monkeypatch):
@@ -204,8 +214,6 @@ def _session(leader: int) -> list[int]:
 
 
 def _until(condition, process: subprocess.Popen | None = None) -> None:
-    end = time.time() + 200
-    while not condition():
-        assert time.time() < end, "waited in vain"
+    while not condition():  # pytest's own limit ends what is in vain
         assert process is None or process.poll() is None, process.stderr.read()
         time.sleep(0.1)
