@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +22,7 @@ from src.runtime import results
 from src.runtime.distributed import World, check_devices, cores
 from src.runtime.messages import UsageError
 from src.runtime.parallel import map_tasks
-from src.runtime.paths import ROOT, Paths
+from src.runtime.paths import ROOT
 
 two_cores = pytest.mark.skipif(cores() < 2, reason="needs 2 cores")
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
@@ -195,29 +197,29 @@ def test_evaluation_scripts_under_torchrun(tmp_path, mini_cache):
 
 
 @two_cores
-def test_ranks_adapt_as_one_process_does(parsed, tmp_path):
+def test_ranks_adapt_as_one_process_does(make_run, tmp_path):
     """Rank 0 adapts, watches and saves; the others get what it learned."""
-    args = parsed("--tasks=digits,signs")
-    store.save_pretrained(args)
-    start, generator = dict(store.pretrained(args)), torch.Generator().manual_seed(0)
-    for task in args.tasks:
+    run = make_run("--tasks=digits,signs")
+    store.write_pretrained(run)
+    start, generator = dict(store.pretrained(run)), torch.Generator().manual_seed(0)
+    for task in run.tasks:
         moved = {k: p + 0.01 * torch.randn(p.shape, generator=generator) for k, p in start.items() if p.ndim}
-        header = dict(model=args.model, task=task, mode="standard", seed=0)
-        checkpoints.save(Paths.of(args).checkpoint(task, "standard"), start | moved, header)
+        header = dict(model=run.model, task=task, mode="standard", seed=0)
+        checkpoints.save(run.paths.checkpoint(task, "standard"), start | moved, header)
     one = dict.fromkeys(("digits", "digitsVal", "signs", "signsVal"), 0.5)
     found, heard = {}, {}
     for name, launcher in (("two", TORCHRUN), ("one", [sys.executable])):
-        args.results = tmp_path / name
+        own = replace(run, places=replace(run.places, results=tmp_path / name))
         for mode in ("none", "standard"):
-            results.write(Paths.of(args).single_task(mode), one, args)
+            results.write(own.paths.single_task(mode), one, own.config(), time.time())
         flags = ("method=concrete_task_arithmetic", "method.mask_steps=3", "eval_every=2", "save_every=1", "jobs=1")
-        places = (f"save={args.save}", f"results={args.results}", f"cache_dir={args.cache_dir}")
+        places = (f"save={own.places.save}", f"results={own.places.results}", f"cache_dir={own.places.cache}")
         command = [*launcher, str(ROOT / "main.py"), *flags, *places, "tasks=[digits,signs]", "seed=0", "device=cpu"]
         done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
         assert done.returncode == 0, done.stderr
-        (file,) = args.results.rglob("concrete_subspace/*.json")
+        (file,) = own.places.results.rglob("concrete_task_arithmetic*.json")
         found[name], heard[name] = json.loads(file.read_text()), len(done.stdout.splitlines())
-    assert heard["two"] == heard["one"] and not list(args.save.rglob("*.state"))
+    assert heard["two"] == heard["one"] and not list(run.places.save.rglob("*.state"))
     for part in ("test", "val"):
         assert found["two"][part]["accuracy"] == found["one"][part]["accuracy"]
     assert found["two"]["n"] == found["one"]["n"]
