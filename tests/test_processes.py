@@ -19,8 +19,8 @@ from src import checkpoints, training
 from src.datasets.prepare import prepare
 from src.datasets.vision import FACTS
 from src.runtime import signals
-from src.runtime.distributed import cores
-from src.runtime.paths import ROOT, Paths
+from src.runtime.distributed import World, cores
+from src.runtime.paths import ROOT
 
 two_cores = pytest.mark.skipif(cores() < 2, reason="needs 2 cores")
 
@@ -148,22 +148,22 @@ def test_a_schedulers_signal_ends_the_decoding_processes_last(tmp_path, mini_cac
         _until(lambda: not _session(process.pid))
 
 
-def test_sigterm_in_a_step_saves_the_step_and_the_run_ends_bit_identical(parsed, tmp_path, monkeypatch):
+def test_sigterm_in_a_step_saves_the_step_and_the_run_ends_bit_identical(make_training, tmp_path, monkeypatch):
     flags = ("--steps=8", "--tasks=signs", "--batch-size=8")
-    whole = parsed(*flags, training=True)
-    training.worker(whole, training.World())
+    whole, settings = make_training(*flags)
+    training.finetune_together(whole, settings, World())
     for last in (3, 7):  # in the midst, and at the end
-        broken = parsed(*flags, f"--save={tmp_path}/broken{last}", training=True)
+        broken, _ = make_training(*flags, f"--save={tmp_path}/broken{last}")
         with monkeypatch.context() as patch:
             _signal_in_step(patch, last)
             with pytest.raises(signals.Stopped) as stopped, signals.caught(signal.SIGTERM):
-                training.worker(broken, training.World())
+                training.finetune_together(broken, settings, World())
         assert stopped.value.status == 143
-        state = Paths.of(broken).training_state("signs", "standard")
+        state = broken.paths.training_state("signs", "standard")
         assert checkpoints.Checkpoint(state, kind="training state").header["step"] == last + 1
-        training.worker(broken, training.World())
-        for name, tensor in checkpoints.load(Paths.of(whole).checkpoint("signs", "standard")).items():
-            assert torch.equal(tensor, checkpoints.load(Paths.of(broken).checkpoint("signs", "standard"))[name])
+        training.finetune_together(broken, settings, World())
+        for name, tensor in checkpoints.load(whole.paths.checkpoint("signs", "standard")).items():
+            assert torch.equal(tensor, checkpoints.load(broken.paths.checkpoint("signs", "standard"))[name])
 
 
 def _signal_in_step(patch, step: int) -> None:
