@@ -46,7 +46,8 @@ class Disentanglement:
     @property
     def error(self) -> np.ndarray:
         """ξ, (n, n), between 0 and 2."""
-        return sum(term.disagreement for term in self.terms)
+        first, second = self.terms
+        return first.disagreement + second.disagreement
 
     def box_mean(self, box: float = SEARCH_BOX) -> float:
         """Mean of ξ over the grid points with |α1|, |α2| <= box."""
@@ -80,7 +81,7 @@ def _require_finite(features: Tensor, task: str, where: str) -> None:
 
 @torch.no_grad()
 def linear_term(
-    head: nn.Module,
+    head: nn.Linear,
     batches: Iterable[tuple[Tensor, Tensor]],
     tangents: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]],
     alphas: Sequence[float],
@@ -96,7 +97,7 @@ def linear_term(
     batches yields (images, labels) of the task, the labels unread. Raises FloatingPointError for features not finite.
     """
     _check_index(index)
-    if getattr(head, "bias", None) is not None and head.bias.any():
+    if head.bias is not None and head.bias.any():
         raise ValueError("the head has a bias, so the norm of the features counts: they cannot be swept as logits")
     names = ("(α1, α2) = (0, 0)", "any α1 but 0", "any α2 but 0")
     changed = torch.zeros(len(alphas), len(alphas), dtype=torch.int64)
