@@ -73,7 +73,7 @@ def tangent_kernel(
     with torch.no_grad(), forward_mode_attention():
         outputs = torch.cat([head(module(part.to(device))) for _, part in chunks])
         _check(outputs)
-        # One column of weights picks one output; for `sum` all of them at once.
+        # One row of weights picks one output; for `sum` all of them at once.
         weights = torch.eye(outputs.shape[1]) if reduction == "trace" else torch.ones(1, outputs.shape[1])
         for weight in weights.to(outputs):
             for i, (rows, part) in enumerate(chunks):
