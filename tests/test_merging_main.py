@@ -5,9 +5,14 @@ The first images of the mini suite, seed 0; checkpoints are drawn instead of tra
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 import time
+from collections import Counter
+from contextlib import contextmanager
+from dataclasses import replace
 
 import hydra
 import numpy as np
@@ -25,6 +30,7 @@ from src.datasets import loading, registry
 from src.datasets.base import Pixels
 from src.experiments import merging, reproduction
 from src.merging import base, names
+from src.merging.ties import Ties
 from src.run import Run
 from src.runtime import results
 from src.runtime.paths import ROOT
@@ -186,30 +192,249 @@ def test_a_result_is_computed_once(place, capsys):
     assert "there already" in capsys.readouterr().out and place.files() == before
 
 
+@contextmanager
+def edited(path, change):
+    """A result with changes, as if another version of the program had written it; afterwards it is as it was."""
+    before = path.read_text()
+    record = json.loads(before)
+    change(record)
+    path.write_text(json.dumps(record))
+    yield
+    path.write_text(before)
+
+
+@pytest.mark.parametrize(
+    ("entry", "earlier", "said"),
+    [
+        (("method", "k"), 10.0, ("method.k = 20.0", "method.k = 10.0")),
+        (("method", "reduce"), "sum", ("method.reduce = mean", "method.reduce = sum")),
+        (("tasks",), ["digits", "letters"], ("['digits', 'signs']", "['digits', 'letters']")),
+    ],
+)
+def test_a_result_of_other_options_under_the_same_name_is_refused_before_work(
+    place, capsys, monkeypatch, entry, earlier, said
+):
+    """As after a default was changed: the name tells the options that are not their defaults."""
+    place.call(PAIR, "method=ties")
+    path = place.paths.result(f"merging/{place.pair_name}/standard-visual/ties")
+    monkeypatch.setattr(Ties, "merge", lambda *which: pytest.fail("it merges before it looks"))
+
+    def change(record):
+        *outer, last = ("provenance", "config", *entry)
+        for key in outer:
+            record = record[key]
+        record[last] = earlier
+
+    with edited(path, change):
+        before = place.files()
+        with pytest.raises(SystemExit) as ended:
+            place.call(PAIR, "method=ties")
+        told = capsys.readouterr().err
+        assert ended.value.code == 1 and told.startswith("error: ") and told.count("\n") == 1
+        asked, found = told.split("; found one of ")
+        assert said[0] in asked and said[1] in found and str(path) in asked and "overwrite=True" in found
+        assert place.files() == before
+
+
+def test_an_option_that_an_older_result_does_not_tell_is_no_difference(place, capsys):
+    place.call(PAIR, "method=ties")
+    path = place.paths.result(f"merging/{place.pair_name}/standard-visual/ties")
+    with edited(path, lambda record: record["provenance"]["config"]["method"].pop("reduce")):
+        place.call(PAIR, "method=ties")
+        assert "there already" in capsys.readouterr().out
+
+
 HALF = """
 from dataclasses import dataclass
 
-from src.merging.base import Merge, Method, Problem, register, scaled
+from src.merging.base import Merge, Method, Problem, Variant, register, scaled
 from src.merging.task_arithmetic import multi_task_vector
+from src.runtime.messages import UsageError
 
 
-@register("half")
+@register(
+    "half",
+    title="half of the sum",
+    paper="2601.00001",
+    stage="merging",
+    variants=[Variant("a third of the sum", {"alpha": 1 / 3}, spelling="third")],
+)
 @dataclass
 class Half(Method):
     alpha: float = 0.5
 
     def merge(self, problem: Problem) -> Merge:
+        if self.alpha == 13:
+            raise ValueError("the author's own fault")
+        if self.alpha > 1:
+            raise UsageError(f"alpha: expected at most 1; got {self.alpha}")
         return scaled(problem, multi_task_vector(problem), [self.alpha])
 """
 
 
-def test_a_method_is_one_file(place, tmp_path, monkeypatch):
+@pytest.fixture
+def half(tmp_path, monkeypatch):
+    """A folder with somebody's method, which main.py finds."""
     (tmp_path / "half.py").write_text(HALF)
     monkeypatch.setattr(src.merging, "__path__", [*src.merging.__path__, str(tmp_path)])
+    monkeypatch.setattr(base, "METHODS", dict(base.METHODS))
+    yield tmp_path
+    sys.modules.pop("src.merging.half", None)
+
+
+def test_a_method_is_one_file(place, half):
     place.call(PAIR, "method=half", "method.alpha=0.4")
-    base.METHODS.pop("half"), sys.modules.pop("src.merging.half")
     place.call(PAIR, "method=sum", "method.alphas=[0.4]")
     assert place.pair("half_alpha=0.4")["test"] == place.pair("sum_alphas=-0.4-")["test"]
+
+
+def test_what_a_methods_file_says_makes_its_rows_and_the_names_of_its_results(place, half):
+    titles = [variant.title for variant in base.variants()]
+    assert titles.index("a third of the sum") == titles.index("half of the sum") + 1
+    (row,) = [variant for variant in base.variants("merging") if variant.method == "half"]
+    assert row.title == "half of the sum" and row.published_name("tall") is None
+    run = replace(place.run, tasks=PAIRED)
+    other = next(variant for variant in base.variants() if variant.title == "a third of the sum")
+    written = {row: run.paths.result(merging.variant_result(run, row))}
+    written[other] = run.paths.result(merging.variant_result(run, other))
+    assert len(set(written.values())) == 2 and not any(path.exists() for path in written.values())
+    for variant, path in written.items():
+        place.call(PAIR, *variant.overrides)
+        assert json.loads(path.read_text())["chosen"] == dict.fromkeys(PAIRED, variant.options.get("alpha", 0.5))
+    before = place.files()
+    place.call(PAIR, "method=third")
+    assert place.files() == before, "the spelling stands for the same options"
+
+
+def test_an_error_of_somebodys_own_method_keeps_its_traceback(place, half):
+    with pytest.raises(ValueError, match="the author's own fault") as raised:
+        place.call(PAIR, "method=half", "method.alpha=13")
+    assert raised.traceback[-1].path.name == "half.py"
+
+
+def test_a_misused_option_of_somebodys_own_method_is_told_in_a_line(place, half, capsys):
+    with pytest.raises(SystemExit) as ended:
+        place.call(PAIR, "method=half", "method.alpha=2")
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "error: alpha: expected at most 1; got 2.0\n"
+
+
+def test_a_traceback_passes_hydra_too(place, half):
+    """As a user sees it, in a process of its own: the first job is misused, the second is at fault itself."""
+    flags = [*place.overrides, PAIR, "method=half", "method.alpha=2,13", "--multirun"]
+    start = f"import src.merging; src.merging.__path__.append({str(half)!r}); import runpy, sys; "
+    start += f"sys.argv[0] = {str(ROOT / 'main.py')!r}; runpy.run_path(sys.argv[0], run_name='__main__')"
+    done = subprocess.run(
+        [sys.executable, "-c", start, *flags],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        timeout=600,
+    )
+    assert done.returncode == 1
+    first, _, rest = done.stderr.partition("\n")
+    assert first == "error: alpha: expected at most 1; got 2.0"
+    assert "Traceback" in rest and 'half.py", line' in rest and "ValueError: the author's own fault" in rest
+
+
+def test_the_list_of_methods_has_them_all_with_title_paper_and_options(half, capsys):
+    main.main(["--methods"])
+    told = capsys.readouterr().out
+    blocks = [block.splitlines() for block in re.split(r"\n(?=\S)", told)]
+    methods = base.registered()
+    assert len(methods) == len(blocks) >= 12 and "half" in {cls.name for cls in methods}
+    for cls, (first, about, *options) in zip(methods, blocks, strict=True):
+        assert first == f"{cls.name}: {cls.title}, arXiv:{cls.paper} (needs {cls.needs})"
+        assert cls.title and re.fullmatch(r"\d{4}\.\d{5}", cls.paper)
+        assert about.startswith("    ") and len(about.strip()) > 10 and not about.strip().startswith(cls.__name__)
+        assert options == [f"    method.{name}={value}" for name, value in vars(cls()).items()]
+
+
+@contextmanager
+def counted_passes(monkeypatch):
+    """How often each split of each task is read to be scored."""
+    asked = Counter()
+    batches = loading.evaluation_batches
+
+    def counting(run, encoder, dataset, split, share):
+        asked[dataset, split] += 1
+        return batches(run, encoder, dataset, split, share)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loading, "evaluation_batches", counting)
+        yield asked
+
+
+def test_validation_chooses_an_option_and_test_is_read_once(place, monkeypatch, capsys):
+    """The best of what main.py gives for each value by itself, as validation sees it."""
+    search = (PAIR, "method=ties", "+search.k=[10,40]")
+    with counted_passes(monkeypatch) as asked:
+        place.call(*search)
+    assert asked == {(task, split): {"val": 2, "test": 1}[split] for task in PAIRED for split in ("val", "test")}
+    found, alone = place.pair("ties_search_k=10+40"), {}
+    for k in (10, 40):
+        place.call(PAIR, "method=ties", f"method.k={k}")
+        alone[k] = place.pair(f"ties_k={k}")
+    for split in ("accuracy", "mean_normalised"):
+        joined = [alone[k]["val"][split] for k in (10, 40)]
+        if split == "accuracy":
+            assert found["val"][split] == {task: joined[0][task] + joined[1][task] for task in PAIRED}
+        else:
+            assert found["val"][split] == joined[0] + joined[1]
+    best = max((10, 40), key=lambda k: max(alone[k]["val"]["mean_normalised"]))
+    chosen = {"k": best, "setting": alone[best]["chosen"]["digits"]}
+    assert found["chosen"] == dict.fromkeys(PAIRED, chosen) and found["test"] == alone[best]["test"]
+    assert found["at_edge"] == alone[best]["at_edge"]
+    assert found["label"] == "ties_search_k=10+40" and found["info"]["search"] == {"k": [10, 40]}
+    assert found["provenance"]["config"]["search"] == {"k": [10, 40]}
+
+    before = place.files()
+    capsys.readouterr()
+    place.call(*search)
+    assert "there already" in capsys.readouterr().out and place.files() == before
+    for other in ("+search.k=[40,10]", "+search.k=[10]", "+search.reduce=[mean,sum]"):
+        place.call(PAIR, "method=ties", other)
+        added = place.files().keys() - before.keys()
+        assert len(added) == 1 and before.items() <= place.files().items()
+        (path,) = added
+        option, values = next(iter(json.loads(path.read_text())["info"]["search"].items()))
+        assert f"+search.{option}=[{','.join(map(str, values))}]" == other
+        before = place.files()
+
+
+def test_a_search_may_choose_another_option_for_each_task(place, tmp_path):
+    place.call(PAIR, "method=mag_masking", "+search.k=[1,100]")
+    found = place.pair("mag_masking_search_k=1+100")
+    alone = {}
+    for k in (1, 100):
+        place.call(PAIR, "method=mag_masking", f"method.k={k}")
+        alone[k] = place.pair(f"mag_masking_k={k}")
+    for task in PAIRED:
+        best = max((1, 100), key=lambda k: alone[k]["val"]["accuracy"][task])
+        assert found["chosen"][task] == {"k": best, "setting": 1}
+        assert found["test"]["accuracy"][task] == alone[best]["test"]["accuracy"][task]
+    place.call(PAIR, "method=mag_masking", "+search.k=[1,100]", f"output={tmp_path}/masked.safetensors")
+    for task in PAIRED:
+        assert checkpoints.header(tmp_path / f"masked.{task}.safetensors")["chosen"] == found["chosen"][task]
+
+
+def test_results_of_other_checkpoints_lie_apart_and_say_so(place, tmp_path):
+    place.call(PAIR, "method=tall_mask", "overwrite=True")
+    plain, before = place.pair("tall_mask"), place.files()
+    assert plain["encoders"] == {} == plain["provenance"]["config"]["encoders"]
+    masks = {plain["info"]["mask_file"]}
+    for name in ("one", "two"):
+        file = tmp_path / f"{name}.safetensors"
+        shutil.copyfile(place.paths.checkpoint("letters", "standard"), file)
+        encoders = {"signs": str(file)}
+        place.call(PAIR, "method=tall_mask", f"+encoders.signs={file}")
+        found = place.record("tall_mask", f"{names.tasks_name('mini', PAIRED, encoders)}/standard-visual")
+        assert found["encoders"] == encoders == found["provenance"]["config"]["encoders"]
+        assert found["storage"]["files"]["signs"] == 8 * file.stat().st_size
+        assert found["val"]["accuracy"]["signs"] != plain["val"]["accuracy"]["signs"]
+        masks.add(found["info"]["mask_file"])
+    assert len(masks) == 3 and before.items() <= place.files().items()
 
 
 def test_an_exported_encoder_is_read_back(place, tmp_path):
