@@ -4,6 +4,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from statistics import (
+    fmean as mean,  # rounded exactly, where pandas' depends on how it sums: a printed digit can differ
+)
 from typing import Any
 
 import numpy as np
@@ -92,13 +95,13 @@ class Runs:
 
         Tuples of names stand for them joined, dicts for options, a list for any of its values, `...` for all.
         """
-        chosen = np.ones(len(self.frame), bool)
+        mask = np.ones(len(self.frame), bool)
         for column, value in (USUAL | columns).items():
             if value is ...:
                 continue
             value = joined(value) if isinstance(value, tuple) else as_text(value) if isinstance(value, dict) else value
-            chosen &= self._where(column, value)
-        return self.frame[chosen]
+            mask &= self._where(column, value)
+        return self.frame[mask]
 
     def _where(self, column: str, value: Any) -> np.ndarray:
         key = column, tuple(value) if isinstance(value, list) else value
@@ -119,12 +122,13 @@ class Runs:
         """For each seed the first of numbers that are all the same."""
         return self.select(**columns).groupby("seed")["value"].first()
 
-    def mean_over(self, tasks: Sequence[str], geometric: bool = False, **columns: Any) -> pd.Series:
-        """For each seed that has all of them, the mean over tasks, or over pairs of them."""
-        rows = self.select(task=list(tasks), **columns)
+    def mean_over(self, tasks: Sequence[str] | None, geometric: bool = False, **columns: Any) -> pd.Series:
+        """For each seed that has all of them, the mean over tasks, or over pairs of them; None: over all of each."""
+        rows = self.select(task=... if tasks is None else list(tasks), **columns)
         numbers = np.log(rows["value"]) if geometric else rows["value"]
-        of_seed = numbers.groupby(rows["seed"]).agg(["mean", "count"])
-        means = of_seed["mean"][of_seed["count"] == len(tasks)]
+        of_seed = numbers.groupby(rows["seed"]).agg(["count", "size", mean])
+        expected = of_seed["size"] if tasks is None else len(tasks)
+        means = of_seed["fmean"][of_seed["count"] == expected]
         return np.exp(means) if geometric else means
 
     def find(self, experiment: str, **fields: Any) -> dict[int, Any]:
@@ -134,10 +138,8 @@ class Runs:
         return {r.seed: r.record for r in self.read if all(getattr(r, name) == v for name, v in wanted.items())}
 
     def of(self, experiment: Experiment, choice: str) -> dict[int, Any]:
-        """Seed -> record of an experiment with a choice: a mode, or a reduction."""
-        if experiment == NTK:
-            return self.find(experiment.name, options={"reduction": choice})
-        return self.find(experiment.name, mode=choice)
+        """Seed -> record of an experiment with a choice."""
+        return self.find(**chosen(experiment, choice))
 
     def require(self, experiment: Experiment, choice: str) -> dict[int, Any]:
         """`of`, or results.MissingResult with the command that makes it."""
@@ -240,6 +242,13 @@ class Runs:
         return Paths(self.suite, self.model, seed, Places(results=self.results))
 
 
+def chosen(experiment: Experiment, choice: str) -> dict[str, Any]:
+    """The columns of an experiment with a choice: a mode, or a reduction."""
+    return {"experiment": experiment.name} | (
+        {"options": {"reduction": choice}} if experiment == NTK else {"mode": choice}
+    )
+
+
 def every_number(suite: str, results: Path) -> pd.DataFrame:
     """The frame of all models and seeds of a suite, the design seed and random towers included."""
     models = Runs(suite, registry.suite(suite).model, results).models
@@ -251,4 +260,4 @@ def every_number(suite: str, results: Path) -> pd.DataFrame:
 def interval(values: pd.Series, level: float = 0.95) -> tuple[float, float]:
     """Student's interval of the mean, for two seeds or more."""
     half = stdtrit(len(values) - 1, (1 + level) / 2) * values.sem()
-    return values.mean() - half, values.mean() + half
+    return mean(values) - half, mean(values) + half

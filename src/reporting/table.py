@@ -9,11 +9,13 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean as mean
 
 import pandas as pd
 
 from src.reporting.runs import Runs
 from src.runtime.files import replacing
+from src.runtime.messages import UsageError
 
 
 @dataclass(frozen=True)
@@ -36,12 +38,11 @@ class Cell:
         """`81.0 ± 0.3 [76.5]`; a mean over fewer than all `seeds` says over how many."""
         parts = []
         if self.filled:
-            mean, sd, n = self.ours.agg(["mean", "std", "count"])
-            parts.append(f"{mean:.{self.digits}f}")
-            if n > 1 and self.spread:
-                parts.append(f"± {sd:.{self.digits}f}")
-            if n < seeds:
-                parts.append(f"(n = {n:.0f})")
+            parts.append(f"{mean(self.ours):.{self.digits}f}")
+            if len(self.ours) > 1 and self.spread:
+                parts.append(f"± {self.ours.std():.{self.digits}f}")
+            if len(self.ours) < seeds:
+                parts.append(f"(n = {len(self.ours)})")
         if self.published is not None:
             parts.append(f"[{self.published:.1f}]" if self.digits <= 1 else f"[{round(self.published, 2):g}]")
         return " ".join(parts)
@@ -51,8 +52,8 @@ class Cell:
         theirs: float | str = "" if self.published is None else round(self.published, 6)
         if not self.filled:
             return ["", "", "", theirs]
-        mean, sd, n = self.ours.agg(["mean", "std", "count"]).tolist()
-        return [round(mean, 6), round(sd, 6) if n > 1 else "", int(n), theirs]
+        sd: float | str = round(self.ours.std(), 6) if len(self.ours) > 1 else ""
+        return [round(mean(self.ours), 6), sd, len(self.ours), theirs]
 
 
 @dataclass(frozen=True)
@@ -190,9 +191,9 @@ BEGIN, END = "<!-- tables:begin -->", "<!-- tables:end -->"
 
 
 def embed(readme: Path, block: str) -> None:
-    """Replace what stands between the markers of `readme`. Raises ValueError where they are not there, once each."""
+    """Replace what stands between the markers of `readme`. Raises UsageError where they are not there, once each."""
     text = readme.read_text(encoding="utf-8")
     blocks = re.findall(f"{re.escape(BEGIN)}.*?{re.escape(END)}", text, flags=re.DOTALL)
     if len(blocks) != 1:
-        raise ValueError(f"{readme}: expected one block between {BEGIN} and {END}, found {len(blocks)}")
+        raise UsageError(f"{readme}: expected one block between {BEGIN} and {END}, found {len(blocks)}")
     write_text(readme, text.replace(blocks[0], f"{BEGIN}\n{block.strip()}\n{END}"))
