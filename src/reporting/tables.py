@@ -7,6 +7,7 @@ from src.reporting import claim, frame
 from src.reporting.papers import offered
 from src.reporting.runs import Runs, every_number
 from src.reporting.table import Table, embed, markdown, write, write_text
+from src.runtime.paths import from_root
 
 
 def make(runs: Runs) -> list[Table]:
@@ -14,7 +15,7 @@ def make(runs: Runs) -> list[Table]:
     return [replace(table, name=runs.stem(table.name)) for tables in offered("tables") for table in tables(runs)]
 
 
-def make_tables(runs: Runs, readme: Path | None = None) -> None:
+def make_tables(runs: Runs, readme: str | Path | None = None) -> None:
     """Write the tables of a model, its ledger of claims, and accuracies.csv of the whole suite.
 
     readme: a file between whose markers the main tables and the ledger go too.
@@ -29,6 +30,6 @@ def make_tables(runs: Runs, readme: Path | None = None) -> None:
     frame.write(numbers, runs.paths.accuracies())
     if readme:
         shown = [markdown(table) for table in tables if table.in_readme]
-        embed(readme, "\n".join([*shown, "### Claims", "", claim.ledger(runs, "####")]))
+        embed(from_root(readme), "\n".join([*shown, "### Claims", "", claim.ledger(runs, "####")]))
     seeds = ", ".join(map(str, runs.seeds))
     print(f"{len(tables)} tables over seeds {seeds} -> {runs.paths.tables()}, {path}, {runs.paths.accuracies()}")

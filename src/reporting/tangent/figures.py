@@ -1,4 +1,4 @@
-"""Figures of the tangent paper: the non-linear advantage, addition and negation. Others lie in files beside this one."""
+"""Figures of the tangent paper: non-linear advantage, addition, negation; others lie in files beside this one."""
 
 from collections.abc import Mapping
 from typing import Any
