@@ -112,7 +112,7 @@ def reporting_parser(doc: str | None, images: bool = False) -> Parser:
     parser.add_argument("--model", help="default: the suite's own, ViT-Mini without --suite")
     parser.add_argument("--results", type=Path, default=Places.results, help="folder of results")
     parser.add_argument(
-        "--seeds", type=_numbers, help="such as 1,2,5-7; default: all but 0, where settings were chosen"
+        "--seeds", type=_numbers, help="such as 1,2,5-7; default: all but 0, on which settings were chosen"
     )
     if images:
         parser.add_argument("--seed", type=int, default=1, help="whose pictures the contact sheet shows")

@@ -13,7 +13,7 @@ from scipy.special import expit
 
 from src.records import Adaptation
 from src.reporting import style
-from src.reporting.methods import Group, Row, results_of
+from src.reporting.methods import Group, Row, in_order, results_of
 from src.reporting.plots import Drawing, banded, legend_below, method_looks, paper_lines
 from src.reporting.runs import Runs
 from src.reporting.table import printed
@@ -37,7 +37,7 @@ def courses(runs: Runs, part: str, method: str) -> Courses:
     if not by_row:
         watching = ("eval_every=10", "overwrite=True") if part == "watched" else ()
         raise runs.missing_merge(f"method={method}", *watching)
-    return {row: by_row[row] for row in sorted(by_row, key=lambda row: row.place)}
+    return {row: by_row[row] for row in in_order(by_row)}
 
 
 def adaptation(runs: Runs) -> Figure:
@@ -77,7 +77,8 @@ def adaptation_entropy(runs: Runs) -> Figure:
         axes.set_axis_off()
     for axes, (row, of_row) in zip(grid.flat, by_row.items()):
         _entropies(axes, of_row, runs.main_tasks)
-        axes.set(title=row.title(), xlabel="step", ylim=(0, None))
+        axes.set(title=row.title(), xlabel="step")
+    grid[0][0].set_ylim(0, None)
     for panels in grid:
         panels[0].set_ylabel("entropy (nats)")
     legend_below(fig, grid[0][0])
@@ -96,13 +97,7 @@ def _entropies(axes: Axes, of_row: Sequence[Adaptation], tasks: Sequence[str]) -
     small: dict[str, Any] = dict(fontsize=7.5, color=style.GREY, va="top", ha="right")
     small |= dict(transform=axes.get_xaxis_transform())
     for phase, end in zip(phases, np.cumsum([phase["steps"] for phase in phases])):
-        axes.text(
-            end,
-            0.98,
-            f"{PHASE_NAMES.get(phase['name'], phase['name'])} ",
-            **small,
-            transform=axes.get_xaxis_transform(),
-        )
+        axes.text(end, 0.98, f"{PHASE_NAMES.get(phase['name'], phase['name'])} ", **small)
         if phase is not phases[-1]:
             axes.axvline(end, color=style.GREY, lw=0.9, ls=style.DASHED)
 

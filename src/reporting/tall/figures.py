@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from src.reporting import style
-from src.reporting.methods import Group, Row, results_of, the
-from src.reporting.plots import Drawing, bars, matrices, method_looks, sd
+from src.reporting.methods import Group, Row, in_order, results_of, the
+from src.reporting.plots import Drawing, bars, legend_below, matrices, method_looks, sd
 from src.reporting.runs import Runs
 from src.reporting.table import printed
 from src.reporting.tall.tables import SWEPT, THRESHOLD, consensus_rows, threshold_sweep
@@ -21,16 +21,13 @@ Masks = Mapping[Row, Mapping[int, Any]]  # method -> seed -> what its masks are 
 
 
 def masks(runs: Runs, group: Group) -> Masks:
-    """Of the registered methods that make a mask for each task, and leave it to the method how many weights it keeps.
-
-    Magnitude masks are no localization: their density is an option.
-    """
+    """Of the registered methods that make a mask for each task."""
     of_method: dict[Row, dict[int, Any]] = {}
     for result in results_of(runs, group):
         row, described = Row.of(result), result.record["info"].get("masks")
-        if described and row.exact and len(set(described["density"].values())) > 1:
+        if described and row.exact:
             of_method.setdefault(row, {})[result.seed] = described
-    return {row: of_method[row] for row in sorted(of_method, key=lambda row: row.place)}
+    return {row: of_method[row] for row in in_order(of_method)}
 
 
 def _require_masks(runs: Runs) -> Masks:
@@ -58,12 +55,12 @@ def weights_shared(runs: Runs) -> Figure:
     """Share of weights that exactly k tasks use, for each benchmark."""
     _require_masks(runs)
     panels = {n: by_row for n in runs.benchmarks if (by_row := masks(runs, Group(runs.suite_tasks[:n])))}
-    size = (style.WIDTH if len(panels) > 1 else 5.2, 2.7)
+    size = (style.WIDTH if len(panels) > 1 else 5.2, 2.9)
     fig, grid = plt.subplots(1, len(panels), figsize=size, squeeze=False, sharey=True)
     for axes, (count, by_row) in zip(grid[0], panels.items()):
         _usage(axes, count, by_row, method_looks(runs, by_row))
     grid[0][0].set_ylabel("weights (%)")
-    grid[0][-1].legend(loc="upper left")
+    legend_below(fig, grid[0][-1])
     return fig
 
 
@@ -81,8 +78,8 @@ def _usage(axes: Axes, count: int, by_row: Masks, looks: Mapping[Row, Any]) -> N
     for k, name in ((0, "catastrophic"), (1, "selfish"), (count, "universal")):
         height = max(values[k].mean() for values in shares.values())
         axes.annotate(name, (k, height), (0, 5), **look)
-    axes.margins(y=0.3)
-    axes.set_ylim(0, None)
+    highest = max(value.mean() for values in shares.values() for value in values)
+    axes.set_ylim(0, max(axes.get_ylim()[1], 1.65 * highest))  # room for the names
 
 
 def mask_overlap(runs: Runs) -> Figure:

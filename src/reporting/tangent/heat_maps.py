@@ -68,16 +68,16 @@ def _heat_maps(rows: Sequence[tuple[str, Mapping[str, tuple[Pair, Any]]]], same_
     highest = max(grid["error"].max() for _, entries in rows for _, grid in entries.values())
     size = (1.55 + 2.0 * len(columns), 0.6 + 2.05 * len(rows))
     fig, panels = plt.subplots(len(rows), len(columns), figsize=size, squeeze=False, sharex=True, sharey="row")
-    for row, (title, entries) in zip(panels, rows):
+    for line, (row, (title, entries)) in enumerate(zip(panels, rows)):
         for axes, column in zip(row, columns):
             if column not in entries:
                 axes.set_axis_off()
                 continue
             tasks, grid = entries[column]
             image = _heat_map(axes, grid, highest)
-            head = f"{column}\n" if row is panels[0] else ""
+            head = f"{column}\n" if line == 0 else ""
             axes.set_title(f"{head}in the box: {100 * grid['box_mean']:.1f} %", fontsize=8.5, loc="center")
-            if row is panels[-1]:
+            if line == len(rows) - 1:
                 axes.set_xlabel(f"α of {printed(tasks[0])}")
             if not same_tasks or axes is row[0]:
                 axes.set_ylabel(f"α of {printed(tasks[1])}")
