@@ -23,6 +23,7 @@ from src.run import Run
 from src.runtime import results
 from src.runtime.messages import UsageError
 from src.runtime.paths import Paths, Places
+from src.runtime.results import MissingResult
 
 DESIGN_SEED = 0  # settings were chosen on it, so it stays out of what is reported
 FIRST_SEED = 1
@@ -182,10 +183,10 @@ class Runs:
             shared.append(f"finetuning_mode={mode}")
         return " ".join(["python main.py", *shared, *overrides])
 
-    def missing_merge(self, *overrides: str) -> results.MissingResult:
+    def missing_merge(self, *overrides: str) -> MissingResult:
         """An error that names the command for results of main.py on the papers' first benchmark."""
         command = self.merge_command(overrides, self.main_tasks)
-        return results.MissingResult(f"expected merging results of {self.model}, found none; make them with: {command}")
+        return MissingResult(f"expected merging results of {self.model}, found none; make them with: {command}")
 
     @property
     def suite_tasks(self) -> tuple[str, ...]:

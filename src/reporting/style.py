@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, cast
 
 import matplotlib
 
@@ -59,7 +60,7 @@ PARAMETERS = {
 
 @contextmanager
 def styled() -> Iterator[None]:
-    with plt.rc_context(PARAMETERS):
+    with plt.rc_context(cast(Any, PARAMETERS)):
         yield
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean as mean
+from typing import Any
 
 import pandas as pd
 
@@ -63,7 +64,7 @@ class Table:
     name: str
     caption: str
     header: Sequence[str]
-    rows: Sequence[Sequence[str | Cell]]
+    rows: Sequence[Sequence[Any]]
     seeds: tuple[int, ...]
     notes: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from statistics import fmean as mean
+from typing import Any
 
 import pandas as pd
 
@@ -86,7 +87,7 @@ def addition(runs: Runs) -> Iterator[Table]:
 
 
 def _added(runs: Runs, mode: str, tasks: tuple[str, ...]) -> list[str | Cell]:
-    what = {"experiment": ADDITION.name, "mode": mode}
+    what: dict[str, Any] = {"experiment": ADDITION.name, "mode": mode}
     name = MODES[mode].published
     return [
         MODES[mode].title,
@@ -104,7 +105,7 @@ def negation(runs: Runs) -> Iterator[Table]:
     thresholds = runs.select(experiment=NEGATION.name, metric="control_threshold")["value"]
     kept = f"{100 * max(thresholds, default=0.95):g} %"
     their_model = beside(runs.model)
-    start = {"experiment": SINGLE_TASK.name, "mode": "none", "metric": "accuracy"}
+    start: dict[str, Any] = {"experiment": SINGLE_TASK.name, "mode": "none", "metric": "accuracy"}
     none = MODES["none"]
     target = Cell(100 * runs.mean_over(tasks, **start), _theirs(runs, tasks, "Table 2", none.published, "target"))
     control = percent(runs, _theirs(runs, tasks, "Table 2", none.published, "control"), task=runs.control, **start)
@@ -122,7 +123,7 @@ def negation(runs: Runs) -> Iterator[Table]:
 
 
 def _negated(runs: Runs, mode: str, tasks: tuple[str, ...]) -> list[str | Cell]:
-    what = {"experiment": NEGATION.name, "mode": mode}
+    what: dict[str, Any] = {"experiment": NEGATION.name, "mode": mode}
     name = MODES[mode].published
     return [
         MODES[mode].title,
@@ -176,7 +177,7 @@ def guess_rate(dataset: str) -> float:
 
 def disentanglement(runs: Runs) -> Iterator[Table]:
     """ξ in the search space, a number for each heat map."""
-    what = {"experiment": DISENTANGLEMENT.name, "metric": "error_in_box"}
+    what: dict[str, Any] = {"experiment": DISENTANGLEMENT.name, "metric": "error_in_box"}
     records = [record for mode in EVALUATED for record in runs.of(DISENTANGLEMENT, mode).values()]
     pairs = dict.fromkeys(tuple(pair["tasks"]) for record in records for pair in record["pairs"])
     rows = [
