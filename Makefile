@@ -5,14 +5,15 @@ RUN := $(VENV)/bin/python
 SEEDS ?= 1
 # The project's own results lie in results/; a reproduction goes beside them, so that it computes everything itself.
 RESULTS ?= reproduced
+# Exact versions of all packages; `make CONSTRAINTS=` installs the newest ones that pyproject.toml allows.
+CONSTRAINTS ?= constraints.txt
 
 .PHONY: reproduce test bench lint
 
 reproduce: $(VENV)/.installed
 	$(RUN) reproduce.py --suite mini --seeds $(SEEDS) --results $(RESULTS)
 
-test: $(VENV)/.installed
-	$(RUN) -m ruff check .
+test: lint
 	$(RUN) -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
 bench: $(VENV)/.installed
@@ -24,11 +25,12 @@ bench: $(VENV)/.installed
 lint: $(VENV)/.installed
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
 
 # The stamp is written last: an installation that was broken off is done again.
-$(VENV)/.installed: pyproject.toml
+$(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "expected Python >= 3.11, found %s; set PYTHON=" % sys.version)'
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --upgrade pip
-	$(RUN) -m pip install --quiet -e '.[test]'
+	$(RUN) -m pip install --quiet $(CONSTRAINTS:%=--constraint %) -e '.[test]'
 	touch $@

@@ -10,50 +10,26 @@ control are written, for several numbers of eigenfunctions, to ntk_<reduction>.j
 reduction over outputs nor the numbers of samples and eigenfunctions, and no script was ever published.
 """
 
-from functools import partial
-
-from src import experiments
-from src.analysis.ntk import REDUCTIONS
-from src.args import add_pairs, base_parser, parse, program
-from src.datasets import loading as data
-from src.runtime import parallel, results
-from src.runtime.parallel import shared
-from src.runtime.paths import Paths
+from src.args import add_pairs, base_parser, parse
+from src.experiments.ntk import RANKS, SAMPLES, localize_kernel, rank
+from src.experiments.registry import NTK
+from src.runtime.distributed import spmd
+from src.runtime.program import exit_on_user_error
 
 
-@program
-@shared
+@exit_on_user_error
+@spmd
 def main(argv=None) -> None:
     parser = base_parser(__doc__, modes=None)
-    add_pairs(parser, "ntk_pairs")
-    parser.add_argument("--reduction", choices=REDUCTIONS, default="trace", help="over the outputs of the head")
+    add_pairs(parser)
+    parser.add_argument("--reduction", choices=NTK.choices, default="trace", help="over the outputs of the head")
+    parser.add_argument("--num-samples", type=int, default=SAMPLES, help="images of each of the three groups")
     parser.add_argument(
-        "--num-samples", type=int, default=64, help="images of the task, held out of it, of the control"
+        "--chunk-size", type=int, help="images whose gradients are held at once; default: 4 GiB of them"
     )
-    parser.add_argument("--chunk-size", type=int, default=256, help="images whose gradients are held at once")
-    parser.add_argument(
-        "--ranks",
-        type=_rank,
-        nargs="+",
-        default=(5, 10, 20, 0.9),
-        help="numbers of eigenfunctions, or shares of the trace",
-    )
-    args = parse(parser, argv)
-    target = Paths.of(args).result(f"ntk_{args.reduction}")
-    if results.kept(target, args):
-        return
-    data.examples(args, args.pairs[0][0], "test")
-    work = partial(experiments.ntk_localization, args=args)
-    pairs = parallel.each(work, args.pairs, args.jobs, f"tangent kernel, {args.reduction}")
-    results.write(target, {"reduction": args.reduction, "num_samples": args.num_samples, "pairs": pairs}, args)
-    for pair in pairs:
-        found = zip(pair["ranks"], pair["nystrom"]["ratio_heldout"])
-        ratios = ", ".join(f"{k}: {'none' if r is None else f'{r:.2f}'}" for k, r in found)
-        print(f"{pair['task']}, control {pair['control']}: energy held out / control, by eigenfunctions: {ratios}")
-
-
-def _rank(text: str) -> int | float:
-    return float(text) if "." in text else int(text)
+    parser.add_argument("--ranks", type=rank, nargs="+", default=RANKS, help="eigenfunctions, or shares of the trace")
+    run, options = parse(parser, argv)
+    localize_kernel(run, **options)
 
 
 if __name__ == "__main__":

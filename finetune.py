@@ -8,27 +8,15 @@
 Finished tasks are skipped; a run that was killed goes on from its last saved state.
 """
 
-from functools import partial
-
-from src import store, training
-from src.args import TRAINING_MODES, USER_ERRORS, add_training, base_parser, parse, program
-from src.datasets import loading as data
-from src.runtime import parallel
-from src.runtime.distributed import World, launch, under_torchrun
+from src.args import finetuning_parser, parse
+from src.experiments.finetuning import finetune_tasks
+from src.runtime.program import exit_on_user_error
 
 
-@program
+@exit_on_user_error
 def main(argv=None) -> None:
-    parser = base_parser(__doc__, TRAINING_MODES)
-    add_training(parser)
-    args = parse(parser, argv)
-    if under_torchrun() or args.world_size > 1 or args.jobs == 1:
-        launch(training.worker, args, USER_ERRORS)
-        return
-    store.save_pretrained(args)
-    data.examples(args, args.tasks[0], "train")  # mini's are drawn once, before the workers look for them
-    world = World(device=args.device)
-    parallel.each(partial(training.finetune, args, world=world), args.tasks, args.jobs, "fine-tuning")
+    run, options = parse(finetuning_parser(__doc__), argv)
+    finetune_tasks(run, **options)
 
 
 if __name__ == "__main__":

@@ -191,6 +191,7 @@ def compare(found: dict[str, dict]) -> None:
 
 
 def main() -> None:
+    started = time.time()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", type=int, default=8)
     parser.add_argument("--scale", type=float, default=1.0, help="of the widths of ViT-B/32")
@@ -215,7 +216,7 @@ def main() -> None:
             record[method] = {way: measure(way, method, Path(folder), args) for way in args.ways}
             compare(record[method])
     if args.output:
-        results.write(args.output, record, args)
+        results.write(args.output, record, vars(args), started)
 
 
 if __name__ == "__main__":

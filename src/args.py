@@ -1,54 +1,42 @@
-"""Flags shared by the command-line scripts. A namespace comes out complete: suite and protocol are filled in here."""
+"""Flags of the command-line scripts. The only file that sees argparse: out of it come a `Run` and plain options."""
 
 import argparse
-import functools
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NoReturn
 
-import torch
-
-from src.checkpoints import CheckpointError
-from src.datasets import corruptions, registry
-from src.datasets.examples import DataError
-from src.modeling import check_model
-from src.runtime.distributed import check_devices, cores, under_torchrun
+from src.datasets.corruptions import SEVERITIES
+from src.datasets.registry import SUITES
+from src.modes import EVALUATED, TRAINED
+from src.run import Corruption, Run, pair_names
+from src.runtime.distributed import check_devices, leave_to_the_first, under_torchrun
 from src.runtime.messages import nearest
-from src.runtime.results import ResultError
+from src.runtime.paths import Places
 
-TRAINING_MODES = ("standard", "linear")
-EVALUATION_MODES = ("standard", "linear", "posthoc")
 PRECISIONS = ("fp32", "tf32", "bf16")
-PROTOCOL_FLAGS = ("wd", "ls", "warmup_length", "batch_size", "num_grad_accumulation", "clip")
-
-
-# What a user can cause and mend: told in a line, without a traceback.
-USER_ERRORS = (CheckpointError, DataError, ResultError, FileNotFoundError, FloatingPointError)
-
-
-def program(main):
-    """Decorates a script's `main(argv=None)`: errors that a user can mend end it with their message alone."""
-
-    @functools.wraps(main)
-    def told(argv=None):
-        try:
-            return main(argv)
-        except USER_ERRORS as error:
-            raise SystemExit(f"error: {error}") from None
-
-    return told
 
 
 class Parser(argparse.ArgumentParser):
     """argparse, whose messages on a wrong choice name the nearest right one."""
 
-    def _check_value(self, action, value):
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:
             hint = nearest(str(value), [str(c) for c in action.choices])
             raise argparse.ArgumentError(
                 action, f"{value!r} does not exist{hint} Known: {', '.join(map(str, action.choices))}"
             )
 
+    def error(self, message: str) -> NoReturn:
+        leave_to_the_first()
+        super().error(message)
 
-def base_parser(doc: str, modes: tuple[str, ...] | None = EVALUATION_MODES) -> Parser:
+
+def command_parser(prog: str, doc: str | None) -> Parser:
+    """Of a module that is run as `python -m`, without the flags of the scripts."""
+    return Parser(prog=f"python -m {prog}", description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def base_parser(doc: str | None, modes: Sequence[str] | None = EVALUATED) -> Parser:
     """The flags of every script; `modes` are the choices of `--finetuning-mode`, None leaves it out."""
     parser = Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     if modes:
@@ -62,34 +50,35 @@ def base_parser(doc: str, modes: tuple[str, ...] | None = EVALUATION_MODES) -> P
         help="names, or how many of the suite's first; default: 8 on mini, 20",
     )
     parser.add_argument("--seed", type=int, default=1, help="of everything; mini draws its images from it too")
-    parser.add_argument("--save", type=Path, default=Path("checkpoints"), help="folder of checkpoints")
-    parser.add_argument("--results", type=Path, default=Path("results"), help="folder of results")
-    parser.add_argument("--data-location", type=Path, default=Path("data"), help="folder of the real data sets")
-    parser.add_argument("--cache-dir", type=Path, default=Path("cache"), help="drawn images, decoded images, weights")
+    parser.add_argument("--save", type=Path, default=Places.save, help="folder of checkpoints")
+    parser.add_argument("--results", type=Path, default=Places.results, help="folder of results")
+    parser.add_argument("--data-location", type=Path, default=Places.data, help="folder of the real data sets")
+    parser.add_argument("--cache-dir", type=Path, default=Places.cache, help="drawn images, decoded images, weights")
     parser.add_argument("--pretrained-path", help="weights of the pre-trained model from a local file")
     parser.add_argument("--device", help="default: cuda where there is a GPU, else cpu")
     parser.add_argument("--jobs", type=int, help="tasks worked on at once; default: the cores on CPU, 1 on a GPU")
-    parser.add_argument("--eval-batch-size", type=int, default=100)
+    parser.add_argument("--eval-batch-size", type=int, default=Run.batch_size)
     parser.add_argument("--corruption", metavar="NAME", help="corrupt test images: motion_blur, jpeg_compression, ...")
-    parser.add_argument("--severity", type=int, default=5, help="of the corruption, 1 to 5")
+    parser.add_argument("--severity", type=int, default=max(SEVERITIES), help="of the corruption, 1 to 5")
     parser.add_argument("--skip-corrupt", action="store_true", help="leave out images that cannot be decoded")
     parser.add_argument("--overwrite", action="store_true", help="compute again what is already there")
     return parser
 
 
-def add_search(parser: argparse.ArgumentParser, points: int | None = None) -> None:
+def add_search(parser: Parser, points: int | None = None) -> None:
     """`--n-eval-points`, by default `points` or what the suite says."""
     default = points or "21, on mini 41"
     parser.add_argument("--n-eval-points", type=int, default=points, help=f"coefficients tried in [0, 1]; {default}")
 
 
-def add_pairs(parser: argparse.ArgumentParser, default: str = "pairs") -> None:
-    """`--pairs A-B C-D`; by default the suite's `pairs` or `ntk_pairs`."""
+def add_pairs(parser: Parser) -> None:
+    """`--pairs A-B C-D`."""
     parser.add_argument("--pairs", nargs="+", metavar="TASK-TASK", help="default: the papers', or mini's counterparts")
-    parser.set_defaults(default_pairs=default)
 
 
-def add_training(parser: argparse.ArgumentParser) -> None:
+def finetuning_parser(doc: str | None) -> Parser:
+    """The flags of every script and the fields of training.Training; None stands for what the suite's protocol says."""
+    parser = base_parser(doc, TRAINED)
     parser.add_argument("--lr", type=float, help="peak learning rate")
     parser.add_argument("--wd", type=float, help="weight decay")
     parser.add_argument("--ls", type=float, help="label smoothing")
@@ -111,79 +100,83 @@ def add_training(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--wandb", action="store_true", help="log to Weights & Biases")
     parser.add_argument("--tensorboard", action="store_true", help="log to TensorBoard")
+    return parser
 
 
-def parse(parser: Parser, argv=None) -> argparse.Namespace:
-    """Parse and complete: the suite of the model, tasks as a tuple, protocol defaults, absolute nonsense refused."""
-    args = parser.parse_args(argv)
+def reproduction_parser(doc: str | None, stages: Sequence[str]) -> Parser:
+    """The flags of every script and those of reproduce.py."""
+    parser = base_parser(doc, modes=None)
+    parser.add_argument("--seeds", type=_numbers, help="such as 1,2,3; each draws its images and fine-tunes anew")
+    parser.add_argument("--only", nargs="+", choices=stages, metavar="STAGE", help="these stages")
+    parser.add_argument("--extended", action="store_true", help="also merging-*, unseen, adaptation-more, robustness")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands; run nothing")
+    return parser
+
+
+def reporting_parser(doc: str | None, images: bool = False) -> Parser:
+    """The flags of make_tables.py and make_figures.py; images: those too that say whose images are shown."""
+    parser = Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--suite", choices=SUITES, help="by default the suite that the model is meant for")
+    parser.add_argument("--model", help="default: the suite's own, ViT-Mini without --suite")
+    parser.add_argument("--results", type=Path, default=Places.results, help="folder of results")
+    parser.add_argument(
+        "--seeds", type=_numbers, help="such as 1,2,5-7; default: all but 0, on which settings were chosen"
+    )
+    if images:
+        parser.add_argument("--seed", type=int, default=1, help="whose pictures the contact sheet shows")
+        parser.add_argument("--data-location", type=Path, default=Places.data, help="folder of the real data sets")
+        parser.add_argument("--cache-dir", type=Path, default=Places.cache, help="drawn images")
+    return parser
+
+
+def parse_reporting(parser: Parser, argv: Sequence[str] | None = None) -> tuple[Run, dict[str, Any]]:
+    """The run whose results are reported, with the seed whose images are shown, and all other flags by name."""
+    flags = vars(parser.parse_args(argv))
+    folders = {"data_location": "data", "cache_dir": "cache", "results": "results"}
+    places = Places(**{field: flags.pop(flag) for flag, field in folders.items() if flag in flags})
+    run = Run.of(flags.pop("model"), flags.pop("suite"), seed=flags.pop("seed", 1), device="cpu", places=places)
+    return run, flags | {"seeds": tuple(flags["seeds"]) if flags["seeds"] else None}
+
+
+def _numbers(text: str) -> list[int]:
+    """`1,2,5-7`: numbers and ranges of them, both ends included."""
+    numbers: list[int] = []
     try:
-        return complete(args)
-    except ValueError as error:
-        parser.error(str(error))
+        for piece in text.split(","):
+            first, _, last = piece.partition("-")
+            numbers += range(int(first), int(last or first) + 1)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected numbers such as 1,2,5-7; got {text!r}") from None
+    return numbers
 
 
-def complete(args: argparse.Namespace) -> argparse.Namespace:
-    """A copy of `args` in which what was left to the suite is filled in. Raises ValueError."""
-    filled = argparse.Namespace(**vars(args))
-    filled.model = args.model or registry.suite(args.suite or "mini").model
-    check_model(filled.model)
-    filled.suite = args.suite or registry.default_suite(filled.model)
-    suite = registry.suite(filled.suite)
-    filled.tasks = _tasks(args.tasks, suite)
-    if args.corruption:
-        corruptions.check(args.corruption, args.severity)
-    settings = suite.settings(filled.model)
-    for flag in PROTOCOL_FLAGS:
-        if getattr(args, flag, 0) is None:
-            setattr(filled, flag, settings[flag])
-    if getattr(args, "lr", 0) is None:
-        filled.lr = settings["lr"][args.finetuning_mode]
-    if getattr(args, "n_eval_points", 0) is None:
-        filled.n_eval_points = settings["n_eval_points"]
-    if "pairs" in args:
-        filled.pairs = _pairs(args.pairs, suite) if args.pairs else getattr(suite, args.default_pairs)
-    if "n_points" in args:
-        filled.n_points = args.n_points or settings["n_grid_points"]
-        filled.num_samples = args.num_samples or settings["grid_samples"]
-    if getattr(args, "precision", None) == "bf16" and args.finetuning_mode == "linear":
-        raise ValueError(
-            "--precision: in bf16's 8 significant bits f(x; θ0) + J(θ − θ0) loses its second term, a few percent of "
-            "the first; fine-tune linearly with fp32 or tf32"
-        )
-    if args.device is None:  # not the flag's default: a job may run on another machine than where it was typed
-        filled.device = "cuda" if torch.cuda.is_available() else "cpu"
-    if "world_size" in args or under_torchrun():
-        check_devices(filled)
-    if args.jobs is None:
-        on_cpu = torch.device(filled.device).type == "cpu"
-        filled.jobs = cores() if on_cpu else 1
-    return filled
+def parse(parser: Parser, argv: Sequence[str] | None = None) -> tuple[Run, dict[str, Any]]:
+    """The run that the flags of `base_parser` mean, and all other flags by name; pairs as tuples of names.
+
+    Raises UsageError for values that make no sense.
+    """
+    flags = vars(parser.parse_args(argv))
+    run = take_run(flags)
+    if flags.get("pairs"):
+        flags["pairs"] = pair_names(flags["pairs"], run.suite_row)
+    return run, {("mode" if name == "finetuning_mode" else name): value for name, value in flags.items()}
 
 
-def _tasks(names, suite) -> tuple[str, ...]:
-    if not names:
-        return suite.default
-    names = [name for chunk in names for name in chunk.split(",") if name]
-    if len(names) == 1 and names[0].isdecimal():
-        if not 1 <= (count := int(names[0])) <= len(suite.tasks):
-            raise ValueError(f"--tasks: expected a number from 1 to {len(suite.tasks)}, or names; found {count}")
-        return suite.tasks[:count]
-    for name in names:
-        if name not in suite.tasks:
-            known = ", ".join(suite.tasks)
-            raise ValueError(
-                f"--tasks: {name!r} is no task of suite {suite.name}{nearest(name, suite.tasks)} Known: {known}"
-            )
-    return tuple(names)
+def take_run(flags: dict[str, Any]) -> Run:
+    """The run that the shared flags mean; they are removed from `flags`. Raises UsageError."""
+    places = Places(*(Path(flags.pop(name)) for name in ("save", "results", "cache_dir", "data_location")))
+    name, severity = flags.pop("corruption"), flags.pop("severity")
+    corruption = Corruption(name, severity) if name else None
+    batch_size = flags.pop("eval_batch_size")
+    own = ("model", "suite", "tasks", "seed", "device", "jobs", "pretrained_path", "skip_corrupt")
+    named = {name: flags.pop(name) for name in own}
+    run = Run.of(**named, places=places, corruption=corruption, batch_size=batch_size)
+    if under_torchrun():
+        check_devices(run.device)
+    return run
 
 
-def _pairs(texts, suite) -> tuple[tuple[str, str], ...]:
-    pairs = []
-    for text in texts:
-        pair = tuple(text.split("-"))
-        if len(pair) != 2:
-            raise ValueError(
-                f"--pairs: expected two tasks joined by '-', as in {'-'.join(suite.pairs[0])}; found {text!r}"
-            )
-        pairs.append(_tasks(pair, suite))
-    return tuple(pairs)
+def shared_flags() -> dict[str, Any]:
+    """The flags of every script with their defaults, as main.py offers them."""
+    flags = vars(base_parser(None).parse_args([]))
+    return {name: str(value) if isinstance(value, Path) else value for name, value in flags.items()}

@@ -1,12 +1,15 @@
 """Zero-shot classification heads, made of class names and prompt templates by CLIP's text tower, and cached."""
 
+from typing import Any
+
 import torch
 from open_clip import build_zero_shot_classifier
 
 from src import checkpoints, store
 from src.datasets import registry
+from src.model_names import pretrained_name
 from src.modeling import ClassificationHead, build_clip
-from src.runtime.paths import Paths
+from src.run import Run
 
 
 def build_classification_head(model, tokenizer, dataset: registry.Dataset, device: str) -> ClassificationHead:
@@ -20,7 +23,7 @@ def build_classification_head(model, tokenizer, dataset: registry.Dataset, devic
 
 
 @torch.no_grad()
-def get_classification_head(args, dataset: str) -> ClassificationHead:
+def get_classification_head(run: Run, dataset: str) -> ClassificationHead:
     """The head of `dataset`, from the cache under `--save`, or built anew where what it is made of has changed.
 
     That is class names, templates and the text side of CLIP, by its fingerprint, as far as the header says.
@@ -28,18 +31,20 @@ def get_classification_head(args, dataset: str) -> ClassificationHead:
     A model with a random image tower (`__init__`) takes the pre-trained text tower's head, as in the paper's Table 3.
     """
     row = registry.get(dataset)
-    path = Paths.of(args).head(dataset)
-    made_of = dict(classnames=list(row.classnames), templates=list(row.templates))
-    made_of["text_side"] = store.written_fingerprints(args).get("text")
-    if not path.is_file() or _differs(checkpoints.header(path), made_of):
-        model, tokenizer = build_clip(args)
+    path = run.paths.head(dataset)
+    made_of: dict[str, Any] = dict(classnames=list(row.classnames), templates=list(row.templates))
+    made_of["text_side"] = store.written_fingerprints(run).get("text")
+    if not path.is_file() or _outdated(checkpoints.header(path), made_of):
+        model, tokenizer = build_clip(run)
         made_of["text_side"] = store.fingerprints({f"model.{k}": v for k, v in model.state_dict().items()})["text"]
-        head = build_classification_head(model.to(args.device), tokenizer, row, args.device)
-        header = dict(model=args.model.removesuffix("__init__"), task=dataset, **made_of)
+        head = build_classification_head(model.to(run.device), tokenizer, row, run.device)
+        header = dict(model=pretrained_name(run.model), task=dataset, **made_of)
         checkpoints.save(path, {"weight": head.weight.detach().cpu()}, header, kind="head")
     head = ClassificationHead(checkpoints.load(path, kind="head", task=dataset)["weight"])
     return head.requires_grad_(False)
 
 
-def _differs(header: dict, made_of: dict) -> bool:
-    return any(None not in (value, header.get(key)) and header[key] != value for key, value in made_of.items())
+def _outdated(header: dict, made_of: dict) -> bool:
+    """Whether a head was made of something else; what either side does not know does not count."""
+    known = {key: value for key, value in made_of.items() if value is not None and header.get(key) is not None}
+    return any(header[key] != value for key, value in known.items())

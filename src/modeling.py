@@ -1,58 +1,16 @@
-"""CLIP's image encoder, zero-shot heads, and classifiers made of the two.
-
-A model's name says what it is: `ViT-Mini` (the shipped one), or any open_clip name with `/` written as `-`
-(`ViT-B-32`). Suffixes: `__pretrained__<tag>` takes the open_clip weights of that tag in the place of OpenAI's,
-`__init__` builds the image tower without any pre-trained weights.
-"""
+"""CLIP's image encoder, zero-shot heads, and classifiers made of the two."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from src.checkpoints import CheckpointError
-from src.runtime.messages import nearest
-from src.runtime.paths import from_root
+from src.model_names import ModelName, check_model, open_clip_names
+from src.run import Run
 from src.vit_mini import clip as mini
-
-MINI = "ViT-Mini"
-
-
-@dataclass(frozen=True)
-class ModelName:
-    """A model's name, taken apart. `weights` is an open_clip tag, a file, or None for the model's own default."""
-
-    architecture: str
-    weights: str | None
-    random: bool
-
-    @classmethod
-    def parse(cls, name: str) -> "ModelName":
-        architecture, _, weights = name.removesuffix("__init__").partition("__pretrained__")
-        return cls(architecture, weights or None, name.endswith("__init__"))
-
-
-@cache
-def _open_clip_names() -> dict[str, str]:
-    """Our spelling of each open_clip architecture -> open_clip's own."""
-    import open_clip
-
-    return {name.replace("/", "-"): name for name in open_clip.list_models()}
-
-
-def check_model(name: str) -> None:
-    """Raise ValueError for a model that does not exist, with the nearest name that does."""
-    architecture = ModelName.parse(name).architecture
-    known = (MINI, *_open_clip_names())
-    if architecture not in known:
-        raise ValueError(
-            f"--model: {architecture!r} does not exist{nearest(architecture, known)} "
-            f"Known: {MINI}, ViT-B-32, ViT-B-16, ViT-L-14 and open_clip's {len(known) - 1} names; "
-            "suffixes __pretrained__<tag> and __init__"
-        )
 
 
 def _preprocess(side: int, mean, std, train: bool):
@@ -79,7 +37,7 @@ def _build_mini(name: ModelName, seed: int):
 def _build_open_clip(name: ModelName, seed: int, cache_dir: str | None, pretrained_path: str | None):
     import open_clip
 
-    architecture = _open_clip_names()[name.architecture]
+    architecture = open_clip_names()[name.architecture]
     tag = name.weights or "openai"
     about = open_clip.get_pretrained_cfg(architecture, tag)
     # OpenAI, for one, trained with QuickGELU. Asked for "ViT-B-32" with such weights, open_clip builds GELU and only
@@ -112,23 +70,21 @@ def _no_weights(architecture: str, tag: str, about: dict, pretrained_path: str |
     )
 
 
-def assert_quick_gelu(model: nn.Module) -> None:
+def assert_quick_gelu(model: Any) -> None:
     """Raise if the image tower's blocks do not use QuickGELU, for weights that were trained with it, as OpenAI's."""
     kinds = {type(block.mlp.gelu).__name__ for block in model.visual.transformer.resblocks}
     if kinds != {"QuickGELU"}:
         raise RuntimeError(f"expected QuickGELU in every block (these weights need it), found {', '.join(kinds)}")
 
 
-def build_clip(args, keep_text: bool = True):
-    """(CLIP model, tokenizer) of `args.model`, in evaluation mode, float32."""
-    check_model(args.model)
-    name = ModelName.parse(args.model)
-    if name.architecture == MINI:
-        model, tokenizer = _build_mini(name, args.seed)
+def build_clip(run: Run, keep_text: bool = True):
+    """(CLIP model, tokenizer) of `run.model`, in evaluation mode, float32."""
+    check_model(run.model)
+    name = ModelName.parse(run.model)
+    if name.mini:
+        model, tokenizer = _build_mini(name, run.seed)
     else:
-        model, tokenizer = _build_open_clip(
-            name, args.seed, str(from_root(args.cache_dir)), getattr(args, "pretrained_path", None)
-        )
+        model, tokenizer = _build_open_clip(name, run.seed, str(run.paths.cache), run.pretrained_path)
     if not keep_text:
         del model.transformer
     return model.float().eval(), tokenizer
@@ -142,9 +98,9 @@ class ImageEncoder(nn.Module):
     or are not this model's.
     """
 
-    def __init__(self, args, keep_lang: bool = False):
+    def __init__(self, run: Run, keep_lang: bool = False):
         super().__init__()
-        self.model, self.tokenizer = build_clip(args, keep_lang)
+        self.model, self.tokenizer = build_clip(run, keep_lang)
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name.startswith("visual."))
         visual = self.model.visual

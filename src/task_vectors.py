@@ -18,14 +18,14 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from numbers import Real
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
 from src.runtime.messages import few
+from src.tensors import Weights, check_same, difference, moved
 
-Weights = dict[str, Tensor]
 Source = str | os.PathLike | Mapping[str, Tensor] | nn.Module
 SOURCES = (str, os.PathLike, Mapping, nn.Module)
 
@@ -39,15 +39,6 @@ def weights_of(source: Source) -> Mapping[str, Tensor]:
 
         return checkpoints.Checkpoint(Path(source))
     return source
-
-
-def check_same(left: Mapping[str, Tensor], right: Mapping[str, Tensor], what: str) -> None:
-    """Raise KeyError for names and ValueError for shapes in which two collections of tensors differ."""
-    if differing := sorted(set(left).symmetric_difference(right)):
-        raise KeyError(f"{what} differ in {len(differing)} tensors: {few(differing)}")
-    names = [name for name in left if left[name].shape != right[name].shape]
-    if shapes := [f"{name} {tuple(left[name].shape)} and {tuple(right[name].shape)}" for name in names]:
-        raise ValueError(f"{what} differ in the shapes of {len(shapes)} tensors: {few(shapes)}")
 
 
 WRONG_KIND = {  # by what was found
@@ -68,7 +59,7 @@ class Mask:
     def _with(self, other: "Mask", operation: Callable[[Tensor, Tensor], Tensor]) -> "Mask":
         if not isinstance(other, Mask):
             return NotImplemented
-        check_same(self.bits, other.bits, "masks")
+        check_same(self.bits, other.bits, "the masks")
         return Mask({name: operation(bits, other.bits[name]) for name, bits in self.bits.items()})
 
     def __and__(self, other: "Mask") -> "Mask":
@@ -87,8 +78,6 @@ class Mask:
         if not isinstance(other, Mask) or set(self.bits) != set(other.bits):
             return False
         return all(torch.equal(bits, other.bits[name]) for name, bits in self.bits.items())
-
-    __hash__ = None
 
     def __mul__(self, other: "TaskVector") -> "TaskVector":
         return other * self if isinstance(other, TaskVector) else NotImplemented
@@ -112,8 +101,8 @@ class TaskVector:
     """A difference of weights, floating tensors only: counters and other integer buffers have no difference.
 
     pretrained, finetuned: paths of checkpoints, state dicts, or modules; or the differences themselves as `vector`.
-    Half-precision weights give half-precision differences. Raises KeyError or ValueError, naming them, for tensors that
-    differ in name or shape.
+    Differences are in float32 at least, also those of half-precision weights. Raises ValueError, naming them, for
+    tensors that differ in name or shape.
     """
 
     linear: ClassVar[bool | None] = None  # of linearized models or of ordinary ones; None: does not say
@@ -125,17 +114,16 @@ class TaskVector:
         finetuned: Source | None = None,
         vector: Mapping[str, Tensor] | None = None,
     ):
-        if (vector is None) == (pretrained is None or finetuned is None):
-            raise TypeError("expected a pre-trained and a fine-tuned checkpoint, or a vector")
-        if vector is None:
+        if vector is None and pretrained is not None and finetuned is not None:
             vector = self._differences(pretrained, finetuned)
+        elif vector is None or pretrained is not None or finetuned is not None:
+            raise TypeError("expected a pre-trained and a fine-tuned checkpoint, or a vector")
         self.vector: Weights = {name: tensor for name, tensor in vector.items() if tensor.is_floating_point()}
 
-    @torch.no_grad()
     def _differences(self, pretrained: Source, finetuned: Source) -> Weights:
         start, end = self._weights_of(pretrained), self._weights_of(finetuned)
         check_same(start, end, "the pre-trained and the fine-tuned checkpoint")
-        return {name: end[name] - start[name] for name in start if start[name].is_floating_point()}
+        return difference(end, start)
 
     # ---- a vector space
 
@@ -145,7 +133,7 @@ class TaskVector:
 
     def _with(self, other: "TaskVector", operation: Callable[[Tensor, Tensor], Tensor]) -> "TaskVector":
         kind = _common_kind(self, other)
-        check_same(self.vector, other.vector, "task vectors")
+        check_same(self.vector, other.vector, "the task vectors")
         return kind(vector={name: operation(t, other.vector[name]) for name, t in self.vector.items()})
 
     def __add__(self, other):
@@ -190,7 +178,7 @@ class TaskVector:
 
     def dot(self, other: "TaskVector") -> float:
         """Inner product over all weights, summed in float64."""
-        check_same(self.vector, other.vector, "task vectors")
+        check_same(self.vector, other.vector, "the task vectors")
         return math.fsum(float((t.double() * other.vector[n].double()).sum()) for n, t in self.vector.items())
 
     def norm(self) -> float:
@@ -208,7 +196,7 @@ class TaskVector:
             return Mask({name: operation(tensor, other) for name, tensor in self.vector.items()})
         if not isinstance(other, TaskVector):
             return NotImplemented
-        check_same(self.vector, other.vector, "task vectors")
+        check_same(self.vector, other.vector, "the task vectors")
         return Mask({name: operation(tensor, other.vector[name]) for name, tensor in self.vector.items()})
 
     def __gt__(self, other) -> Mask:
@@ -260,7 +248,7 @@ class TaskVector:
 
         Raises TypeError for a model of the other kind (linearized or not), naming the casts.
         """
-        weights = moved(self._weights_of(pretrained), self, scaling_coef)
+        weights = moved(self._weights_of(pretrained), self.vector, scaling_coef)
         if not isinstance(pretrained, nn.Module):
             return weights
         edited = copy.deepcopy(pretrained)
@@ -281,11 +269,11 @@ class TaskVector:
 
         found = weights_of(source)
         if isinstance(source, nn.Module):
-            linear = isinstance(source, LinearizedModel)
+            linear: bool | None = isinstance(source, LinearizedModel)
         else:
-            mode = getattr(found, "header", {}).get("mode")
-            linear = {"linear": True, "standard": False}.get(mode)
-        if None not in (linear, self.linear) and linear != self.linear:
+            header: Mapping[str, Any] = getattr(found, "header", {})
+            linear = {"linear": True, "standard": False}.get(header.get("mode", ""))
+        if linear is not None and self.linear is not None and linear != self.linear:
             raise TypeError(f"{type(self).__name__}: {WRONG_KIND[linear]}")
         return dict(found)
 
@@ -310,16 +298,6 @@ def _common_kind(one: TaskVector, two: TaskVector) -> type[TaskVector]:
             "a tangent and a non-linear task vector do not add up: cast one of them with to_linear() or to_nonlinear()"
         )
     return kinds.pop() if kinds else TaskVector
-
-
-def moved(weights: Mapping[str, Tensor], tau: TaskVector, coefficient: float) -> Weights:
-    """weights + coefficient · τ as a new state dict; tensors that τ does not have stay.
-
-    Raises KeyError for tensors of τ that the weights lack and ValueError for shapes that differ.
-    """
-    own = {name: weights[name] for name in tau.vector if name in weights}
-    check_same(own, tau.vector, "the weights and the task vector")
-    return {n: w + coefficient * tau.vector[n].to(w) if n in own else w for n, w in ((n, weights[n]) for n in weights)}
 
 
 def _is_scalar(value) -> bool:

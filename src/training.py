@@ -7,36 +7,93 @@ run that was killed goes on as if it had not been, and any number of processes s
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from src import checkpoints, store
-from src.datasets import loading as data
-from src.datasets import registry
-from src.datasets.base import Examples, Pixels
+from src.datasets import loading, registry
+from src.datasets.base import Examples, PixelArray, Pixels
 from src.datasets.examples import CorruptImage
 from src.heads import get_classification_head
 from src.linearize import LinearizedImageEncoder
 from src.modeling import ImageClassifier, ImageEncoder
-from src.runtime import parallel
+from src.modes import MODES
+from src.run import Run
 from src.runtime.distributed import World
-from src.runtime.loggers import Logger
-from src.runtime.paths import Paths
+from src.runtime.loggers import Logger, Loggers
+from src.runtime.messages import UsageError
+from src.runtime.parallel import in_worker
 from src.runtime.seeds import batch_indices, event_seed
+from src.runtime.signals import heed_parent, until_stopped
 
 IGNORED = -100  # a label that is none: F.cross_entropy's ignore_index
 MAX_SHIFT = 2  # pixels: the augmentation of images that are held in memory
+NOT_SETTINGS = ("mode", "steps", "checkpoint_every", "world_size", "workers", "loggers")  # do not change the weights
 
-# What a training state must share with the run that goes on from it.
-SETTINGS = (
-    *("lr", "wd", "ls", "warmup_length", "batch_size", "num_grad_accumulation", "clip", "epochs", "seed"),
-    *("load", "precision", "compile"),
-)
+
+@dataclass(frozen=True)
+class Training:
+    """How to fine-tune. `Training.of` fills in what the suite's protocol decides.
+
+    mode: one that finetune.py trains. lr: the peak of the schedule. wd: AdamW's decay. ls: label smoothing.
+    warmup_length: steps. epochs, steps: None for the registry's, of each task; steps win. batch_size: images of one
+    forward pass, over all processes. num_grad_accumulation: forward passes of an optimizer step. clip: largest norm of
+    the gradient. load: a checkpoint to start from, in the place of θ0. precision: of matrix products. compile: a
+    backend of torch.compile. checkpoint_every: steps between kept states, 0: none. world_size: processes that share
+    each batch. workers: processes that decode images.
+    """
+
+    mode: str
+    lr: float
+    wd: float
+    ls: float
+    warmup_length: int
+    batch_size: int
+    num_grad_accumulation: int
+    clip: float
+    epochs: int | None = None
+    steps: int | None = None
+    load: Path | None = None
+    precision: str = "fp32"
+    compile: str | None = None
+    checkpoint_every: int = 100
+    world_size: int = 1
+    workers: int = 2
+    loggers: Loggers = field(default_factory=Loggers)
+
+    def __post_init__(self):
+        if self.precision == "bf16" and MODES[self.mode].tangent:
+            raise UsageError(
+                "--precision: in bf16's 8 significant bits f(x; θ0) + J(θ − θ0) loses its second term, a few percent "
+                "of the first; fine-tune linearly with fp32 or tf32"
+            )
+
+    @classmethod
+    def of(cls, run: Run, mode: str = "standard", **flags: Any) -> "Training":
+        """flags: the other fields; those that are None have the suite's values. Raises UsageError."""
+        protocol = run.protocol
+        usual = {name: getattr(protocol, name) for name in FROM_PROTOCOL} | {"lr": protocol.lr[mode]}
+        given = {name: value for name, value in flags.items() if value is not None}
+        return cls(mode, **usual | given)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a training state must share with the run that goes on from it."""
+        fields = {name: value for name, value in asdict(self).items() if name not in NOT_SETTINGS}
+        return fields | {"load": self.load and str(self.load)}
+
+
+FROM_PROTOCOL = ("wd", "ls", "warmup_length", "batch_size", "num_grad_accumulation", "clip")
 
 
 class NonFiniteLoss(FloatingPointError):
@@ -63,20 +120,23 @@ def shifted(images: torch.Tensor, most: int, generator: torch.Generator) -> torc
 class Batches:
     """Training batches by number, for one rank: (images, labels) on the device, and the size of the global batch."""
 
-    def __init__(self, args, encoder, examples: Examples, world: World, task: str):
-        self.args, self.encoder, self.examples, self.world, self.task = args, encoder, examples, world, task
-        self.seed = event_seed(args.seed, task)
-        self.in_memory = isinstance(examples, Pixels) and examples.pixels.shape[1] == encoder.image_size
-        self.per_epoch = math.ceil(len(examples) / args.batch_size)
+    def __init__(self, run: Run, training: Training, encoder, examples: Examples, world: World, task: str):
+        self.run, self.training, self.encoder, self.examples = run, training, encoder, examples
+        self.world, self.task = world, task
+        self.seed = event_seed(run.seed, task)
+        self.pixels: PixelArray | None = None  # of images that are held in memory
+        if isinstance(examples, Pixels) and examples.pixels.shape[1] == encoder.image_size:
+            self.pixels = examples.pixels
+        self.per_epoch = math.ceil(len(examples) / training.batch_size)
 
     def __call__(self, first: int, stop: int) -> Iterator[tuple[torch.Tensor, torch.Tensor, int]]:
-        if self.in_memory:
-            yield from (self._from_memory(number) for number in range(first, stop))
+        if self.pixels is not None:
+            yield from (self._from_memory(number, self.pixels) for number in range(first, stop))
         else:
             yield from self._decoded(first, stop)
 
     def _indices(self, number: int) -> np.ndarray:
-        return batch_indices(len(self.examples), self.args.batch_size, number, self.seed)
+        return batch_indices(len(self.examples), self.training.batch_size, number, self.seed)
 
     def _mine(self, images: int) -> tuple[slice, bool]:
         """This rank's part of a batch, and whether it counts.
@@ -88,17 +148,17 @@ class Batches:
             return slice(0, 1), False
         return slice(self.world.rank, None, self.world.size), True
 
-    def _from_memory(self, number: int):
+    def _from_memory(self, number: int, pixels: PixelArray) -> tuple[torch.Tensor, torch.Tensor, int]:
         indices = self._indices(number)
         generator = torch.Generator().manual_seed(event_seed(self.seed, "shift", number))
         # The whole batch is shifted and then shared out, so that the shares of two processes make one process's batch.
-        images = shifted(torch.from_numpy(self.examples.pixels[indices]), MAX_SHIFT, generator)
+        images = shifted(torch.from_numpy(pixels[indices]), MAX_SHIFT, generator)
         mine, counts = self._mine(len(indices))
-        images = data.normalise(images[mine].to(self.world.device), self.encoder.mean, self.encoder.std)
+        images = loading.normalise(images[mine].to(self.world.device), self.encoder.mean, self.encoder.std)
         labels = torch.from_numpy(self.examples.labels[indices])[mine].to(self.world.device)
         return images, labels if counts else torch.full_like(labels, IGNORED), len(indices)
 
-    def _decoded(self, first: int, stop: int):
+    def _decoded(self, first: int, stop: int) -> Iterator[tuple[torch.Tensor, torch.Tensor, int]]:
         shares = []
         for number in range(first, stop):
             indices = self._indices(number)
@@ -108,14 +168,15 @@ class Batches:
         loader = torch.utils.data.DataLoader(
             augmented,
             batch_sampler=shares,
-            num_workers=self.args.workers,
+            num_workers=self.training.workers,
+            worker_init_fn=heed_parent,
             pin_memory=self.world.device.startswith("cuda"),
         )
         try:
             for number, (images, labels) in zip(range(first, stop), loader):
                 yield images.to(self.world.device), labels.to(self.world.device), len(self._indices(number))
         except CorruptImage:
-            data.require_decodable(self.args, self.task, "train")  # which names and counts them all
+            loading.require_decodable(self.run, self.task, "train")  # which names and counts them all
             raise
 
 
@@ -133,157 +194,200 @@ class _Augmented(torch.utils.data.Dataset):
             return self.transform(self.examples[index]), int(self.examples.labels[index]) if counts else IGNORED
 
 
-def number_of_steps(args, task: str, batches_per_epoch: int) -> int:
-    """Optimizer steps: `--steps`, or those of `--epochs`, or of the task's registry row."""
-    if args.steps is not None:
-        return args.steps
+def number_of_steps(training: Training, task: str, batches_per_epoch: int) -> int:
+    """Optimizer steps: those of the training, or of its epochs, or of the task's registry row."""
     row = registry.get(task)
-    if args.epochs is None and row.steps is not None:
+    if training.steps is not None:
+        return training.steps
+    if training.epochs is None and row.steps is not None:
         return row.steps
-    epochs = row.epochs if args.epochs is None else args.epochs
-    return epochs * batches_per_epoch // args.num_grad_accumulation
+    epochs = training.epochs if training.epochs is not None else row.epochs
+    if epochs is None:
+        raise UsageError(f"--steps: expected a number of steps or of --epochs for {task}, which has none of its own")
+    return epochs * batches_per_epoch // training.num_grad_accumulation
 
 
-def _build(args, mode: str):
-    """(encoder to train, from θ0 or `--load`)."""
-    encoder = ImageEncoder(args)
-    store.check_pretrained(Paths.of(args).pretrained(), encoder.state_dict())
-    pretrained = checkpoints.load(Paths.of(args).pretrained(), model=args.model, like=encoder.state_dict())
+def finetune(run: Run, task: str, training: Training, world: World = World(), overwrite: bool = False) -> None:
+    """Fine-tune on one task and write its checkpoint; does nothing where that is already there.
+
+    Raises CheckpointError for a checkpoint or a state of other settings, and NonFiniteLoss.
+    """
+    target, state = run.paths.checkpoint(task, training.mode), run.paths.training_state(task, training.mode)
+    if target.is_file() and not overwrite:
+        _check_finished(run, task, training)
+        world.print0(f"{task} {training.mode}: finished before, skipped ({target})")
+        return
+    if overwrite and world.is_primary:
+        target.unlink(missing_ok=True)
+        state.unlink(missing_ok=True)
+    world.barrier()
+    torch.manual_seed(run.seed)
+    FineTuning(run, task, training, world).run_to_end()
+    world.barrier()
+
+
+def _check_finished(run: Run, task: str, training: Training) -> None:
+    """Raise CheckpointError unless the finished checkpoint is whole, began at θ0 and was trained as is asked now."""
+    target = run.paths.checkpoint(task, training.mode)
+    header = checkpoints.header(target, model=run.model, task=task, mode=training.mode)
+    store.check_start(run, target, header)
+    asked = training.settings | {"seed": run.seed}
+    if training.steps is not None:
+        asked["steps"] = training.steps
+    if other := _differences(header.get("settings", {}), asked):
+        raise checkpoints.CheckpointError(
+            f"{target}: expected a checkpoint of these settings, found one that was trained with {other}; "
+            "repeat those, train anew with --overwrite, or keep both with --save=ANOTHER_FOLDER"
+        )
+
+
+class FineTuning:
+    """The fine-tuning of one task: what is trained, and the loop. It goes on from a kept state where there is one."""
+
+    def __init__(self, run: Run, task: str, training: Training, world: World):
+        self.run, self.task, self.training, self.world = run, task, training, world
+        self.target = run.paths.checkpoint(task, training.mode)
+        self.state = run.paths.training_state(task, training.mode)
+        self.encoder = _build(run, training).to(world.device)
+        self.classifier = ImageClassifier(self.encoder, get_classification_head(run, task)).to(world.device)
+        self.classifier.freeze_head()
+        examples = loading.training_examples(run, task)
+        self.batches = Batches(run, training, self.encoder, examples, world, task)
+        self.steps = number_of_steps(training, task, self.batches.per_epoch)
+        self.trained = [p for p in self.classifier.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.trained, lr=training.lr, weight_decay=training.wd)
+        settings = training.settings | {"seed": run.seed, "steps": self.steps}
+        self.header = dict(model=run.model, task=task, mode=training.mode, seed=run.seed, settings=settings)
+        self.header["began_at"] = store.written_fingerprints(run).get("image")
+        self.first = 0
+        if self.state.is_file():
+            self.first = _resume(self.state, self.encoder, self.optimizer, self.header)
+            world.print0(f"{task} {training.mode}: goes on from step {self.first} of {self.steps}")
+        self.cast = _set_precision(training.precision, world.device)
+        self.model = self._compiled()
+        self.seen = self.correct = 0
+        self.total_loss = 0.0
+
+    def _compiled(self) -> nn.Module:
+        if self.training.compile:
+            # Inside of DDP: compiled around it, DDP's graph optimizer would meet the jvp, which it does not support.
+            self.classifier.compile(backend=self.training.compile)
+        return DistributedDataParallel(self.classifier) if self.world.size > 1 else self.classifier
+
+    def run_to_end(self) -> None:
+        """The steps that are left, and the checkpoint."""
+        training, world, began = self.training, self.world, time.time()
+        name = f"{self.task} {training.mode}"
+        logger = Logger(
+            training.loggers,
+            f"{self.run.model}-{self.task}-{training.mode}",
+            self.target.parent,
+            self.run.config(**asdict(training)),
+        )
+        bar = tqdm(
+            total=self.steps,
+            initial=self.first,
+            desc=name,
+            unit="step",
+            leave=False,
+            disable=None if world.is_primary and not in_worker() else True,
+        )
+        stream = self.batches(self.first * training.num_grad_accumulation, self.steps * training.num_grad_accumulation)
+        for step in until_stopped(range(self.first, self.steps), self._stopped_at, world.any):
+            loss = self.step(step, stream) * world.size
+            bar.update()
+            if (step + 1) % 10 == 0:
+                bar.set_postfix(loss=f"{loss:.3f}", accuracy=f"{self.correct / max(1, self.seen):.3f}")
+            logger.log({"loss": loss, "lr": self.optimizer.param_groups[0]["lr"]}, step)
+            every = training.checkpoint_every
+            if every and (step + 1) % every == 0 and step + 1 < self.steps:
+                self._save(step)
+        bar.close()
+        logger.close()
+        if world.is_primary:
+            header = self.header | {"step": self.steps, "processes": world.size}
+            checkpoints.save(self.target, self.encoder.state_dict(), header)
+            self.state.unlink(missing_ok=True)
+        done = self.steps - self.first
+        world.print0(
+            f"{name}: {self.steps} steps, training loss {self.total_loss * world.size / max(1, done):.3f}, "
+            f"accuracy {self.correct / max(1, self.seen):.3f}, {done / max(1e-9, time.time() - began):.1f} steps/s"
+        )
+
+    def _save(self, step: int) -> None:
+        """Keep the state after a step."""
+        if self.world.is_primary:
+            weights, header = {"model": self.encoder.state_dict()}, self.header | {"step": step + 1}
+            checkpoints.save_state(self.state, weights, {"optimizer": self.optimizer}, header, kind="training state")
+
+    def _stopped_at(self, step: int) -> None:
+        """Keep the state of a run that was asked to stop, unless it keeps none."""
+        if self.training.checkpoint_every:
+            self._save(step)
+        self.world.barrier()  # the others' end would end this process too
+
+    def step(self, step: int, stream: Iterator[tuple[torch.Tensor, torch.Tensor, int]]) -> float:
+        """One optimizer step; gives this process's share of its loss. Raises NonFiniteLoss."""
+        training, world = self.training, self.world
+        for group in self.optimizer.param_groups:
+            group["lr"] = cosine_lr(step, self.steps, training.lr, training.warmup_length)
+        self.optimizer.zero_grad()
+        step_loss = 0.0
+        for micro in range(training.num_grad_accumulation):
+            images, labels, size = next(stream)
+            if isinstance(self.model, DistributedDataParallel):
+                self.model.require_backward_grad_sync = micro + 1 == training.num_grad_accumulation
+            with self.cast:
+                logits = self.model(images).float()
+            # The mean over the global batch: DDP divides the sum of the ranks' gradients by their number.
+            loss = F.cross_entropy(logits, labels, label_smoothing=training.ls, reduction="sum") / size
+            (loss * world.size / training.num_grad_accumulation).backward()
+            step_loss += loss.item() / training.num_grad_accumulation
+            self.correct += int((logits.argmax(1) == labels).sum())
+            self.seen += int((labels != IGNORED).sum())
+        norm = torch.nn.utils.clip_grad_norm_(self.trained, training.clip)
+        # The gradient is shared by all processes, the loss is not: it stops every one of them at the same step.
+        if not (math.isfinite(step_loss) and math.isfinite(norm)):
+            raise NonFiniteLoss(self._diagnosis(step, step_loss))
+        self.optimizer.step()
+        self.total_loss += step_loss
+        return step_loss
+
+    def _diagnosis(self, step: int, loss: float) -> str:
+        kept = f"the last good state is kept in {self.state}" if self.state.is_file() else "no state had been saved yet"
+        return (
+            f"{self.task} {self.training.mode}: the loss is {loss}, or its gradient is no number, at step {step} of "
+            f"{self.steps}; {kept}. Start again with a smaller --lr and --overwrite: {' '.join(['python', *sys.argv])}"
+        )
+
+
+def _build(run: Run, training: Training) -> nn.Module:
+    """The encoder to train, at θ0 or at `training.load`."""
+    encoder: nn.Module = ImageEncoder(run)
+    store.check_pretrained(run.paths.pretrained(), encoder.state_dict())
+    pretrained = checkpoints.load(run.paths.pretrained(), model=run.model, like=encoder.state_dict())
     encoder.load_state_dict(pretrained)
-    if mode == "linear":
-        encoder = LinearizedImageEncoder(args, image_encoder=encoder)
-    if args.load:
-        encoder.load_state_dict(checkpoints.load(args.load, model=args.model, like=pretrained))
+    if MODES[training.mode].tangent:
+        encoder = LinearizedImageEncoder(run, image_encoder=encoder)
+    if training.load:
+        encoder.load_state_dict(checkpoints.load(training.load, model=run.model, like=pretrained))
     return encoder
 
 
-def finetune(args, task: str, world: World = World()) -> None:
-    """Fine-tune on one task and write its checkpoint; does nothing where that is already there."""
-    mode, paths = args.finetuning_mode, Paths.of(args)
-    target, state_file = paths.checkpoint(task, mode), paths.training_state(task, mode)
-    settings = {key: getattr(args, key) for key in SETTINGS} | {"load": args.load and str(args.load)}
-    if target.is_file() and not args.overwrite:
-        found = checkpoints.header(target, model=args.model, task=task, mode=mode)  # refuses one cut short or foreign
-        store.check_start(args, target, found)
-        asked = settings if args.steps is None else settings | {"steps": args.steps}
-        other = _differences(found.get("settings", {}), asked)
-        told = f"; it was trained with {other}: --overwrite trains anew" if other else ""
-        world.say(f"{task} {mode}: finished before, skipped ({target}){told}")
-        return
-    if args.overwrite and world.leads:
-        target.unlink(missing_ok=True)
-        state_file.unlink(missing_ok=True)
-    world.wait()
-    torch.manual_seed(args.seed)
-    encoder = _build(args, mode).to(world.device)
-    classifier = ImageClassifier(encoder, get_classification_head(args, task)).to(world.device)
-    classifier.freeze_head()
-    batches = Batches(args, encoder, data.training_examples(args, task), world, task)
-    steps = number_of_steps(args, task, batches.per_epoch)
-    trained = {n: p for n, p in classifier.named_parameters() if p.requires_grad}
-    optimizer = torch.optim.AdamW(trained.values(), lr=args.lr, weight_decay=args.wd)
-    header = dict(model=args.model, task=task, mode=mode, seed=args.seed, settings=settings | {"steps": steps})
-    header["began_at"] = store.written_fingerprints(args).get("image")
-
-    first = 0
-    if state_file.is_file():
-        first = _resume(state_file, encoder, optimizer, header)
-        world.say(f"{task} {mode}: goes on from step {first} of {steps}")
-    cast = _set_precision(args.precision, world.device)
-    if args.compile:
-        # Inside of DDP: compiled around it, DDP's own graph optimizer would meet the jvp, which it does not support.
-        classifier.compile(backend=args.compile)
-    model = DistributedDataParallel(classifier) if world.size > 1 else classifier
-    logger = Logger(args, f"{args.model}-{task}-{mode}", target.parent) if world.leads else None
-    bar = tqdm(
-        position=parallel.line(),
-        total=steps,
-        initial=first,
-        desc=f"{task} {mode}",
-        unit="step",
-        leave=False,
-        disable=None if world.leads else True,
-    )
-    accumulation, began = args.num_grad_accumulation, time.time()
-    seen = correct = 0
-    total_loss = 0.0
-    stream = batches(first * accumulation, steps * accumulation)
-    for step in range(first, steps):
-        for group in optimizer.param_groups:
-            group["lr"] = cosine_lr(step, steps, args.lr, args.warmup_length)
-        optimizer.zero_grad()
-        step_loss = 0.0
-        for micro in range(accumulation):
-            images, labels, size = next(stream)
-            if world.size > 1:
-                model.require_backward_grad_sync = micro + 1 == accumulation
-            with cast:
-                logits = model(images).float()
-            # The mean over the global batch: DDP divides the sum of the ranks' gradients by their number.
-            loss = F.cross_entropy(logits, labels, label_smoothing=args.ls, reduction="sum") / size
-            (loss * world.size / accumulation).backward()
-            step_loss += loss.item() / accumulation
-            correct += (logits.argmax(1) == labels).sum().item()
-            seen += (labels != IGNORED).sum().item()
-        norm = torch.nn.utils.clip_grad_norm_(trained.values(), args.clip)
-        # The gradient is shared by all processes, the loss is not: it stops every one of them at the same step.
-        if not (math.isfinite(step_loss) and math.isfinite(norm)):
-            raise NonFiniteLoss(_diagnosis(task, mode, step, steps, step_loss, state_file))
-        optimizer.step()
-        total_loss += step_loss
-        bar.update()
-        if (step + 1) % 10 == 0:
-            bar.set_postfix(loss=f"{step_loss * world.size:.3f}", accuracy=f"{correct / max(1, seen):.3f}")
-        if logger:
-            logger.log({"loss": step_loss * world.size, "lr": optimizer.param_groups[0]["lr"]}, step)
-        if args.checkpoint_every and (step + 1) % args.checkpoint_every == 0 and step + 1 < steps and world.leads:
-            _save_state(state_file, encoder, optimizer, header | {"step": step + 1})
-    bar.close()
-    if world.leads:
-        logger.close()
-        checkpoints.save(target, encoder.state_dict(), header | {"step": steps, "processes": world.size})
-        state_file.unlink(missing_ok=True)
-    rate = (steps - first) / max(1e-9, time.time() - began)
-    mean_loss = total_loss * world.size / max(1, steps - first)
-    accuracy = correct / max(1, seen)
-    world.say(
-        f"{task} {mode}: {steps} steps, training loss {mean_loss:.3f}, accuracy {accuracy:.3f}, {rate:.1f} steps/s"
-    )
-    world.wait()
-
-
-def _diagnosis(task: str, mode: str, step: int, steps: int, loss: float, state_file) -> str:
-    kept = f"the last good state is kept in {state_file}" if state_file.is_file() else "no state had been saved yet"
-    return (
-        f"{task} {mode}: the loss is {loss}, or its gradient is no number, at step {step} of {steps}; {kept}. "
-        f"Start again with a smaller --lr and --overwrite: {' '.join(['python', *sys.argv])}"
-    )
-
-
-def _differences(earlier: dict, now: dict) -> str:
+def _differences(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """The settings that an earlier run had otherwise, in words; older files do not tell all of theirs."""
     differing = [key for key, value in now.items() if earlier.get(key, value) not in (value, str(value))]
     return ", ".join(f"{key} {earlier[key]} (now {now[key]})" for key in differing)
 
 
-def _set_precision(precision: str, device: str):
+def _set_precision(precision: str, device: str) -> AbstractContextManager:
     """Make matrix products of this process fp32, or fp32 with TF32's mantissa; the context of the forward pass."""
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
     return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16")
 
 
-def _save_state(path, encoder, optimizer, header: dict) -> None:
-    moments = {
-        f"optimizer/{index}/{name}": value
-        for index, values in optimizer.state_dict()["state"].items()
-        for name, value in values.items()
-    }
-    weights = {f"model/{name}": value for name, value in encoder.state_dict().items()}
-    checkpoints.save(path, weights | moments, header, kind="training state")
-
-
-def _resume(path, encoder, optimizer, header: dict) -> int:
+def _resume(path: Path, encoder: nn.Module, optimizer: torch.optim.Optimizer, header: dict[str, Any]) -> int:
     """Load a training state; the number of steps it has seen. Raises CheckpointError where its settings differ."""
     state = checkpoints.Checkpoint(path, kind="training state", model=header["model"], task=header["task"])
     if other := _differences(state.header["settings"], header["settings"]):
@@ -291,24 +395,17 @@ def _resume(path, encoder, optimizer, header: dict) -> int:
             f"{path}: expected the state of a run with these settings, found {other}; "
             "repeat the earlier settings, or start anew with --overwrite"
         )
-    encoder.load_state_dict({k.removeprefix("model/"): state[k] for k in state if k.startswith("model/")})
-    restored = optimizer.state_dict()
-    restored["state"] = {}
-    for key in state:
-        if key.startswith("optimizer/"):
-            _, index, name = key.split("/")
-            restored["state"].setdefault(int(index), {})[name] = state[key]
-    optimizer.load_state_dict(restored)
+    encoder.load_state_dict(checkpoints.load_state(state, {"optimizer": optimizer})["model"])
     return state.header["step"]
 
 
-def worker(args, world: World) -> None:
-    """Fine-tune every task of `args.tasks`, one after the other, with all processes on each."""
-    if world.leads:
-        store.save_pretrained(args)
-        for task in args.tasks:  # made once, before the other processes look for them
-            data.examples(args, task, "train")
-            get_classification_head(args, task)
-    world.wait()
-    for task in args.tasks:
-        finetune(args, task, world)
+def finetune_together(run: Run, training: Training, world: World, overwrite: bool = False) -> None:
+    """Fine-tune every task of the run, one after the other, with all processes on each."""
+    if world.is_primary:
+        store.write_pretrained(run)
+        for task in run.tasks:  # made once, before the other processes look for them
+            loading.examples(run, task, "train")
+            get_classification_head(run, task)
+    world.barrier()
+    for task in run.tasks:
+        finetune(run, task, training, world, overwrite)

@@ -4,13 +4,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 from src import args as arguments
 from src import store
 from src.datasets.mini import draw
+from src.run import Run
+from src.training import Training
 
 ROOT = Path(__file__).resolve().parent.parent
 torch.set_num_threads(1)
+settings.register_profile("suite", deadline=None)  # no test depends on how busy the machine is
+settings.load_profile("suite")
 
 
 @pytest.fixture(scope="session")
@@ -22,16 +27,31 @@ def mini_cache() -> Path:
 
 
 @pytest.fixture
-def parsed(tmp_path, mini_cache):
-    """parsed("--tasks", "signs", ...) -> complete arguments of a mini run, seed 0, that writes under tmp_path."""
+def make_run(tmp_path, mini_cache):
+    """make_run("--tasks", "signs", ...) -> a run of mini on the CPU, seed 0, that writes under tmp_path."""
 
-    def make(*flags: str, training: bool = False):
-        parser = arguments.base_parser("", ("none", "standard", "linear", "posthoc"))
-        arguments.add_search(parser)
-        if training:
-            arguments.add_training(parser)
-        places = ("--seed=0", f"--save={tmp_path}/checkpoints", f"--results={tmp_path}/results", "--jobs=1")
-        return arguments.parse(parser, [*places, f"--cache-dir={mini_cache}", "--device=cpu", *flags])
+    def make(*flags: str) -> Run:
+        return arguments.parse(arguments.base_parser(""), [*_places(tmp_path, mini_cache), *flags])[0]
 
     yield make
-    store._encoder.cache_clear()
+    store.encoder.cache_clear()
+
+
+@pytest.fixture
+def make_training(tmp_path, mini_cache):
+    """make_training("--steps=3", ...) -> (run, training), of the flags of finetune.py."""
+
+    def make(*flags: str) -> tuple[Run, Training]:
+        parser = arguments.finetuning_parser("")
+        run, options = arguments.parse(parser, [*_places(tmp_path, mini_cache), *flags])
+        for name in ("overwrite", "wandb", "tensorboard"):
+            del options[name]
+        return run, Training.of(run, **options)
+
+    yield make
+    store.encoder.cache_clear()
+
+
+def _places(folder: Path, cache: Path) -> list[str]:
+    flags = [f"--save={folder}/checkpoints", f"--results={folder}/results", f"--cache-dir={cache}"]
+    return ["--seed=0", *flags, "--jobs=1", "--device=cpu"]

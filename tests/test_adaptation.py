@@ -2,8 +2,8 @@
 
 import json
 import re
+import time
 import zlib
-from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,16 +15,19 @@ from torch.func import functional_call, jvp
 
 import main
 from src import checkpoints, store
+from src.datasets import loading, registry
 from src.datasets.base import Pixels
+from src.experiments import merging
 from src.linearize import LinearizedModel
-from src.merging import adaptation, base
+from src.merging import adaptation, base, names, watch
 from src.merging.adamerging import AdaMerging, AdaMergingPP
 from src.merging.adaptation import Adapting, MergedModel, NonFiniteEntropy, entropy
-from src.merging.base import Problem, load_methods
+from src.merging.base import Problem, Progress, Unlabelled, load_methods
 from src.merging.concrete import ConcreteTaskArithmetic, LayerWiseConcreteAdaMerging, TaskWiseConcreteAdaMerging
+from src.merging.problem import unlabelled
 from src.merging.ties import ties_vector
 from src.runtime import results
-from src.runtime.paths import Paths
+from src.runtime.messages import UsageError
 from src.runtime.seeds import event_seed
 
 TASKS = ("a", "b", "c")
@@ -60,14 +63,18 @@ def head(task: str) -> nn.Module:
     return nn.Linear(5, 3).double().requires_grad_(False)
 
 
-def problem(**fields) -> Problem:
+def problem(encoder=tower, batch=images, progress=Progress(), **fields) -> Problem:
     start = tower().state_dict()
     ends = {}
     for place, task in enumerate(TASKS):
         torch.manual_seed(place + 1)
         ends[task] = {n: w + 0.3 * torch.randn_like(w) if n.startswith("model.visual") else w for n, w in start.items()}
-    given = dict(model="tiny", seed=3, encoder=tower, batches=images, head=head)
+    given = dict(model="tiny", seed=3, images=Unlabelled(encoder, batch, head), progress=progress)
     return Problem(start, ends, **given | fields)
+
+
+def with_batches(given: Problem, batch) -> Problem:
+    return replace(given, images=replace(given.images, batch=batch))
 
 
 def small(method: type, **options) -> Adapting:
@@ -83,7 +90,7 @@ def flat(named) -> torch.Tensor:
 
 def written_out(given: Problem, lam, masks, numbers, clamp: bool = False) -> torch.Tensor:
     """Σ_t Σ_batches mean entropy as one graph over λ (tasks, layers or 1) and the rescaled masks {name: m}."""
-    model, loss = given.encoder(), 0.0
+    model, loss = given.images.encoder(), 0.0
     columns = lam.clamp(0, 1) if clamp else lam
     theta = {}
     for place, name in enumerate(given.keys):
@@ -93,7 +100,8 @@ def written_out(given: Problem, lam, masks, numbers, clamp: bool = False) -> tor
             theta[name] = theta[name] + column * masks.get(name, 1.0) * given.tensor(task, name)
     for task in given.tasks:
         for number in numbers:
-            p = torch.softmax(given.head(task)(functional_call(model, theta, (images(task, "test", 5, number),))), 1)
+            features = functional_call(model, theta, (images(task, "test", 5, number),))
+            p = torch.softmax(given.images.head(task)(features), 1)
             loss = loss - (p * p.log()).sum(1).mean()
     return loss
 
@@ -284,19 +292,19 @@ def test_variants_have_the_published_settings_and_options_override_them():
     load_methods()
     steps = {"adamerging": {"lambda": 500}, "concrete_task_arithmetic": {"mask": 2000}}
     steps["concrete_layer_wise_adamerging"] = {"meta": 2000, "lambda": 1000}
-    tiny = problem(batches=lambda task, split, batch_size, number: images(task, split, 1, number))
+    tiny = problem(batch=lambda task, split, batch_size, number: images(task, split, 1, number))
     for name, phases in steps.items():
-        stopped = problem(batches=lambda *a: torch.full((1, 4), float("nan")).double())
+        stopped = problem(batch=lambda *a: torch.full((1, 4), float("nan")).double())
         with pytest.raises(NonFiniteEntropy, match=f"step 0 of {next(iter(phases.values()))} "):
             small(base.METHODS[name]).merge(stopped)
     found = small(AdaMerging, steps=1, clamp=False).merge(tiny).adaptation["settings"]
     assert (found["batches"], found["clamp"], found["lr"], found["coef"]) == (2, False, 1e-3, 0.3)
-    shorter = small(AdaMerging, batch_size=1).merge(replace(tiny, suite="mini")).adaptation["settings"]
+    shorter = small(AdaMerging, batch_size=1).merge(replace(tiny, suite=registry.suite("mini"))).adaptation["settings"]
     assert (shorter["steps"], shorter["lr"]) == (25, 0.02)
 
 
 def test_on_mini_a_rate_grows_only_where_its_own_steps_shrink():
-    mini = problem(suite="mini")
+    mini = problem(suite=registry.suite("mini"))
     found = small(AdaMerging, steps=3).merge(mini).adaptation["settings"]
     assert (found["steps"], found["lr"]) == (3, 1e-3)
     found = small(TaskWiseConcreteAdaMerging, mask_steps=2).merge(mini).adaptation["settings"]
@@ -307,10 +315,11 @@ def test_on_mini_a_rate_grows_only_where_its_own_steps_shrink():
 
 def test_spellings_of_a_method_are_one_method():
     load_methods()
-    long, short = "concrete_subspace/clip_concrete_", "concrete_"
     for word in ("task_arithmetic", "task_wise_adamerging", "layer_wise_adamerging"):
-        assert base.METHODS[long + word] is base.METHODS[short + word]
-        assert base.METHODS[short + word].name == long + word
+        method = base.METHODS[f"concrete_{word}"]
+        assert base.METHODS[f"concrete_subspace/clip_concrete_{word}"] is method
+        assert base.METHODS[f"clip_concrete_{word}"] is method
+        assert method.name == f"concrete_{word}"
     assert base.METHODS["adamerging++"].name == "adamerging_pp"
 
 
@@ -338,9 +347,10 @@ def test_the_mean_over_draws_is_one_vector_for_each_draw():
     given = problem()
     found = small(ConcreteTaskArithmetic, mask_steps=1, final="mean", draws=3).merge(given)
     one = small(ConcreteTaskArithmetic, mask_steps=1).merge(given)
-    assert found.draws == 3 == len(found.settings)
-    vectors = [flat(found.vector("a", draw).vector) for draw in found.settings]
+    assert found.draws == 3 and found.settings == (1.0,)
+    vectors = [flat(found.draw(number).vector("a", 1.0).vector) for number in range(3)]
     assert torch.equal(vectors[0], flat(one.vector("a", 1.0).vector))
+    assert torch.equal(vectors[0], flat(found.vector("a", 1.0).vector)), "the first is the one that is exported"
     assert not torch.equal(vectors[1], vectors[2])
 
 
@@ -351,7 +361,10 @@ def test_kept_logits_take_the_place_of_learning(tmp_path):
     again = small(ConcreteTaskArithmetic, mask_file=str(file)).merge(given)
     assert torch.equal(flat(again.vector("a", 1.0).vector), flat(made.vector("a", 1.0).vector))
     assert again.adaptation["steps"] == {"mask": 0}
-    assert again.finish is None, "what was only read is not kept again"
+    (kept,) = tmp_path.iterdir()
+    kept.rename(tmp_path / "moved")
+    assert again.finish({}) == {} and not kept.exists(), "what was only read is not kept again"
+    (tmp_path / "moved").rename(kept)
     adapted = small(TaskWiseConcreteAdaMerging, mask_file=str(file), steps=1).merge(given)
     assert adapted.adaptation["steps"] == {"meta": 0, "lambda": 1}
     with pytest.raises(checkpoints.CheckpointError, match="large"):
@@ -359,7 +372,8 @@ def test_kept_logits_take_the_place_of_learning(tmp_path):
 
 
 def test_kept_logits_of_another_protocol_are_refused_and_those_of_other_tasks_recorded(tmp_path):
-    given = problem(mask_path=lambda name: tmp_path / f"{name}.safetensors", label="concrete", suite="mini")
+    mini = registry.suite("mini")
+    given = problem(mask_path=lambda name: tmp_path / f"{name}.safetensors", label="concrete", suite=mini)
     file = str(small(ConcreteTaskArithmetic, mask_steps=1).merge(given).finish({})["mask_file"])
     method = small(ConcreteTaskArithmetic, mask_file=file)
     for changed, other, told in (
@@ -369,7 +383,7 @@ def test_kept_logits_of_another_protocol_are_refused_and_those_of_other_tasks_re
     ):
         with pytest.raises(checkpoints.CheckpointError, match=told):
             changed.merge(other)
-    method.merge(replace(given, suite="vision", seed=4))
+    method.merge(replace(given, suite=registry.suite("vision"), seed=4))
     fewer = replace(given, finetuned={task: given.finetuned[task] for task in "ba"})
     learned_on = method.merge(fewer).adaptation["mask"]["learned_on"]
     assert learned_on == {"tasks": ["a", "b", "c"], "adapt_on": "test"}
@@ -384,6 +398,9 @@ def test_kept_logits_of_another_protocol_are_refused_and_those_of_other_tasks_re
         (AdaMerging, dict(batch_size=0), "batch_size: expected at least 1; got 0"),
         (AdaMerging, dict(batches=0), "batches: expected at least 1; got 0"),
         (AdaMerging, dict(steps=-1), "steps: expected at least 0; got -1"),
+        (AdaMerging, dict(lr=-1.0), "lr: expected at least 0; got -1.0"),
+        (TaskWiseConcreteAdaMerging, dict(inner_lr=-1.0), "inner_lr: expected at least 0; got -1.0"),
+        (ConcreteTaskArithmetic, dict(mask_lr=-0.1), "mask_lr: expected at least 0; got -0.1"),
         (ConcreteTaskArithmetic, dict(mask_steps=-1), "mask_steps: expected at least 0; got -1"),
         (TaskWiseConcreteAdaMerging, dict(steps=-2), "steps: expected at least 0; got -2"),
         (ConcreteTaskArithmetic, dict(temperature=0.0), "temperature: expected a number above 0; got 0.0"),
@@ -393,15 +410,14 @@ def test_kept_logits_of_another_protocol_are_refused_and_those_of_other_tasks_re
     ],
 )
 def test_wrong_options_say_what_exists(method, options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UsageError, match=message):
         small(method, **options).merge(problem())
 
 
-@pytest.mark.parametrize("part", ["batches", "head", "encoder"])
 @pytest.mark.parametrize("method", [AdaMerging, ConcreteTaskArithmetic])
-def test_a_problem_without_images_heads_or_model_is_refused_by_name(part, method):
-    with pytest.raises(ValueError, match=f"adapts to unlabelled images; the problem comes without {part}"):
-        small(method).merge(problem(**{part: None}))
+def test_a_problem_without_images_is_refused_by_name(method):
+    with pytest.raises(UsageError, match=f"{method.name} needs unlabelled images; the problem comes without them"):
+        small(method).merge(problem(images=None))
 
 
 # ---- protocol, resuming, watching
@@ -422,7 +438,7 @@ def test_only_the_named_split_is_asked_for(adapt_on):
         return images(task, split, batch_size, number)
 
     for method in METHODS:
-        found = replace(method, adapt_on=adapt_on).merge(problem(batches=remembered))
+        found = replace(method, adapt_on=adapt_on).merge(problem(batch=remembered))
         assert found.adaptation["adapt_on"] == adapt_on
     assert asked == {adapt_on}
 
@@ -436,10 +452,10 @@ class Killed(Exception):
 def test_a_killed_run_goes_on_and_ends_bit_for_bit_the_same(tmp_path, method, killed_at):
     watched = []
 
-    def watch(step, phase, vector):
+    def watching(step, phase, vector):
         watched.append((step, phase, flat(vector().vector)))
 
-    whole = method.merge(problem(watch=watch))
+    whole = method.merge(problem(progress=Progress(watching)))
     uninterrupted, watched = watched, []
     steps = []
 
@@ -449,23 +465,23 @@ def test_a_killed_run_goes_on_and_ends_bit_for_bit_the_same(tmp_path, method, ki
             raise Killed
         steps.append(step)
 
-    kept = problem(state=tmp_path / "kept.state", save_every=2, watch=watch, log=log)
+    kept = problem(progress=Progress(watching, log, tmp_path / "kept.state", save_every=2))
     with pytest.raises(Killed):
         method.merge(kept)
-    assert kept.state.is_file() == (killed_at > 2)
+    assert kept.progress.state.is_file() == (killed_at > 2)
     again = method.merge(kept)
     assert torch.equal(flat(again.vector("a", 1.0).vector), flat(whole.vector("a", 1.0).vector))
     assert again.adaptation == whole.adaptation
     seen = {(step, phase): vector for step, phase, vector in watched}
     assert all(torch.equal(seen[step, phase], vector) for step, phase, vector in uninterrupted)
-    assert kept.state.is_file(), "the state is removed by the framework, when the result is written"
+    assert kept.progress.state.is_file(), "the state is removed by the framework, when the result is written"
     finished = method.merge(kept)  # killed between the last step and the result
     assert finished.adaptation == whole.adaptation
     json.dumps(whole.adaptation)
 
 
 def test_the_state_of_another_run_is_refused_with_what_differs(tmp_path):
-    kept = problem(state=tmp_path / "kept.state", save_every=1)
+    kept = problem(progress=Progress(state=tmp_path / "kept.state", save_every=1))
     small(AdaMerging, steps=2, lr=0.1).merge(kept)
     with pytest.raises(checkpoints.CheckpointError, match=r"lr 0.1 \(now 0.2\).* start anew with overwrite=True"):
         small(AdaMerging, steps=2, lr=0.2).merge(kept)
@@ -494,24 +510,25 @@ def test_an_entropy_that_is_no_number_stops_and_keeps_the_last_good_state(tmp_pa
     def broken(task, split, batch_size, place):
         return images(task, split, batch_size, place) * (float("nan") if place == number else 1)
 
-    given = problem(state=tmp_path / "kept.state", save_every=20)
+    given = problem(progress=Progress(state=tmp_path / "kept.state", save_every=20))
     with pytest.raises(NonFiniteEntropy) as stopped:
-        method.merge(replace(given, batches=broken))
+        method.merge(with_batches(given, broken))
     told = f"step {step} of .*; the last good state is kept in .*kept.state .step {step}.; the same command would stop"
     assert re.search(told, str(stopped.value))
     assert re.search(r"smaller rate \(method\..*lr=\.\.\.\): .* overwrite=True$", str(stopped.value))
-    assert checkpoints.header(given.state)["step"] == step
+    assert checkpoints.header(given.progress.state)["step"] == step
     mended, whole = method.merge(given), method.merge(problem())
     assert torch.equal(flat(mended.vector("a", 1.0).vector), flat(whole.vector("a", 1.0).vector))
     assert mended.adaptation == whole.adaptation
 
 
 def test_without_a_state_a_stop_promises_none(tmp_path):
-    broken = problem(batches=lambda *which: images(*which) * float("nan"), state=tmp_path / "kept.state", save_every=1)
-    for given in (broken, replace(broken, state=None)):
+    progress = Progress(state=tmp_path / "kept.state", save_every=1)
+    broken = problem(batch=lambda *which: images(*which) * float("nan"), progress=progress)
+    for given in (broken, replace(broken, progress=replace(progress, state=None))):
         with pytest.raises(NonFiniteEntropy, match=r"; no state was kept\. Start anew with a smaller rate"):
             small(AdaMerging, steps=2).merge(given)
-    assert not broken.state.is_file()
+    assert not progress.state.is_file()
 
 
 def test_a_long_course_is_recorded_in_a_limited_number_of_points(monkeypatch):
@@ -525,7 +542,7 @@ def test_a_long_course_is_recorded_in_a_limited_number_of_points(monkeypatch):
 
 def test_the_course_of_the_mask_and_of_every_layer_is_recorded_and_logged():
     logged = {}
-    given = problem(log=lambda values, step: logged.update({step: values}))
+    given = problem(progress=Progress(log=lambda values, step: logged.update({step: values})))
     method = small(LayerWiseConcreteAdaMerging, mask_steps=28, steps=4, mask_lr=0.1)
     course = method.merge(given).adaptation
     density = course["density_curve"]
@@ -551,25 +568,25 @@ PAIR = ("digits", "signs")
 
 
 @pytest.fixture
-def place(parsed, monkeypatch):
+def place(make_run, monkeypatch):
     """Checkpoints near θ0 of three tasks, accuracies that normalise, 30 images a split; returns main's overrides."""
-    whole = main.data.evaluation_pixels
+    whole = loading.evaluation_pixels
 
     def few(*which):
         return Pixels(whole(*which).pixels[:30], whole(*which).labels[:30])
 
-    monkeypatch.setattr(main.data, "evaluation_pixels", few)
-    args = parsed("--tasks", *PAIR, "letters")
-    start = dict(store.pretrained(args))
-    for number, task in enumerate(args.tasks):
+    monkeypatch.setattr(loading, "evaluation_pixels", few)
+    run = make_run("--tasks", *PAIR, "letters")
+    start = dict(store.pretrained(run))
+    for number, task in enumerate(run.tasks):
         torch.manual_seed(number)
         moved = {n: w + 0.02 * torch.randn_like(w) if n.startswith("model.visual") else w for n, w in start.items()}
-        header = dict(model=args.model, task=task, mode="standard", seed=0)
-        checkpoints.save(Paths.of(args).checkpoint(task, "standard"), moved, header)
+        header = dict(model=run.model, task=task, mode="standard", seed=0)
+        checkpoints.save(run.paths.checkpoint(task, "standard"), moved, header)
     for mode in ("none", "standard", "posthoc"):
-        record = {task + suffix: 0.5 for task in args.tasks for suffix in ("", "Val")}
-        results.write(Paths.of(args).single_task(mode), record, args)
-    places = {key: getattr(args, key) for key in ("save", "results", "cache_dir")}
+        record = {task + suffix: 0.5 for task in run.tasks for suffix in ("", "Val")}
+        results.write(run.paths.single_task(mode), record, run.config(), started=time.time())
+    places = {"save": run.places.save, "results": run.places.results, "cache_dir": run.places.cache}
     return ["seed=0", "jobs=1", "device=cpu", *(f"{key}={value}" for key, value in places.items())]
 
 
@@ -579,36 +596,36 @@ def result_of(place: list[str], name: str) -> dict:
 
 
 def result_name(method: str, mode: str = "standard", tasks: tuple[str, ...] = PAIR) -> str:
-    return f"merging/{main.tasks_name(Namespace(tasks=tasks, suite='mini'), {})}/{mode}-visual/{method}"
+    return f"merging/{names.tasks_name('mini', tasks)}/{mode}-visual/{method}"
 
 
-def test_batches_are_functions_of_their_number_and_cover_every_image_without_its_label(parsed, monkeypatch):
-    args = parsed("--tasks", *PAIR)
+def test_batches_are_functions_of_their_number_and_cover_every_image_without_its_label(make_run, monkeypatch):
+    run = make_run("--tasks", *PAIR)
 
     class WithoutLabels:
         pixels = np.arange(10, dtype=np.uint8)[:, None, None, None] * np.ones((1, 32, 32, 3), np.uint8)
 
-    monkeypatch.setattr(main.data, "evaluation_pixels", lambda *which: WithoutLabels)
-    first = [main.unlabelled(args, "digits", "test", 4, number) for number in range(6)]
+    monkeypatch.setattr(loading, "evaluation_pixels", lambda *which: WithoutLabels)
+    first = [unlabelled(run, "digits", "test", 4, number) for number in range(6)]
     assert [len(batch) for batch in first] == [4, 4, 2, 4, 4, 2]
     for epoch in (first[:3], first[3:]):
         values = torch.cat(epoch)[:, 0, 0, 0]
         assert len(set(values.tolist())) == 10
-    assert torch.equal(main.unlabelled(args, "digits", "test", 4, 4), first[4])
+    assert torch.equal(unlabelled(run, "digits", "test", 4, 4), first[4])
     assert not torch.equal(first[0], first[3])
-    assert not torch.equal(first[0], main.unlabelled(args, "digits", "val", 4, 0))
+    assert not torch.equal(first[0], unlabelled(run, "digits", "val", 4, 0))
 
 
 def test_a_killed_command_goes_on_and_writes_the_same_result(place, monkeypatch):
     options = ["tasks=[digits,signs]", "method=concrete_layer_wise_adamerging", "method.mask_steps=2", "method.steps=2"]
     command = [*place, *options, "method.batch_size=4", "save_every=1", "eval_every=2"]
-    name = result_name("concrete_subspace/clip_concrete_layer_wise_adamerging_batch_size=4_mask_steps=2_steps=2")
+    name = result_name("concrete_layer_wise_adamerging_batch_size=4_mask_steps=2_steps=2")
     main.main(command)
     whole = result_of(place, name)
     state = Path(command[3].removeprefix("save=")) / f"mini/ViT-Mini/seed_0/adaptation/{name}.state"
     assert not list(state.parent.glob("*")), "the state goes when the result is there"
 
-    make, count = main.data.batch_of, []
+    make, count = loading.batch_of, []
 
     def killing(*which):
         count.append(1)
@@ -616,11 +633,11 @@ def test_a_killed_command_goes_on_and_writes_the_same_result(place, monkeypatch)
             raise Killed
         return make(*which)
 
-    monkeypatch.setattr(main.data, "batch_of", killing)
+    monkeypatch.setattr(loading, "batch_of", killing)
     with pytest.raises(Killed):
         main.main([*command, "overwrite=True"])
     assert state.is_file()
-    monkeypatch.setattr(main.data, "batch_of", make)
+    monkeypatch.setattr(loading, "batch_of", make)
     main.main(command)  # the old result is there, but so is a state: it goes on
     again = result_of(place, name)
     for record in (whole, again):
@@ -631,11 +648,7 @@ def test_a_killed_command_goes_on_and_writes_the_same_result(place, monkeypatch)
     assert watched["split"] == "val" and watched["step"] == [0, 2, 2, 4]
     assert watched["phase"] == ["meta", "meta", "lambda", "lambda"]
     assert watched["accuracy"]["digits"][-1] == whole["val"]["accuracy"]["digits"][0]
-    assert whole["report"]["signs"] == {
-        "accuracy": whole["test"]["accuracy"]["signs"],
-        "loss": whole["test"]["loss"]["signs"],
-    }
-    assert whole["report"]["average"]["accuracy"] == whole["test"]["mean_accuracy"]
+    assert set(whole["test"]["loss"]) == set(whole["tasks"])
     assert Path(whole["info"]["mask_file"]).is_file()
 
 
@@ -643,7 +656,7 @@ def test_a_command_killed_while_it_watches_records_the_same_points(place, monkey
     options = ["tasks=[digits,signs]", "method=adamerging", "method.steps=4", "method.batch_size=2"]
     command, name = [*place, *options, "save_every=2", "eval_every=2"], result_name("adamerging_batch_size=2_steps=4")
     main.main(command)
-    whole, score_all, count = result_of(place, name), main.score_all, []
+    whole, score_all, count = result_of(place, name), watch.score_all, []
 
     def killing(*which):
         count.append(which)
@@ -651,7 +664,7 @@ def test_a_command_killed_while_it_watches_records_the_same_points(place, monkey
             raise Killed
         return score_all(*which)
 
-    monkeypatch.setattr(main, "score_all", killing)
+    monkeypatch.setattr(watch, "score_all", killing)
     with pytest.raises(Killed):
         main.main([*command, "overwrite=True"])
     main.main([*command, "overwrite=True"])
@@ -669,15 +682,15 @@ def test_no_label_reaches_a_method(place, monkeypatch):
     """With every label wrong, what is learned and its entropies are the same, and the accuracies are not."""
     options = ["tasks=[digits,signs]", "method=concrete_task_wise_adamerging", "method.batch_size=4", "eval_every=1"]
     command = [*place, *options, "method.mask_steps=1", "method.steps=2", "overwrite=True"]
-    name = result_name("concrete_subspace/clip_concrete_task_wise_adamerging_batch_size=4_mask_steps=1_steps=2")
-    true, pixels = [], main.data.evaluation_pixels
+    name = result_name("concrete_task_wise_adamerging_batch_size=4_mask_steps=1_steps=2")
+    true, pixels = [], loading.evaluation_pixels
 
     def permuted(*which):
         found = pixels(*which)
         return Pixels(found.pixels, (found.labels + 1) % 10)
 
     for labels in (pixels, permuted):
-        monkeypatch.setattr(main.data, "evaluation_pixels", labels)
+        monkeypatch.setattr(loading, "evaluation_pixels", labels)
         main.main(command)
         record = result_of(place, name)
         true.append((record, checkpoints.load(Path(record["info"]["mask_file"]), kind="mask logits")))
@@ -695,12 +708,12 @@ def test_two_settings_keep_two_masks(place):
     files = set()
     for more, named in (([], ""), (["method.initial_logits=1"], "_initial_logits=1")):
         main.main([*place, *options, *more])
-        name = result_name(f"concrete_subspace/clip_concrete_task_arithmetic{named}_mask_steps=0")
+        name = result_name(f"concrete_task_arithmetic{named}_mask_steps=0")
         files.add(result_of(place, name)["info"]["mask_file"])
     assert len(files) == 2 and all(Path(file).is_file() for file in files)
     main.main([*place, *options[:2], "eval_every=0", f"method.mask_file={min(files)}"])
-    label = f"clip_concrete_task_arithmetic_mask_file={Path(min(files)).stem}-{zlib.crc32(min(files).encode()):08x}"
-    record = result_of(place, result_name(f"concrete_subspace/{label}"))
+    label = f"concrete_task_arithmetic_mask_file={Path(min(files)).stem}-{zlib.crc32(min(files).encode()):08x}"
+    record = result_of(place, result_name(label))
     assert "mask_file" not in record["info"]
     assert record["adaptation"]["mask"]["learned_on"] == {"tasks": list(PAIR), "adapt_on": "test"}
 
@@ -709,7 +722,7 @@ def test_tangent_vectors_adapt_and_draws_are_averaged(place):
     options = ["tasks=[digits,signs]", "finetuning_mode=posthoc", "method=concrete_task_arithmetic", "eval_every=0"]
     options += ["method.mask_steps=1", "method.batch_size=4", "method.final=mean", "method.draws=2"]
     main.main([*place, *options])
-    label = "concrete_subspace/clip_concrete_task_arithmetic_batch_size=4_mask_steps=1_final=mean_draws=2"
+    label = "concrete_task_arithmetic_batch_size=4_mask_steps=1_final=mean_draws=2"
     record = result_of(place, result_name(label, "posthoc"))
     draws = record["draws"]
     assert draws["n"] == 2 and record["adaptation"]["watched"] is None
@@ -723,16 +736,14 @@ def test_unseen_tasks_are_scored_with_the_merged_model(place):
     main.main([*common, "method=sum", "method.alphas=[0.5]"])
     record = result_of(place, result_name("sum_alphas=-0.5-_unseen=letters"))
     unseen = record["unseen"]
-    assert unseen["tasks"] == ["letters"] and set(unseen["accuracy"]) == {"letters"}
+    assert unseen["tasks"] == ["letters"] and set(unseen["accuracy"]) == set(unseen["loss"]) == {"letters"}
     assert unseen["normalised"]["letters"] == pytest.approx(unseen["accuracy"]["letters"] / 0.5)
     assert unseen["zeroshot"]["accuracy"] == {"letters": 0.5} and set(record["test"]["accuracy"]) == set(PAIR)
 
 
-def test_unseen_tasks_have_one_order_and_their_denominators_are_asked_for_first(place, parsed, capsys, monkeypatch):
-    args = parsed("--tasks", "signs")
-    one, other = (
-        main.unseen_tasks(args, Namespace(unseen=names)) for names in (["letters", "digits"], ["digits", "letters"])
-    )
+def test_unseen_tasks_have_one_order_and_their_denominators_are_asked_for_first(place, make_run, capsys, monkeypatch):
+    run = make_run("--tasks", "signs")
+    one, other = (merging.unseen_tasks(run, named) for named in (["letters", "digits"], ["digits", "letters"]))
     assert one == other
     monkeypatch.setattr(AdaMerging, "merge", lambda *which: pytest.fail("it adapts before it looks"))
     with pytest.raises(SystemExit):

@@ -1,29 +1,21 @@
-"""The checkpoint format: what it keeps, what it refuses and how it says so; and that no pickle is ever executed."""
+"""The one format: what it keeps, what it refuses and how it says so; masks and unfinished states in it."""
 
-import argparse
-import io
 import json
-import os
 import pickle
 import re
 import signal
 import subprocess
 import sys
-import types
-import zipfile
-from collections import OrderedDict
 
 import numpy as np
-import open_clip
 import pytest
 import torch
-import torchvision.transforms as T
+from published_files import assert_same, random_masks
 from torch import nn
 
 from src import checkpoints
 from src.checkpoints import Checkpoint, CheckpointError
-from src.published import unpickle
-from src.runtime.files import file_hash, replacing
+from src.runtime.files import replacing
 from src.runtime.paths import ROOT
 
 HEADER = {"model": "ViT-Mini", "task": "MNIST", "mode": "standard", "seed": 1, "step": 7}
@@ -38,38 +30,9 @@ def small_weights(seed=0):
     }
 
 
-def small_clip(seed=0):
-    """A real open_clip model with QuickGELU, as OpenAI's weights need it, but tiny."""
-    torch.manual_seed(seed)
-    vision = open_clip.CLIPVisionCfg(layers=2, width=32, head_width=16, patch_size=8, image_size=32)
-    text = open_clip.CLIPTextCfg(context_length=8, vocab_size=16, width=32, heads=2, layers=1)
-    model = open_clip.CLIP(24, vision, text, quick_gelu=True).eval()
-    for tensor in model.state_dict().values():  # all of them distinct and non-zero, so that no mix-up goes unseen
-        tensor.copy_(torch.randn_like(tensor) * 0.2)
-    return model
-
-
-def encoder_weights(model):
-    """What `ImageEncoder(keep_lang=False).state_dict()` holds for this CLIP."""
-    return {f"model.{key}": value for key, value in model.state_dict().items() if not key.startswith("transformer.")}
-
-
-def assert_same(found, expected):
-    assert set(found) == set(expected)
-    for key, tensor in expected.items():
-        assert torch.equal(found[key], tensor) and found[key].dtype == tensor.dtype, key
-
-
 @pytest.fixture
 def path(tmp_path):
     return tmp_path / "MNIST" / "standard.safetensors"
-
-
-@pytest.fixture
-def pretrained(tmp_path):
-    path = tmp_path / "zeroshot.safetensors"
-    checkpoints.save(path, encoder_weights(small_clip(seed=9)), {"model": "small"})
-    return Checkpoint(path)
 
 
 # ---- the format
@@ -235,280 +198,60 @@ def test_foreign_files_are_named_for_what_they_are(tmp_path):
             checkpoints.load(tmp_path / name)
 
 
-# ---- pickles are read, not executed
+# ---- unfinished states
 
 
-class Armed:
-    """Unpickled in the usual way, it makes a file."""
-
-    def __init__(self, marker):
-        self.marker = marker
-
-    def __reduce__(self):
-        return os.system, (f"touch {self.marker}",)
-
-
-def test_a_hostile_pickle_is_refused_and_nothing_runs(tmp_path):
-    marker = tmp_path / "ran"
-    armed = Armed(marker)
-    torch.save({"model.visual.proj": torch.zeros(2), "bomb": armed}, tmp_path / "state.pt")
-    np.save(tmp_path / "masks.npy", {"MNIST": np.zeros(4, np.uint8), "SVHN": armed})
-    (tmp_path / "bare.pt").write_bytes(pickle.dumps(armed))
-    for name in ("state.pt", "masks.npy", "bare.pt"):
-        with pytest.raises(CheckpointError):
-            checkpoints.load(tmp_path / name)
-        with pytest.raises(CheckpointError) as error:
-            checkpoints.convert(tmp_path / name, tmp_path / "out", model="small", pretrained=small_weights())
-        if name != "bare.pt":
-            assert "posix.system" in str(error.value) and "nothing was executed" in str(error.value)
-    assert not marker.exists() and not (tmp_path / "out").exists()
-    pickle.Unpickler(io.BytesIO((tmp_path / "bare.pt").read_bytes())).load()
-    assert marker.exists(), "the file was not armed: this test could not have failed"
+def trained(kind, steps, seed=0):
+    """A layer after some steps, and its optimizer."""
+    torch.manual_seed(seed)
+    layer = nn.Linear(3, 2)
+    optimizer = kind(layer.parameters(), lr=0.1)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        layer(torch.ones(1, 3)).square().sum().backward()
+        optimizer.step()
+    return layer, optimizer
 
 
-@pytest.mark.parametrize(
-    "program",
-    [
-        b"cposix\nsystem\n(Vtouch RAN\ntR.",
-        b"\x80\x04\x8c\x08builtins\x8c\x04eval\x93\x8c\x01x\x85R.",
-        b"cbuiltins\ngetattr\n(cos\nsystem\nVx\ntR.",
-        b"\x80\x02\x82\x01.",  # a name by its number in copyreg's registry
-        b"(Vtouch RAN\nicposix\nsystem\n.",
-        b"ctorch.hub\nload\n(Vsomebody/repository\ntR.",  # a known package, recorded and never called
-        b"",
-        b"\x80\x02",
-        b"\x80\x02}(X\x01\x00\x00\x00a",
-        b"R.",
-        b"\x80\x02]h\x07.",
-        b"\x80\x02}]]s.",
-        b"\x80\x02K\x01}b.",
-    ],
-)
-def test_strange_pickles_are_refused(tmp_path, program):
-    with zipfile.ZipFile(tmp_path / "x.pt", "w") as archive:
-        archive.writestr("archive/data.pkl", program)
-    with pytest.raises(unpickle.UnpickleError):
-        unpickle.torch_weights(tmp_path / "x.pt")
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD])
+def test_a_state_goes_on_where_it_stopped(path, kind):
+    whole, _ = trained(kind, 5)
+    (layer, optimizer), (_, twin) = trained(kind, 3), trained(kind, 2, seed=1)
+    optimizers = {"inner": optimizer, "outer": twin}
+    weights = {"model": layer.state_dict(), "value": {"a/b": torch.ones(2)}}
+    checkpoints.save_state(path, weights, optimizers, {"model": "small", "step": 3}, kind="a state")
+    state = Checkpoint(path, kind="a state")
+    (layer, optimizer), (_, twin) = trained(kind, 1, seed=2), trained(kind, 4, seed=3)
+    found = checkpoints.load_state(state, {"inner": optimizer, "outer": twin})
+    assert_same(checkpoints.state_tensors({}, {"outer": twin}), {k: state[k] for k in state if k.startswith("outer/")})
+    assert_same(found["value"], {"a/b": torch.ones(2)})
+    layer.load_state_dict(found["model"])
+    for _ in range(state.header["step"], 5):
+        optimizer.zero_grad()
+        layer(torch.ones(1, 3)).square().sum().backward()
+        optimizer.step()
+    assert_same(layer.state_dict(), whole.state_dict())
+    with pytest.raises(CheckpointError, match="expected kind 'weights', found 'a state'"):
+        Checkpoint(path)
 
 
-def test_a_damaged_archive_is_refused(tmp_path):
-    path = tmp_path / "x.pt"
-    torch.save({"a": torch.arange(1000.0)}, path)
-    whole = path.read_bytes()
-    at = whole.index(torch.arange(1000.0).numpy().tobytes())
-    for damaged in (whole[:-1000], whole[:100], whole[: at + 8] + b"\xff" + whole[at + 9 :]):
-        path.write_bytes(damaged)
-        with pytest.raises(unpickle.UnpickleError, match="damaged or truncated"):
-            unpickle.torch_weights(path)
-
-
-def test_a_tensor_that_reaches_beyond_its_storage_is_refused(tmp_path):
-    path = tmp_path / "x.pt"
-    torch.save({"a": torch.zeros(8)}, path)
-    with zipfile.ZipFile(path) as archive:
-        entries = {entry.filename: archive.read(entry) for entry in archive.infolist()}
-    name = next(name for name in entries if name.endswith("data.pkl"))
-    assert entries[name].count(b"K\x08\x85") == 1  # the size (8,)
-    entries[name] = entries[name].replace(b"K\x08\x85", b"K\x09\x85")
-    with zipfile.ZipFile(path, "w") as archive:
-        for entry, data in entries.items():
-            archive.writestr(entry, data)
-    with pytest.raises(unpickle.UnpickleError, match="out of bounds"):
-        unpickle.torch_weights(path)
-
-
-def test_every_kind_of_tensor_is_read_as_torch_reads_it(tmp_path):
-    path = tmp_path / "x.pt"
-    base = torch.randn(4, 6)
-    weights = OrderedDict(
-        {str(dtype): torch.arange(5).to(dtype) for dtype in unpickle.DTYPES.values()}
-        | {"view": base[1:, ::2], "transposed": base.T, "scalar": torch.tensor(2.5), "empty": torch.zeros(0, 3)}
-        | {"parameter": nn.Parameter(base.clone())}
-    )
-    torch.save(weights, path)
-    assert_same(unpickle.torch_weights(path), torch.load(path, weights_only=True))
-
-
-# ---- converters of published formats
-
-
-def test_a_published_state_dict(tmp_path, path, pretrained):
-    weights = encoder_weights(small_clip())
-    torch.save(OrderedDict(weights), tmp_path / "nonlinear_finetuned.pt")
-    checkpoints.convert(
-        tmp_path / "nonlinear_finetuned.pt",
-        path,
-        model="small",
-        task="MNIST",
-        pretrained=pretrained,
-        provenance={"by": "us"},
-    )
-    assert_same(checkpoints.load(path, model="small", task="MNIST", mode="standard", like=pretrained), weights)
-    assert checkpoints.header(path)["provenance"] == {
-        "file": "nonlinear_finetuned.pt",
-        "sha256": file_hash(tmp_path / "nonlinear_finetuned.pt"),
-        "by": "us",
-    }
-
-
-def test_a_published_state_dict_of_another_model_is_refused_and_nothing_is_written(tmp_path, path, pretrained):
-    weights = encoder_weights(small_clip())
-    weights["model.visual.proj"] = torch.zeros(2, 2)
-    torch.save(weights, tmp_path / "other.pt")
-    with pytest.raises(CheckpointError, match=r"other.pt.*model.visual.proj: expected \(32, 24\), found \(2, 2\)"):
-        checkpoints.convert(tmp_path / "other.pt", path, model="small", pretrained=pretrained)
-    assert not path.exists()
-
-
-@pytest.fixture
-def old_repository(monkeypatch):
-    """The classes that an old checkpoint names, there while it is pickled and gone when it is read."""
-    module = types.ModuleType("src.modeling")
-
-    class ImageEncoder(nn.Module):
-        def __init__(self, model):
-            super().__init__()
-            self.model = model
-            self.val_preprocess = T.Compose([T.Resize(32, T.InterpolationMode.BICUBIC), T.Normalize([0.5], [0.2])])
-            self.args = argparse.Namespace(model="small", cache_dir=None)
-            self.register_buffer("seen", torch.zeros(1), persistent=False)
-            del self.model.transformer
-
-    class ClassificationHead(nn.Linear):
-        def __init__(self, weights):
-            super().__init__(weights.shape[1], weights.shape[0])
-            self.normalize = True
-            self.weight, self.bias = nn.Parameter(weights.clone()), nn.Parameter(torch.zeros(len(weights)))
-
-    for cls in (ImageEncoder, ClassificationHead):
-        cls.__module__, cls.__qualname__ = module.__name__, cls.__name__
-        setattr(module, cls.__name__, cls)
-    with monkeypatch.context() as patch:
-        patch.setitem(sys.modules, module.__name__, module)
-        yield module, patch
-
-
-def test_a_pickled_module(tmp_path, path, pretrained, old_repository):
-    module, patch = old_repository
-    expected = encoder_weights(small_clip())
-    torch.save(module.ImageEncoder(small_clip()), tmp_path / "finetuned.pt")
-    patch.undo()
-    checkpoints.convert(tmp_path / "finetuned.pt", path, model="small", task="MNIST", pretrained=pretrained)
-    assert_same(checkpoints.load(path, like=pretrained), expected)
-
-
-def test_a_pickled_head(tmp_path, path, old_repository):
-    module, patch = old_repository
-    weights = torch.randn(10, 24)
-    torch.save(module.ClassificationHead(weights), tmp_path / "head_MNISTVal.pt")
-    patch.undo()
-    checkpoints.convert(tmp_path / "head_MNISTVal.pt", path, model="small", task="MNIST")
-    assert_same(checkpoints.load(path, kind="head", task="MNIST"), {"weight": weights})
-    assert checkpoints.header(path)["mode"] is None
-
-
-@pytest.mark.parametrize("prefix", ["vision_model.", ""])
-@pytest.mark.parametrize("projected", [True, False])
-def test_a_hugging_face_vision_model_gives_the_same_features(tmp_path, path, pretrained, prefix, projected):
-    from safetensors.torch import save_file
-    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
-
-    config = CLIPVisionConfig(
-        hidden_size=32, intermediate_size=128, projection_dim=24, num_hidden_layers=2, num_attention_heads=2,
-        image_size=32, patch_size=8, hidden_act="quick_gelu", layer_norm_eps=1e-5,
-    )  # fmt: skip
-    torch.manual_seed(1)
-    theirs = CLIPVisionModelWithProjection(config).eval()
-    for tensor in theirs.state_dict().values():
-        tensor.add_(torch.randn_like(tensor) * 0.2)
-    if not projected:  # a CLIPVisionModel has no projection: it is the pre-trained one
-        theirs.visual_projection.weight.data.copy_(pretrained["model.visual.proj"].T)
-    weights = {
-        re.sub(r"^vision_model\.", prefix, key): value.contiguous() for key, value in theirs.state_dict().items()
-    }
-    if not projected:
-        del weights["visual_projection.weight"]
-    weights[f"{prefix}embeddings.position_ids"] = torch.arange(17)[None]  # in files of transformers before 4.31
-    save_file(weights, tmp_path / "model.safetensors")
-
-    checkpoints.convert(tmp_path / "model.safetensors", path, model="small", task="MNIST", pretrained=pretrained)
-    ours = small_clip()
-    state = {key.removeprefix("model."): value for key, value in checkpoints.load(path, like=pretrained).items()}
-    assert not ours.load_state_dict(state, strict=False).unexpected_keys
-    images = torch.randn(3, 3, 32, 32)
-    with torch.no_grad():
-        assert torch.allclose(ours.encode_image(images), theirs(images).image_embeds, atol=1e-5, rtol=1e-5)
-    assert torch.equal(state["token_embedding.weight"], pretrained["model.token_embedding.weight"])
-
-
-def test_a_hugging_face_vision_model_needs_the_pretrained_projection(tmp_path, path):
-    from safetensors.torch import save_file
-
-    save_file({"embeddings.class_embedding": torch.zeros(4)}, tmp_path / "model.safetensors")
-    with pytest.raises(CheckpointError, match="add --pretrained"):
-        checkpoints.convert(tmp_path / "model.safetensors", path, model="small")
-    save_file(
-        {"embeddings.class_embedding": torch.zeros(4), "text_model.x": torch.zeros(1)}, tmp_path / "clip.safetensors"
-    )
-    with pytest.raises(CheckpointError, match="expected the tensors of a CLIPVisionModel, found text_model.x"):
-        checkpoints.convert(tmp_path / "clip.safetensors", path, model="small")
-    query = {"embeddings.class_embedding": torch.zeros(4), "encoder.layers.0.self_attn.q_proj.bias": torch.zeros(4)}
-    save_file(query, tmp_path / "half.safetensors")
-    with pytest.raises(CheckpointError, match="expected a tensor 'encoder.layers.0.self_attn.k_proj.bias', found none"):
-        checkpoints.convert(tmp_path / "half.safetensors", path, model="small")
-
-
-@pytest.fixture
-def tangent_checkpoint(tmp_path, pretrained):
-    """A file as the tangent repository's LinearizedImageEncoder.save writes it."""
-    names = list(pretrained)
-    theta = {name: torch.randn_like(pretrained[name]) for name in names}
-    state = {f"model.params.{i}": theta[name] for i, name in enumerate(names)}
-    state |= {f"model.params0.{i}": pretrained[name] for i, name in enumerate(names)}
-    torch.save(OrderedDict(state | {"model_name": "small"}), tmp_path / "linear_finetuned.pt")
-    return tmp_path / "linear_finetuned.pt", names, theta
-
-
-def test_a_linear_checkpoint_of_positions(path, pretrained, tangent_checkpoint):
-    source, names, theta = tangent_checkpoint
-    options = {"model": "small", "task": "MNIST", "pretrained": pretrained}
-    checkpoints.convert(source, path, mode="linear", names=names, **options)
-    assert_same(checkpoints.load(path, mode="linear", like=pretrained), theta)
-    with pytest.raises(CheckpointError, match="--mode linear"):
-        checkpoints.convert(source, path, names=names, **options)
-    with pytest.raises(CheckpointError, match="--names"):
-        checkpoints.convert(source, path, mode="linear", **options)
-    swapped = [names[-1], *names[1:-1], names[0]]
-    with pytest.raises(CheckpointError, match=f"params0.0 to be {re.escape(names[-1])}"):
-        checkpoints.convert(source, path, mode="linear", names=swapped, **options)
-    with pytest.raises(CheckpointError, match=f"expected {len(names) - 1} parameters"):
-        checkpoints.convert(source, path, mode="linear", names=names[1:], **options)
-
-
-def test_foreign_weights_are_not_converted(tmp_path, path):
-    torch.save({"fc.weight": torch.zeros(2, 2)}, tmp_path / "x.pt")
-    with pytest.raises(CheckpointError, match="expected the weights of a CLIP image encoder, found fc.weight"):
-        checkpoints.convert(tmp_path / "x.pt", path, model="small")
-    torch.save([1, 2], tmp_path / "x.pt")
-    with pytest.raises(CheckpointError, match="expected weights by name, found a list"):
-        checkpoints.convert(tmp_path / "x.pt", path, model="small")
-
-
-def test_the_command_line_converts_and_says_what_is_wrong(tmp_path, path, pretrained, capsys):
-    torch.save(encoder_weights(small_clip()), tmp_path / "x.pt")
-    arguments = ["convert", str(tmp_path / "x.pt"), str(path), "--model", "small", "--task", "MNIST"]
-    checkpoints.main([*arguments, "--mode", "standard", "--pretrained", str(pretrained.path)])
-    assert "wrote" in capsys.readouterr().out and len(Checkpoint(path, task="MNIST")) == len(pretrained)
-    with pytest.raises(SystemExit, match="expected model 'other', found 'small'"):
-        checkpoints.main([*arguments[:4], "other", "--pretrained", str(pretrained.path)])
+def test_states_of_earlier_versions_are_read(path):
+    """Their names, as they were written by hand before `save_state` was."""
+    layer, optimizer = trained(torch.optim.AdamW, 3)
+    tensors = {f"model/{name}": tensor for name, tensor in layer.state_dict().items()}
+    for index, moments in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer/{index}/{name}": moment for name, moment in moments.items()}
+    assert "optimizer/1/exp_avg_sq" in tensors and "model/weight" in tensors
+    checkpoints.save(path, tensors, {"model": "small"}, kind="training state")
+    _, fresh = trained(torch.optim.AdamW, 0, seed=1)
+    found = checkpoints.load_state(Checkpoint(path, kind="training state"), {"optimizer": fresh})
+    assert_same(found["model"], layer.state_dict())
+    for index, moments in optimizer.state_dict()["state"].items():
+        assert_same(fresh.state_dict()["state"][index], moments)
+    assert_same(checkpoints.state_tensors({"model": layer.state_dict()}, {"optimizer": optimizer}), tensors)
 
 
 # ---- masks
-
-
-def random_masks(shapes, tasks=("MNIST", "SVHN"), seed=0):
-    torch.manual_seed(seed)
-    return {task: {name: torch.rand(shape) < 0.4 for name, shape in shapes.items()} for task in tasks}
 
 
 def test_masks_are_bits_on_disk(tmp_path):
@@ -535,50 +278,6 @@ def test_masks_for_others_are_refused(tmp_path):
         checkpoints.save_masks(path, {"MNIST": {"a": torch.ones(3) > 0}, "SVHN": {"b": torch.ones(3) > 0}}, HEADER)
     with pytest.raises(TypeError, match="bool"):
         checkpoints.save_masks(path, {"MNIST": {"a": torch.ones(3)}}, HEADER)
-
-
-def published_vector(named):
-    """The published flattening: every tensor in the sorted order of the names."""
-    return torch.cat([named[name].reshape(-1) for name in sorted(named)])
-
-
-@pytest.mark.parametrize("writer", ["np.save", "np.save, old", "torch.save"])
-def test_published_masks_are_read_without_executing_them(tmp_path, pretrained, writer):
-    masks = random_masks({name: pretrained.shape(name) for name in pretrained})
-    packed = {task: np.packbits(published_vector(named).numpy()) for task, named in masks.items()}
-    source = tmp_path / "TALL_mask_8task.npy"
-    if writer == "torch.save":
-        torch.save(packed, source)
-    elif writer == "np.save":
-        np.save(source, packed)
-    else:  # NumPy 1.x pickled with protocol 3 or 2, and called its module numpy.core
-        with open(source, "wb") as file:
-            np.lib.format.write_array_header_1_0(file, {"descr": "|O", "fortran_order": False, "shape": ()})
-            body = pickle.dumps(np.array(packed, dtype=object), protocol=2)
-            file.write(body.replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n"))
-    loaded = checkpoints.read_published_masks(source, like=pretrained)
-    destination = tmp_path / "masks.safetensors"
-    checkpoints.convert(source, destination, model="small", pretrained=pretrained)
-    again = checkpoints.load_masks(destination, model="small", scope="published", tasks=list(masks))
-    for task, named in masks.items():
-        assert_same(loaded[task], named)
-        assert_same(again[task], named)
-
-
-def test_published_masks_of_another_model_are_refused(tmp_path, pretrained):
-    source = tmp_path / "TALL_mask_8task.npy"
-    np.save(source, {"MNIST": np.zeros(5, np.uint8)})
-    with pytest.raises(CheckpointError, match="bits for MNIST .* found 40: it belongs to another model"):
-        checkpoints.read_published_masks(source, like=pretrained)
-    for value in (np.zeros(5, np.float32), [1, 2], "text"):
-        np.save(source, {"MNIST": value})
-        with pytest.raises(CheckpointError, match=r"TALL_mask_8task.npy: expected"):
-            checkpoints.read_published_masks(source, like=pretrained)
-    np.save(source, np.zeros(5))
-    with pytest.raises(CheckpointError, match="expected one saved dict, found an array"):
-        checkpoints.read_published_masks(source, like=pretrained)
-    with pytest.raises(CheckpointError, match="add --pretrained"):
-        checkpoints.convert(source, tmp_path / "out", model="small")
 
 
 def test_the_header_is_json_that_other_tools_can_read(path):

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from src.merging.concrete_mask import FINAL, ConcreteMask, concrete, mean_of, rescaled
+from src.runtime.messages import UsageError
 
 LOGITS = {
     "a": torch.tensor([-2.0, -0.5, 0.0, 0.3, 1.5]).double(),
@@ -100,5 +101,5 @@ def test_an_empty_mask_stays_empty():
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])
 def test_a_temperature_that_is_not_positive_is_refused(temperature):
-    with pytest.raises(ValueError, match="temperature: expected a number above 0"):
+    with pytest.raises(UsageError, match="temperature: expected a number above 0"):
         mask(temperature)

@@ -10,14 +10,15 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
+from published_files import Armed, assert_same, encoder_weights, published_vector, random_masks, small_clip
 from safetensors.torch import save_file
-from test_checkpoints import Armed, assert_same, encoder_weights, published_vector, random_masks, small_clip
 
 import download_checkpoints as script
 from src import checkpoints, store
-from src.args import complete
+from src.published import download
+from src.run import Run
 from src.runtime.files import file_hash
-from src.runtime.paths import Paths
+from src.runtime.paths import Paths, Places
 
 MODEL = "ViT-B-16"
 COMMAND = [f"--model={MODEL}", "--kind=checkpoints"]
@@ -52,11 +53,11 @@ class Server:
 def server(tmp_path, monkeypatch):
     """TALL's checkpoints and heads, as on Google Drive (the hub adds folders, and spells one in capitals)."""
     server = Server(tmp_path / "server")
-    monkeypatch.setattr(script, "reachable", lambda url: True)
+    monkeypatch.setattr(download, "reachable", lambda url: True)
     monkeypatch.setattr(
-        script, "drive_listing", lambda folder: [(server.path(f), server.path(f)) for f in server.files()]
+        download, "drive_listing", lambda folder: [(server.path(f), server.path(f)) for f in server.files()]
     )
-    monkeypatch.setattr(script, "drive_fetch", lambda part, file: server.fetch(part, file))
+    monkeypatch.setattr(download, "drive_fetch", lambda part, file: server.fetch(part, file))
 
     def hub_listing(repo):
         listing = [(file, repo + "/") for file in server.files(repo)]
@@ -64,8 +65,8 @@ def server(tmp_path, monkeypatch):
             (server.path(file).removeprefix(prefix), file.stat().st_size, file_hash(file)) for file, prefix in listing
         ]
 
-    monkeypatch.setattr(script, "hub_listing", hub_listing)
-    monkeypatch.setattr(script, "hub_fetch", lambda part, repo, revision, path: server.fetch(part, f"{repo}/{path}"))
+    monkeypatch.setattr(download, "hub_listing", hub_listing)
+    monkeypatch.setattr(download, "hub_fetch", lambda part, repo, revision, path: server.fetch(part, f"{repo}/{path}"))
     return server
 
 
@@ -94,7 +95,7 @@ def run(tmp_path):
 
 @pytest.fixture
 def paths(tmp_path):
-    return Paths("vision", MODEL, 1, tmp_path / "save", tmp_path / "results", tmp_path / "cache", tmp_path / "data")
+    return Paths("vision", MODEL, 1, Places(*(tmp_path / name for name in ("save", "results", "cache", "data"))))
 
 
 @pytest.fixture
@@ -129,17 +130,16 @@ def test_the_published_command_fetches_converts_and_does_nothing_the_second_time
 def test_installed_checkpoints_are_found_by_the_other_scripts(server, run, tmp_path, pretrained):
     serve_tall(server.root)
     run()
-    parser = script.base_parser("", modes=None)
-    args = complete(parser.parse_args([f"--model={MODEL}", f"--save={tmp_path / 'save'}"]))
-    vector = store.task_vector(args, "MNIST", "standard").vector
+    found_by = Run.of(MODEL, places=Places(save=tmp_path / "save"))
+    vector = store.task_vector(found_by, "MNIST", "standard").vector
     assert torch.equal(
         vector["model.visual.proj"], weights("MNIST")["model.visual.proj"] - pretrained["model.visual.proj"]
     )
 
 
 def test_the_hub_gives_the_same_with_its_own_hashes(server, run, paths):
-    serve_tall(server.root / script.TALL_REPO / "single_task" / "VIT-B-16")
-    serve_tall(server.root / script.TALL_REPO / "single_task" / "ViT-B-32")  # another model's: left alone
+    serve_tall(server.root / download.TALL_REPO / "single_task" / "VIT-B-16")
+    serve_tall(server.root / download.TALL_REPO / "single_task" / "ViT-B-32")  # another model's: left alone
     run("--source=hub", "--tasks=MNIST", "--keep")
     assert_same(checkpoints.load(paths.checkpoint("MNIST", "standard")), weights("MNIST"))
     assert (
@@ -168,7 +168,7 @@ def test_a_kill_between_fetching_and_converting_does_not_fetch_again(server, run
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(script, "install", killed)
+        patch.setattr(download, "install", killed)
         run("--tasks=DTD")
     run("--tasks=DTD")
     assert len(server.fetched) == 1
@@ -176,14 +176,14 @@ def test_a_kill_between_fetching_and_converting_does_not_fetch_again(server, run
 
 
 def test_a_file_that_differs_from_the_hubs_hash_is_set_aside(server, run, paths, monkeypatch):
-    folder = server.root / script.TALL_REPO / "single_task" / MODEL
+    folder = server.root / download.TALL_REPO / "single_task" / MODEL
     serve_tall(folder)
 
     def broken(part, repo, revision, path):
         part.write_bytes((server.root / repo / path).read_bytes()[:-9] + b"9 bytes..")
 
     with monkeypatch.context() as patch:
-        patch.setattr(script, "hub_fetch", broken)
+        patch.setattr(download, "hub_fetch", broken)
         with pytest.raises(SystemExit, match=r"expected \{'size': \d+, 'sha256': .*found .*set aside as .*\.pt\.bad"):
             run("--source=hub", "--tasks=DTD")
     assert not paths.checkpoint("DTD", "standard").exists()
@@ -204,8 +204,8 @@ def test_a_drive_file_must_stay_what_it_was_at_the_first_download(server, run, p
 
 
 def test_without_a_network_it_says_so_at_once(server, run, monkeypatch):
-    monkeypatch.setattr(script, "reachable", lambda url: False)
-    monkeypatch.setattr(script, "drive_listing", lambda folder: pytest.fail("the network was used"))
+    monkeypatch.setattr(download, "reachable", lambda url: False)
+    monkeypatch.setattr(download, "drive_listing", lambda folder: pytest.fail("the network was used"))
     with pytest.raises(
         SystemExit, match=r"(?s)no network: .*folders/1dmLqIwCYPqO0qsNEuflPhC5-_QodQHDv.*--from-folder=DIR"
     ):
@@ -222,7 +222,7 @@ def test_a_spent_quota_names_the_other_source(server, run):
 
 
 def test_a_folder_that_was_fetched_by_hand_needs_no_network(server, run, paths, tmp_path, monkeypatch):
-    monkeypatch.setattr(script, "reachable", lambda url: pytest.fail("the network was used"))
+    monkeypatch.setattr(download, "reachable", lambda url: pytest.fail("the network was used"))
     serve_tall(tmp_path / "by hand" / MODEL)
     run(f"--from-folder={tmp_path / 'by hand'}")
     assert_same(checkpoints.load(paths.checkpoint("MNIST", "standard")), weights("MNIST"))
@@ -271,9 +271,20 @@ def test_a_hostile_file_is_refused_and_nothing_runs(server, run, paths, tmp_path
     assert not (tmp_path / "ran").exists() and not paths.checkpoint("DTD", "standard").exists()
 
 
+@pytest.mark.parametrize(
+    "path", ["../../../MNISTVal/nonlinear_finetuned.pt", "{outside}/MNISTVal/nonlinear_finetuned.pt"]
+)
+def test_a_source_that_names_a_path_outside_writes_none(server, run, tmp_path, monkeypatch, path):
+    path = path.format(outside=tmp_path / "outside")
+    monkeypatch.setattr(download, "drive_listing", lambda folder: [(path, "x1")])
+    with pytest.raises(SystemExit, match="expected a path inside .*nonlinear_finetuned.pt': take it for hostile"):
+        run("--tasks=MNIST")
+    assert not server.fetched and not list(tmp_path.rglob("MNISTVal"))
+
+
 def test_published_masks(server, run, paths, pretrained, capsys):
     masks = random_masks({name: pretrained.shape(name) for name in pretrained}, tasks=TASKS)
-    folder = server.root / script.TALL_REPO / "tall_masks" / MODEL
+    folder = server.root / download.TALL_REPO / "tall_masks" / MODEL
     folder.mkdir(parents=True)
     packed = {task: np.packbits(published_vector(named).numpy()) for task, named in masks.items()}
     np.save(folder / "TALL_mask_8task.npy", packed)
@@ -288,7 +299,7 @@ def test_published_masks(server, run, paths, pretrained, capsys):
 def test_fusion_bench_repositories(server, run, paths, pretrained, capsys):
     for name in ("mnist", "emnist_letters"):
         state = encoder_weights(small_clip(seed=5))
-        folder = server.root / script.FUSION_BENCH_REPO.format("base-patch16", name)
+        folder = server.root / download.FUSION_BENCH_REPO.format("base-patch16", name)
         folder.mkdir(parents=True)
         save_file(hugging_face_names(state), folder / "model.safetensors")
         (folder / "config.json").write_text("{}")
@@ -300,7 +311,7 @@ def test_fusion_bench_repositories(server, run, paths, pretrained, capsys):
     assert "26 letters" in checkpoints.header(paths.checkpoint("EMNIST_letters", "standard"))["provenance"]["note"]
     assert not paths.checkpoint("EMNIST", "standard").exists()
     assert "not published there: Cars, DTD" in capsys.readouterr().out
-    serve_tall(server.root / script.TALL_REPO / MODEL)
+    serve_tall(server.root / download.TALL_REPO / MODEL)
     with pytest.raises(SystemExit, match="found a checkpoint of fusion_bench; keep them apart with --save="):
         run("--source=hub")
 
@@ -368,8 +379,8 @@ def test_the_libraries_take_the_arguments_that_we_give_them(monkeypatch, tmp_pat
     listed = [SimpleNamespace(id="x1", path="MNISTVal/a.pt", local_path="ignored")]  # gdown's named tuple
     monkeypatch.setattr(gdown, "download_folder", checked(gdown.download_folder, lambda **_: listed))
     monkeypatch.setattr(gdown, "download", checked(gdown.download, lambda output, **_: shutil.copy(__file__, output)))
-    assert script.drive_listing("folder") == [("MNISTVal/a.pt", "x1")]
-    script.drive_fetch(tmp_path / "part", "x1")
+    assert download.drive_listing("folder") == [("MNISTVal/a.pt", "x1")]
+    download.drive_fetch(tmp_path / "part", "x1")
     assert (tmp_path / "part").exists()
 
     info = huggingface_hub.ModelInfo(
@@ -383,11 +394,11 @@ def test_the_libraries_take_the_arguments_that_we_give_them(monkeypatch, tmp_pat
     )
     real = huggingface_hub.HfApi.model_info
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", checked(real, lambda *_, **__: info))
-    assert script.hub_listing("a/b") == ("abc", [("x/model.safetensors", 5, "f00"), ("README.md", 7, None)])
+    assert download.hub_listing("a/b") == ("abc", [("x/model.safetensors", 5, "f00"), ("README.md", 7, None)])
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", checked(huggingface_hub.hf_hub_download, hub_file))
-    script.hub_fetch(tmp_path / "part2", "a/b", "abc", "x/model.safetensors")
+    download.hub_fetch(tmp_path / "part2", "a/b", "abc", "x/model.safetensors")
     assert (tmp_path / "part2").read_bytes() == b"whole"
 
 
 def test_an_unreachable_server_is_noticed():
-    assert script.reachable("http://127.0.0.1:9") is False  # the discard port of this machine: refused at once
+    assert download.reachable("http://127.0.0.1:9") is False  # the discard port of this machine: refused at once

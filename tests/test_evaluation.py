@@ -1,6 +1,8 @@
 """Many settings in one pass give what each gives by itself; selection reads validation alone."""
 
 import json
+import time
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import pytest
@@ -8,21 +10,24 @@ import torch
 
 from src import evaluation, store
 from src.datasets import loading as data
-from src.evaluation import ORIGIN, Line, evaluate_merge, score, select, select_negation
+from src.evaluation import Curve, Line, score, select, select_negation
 from src.heads import get_classification_head
 from src.linearize import LinearizedImageEncoder
-from src.merging.base import Merge
+from src.merging import evaluate
+from src.merging.base import Drawn, Method, Problem, Scaled
+from src.merging.evaluate import evaluate_merge
+from src.merging.search import Searched
 from src.modeling import ImageEncoder
 from src.runtime import results
-from src.runtime.paths import Paths
+from src.runtime.messages import UsageError
 from src.task_vectors import TaskVector
 
 COEFS = (0.0, 0.15, 0.5, 1.0)
 
 
-def small_vector(args, seed: int = 0) -> TaskVector:
+def small_vector(run, seed: int = 0) -> TaskVector:
     generator = torch.Generator().manual_seed(seed)
-    theta0 = store.encoder(args).named_parameters()
+    theta0 = store.encoder(run).named_parameters()
     return TaskVector(
         vector={
             name: 0.05 * p.std() * torch.randn(p.shape, generator=generator) if p.numel() > 1 else torch.zeros_like(p)
@@ -32,17 +37,17 @@ def small_vector(args, seed: int = 0) -> TaskVector:
     )
 
 
-def one_by_one(args, dataset: str, split: str, tau: TaskVector, alpha: float, tangent: bool) -> tuple[float, float]:
+def one_by_one(run, dataset: str, split: str, tau: TaskVector, alpha: float, tangent: bool) -> tuple[float, float]:
     """Accuracy and loss of θ0 + α·τ as a model of its own, by a plain loop."""
-    encoder = ImageEncoder(args).eval()
+    encoder = ImageEncoder(run).eval()
     if tangent:
-        encoder = LinearizedImageEncoder(args, image_encoder=encoder)
+        encoder = LinearizedImageEncoder(run, image_encoder=encoder)
     moved = encoder.state_dict()
     encoder.load_state_dict({k: w + alpha * tau.vector[k] if k in tau.vector else w for k, w in moved.items()})
-    head = get_classification_head(args, dataset)
+    head = get_classification_head(run, dataset)
     right = loss = n = 0
     with torch.no_grad():
-        for images, labels in data.evaluation_batches(args, store.encoder(args), dataset, split):
+        for images, labels in data.evaluation_batches(run, store.encoder(run), dataset, split):
             logits = head(encoder(images))
             right += (logits.argmax(1) == labels).sum().item()
             loss += torch.nn.functional.cross_entropy(logits, labels, reduction="sum").item()
@@ -51,42 +56,41 @@ def one_by_one(args, dataset: str, split: str, tau: TaskVector, alpha: float, ta
 
 
 @pytest.mark.parametrize("tangent", [False, True])
-def test_a_line_gives_what_each_coefficient_gives(parsed, tangent):
-    args = parsed()
-    tau = small_vector(args)
-    found = score(args, "digits", "val", [Line(tau.vector, COEFS)], tangent)[0]
-    for alpha, s in zip(COEFS, found):
-        accuracy, loss = one_by_one(args, "digits", "val", tau, alpha, tangent)
-        assert s.n == 200
-        assert s.accuracy == pytest.approx(accuracy, abs=0.0051)  # one image in 200 may lie on a boundary
-        assert s.loss == pytest.approx(loss, rel=1e-4)
+def test_a_line_gives_what_each_coefficient_gives(make_run, tangent):
+    run = make_run()
+    tau = small_vector(run)
+    curve = score(run, "digits", "val", Line(tau.vector, COEFS), tangent)
+    assert curve.n == 200
+    for alpha, accuracy, loss in zip(COEFS, curve.accuracy, curve.loss, strict=True):
+        expected_accuracy, expected_loss = one_by_one(run, "digits", "val", tau, alpha, tangent)
+        assert accuracy == pytest.approx(expected_accuracy, abs=0.0051)  # one image in 200 may lie on a boundary
+        assert loss == pytest.approx(expected_loss, rel=1e-4)
 
 
-def test_images_are_read_once_whatever_the_number_of_coefficients(parsed, monkeypatch):
-    args = parsed()
+def test_images_are_read_once_whatever_the_number_of_coefficients(make_run, monkeypatch):
+    run = make_run()
     seen = []
     make = data.batch_of
     monkeypatch.setattr(data, "batch_of", lambda pixels, *rest: seen.append(len(pixels)) or make(pixels, *rest))
-    lines = [Line(small_vector(args).vector, COEFS), Line(small_vector(args, 1).vector, (1.0,)), ORIGIN]
-    found = score(args, "digits", "val", lines, tangent=False)
-    assert sum(seen) == 200 and [len(line) for line in found] == [4, 1, 1]
+    curve = score(run, "digits", "val", Line(small_vector(run).vector, COEFS), tangent=False)
+    assert sum(seen) == 200 and len(curve.accuracy) == len(curve.loss) == 4
 
 
-def test_a_tangent_line_costs_one_jvp_per_batch(parsed, monkeypatch):
-    args = parsed()
+def test_a_tangent_line_costs_one_jvp_per_batch(make_run, monkeypatch):
+    run = make_run()
     calls = []
     jvp = evaluation.forward_and_jvp
     monkeypatch.setattr(evaluation, "forward_and_jvp", lambda *a: calls.append(1) or jvp(*a))
-    score(args, "digits", "val", [Line(small_vector(args).vector, tuple(i / 20 for i in range(21)))], tangent=True)
+    score(run, "digits", "val", Line(small_vector(run).vector, tuple(i / 20 for i in range(21))), tangent=True)
     assert len(calls) == 2  # 200 images, two batches
 
 
-def test_features_that_are_no_numbers_stop_with_the_task_and_coefficient(parsed):
-    args = parsed()
-    tau = small_vector(args)
+def test_features_that_are_no_numbers_stop_with_the_task_and_coefficient(make_run):
+    run = make_run()
+    tau = small_vector(run)
     tau.vector["model.visual.proj"] *= float("inf")
     with pytest.raises(evaluation.NonFiniteFeatures, match=r"digits \(val\): .* coefficient 0.5"):
-        score(args, "digits", "val", [Line(tau.vector, (0.5, 1.0))], tangent=True)
+        score(run, "digits", "val", Line(tau.vector, (0.5, 1.0)), tangent=True)
 
 
 def test_selection_shared_and_per_task():
@@ -103,25 +107,29 @@ def test_selection_of_negation_keeps_the_control():
     assert select_negation(coefs, [0.6, 0.4, 0.1], [0.9, 0.8, 0.5], floor=0.95) is None
 
 
-def write_single_task(args, mode: str, accuracy: float):
-    record = {t + suffix: accuracy for t in args.tasks for suffix in ("", "Val")}
-    results.write(Paths.of(args).single_task(mode), record, args)
+def write_single_task(run, mode: str, accuracy: float):
+    record = {t + suffix: accuracy for t in run.tasks for suffix in ("", "Val")}
+    results.write(run.paths.single_task(mode), record, run.config(), time.time())
 
 
-def test_a_merge_is_chosen_on_validation_and_reported_on_test(parsed, monkeypatch):
+def test_a_merge_is_chosen_on_validation_and_reported_on_test(make_run, monkeypatch):
     """Test accuracies are made to prefer another coefficient: the choice must not see them."""
-    args = parsed("--tasks", "signs", "digits")
-    write_single_task(args, "standard", 0.8)
-    write_single_task(args, "none", 0.4)
+    run = make_run("--tasks", "signs", "digits")
+    write_single_task(run, "standard", 0.8)
+    write_single_task(run, "none", 0.4)
     table = {"val": {0.0: 0.3, 0.5: 0.6, 1.0: 0.5}, "test": {0.0: 0.3, 0.5: 0.4, 1.0: 0.7}}
     asked = []
 
-    def fake(args, jobs, tangent, desc):
-        asked.extend((split, line.coefs) for _, split, lines in jobs for line in lines)
-        return [[[evaluation.Score(table[s][c], 1.0, 10) for c in line.coefs] for line in ls] for _, s, ls in jobs]
+    def fake(run, mode, lines, split, desc):
+        asked.extend((split, line.coefs) for _, line in lines.values())
+        return {
+            key: Curve(tuple(table[split][c] for c in line.coefs), (1.0,) * len(line.coefs), 10)
+            for key, (_, line) in lines.items()
+        }
 
-    monkeypatch.setattr(evaluation, "score_all", fake)
-    record = evaluate_merge(args, evaluation.along(TaskVector(vector={}), (0.0, 0.5, 1.0)), args.tasks, "standard")
+    monkeypatch.setattr(evaluate, "score_all", fake)
+    merge = Scaled(tau=TaskVector(vector={}), settings=(0.0, 0.5, 1.0), storage_bits=0)
+    record = evaluate_merge(run, merge, run.tasks, "standard")
     assert record["chosen"] == {"signs": 0.5, "digits": 0.5}
     assert record["test"]["mean_accuracy"] == pytest.approx(0.4)
     assert record["test"]["mean_normalised"] == pytest.approx(0.5) == record["zeroshot"]["mean_normalised"]
@@ -129,28 +137,69 @@ def test_a_merge_is_chosen_on_validation_and_reported_on_test(parsed, monkeypatc
     json.dumps(record)
 
 
-def test_draws_are_made_and_scored_one_at_a_time(monkeypatch):
+def counting_scores(asked):
+    """Instead of score_all: each model's accuracy is its one weight, and what was asked together is noted."""
+
+    def fake(run, mode, lines, split, desc):
+        values = {key: tuple(float(line.direction["x"]) * c for c in line.coefs) for key, (_, line) in lines.items()}
+        asked.append(list(values.values()))
+        return {key: Curve(of_line, (1.0,) * len(of_line), 10) for key, of_line in values.items()}
+
+    return fake
+
+
+def one_weight(value: float, alphas=(1.0,)) -> Scaled:
+    return Scaled(tau=TaskVector(vector={"x": torch.tensor(float(value))}), settings=alphas, storage_bits=0)
+
+
+def test_draws_are_made_and_scored_one_at_a_time(monkeypatch, make_run):
     asked = []
-
-    def fake(args, jobs, tangent, desc):
-        asked.append([line.direction["draw"].item() for _, _, lines in jobs for line in lines])
-        return [[[evaluation.Score(line.direction["draw"].item(), 1.0, 10)] for line in lines] for _, _, lines in jobs]
-
-    monkeypatch.setattr(evaluation, "score_all", fake)
-    merge = Merge(
-        lambda task, draw: TaskVector(vector={"draw": torch.tensor(float(draw))}), range(3), storage_bits=0, draws=3
-    )
-    found = evaluation.score_merge(None, merge, ("a", "b"), "test", lambda task: merge.settings, False)
-    assert asked == [[0, 0], [1, 1], [2, 2]]
-    assert [score.accuracy for score in found["b"]] == [0, 1, 2]
+    monkeypatch.setattr(evaluate, "score_all", counting_scores(asked))
+    merge = Drawn(draw=lambda number: one_weight(number), draws=3, settings=(1.0,), storage_bits=0)
+    curves = evaluate.score_merge(make_run(), merge, "standard", "test", {"a": [1.0], "b": [1.0]})
+    assert asked == [[(0.0,), (0.0,)], [(1.0,), (1.0,)], [(2.0,), (2.0,)]]
+    assert curves["b"].accuracy == (1.0,) and curves["b"].draws == ((0.0,), (1.0,), (2.0,))
 
 
-def test_missing_denominators_name_their_command(parsed):
-    args = parsed("--tasks", "signs")
+@dataclass
+class Searchable(Method):
+    """A method of two options, whose model is their product."""
+
+    p: float = 1.0
+    q: float = 1.0
+    name = "searchable"
+
+    def merge(self, problem):
+        return one_weight(self.p * self.q, (0.5, 1.0))
+
+
+def test_validation_chooses_among_options_and_settings_together(monkeypatch, make_run):
+    asked = []
+    monkeypatch.setattr(evaluate, "score_all", counting_scores(asked))
+    merge = Searched.over(Searchable(q=0.1), {"p": [1.0, 2.0, 3.0]}, Problem({}, {"signs": {}}))
+    assert merge.settings[:3] == [{"p": 1.0, "setting": 0.5}, {"p": 1.0, "setting": 1.0}, {"p": 2.0, "setting": 0.5}]
+    run = make_run("--tasks", "signs", "digits")
+    write_single_task(run, "standard", 0.8)
+    write_single_task(run, "none", 0.4)
+    record = evaluate_merge(run, merge, run.tasks, "standard")
+    assert record["val"]["accuracy"]["signs"] == pytest.approx([0.05, 0.1, 0.1, 0.2, 0.15, 0.3])
+    assert record["chosen"]["signs"] == {"p": 3.0, "setting": 1.0}
+    assert asked[-1] == [pytest.approx((0.3,))] * 2, "test is read once, at the chosen options"
+    assert record["info"]["search"] == {"p": [1.0, 2.0, 3.0]}
+    json.dumps(record)
+
+
+def test_an_option_that_the_method_does_not_have_is_refused():
+    with pytest.raises(UsageError, match="search: searchable has no option k; it has p, q"):
+        Searched.over(Searchable(), {"k": [1]}, None)
+
+
+def test_missing_denominators_name_their_command(make_run):
+    run = make_run("--tasks", "signs")
     with pytest.raises(results.MissingResult, match="eval_single_task.py --finetuning-mode=linear"):
-        evaluate_merge(args, SimpleNamespace(settings=(1.0,)), args.tasks, "linear")
+        evaluate_merge(run, SimpleNamespace(settings=(1.0,)), run.tasks, "linear")
 
 
-def test_a_missing_checkpoint_names_its_command(parsed):
+def test_a_missing_checkpoint_names_its_command(make_run):
     with pytest.raises(FileNotFoundError, match="finetune.py .*--tasks=signs"):
-        store.task_vector(parsed(), "signs", "posthoc")
+        store.task_vector(make_run(), "signs", "posthoc")

@@ -1,50 +1,50 @@
 """TensorBoard and Weights & Biases, without a network; nothing without a flag."""
 
 import os
-from argparse import Namespace
+from pathlib import Path
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from src.runtime import loggers
-from src.runtime.loggers import Logger
+from src.runtime.loggers import Logger, Loggers
+from src.runtime.messages import UsageError
 
 POINTS = {0: 1.5, 1: 0.25}
 
 
-def log(args, folder) -> None:
-    logger = Logger(args, "ViT-Mini-signs-standard", folder)
+def log(asked: Loggers, folder: Path) -> None:
+    logger = Logger(asked, "ViT-Mini-signs-standard", folder, {"lr": 1e-5})
     for step, loss in POINTS.items():
         logger.log({"loss": loss}, step)
     logger.close()
 
 
 def test_nobody_is_told_without_a_flag(tmp_path):
-    log(Namespace(wandb=False, tensorboard=False), tmp_path)
+    log(Loggers(), tmp_path)
     assert not list(tmp_path.iterdir())
 
 
 def test_tensorboard_reads_what_was_logged(tmp_path):
-    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    log(Namespace(tensorboard=True), tmp_path)
-    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard/ViT-Mini-signs-standard"))
+    log(Loggers(tensorboard=True), tmp_path)
+    events = EventAccumulator(str(tmp_path / "tensorboard/ViT-Mini-signs-standard"))
     events.Reload()
     assert {event.step: event.value for event in events.Scalars("loss")} == POINTS
 
 
 def test_wandb_offline_keeps_the_run_here(tmp_path, monkeypatch):
-    pytest.importorskip("wandb")
     for name, value in {"WANDB_MODE": "offline", "WANDB_DIR": str(tmp_path), "WANDB_SILENT": "true"}.items():
         monkeypatch.setenv(name, value)
-    log(Namespace(wandb=True, lr=1e-5), tmp_path)
+    log(Loggers(wandb=True), tmp_path)
     (run,) = (tmp_path / "wandb").glob("offline-run-*")
     (file,) = run.glob("run-*.wandb")
     assert os.path.getsize(file) > 0
 
 
-def test_a_package_that_is_not_there_names_its_extra(tmp_path, monkeypatch):
+def test_a_package_that_is_not_there_names_its_command(tmp_path, monkeypatch):
     monkeypatch.setattr(loggers.importlib, "import_module", _absent)
-    with pytest.raises(SystemExit, match=r"--wandb: .* pip install -e '.\[wandb\]'"):
-        log(Namespace(wandb=True), tmp_path)
+    with pytest.raises(UsageError, match="--wandb: .* pip install wandb"):
+        log(Loggers(wandb=True), tmp_path)
 
 
 def _absent(name):

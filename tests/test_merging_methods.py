@@ -18,6 +18,7 @@ from src.merging.mag_masking import MagnitudeMasking, magnitude_mask
 from src.merging.tall_mask import LAMBDAS, TallMask, tall_masks, tau_mtl
 from src.merging.task_arithmetic import Average, Sum, ZeroShot, multi_task_vector
 from src.merging.ties import Ties, magnitude_threshold, ties_vector
+from src.task_vectors import TaskVector
 
 GOLDEN = Path(__file__).parent / "golden" / "tall_masks.npz"
 CASES = ("random", "one", "twenty", "dyadic", "zero", "cancel")
@@ -204,8 +205,10 @@ def test_shared_methods_are_one_line_through_the_origin(method):
     problem = draw(4)
     merge = method.merge(problem)
     assert not merge.per_task
+    (line,) = merge.lines("task1", merge.settings)
+    assert line.coefs == merge.settings
     for setting in merge.settings:
-        along = flat((setting * merge.direction("task1")).vector)
+        along = flat((setting * TaskVector(vector=line.direction)).vector)
         assert torch.equal(flat(merge.vector("task0", setting).vector), along)
     assert merge.storage_bits == problem.storage_merged()
 
@@ -232,7 +235,10 @@ def test_average_is_the_mean_of_the_weights():
 def test_masking_methods_make_a_model_per_task(method):
     problem = draw(3)
     merge = method.merge(problem)
-    assert merge.per_task and merge.direction is None
+    lines = merge.lines("task0", merge.settings)
+    assert merge.per_task and [line.coefs for line in lines] == [(1.0,)] * len(merge.settings)
+    for setting, line in zip(merge.settings, lines, strict=True):
+        assert torch.equal(flat(line.direction), flat(merge.vector("task0", setting).vector))
     assert merge.storage_bits == problem.storage_masked()
     first, second = (flat(merge.vector(task, merge.settings[0]).vector) for task in problem.tasks[:2])
     assert not torch.equal(first, second)

@@ -11,11 +11,11 @@ from open_clip.model import CLIP
 from src import heads, modeling
 from src.checkpoints import CheckpointError
 from src.datasets import registry
+from src.model_names import ModelName, check_model
 from src.modeling import (
     ClassificationHead,
     ImageClassifier,
     ImageEncoder,
-    ModelName,
     MultiHeadImageClassifier,
     assert_quick_gelu,
 )
@@ -30,7 +30,7 @@ def test_model_names():
 
 def test_unknown_model_names_the_nearest():
     with pytest.raises(ValueError, match="did you mean ViT-B-32"):
-        modeling.check_model("ViT-B32")
+        check_model("ViT-B32")
 
 
 def test_shipped_weights_are_small_and_say_how_they_were_made():
@@ -43,19 +43,19 @@ def test_shipped_weights_are_small_and_say_how_they_were_made():
     assert header["seconds"] > 0 and header["steps"] and header["words"]
 
 
-def test_encoder_has_the_published_names(parsed):
-    encoder = ImageEncoder(parsed())
+def test_encoder_has_the_published_names(make_run):
+    encoder = ImageEncoder(make_run())
     names = set(encoder.state_dict())
     text_side = {"model.positional_embedding", "model.text_projection", "model.logit_scale",
                  "model.token_embedding.weight", "model.ln_final.weight", "model.ln_final.bias"}  # fmt: skip
     assert text_side < names
     assert all(n.startswith("model.visual.") for n in names - text_side)
     assert {n for n, p in encoder.named_parameters() if p.requires_grad} == names - text_side
-    assert any(n.startswith("model.transformer.") for n in ImageEncoder(parsed(), keep_lang=True).state_dict())
+    assert any(n.startswith("model.transformer.") for n in ImageEncoder(make_run(), keep_lang=True).state_dict())
 
 
-def test_encoder_is_a_function_of_each_image(parsed):
-    encoder = ImageEncoder(parsed())
+def test_encoder_is_a_function_of_each_image(make_run):
+    encoder = ImageEncoder(make_run())
     images = torch.randn(3, 3, 32, 32)
     with torch.no_grad():
         together = encoder(images)
@@ -64,8 +64,8 @@ def test_encoder_is_a_function_of_each_image(parsed):
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
 
 
-def test_random_initialization_keeps_the_text_head(parsed):
-    trained, random = parsed(), parsed("--model=ViT-Mini__init__")
+def test_random_initialization_keeps_the_text_head(make_run):
+    trained, random = make_run(), make_run("--model=ViT-Mini__init__")
     a, b = ImageEncoder(trained), ImageEncoder(random)
     assert not torch.equal(a.model.visual.proj, b.model.visual.proj)
     again = ImageEncoder(random).model.visual.proj
@@ -74,30 +74,30 @@ def test_random_initialization_keeps_the_text_head(parsed):
     torch.testing.assert_close(head.weight, heads.get_classification_head(random, "signs").weight, rtol=0, atol=0)
 
 
-def test_head_is_the_prompt_ensemble(parsed):
+def test_head_is_the_prompt_ensemble(make_run):
     """Against the definition, in float64: normalise, average, normalise, scale."""
-    args = parsed()
-    model, tokenizer = modeling.build_clip(args)
+    run = make_run()
+    model, tokenizer = modeling.build_clip(run)
     row = registry.get("land")
     expected = []
     with torch.no_grad():
         for name in row.classnames:
             texts = model.encode_text(tokenizer([t.format(name) for t in row.templates])).double()
             expected.append(F.normalize(F.normalize(texts, dim=-1).mean(0), dim=-1) * model.logit_scale.double().exp())
-    built = heads.get_classification_head(args, "land")
-    cached = heads.get_classification_head(args, "land")
+    built = heads.get_classification_head(run, "land")
+    cached = heads.get_classification_head(run, "land")
     torch.testing.assert_close(built.weight.double(), torch.stack(expected), atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(built.weight, cached.weight, atol=0, rtol=0)
     assert not built.weight.requires_grad
 
 
-def test_a_head_of_other_class_names_is_not_reused(parsed, monkeypatch):
-    args = parsed()
-    before = heads.get_classification_head(args, "signs").weight
+def test_a_head_of_other_class_names_is_not_reused(make_run, monkeypatch):
+    run = make_run()
+    before = heads.get_classification_head(run, "signs").weight
     row = registry.get("signs")
     renamed = registry.Dataset(**vars(row) | {"templates": ("the {} symbol",)})
     monkeypatch.setitem(registry.ROWS, "signs", renamed)
-    assert not torch.equal(before, heads.get_classification_head(args, "signs").weight)
+    assert not torch.equal(before, heads.get_classification_head(run, "signs").weight)
 
 
 def test_head_normalises_and_classifiers_compose():
@@ -134,7 +134,7 @@ def test_quick_gelu_is_asserted():
         ("ViT-B-32__pretrained__laion2b_s34b_b79k", "laion.safetensors", False),
     ],
 )
-def test_weights_get_the_activation_that_they_were_trained_with(parsed, monkeypatch, model, weights, quick):
+def test_weights_get_the_activation_that_they_were_trained_with(make_run, monkeypatch, model, weights, quick):
     asked = {}
 
     def create(architecture, pretrained, **options):
@@ -142,25 +142,25 @@ def test_weights_get_the_activation_that_they_were_trained_with(parsed, monkeypa
         return tiny_clip(options["force_quick_gelu"])
 
     monkeypatch.setattr(open_clip, "create_model", create)
-    args = parsed(f"--model={model}", *([f"--pretrained-path={weights}"] if weights else []))
-    modeling.build_clip(args)
+    run = make_run(f"--model={model}", *([f"--pretrained-path={weights}"] if weights else []))
+    modeling.build_clip(run)
     assert asked["force_quick_gelu"] == quick
     assert asked["pretrained"] == (weights or ModelName.parse(model).weights or "openai")
 
 
-def test_weights_that_cannot_be_had_name_the_way_without_a_network(parsed, monkeypatch, tmp_path):
+def test_weights_that_cannot_be_had_name_the_way_without_a_network(make_run, monkeypatch, tmp_path):
     def unreachable(*arguments, **options):
         raise OSError("Network is unreachable\nand more")
 
     file = tmp_path / "weights.pt"
     file.write_bytes(b"<html>")
     with pytest.raises(CheckpointError, match=f"--pretrained-path: expected weights of ViT-B-32 in {file} .*found Unp"):
-        modeling.build_clip(parsed("--model=ViT-B-32", f"--pretrained-path={file}"))
+        modeling.build_clip(make_run("--model=ViT-B-32", f"--pretrained-path={file}"))
     monkeypatch.setattr(open_clip, "create_model", unreachable)
     with pytest.raises(
         CheckpointError, match="OSError: Network is unreachable\nWithout a network: fetch .*timm/vit_base_"
     ):
-        modeling.build_clip(parsed("--model=ViT-B-32"))
+        modeling.build_clip(make_run("--model=ViT-B-32"))
 
 
 def test_tokenizer_knows_words_and_spells_the_rest():

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from src import checkpoints, heads, store, training
-from src.runtime.paths import Paths
 from src.vit_mini import clip
 
 
@@ -22,7 +21,7 @@ def other_weights(monkeypatch):
 
     def change():
         monkeypatch.setattr(clip, "load", moved)
-        store._encoder.cache_clear()
+        store.encoder.cache_clear()
 
     return change
 
@@ -34,47 +33,47 @@ def rewrite(path, **fields):
     checkpoints.save(path, dict(file), header, kind=file.header["kind"])
 
 
-def test_other_pretrained_weights_are_refused(parsed, other_weights):
-    args = parsed()
-    store.save_pretrained(args)
-    store.encoder(args)
+def test_other_pretrained_weights_are_refused(make_run, make_training, other_weights):
+    run = make_run()
+    store.write_pretrained(run)
+    store.encoder(run)
     other_weights()
-    path = Paths.of(args).pretrained()
-    training_args = parsed("--steps=1", "--batch-size=2", training=True)
-    for use in (lambda: store.encoder(args), lambda: training.finetune(training_args, "signs")):
+    path = run.paths.pretrained()
+    _, settings = make_training("--steps=1", "--batch-size=2")
+    for use in (lambda: store.encoder(run), lambda: training.finetune(run, "signs", settings)):
         with pytest.raises(checkpoints.CheckpointError, match=f"{path}: expected the pre-trained .*--save=ANOTHER"):
             use()
-    store.pretrained(args)  # what is merged on disk needs no source
+    store.pretrained(run)  # what is merged on disk needs no source
     rewrite(path, fingerprints=None)  # as files were written before they said so
-    store.encoder(args)
+    store.encoder(run)
 
 
-def test_a_checkpoint_of_another_start_is_refused(parsed):
-    args = parsed("--steps=1", "--batch-size=2", training=True)
-    store.save_pretrained(args)
-    training.finetune(args, "signs")
-    path = Paths.of(args).checkpoint("signs", "standard")
-    assert store.finetuned(args, "signs", "standard").header["began_at"]
+def test_a_checkpoint_of_another_start_is_refused(make_training):
+    run, settings = make_training("--steps=1", "--batch-size=2")
+    store.write_pretrained(run)
+    training.finetune(run, "signs", settings)
+    path = run.paths.checkpoint("signs", "standard")
+    assert store.finetuned(run, "signs", "standard").header["began_at"]
     rewrite(path, began_at="0" * 16)
-    for use in (lambda: store.task_vector(args, "signs", "posthoc"), lambda: training.finetune(args, "signs")):
+    for use in (lambda: store.task_vector(run, "signs", "posthoc"), lambda: training.finetune(run, "signs", settings)):
         with pytest.raises(checkpoints.CheckpointError, match="began at other weights .*--tasks=signs .*--overwrite"):
             use()
     rewrite(path, began_at=None)
-    store.task_vector(args, "signs", "standard")
+    store.task_vector(run, "signs", "standard")
 
 
-def test_a_head_of_another_text_tower_is_made_anew(parsed, other_weights):
-    args = parsed()
-    store.save_pretrained(args)
-    first = heads.get_classification_head(args, "signs").weight
+def test_a_head_of_another_text_tower_is_made_anew(make_run, make_training, other_weights):
+    run = make_run()
+    store.write_pretrained(run)
+    first = heads.get_classification_head(run, "signs").weight
     other_weights()
-    moved = parsed("--seed=3")  # heads are shared by all seeds, θ0 is not
-    store.save_pretrained(moved)
+    moved = make_run("--seed=3")  # heads are shared by all seeds, θ0 is not
+    store.write_pretrained(moved)
     second = heads.get_classification_head(moved, "signs").weight
     assert not torch.equal(first, second)
-    path = Paths.of(args).head("signs")
+    path = run.paths.head("signs")
     rewrite(path, text_side=None, classnames=None, templates=None)  # a published head says none of it
-    assert torch.equal(heads.get_classification_head(args, "signs").weight, second)
+    assert torch.equal(heads.get_classification_head(run, "signs").weight, second)
 
 
 def test_fingerprints_tell_weights_apart():

@@ -4,30 +4,31 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 
 from src import checkpoints, store
 from src.runtime import results
-from src.runtime.paths import ROOT, Paths
+from src.runtime.paths import ROOT
 
 pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
 
 
-def test_jobs_of_a_multirun_run_in_processes_of_their_own(parsed, tmp_path):
-    args = parsed("--tasks=digits")
-    store.save_pretrained(args)
-    path = Paths.of(args).checkpoint("digits", "standard")
-    header = dict(model=args.model, task="digits", mode="standard", seed=0)
-    checkpoints.save(path, dict(store.pretrained(args)), header)  # moved nowhere
+def test_jobs_of_a_multirun_run_in_processes_of_their_own(make_run, tmp_path):
+    run = make_run("--tasks=digits")
+    store.write_pretrained(run)
+    path = run.paths.checkpoint("digits", "standard")
+    header = dict(model=run.model, task="digits", mode="standard", seed=0)
+    checkpoints.save(path, dict(store.pretrained(run)), header)  # moved nowhere
     for mode in ("none", "standard"):
-        results.write(Paths.of(args).single_task(mode), {"digits": 0.5, "digitsVal": 0.5}, args)
+        results.write(run.paths.single_task(mode), {"digits": 0.5, "digitsVal": 0.5}, run.config(), time.time())
     done = subprocess.run(
         [
             *(sys.executable, str(ROOT / "main.py"), "--multirun", "hydra/launcher=submitit_local"),
             *(f"hydra.sweep.dir={tmp_path}/jobs", "hydra.launcher.timeout_min=10", "hydra.launcher.cpus_per_task=1"),
             *("method=zeroshot,average", "tasks=[digits]", "seed=0", "device=cpu", "jobs=1"),
-            *(f"save={args.save}", f"results={args.results}", f"cache_dir={args.cache_dir}"),
+            *(f"save={run.places.save}", f"results={run.places.results}", f"cache_dir={run.places.cache}"),
         ],
         capture_output=True,
         text=True,
@@ -36,7 +37,7 @@ def test_jobs_of_a_multirun_run_in_processes_of_their_own(parsed, tmp_path):
         timeout=500,
     )
     assert done.returncode == 0, done.stderr
-    folder = Paths.of(args).results
+    folder = run.paths.results
     made = {path.stem: json.loads(path.read_text()) for path in folder.rglob("merging/**/*.json")}
     assert {"zeroshot", "average"} <= made.keys()
     assert made["zeroshot"]["test"]["accuracy"] == made["average"]["test"]["accuracy"]

@@ -12,22 +12,24 @@ import pytest
 import torch
 
 from src import checkpoints, store, training
+from src.experiments import finetuning
 from src.runtime import seeds
 from src.runtime.distributed import World, cores
-from src.runtime.paths import ROOT, Paths
+from src.runtime.messages import UsageError
+from src.runtime.paths import ROOT
 
 two_cores = pytest.mark.skipif(cores() < 2, reason="needs 2 cores")
 TRAIN = ("--steps=8", "--checkpoint-every=3", "--tasks=signs", "--batch-size=16")
 
 
-def run(script: str, *flags: str, **more) -> subprocess.CompletedProcess:
+def run_script(script: str, *flags: str, **more) -> subprocess.CompletedProcess:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(ROOT / script), *flags]
     return subprocess.run(command, capture_output=True, text=True, env=environment, **more)
 
 
-def weights(args, task: str = "signs") -> dict[str, torch.Tensor]:
-    return checkpoints.load(Paths.of(args).checkpoint(task, args.finetuning_mode))
+def weights(run, mode: str = "standard", task: str = "signs") -> dict[str, torch.Tensor]:
+    return checkpoints.load(run.paths.checkpoint(task, mode))
 
 
 def assert_same(one, two):
@@ -36,13 +38,13 @@ def assert_same(one, two):
         assert torch.equal(one[name], two[name]), name
 
 
-def assert_near(args, one, two):
+def assert_near(run, one, two):
     """Each tensor has moved from θ0 in the same way, to 1 % of its own movement.
 
     Left out are the biases of the attention's keys: softmax does not see them, so their gradient is zero but for
     rounding, whose sign Adam makes into a step.
     """
-    start = store.pretrained(args)
+    start = store.pretrained(run)
     assert one.keys() == two.keys()
     for name in one:
         moved, difference = one[name] - start[name], one[name] - two[name]
@@ -52,9 +54,9 @@ def assert_near(args, one, two):
         assert difference.norm() <= 0.01 * moved.norm() + 1e-7, f"{name}: {difference.norm()} of {moved.norm()}"
 
 
-def finetune(args, world=World()):
-    store.save_pretrained(args)
-    training.finetune(args, "signs", world)
+def finetune(run, settings, world=World()):
+    store.write_pretrained(run)
+    training.finetune(run, "signs", settings, world)
 
 
 def test_schedule_is_the_published_one():
@@ -89,65 +91,72 @@ def _moved(image, down, right):
 
 
 @pytest.mark.parametrize("mode", ["standard", "linear"])
-def test_one_step_is_adamw_on_the_clipped_gradient(parsed, mode):
+def test_one_step_is_adamw_on_the_clipped_gradient(make_training, mode):
     """The first steps against a hand-written loop on f or on f_lin with its plain gradient."""
-    args = parsed(*TRAIN, f"--finetuning-mode={mode}", training=True)
-    finetune(args)
-    from src.datasets import loading as data
+    run, settings = make_training(*TRAIN, f"--finetuning-mode={mode}")
+    finetune(run, settings)
+    from src.datasets import loading
     from src.heads import get_classification_head
     from src.linearize import LinearizedImageEncoder
     from src.modeling import ImageEncoder
 
-    encoder = ImageEncoder(args)
+    encoder = ImageEncoder(run)
     if mode == "linear":
-        encoder = LinearizedImageEncoder(args, image_encoder=encoder)
-        encoder.twice_differentiable = True  # the plain way: jvp, and backward through it
-    head = get_classification_head(args, "signs")
+        encoder = LinearizedImageEncoder(run, image_encoder=encoder)
+        encoder.fused = False  # the plain way: jvp, and backward through it
+    head = get_classification_head(run, "signs")
     trained = [p for n, p in encoder.named_parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=args.lr, weight_decay=args.wd)
-    batches = training.Batches(args, encoder, data.examples(args, "signs", "train"), World(), "signs")
+    optimizer = torch.optim.AdamW(trained, lr=settings.lr, weight_decay=settings.wd)
+    batches = training.Batches(run, settings, encoder, loading.examples(run, "signs", "train"), World(), "signs")
     for step, (images, labels, _) in enumerate(batches(0, 8)):
-        optimizer.param_groups[0]["lr"] = training.cosine_lr(step, 8, args.lr, args.warmup_length)
+        optimizer.param_groups[0]["lr"] = training.cosine_lr(step, 8, settings.lr, settings.warmup_length)
         optimizer.zero_grad()
         torch.nn.functional.cross_entropy(head(encoder(images)), labels).backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
-    assert_near(args, weights(args), encoder.state_dict())
+    assert_near(run, weights(run, settings.mode), encoder.state_dict())
 
 
 @two_cores
 @pytest.mark.parametrize("mode", ["standard", "linear"])
-def test_two_processes_give_the_weights_of_one(parsed, tmp_path, mode):
-    args = parsed(*TRAIN, f"--finetuning-mode={mode}", training=True)
-    finetune(args)
+def test_two_processes_give_the_weights_of_one(make_training, tmp_path, mode):
+    run, settings = make_training(*TRAIN, f"--finetuning-mode={mode}")
+    finetune(run, settings)
     flags = (*TRAIN, f"--finetuning-mode={mode}", "--world-size=2", "--seed=0", "--device=cpu")
-    done = run("finetune.py", *flags, f"--save={tmp_path}/two", f"--cache-dir={args.cache_dir}")
+    done = run_script("finetune.py", *flags, f"--save={tmp_path}/two", f"--cache-dir={run.places.cache}")
     assert done.returncode == 0, done.stderr
     two = checkpoints.load(tmp_path / f"two/mini/ViT-Mini/seed_0/signs/{mode}.safetensors")
-    assert_near(args, weights(args), two)
+    assert_near(run, weights(run, settings.mode), two)
 
 
 @two_cores
-def test_torchrun_gives_the_weights_of_one(parsed, tmp_path):
-    args = parsed(*TRAIN, training=True)
-    finetune(args)
+def test_torchrun_gives_the_weights_of_one(make_training, tmp_path):
+    run, settings = make_training(*TRAIN)
+    finetune(run, settings)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    flags = (*TRAIN, "--seed=0", "--device=cpu", f"--save={tmp_path}/two", f"--cache-dir={args.cache_dir}")
+    flags = (*TRAIN, "--seed=0", "--device=cpu", f"--save={tmp_path}/two", f"--cache-dir={run.places.cache}")
     done = subprocess.run([*launcher, str(ROOT / "finetune.py"), *flags], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     two = checkpoints.load(tmp_path / "two/mini/ViT-Mini/seed_0/signs/standard.safetensors")
-    assert_near(args, weights(args), two)
+    assert_near(run, weights(run, settings.mode), two)
     assert done.stdout.count("signs standard: 8 steps") == 1  # rank 0 alone speaks
 
 
 @pytest.mark.parametrize("mode", ["standard", "linear"])
-def test_a_killed_run_ends_bit_identical(parsed, tmp_path, mode):
+def test_a_killed_run_ends_bit_identical(make_training, tmp_path, mode):
     flags = ("--steps=60", "--checkpoint-every=4", "--tasks=signs", "--batch-size=16", f"--finetuning-mode={mode}")
-    whole = parsed(*flags, training=True)
-    finetune(whole)
-    broken = parsed(*flags, f"--save={tmp_path}/broken", training=True)
-    state = Paths.of(broken).training_state("signs", mode)
-    same = (*flags, "--seed=0", "--device=cpu", "--jobs=1", f"--save={broken.save}", f"--cache-dir={broken.cache_dir}")
+    whole, settings = make_training(*flags)
+    finetune(whole, settings)
+    broken, _ = make_training(*flags, f"--save={tmp_path}/broken")
+    state = broken.paths.training_state("signs", mode)
+    same = (
+        *flags,
+        "--seed=0",
+        "--device=cpu",
+        "--jobs=1",
+        f"--save={broken.places.save}",
+        f"--cache-dir={broken.places.cache}",
+    )
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen([sys.executable, str(ROOT / "finetune.py"), *same], env=environment)
     until = time.time() + 300
@@ -155,45 +164,49 @@ def test_a_killed_run_ends_bit_identical(parsed, tmp_path, mode):
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert state.exists() and not Paths.of(broken).checkpoint("signs", mode).exists()
-    done = run("finetune.py", *same)
+    assert state.exists() and not broken.paths.checkpoint("signs", mode).exists()
+    done = run_script("finetune.py", *same)
     assert done.returncode == 0 and "goes on from step" in done.stdout, done.stderr
-    assert_same(weights(whole), weights(broken))
+    assert_same(weights(whole, mode), weights(broken, mode))
     assert not state.exists()
 
 
-def test_accumulation_is_the_larger_batch(parsed, tmp_path, monkeypatch):
+def test_accumulation_is_the_larger_batch(make_training, tmp_path, monkeypatch):
     """Two forward passes of 16 make one step of 32. An image's shift is drawn with its batch, so nothing is shifted."""
     monkeypatch.setattr(training, "MAX_SHIFT", 0)
     flags = ("--steps=3", "--tasks=signs")
-    large = parsed(*flags, "--batch-size=32", training=True)
-    small = parsed(*flags, "--batch-size=16", "--num-grad-accumulation=2", f"--save={tmp_path}/small", training=True)
-    finetune(large)
-    finetune(small)
-    assert_near(large, weights(large), weights(small))
+    large = make_training(*flags, "--batch-size=32")
+    small = make_training(*flags, "--batch-size=16", "--num-grad-accumulation=2", f"--save={tmp_path}/small")
+    finetune(*large)
+    finetune(*small)
+    assert_near(large[0], weights(large[0]), weights(small[0]))
 
 
-def test_finished_work_is_skipped_and_foreign_checkpoints_are_refused(parsed, capsys):
-    args = parsed(*TRAIN, training=True)
-    finetune(args)
-    path = Paths.of(args).checkpoint("signs", "standard")
+def test_finished_work_is_skipped_and_foreign_checkpoints_are_refused(make_training, capsys):
+    run, settings = make_training(*TRAIN)
+    finetune(run, settings)
+    path = run.paths.checkpoint("signs", "standard")
     before = path.read_bytes()
-    training.finetune(args, "signs")
+    training.finetune(run, "signs", settings)
     assert "skipped" in capsys.readouterr().out and path.read_bytes() == before
     path.write_bytes(before[: len(before) // 2])
     with pytest.raises(checkpoints.CheckpointError, match="cut short"):
-        training.finetune(args, "signs")
+        training.finetune(run, "signs", settings)
     assert len(path.read_bytes()) == len(before) // 2
 
 
-def test_a_finished_checkpoint_says_what_is_asked_otherwise_now(parsed, capsys):
-    finetune(parsed("--steps=1", "--batch-size=4", training=True))
-    finetune(parsed("--steps=2", "--batch-size=4", "--lr=0.5", "--precision=tf32", training=True))
-    told = "trained with lr 0.00025 (now 0.5), precision fp32 (now tf32), steps 1 (now 2): --overwrite trains anew"
-    assert told in capsys.readouterr().out
+def test_a_finished_checkpoint_of_other_settings_is_refused_and_stays(make_training):
+    finetune(*make_training("--steps=1", "--batch-size=4"))
+    other, settings = make_training("--steps=2", "--batch-size=4", "--lr=0.5", "--precision=tf32")
+    before = other.paths.checkpoint("signs", "standard").read_bytes()
+    told = r"trained with lr 0.00025 \(now 0.5\), precision fp32 \(now tf32\), steps 1 \(now 2\); .*--overwrite"
+    with pytest.raises(checkpoints.CheckpointError, match=told):
+        finetune(other, settings)
+    assert other.paths.checkpoint("signs", "standard").read_bytes() == before
+    finetune(*make_training("--batch-size=4"))  # a number of steps that was not asked for is not compared
 
 
-def losses(monkeypatch, args) -> list[float]:
+def losses(monkeypatch, run, settings) -> list[float]:
     """What is logged of a fine-tuning, at every step."""
     found = []
 
@@ -204,25 +217,24 @@ def losses(monkeypatch, args) -> list[float]:
             found.append(values["loss"])
 
     monkeypatch.setattr(training, "Logger", Recorder)
-    finetune(args)
+    finetune(run, settings)
     return found
 
 
-def test_bf16_is_near_fp32(parsed, tmp_path, monkeypatch):
+def test_bf16_is_near_fp32(make_training, tmp_path, monkeypatch):
     flags = ("--steps=4", "--warmup_length=1", "--batch-size=16")
-    whole = losses(monkeypatch, parsed(*flags, training=True))
-    half = losses(monkeypatch, parsed(*flags, "--precision=bf16", f"--save={tmp_path}/half", training=True))
+    whole = losses(monkeypatch, *make_training(*flags))
+    half = losses(monkeypatch, *make_training(*flags, "--precision=bf16", f"--save={tmp_path}/half"))
     assert half == pytest.approx(whole, rel=0.02) and half != whole
-    assert all(p.dtype == torch.float32 for p in weights(parsed(f"--save={tmp_path}/half")).values())
+    assert all(p.dtype == torch.float32 for p in weights(make_training(f"--save={tmp_path}/half")[0]).values())
 
 
-def test_bf16_is_refused_where_it_would_lose_the_tangent(parsed, capsys):
-    with pytest.raises(SystemExit):
-        parsed("--finetuning-mode=linear", "--precision=bf16", training=True)
-    assert "loses its second term" in capsys.readouterr().err
+def test_bf16_is_refused_where_it_would_lose_the_tangent(make_training):
+    with pytest.raises(UsageError, match="loses its second term"):
+        make_training("--finetuning-mode=linear", "--precision=bf16")
 
 
-def test_precision_is_set_for_the_process(parsed):
+def test_precision_is_set_for_the_process(make_training):
     for precision, matmul, autocast in (("tf32", "high", False), ("bf16", "highest", True), ("fp32", "highest", False)):
         with training._set_precision(precision, "cpu"):
             assert torch.is_autocast_enabled("cpu") == autocast
@@ -230,33 +242,34 @@ def test_precision_is_set_for_the_process(parsed):
 
 
 @pytest.mark.parametrize("mode", ["standard", "linear"])
-def test_compiled_training_is_the_same(parsed, tmp_path, mode):
+def test_compiled_training_is_the_same(make_training, tmp_path, mode):
     """With the backend that traces as the default one does, and then runs what it traced."""
     flags = ("--steps=2", "--batch-size=4", f"--finetuning-mode={mode}")
     plain, compiled = (
-        parsed(*flags, training=True),
-        parsed(*flags, f"--save={tmp_path}/c", "--compile=eager", training=True),
+        make_training(*flags),
+        make_training(*flags, f"--save={tmp_path}/c", "--compile=eager"),
     )
-    finetune(plain)
-    finetune(compiled)
+    for run, settings in (plain, compiled):
+        finetune(run, settings)
     torch.compiler.reset()
-    assert_near(plain, weights(plain), weights(compiled))
-    assert checkpoints.header(Paths.of(compiled).checkpoint("signs", mode))["settings"]["compile"] == "eager"
+    (plain, _), (compiled, _) = plain, compiled
+    assert_near(plain, weights(plain, mode), weights(compiled, mode))
+    assert checkpoints.header(compiled.paths.checkpoint("signs", mode))["settings"]["compile"] == "eager"
 
 
-def test_a_state_of_other_settings_is_refused(parsed, monkeypatch):
-    args = parsed(*TRAIN, training=True)
+def test_a_state_of_other_settings_is_refused(make_training, monkeypatch):
+    run, settings = make_training(*TRAIN)
     _break_after(monkeypatch, 5)
     with pytest.raises(KeyboardInterrupt):
-        finetune(args)
+        finetune(run, settings)
     monkeypatch.undo()
-    other = parsed(*TRAIN, "--lr=0.01", training=True)
+    other = make_training(*TRAIN, "--lr=0.01")
     with pytest.raises(checkpoints.CheckpointError, match=r"lr 0.00025 \(now 0.01\)"):
-        finetune(other)
+        finetune(*other)
 
 
-def test_a_loss_that_is_no_number_stops_and_keeps_the_state(parsed, monkeypatch):
-    args = parsed(*TRAIN, training=True)
+def test_a_loss_that_is_no_number_stops_and_keeps_the_state(make_training, monkeypatch):
+    run, settings = make_training(*TRAIN)
     cross_entropy = training.F.cross_entropy
     calls = []
 
@@ -266,8 +279,8 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_state(parsed, monkeypatch)
 
     monkeypatch.setattr(training.F, "cross_entropy", poisoned)
     with pytest.raises(training.NonFiniteLoss, match="at step 4 of 8; the last good state is kept"):
-        finetune(args)
-    state = checkpoints.Checkpoint(Paths.of(args).training_state("signs", "standard"), kind="training state")
+        finetune(run, settings)
+    state = checkpoints.Checkpoint(run.paths.training_state("signs", "standard"), kind="training state")
     assert state.header["step"] == 3 and all(torch.isfinite(state[key]).all() for key in state)
 
 
@@ -283,10 +296,9 @@ def _break_after(monkeypatch, steps: int) -> None:
     monkeypatch.setattr(training, "cosine_lr", counted)
 
 
-def test_world_size_above_the_devices_is_an_error(parsed, capsys):
-    with pytest.raises(SystemExit):
-        parsed("--world-size=4096", training=True)
-    assert f"--world-size: expected at most the {cores()} CPU cores" in capsys.readouterr().err
+def test_world_size_above_the_devices_is_an_error(make_run):
+    with pytest.raises(UsageError, match=f"--world-size: expected at most the {cores()} CPU cores"):
+        finetuning.finetune_tasks(make_run(), "standard", world_size=4096)
 
 
 @two_cores
@@ -294,11 +306,11 @@ def test_a_dead_rank_ends_the_job_with_its_reason(tmp_path, mini_cache):
     program = Path(tmp_path / "dies.py")
     program.write_text(
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
-        "from argparse import Namespace\nfrom src.runtime.distributed import launch\n"
-        "def worker(args, world):\n"
+        "from src.runtime.distributed import launch\n"
+        "def worker(world):\n"
         "    if world.rank == 1: raise RuntimeError('rank one is unwell')\n"
-        "    world.wait()\n"
-        "if __name__ == '__main__': launch(worker, Namespace(world_size=2, device='cpu'))\n"
+        "    world.barrier()\n"
+        "if __name__ == '__main__': launch(worker, 'cpu', 2)\n"
     )
     done = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, timeout=200)
     assert done.returncode != 0 and "rank 1 stopped: RuntimeError: rank one is unwell" in done.stderr

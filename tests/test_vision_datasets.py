@@ -18,9 +18,9 @@ import vision_files as files
 
 from src.datasets import __main__ as command
 from src.datasets import hub, official
-from src.datasets.base import Subset, validation_indices
+from src.datasets.base import validation_indices
 from src.datasets.download import Download
-from src.datasets.examples import BadFile, CorruptImage, DataError
+from src.datasets.examples import BadFile, CorruptImage, DataError, Subset
 from src.datasets.prepare import Record, cut, load, prepare
 from src.datasets.templates import TEMPLATES
 from src.datasets.vision import CONTROL, FACTS, ROWS, TASKS
@@ -183,16 +183,35 @@ class Hostile:
         return Path.touch, (Path("executed"),)
 
 
-def test_a_hostile_cifar_batch_is_set_aside_and_not_executed(tmp_path, monkeypatch):
+def nested(value: int, depth: int) -> list:
+    """10^depth values in a file of a few bytes: each list holds the one below ten times."""
+    for _ in range(depth):
+        value = [value] * 10
+    return value
+
+
+@pytest.mark.parametrize(
+    ("batch", "reason"),
+    [
+        ({"data": Hostile(), "labels": [0]}, "names .* take it for hostile"),
+        ({"data": np.zeros((1, 3072), np.uint8), "labels": [Hostile()]}, "names .* take it for hostile"),
+        ({"data": np.zeros((10, 3072), np.uint8), "labels": nested(0, 12)}, "int.. argument"),
+        ({"data": nested(0, 12), "labels": [0]}, "expected an array of bytes, found a list"),
+        ({"data": np.zeros((1, 3072)), "labels": [0]}, "another type"),
+        ({"data": np.zeros((2, 3072), np.uint8), "labels": [0]}, r"\(2, 3072\) for 1 labels"),
+        ({"data": np.zeros((1, 3072), np.uint8)}, "'labels'"),
+        ([1, 2], "list indices"),
+    ],
+)
+def test_a_hostile_or_odd_cifar_batch_is_set_aside_and_not_executed(tmp_path, monkeypatch, batch, reason):
     monkeypatch.chdir(tmp_path)
     files.OFFICIAL["CIFAR10"](tmp_path)
-    batch = tmp_path / "cifar-10-batches-py/data_batch_3"
-    batch.write_bytes(pickle.dumps({"data": Hostile(), "labels": [0]}))
-    with pytest.raises(
-        DataError, match=r"data_batch_3: expected a pickled CIFAR batch.*(?s:.)*Set aside as data_batch_3.bad"
-    ):
+    path = tmp_path / "cifar-10-batches-py/data_batch_3"
+    path.write_bytes(pickle.dumps(batch))
+    expected = r"data_batch_3: expected a pickled CIFAR batch with 'data' and 'labels', found .*"
+    with pytest.raises(DataError, match=rf"{expected}{reason}(?s:.)*Set aside as data_batch_3.bad"):
         prepare(FACTS["CIFAR10"], tmp_path, "official", as_is=True)
-    assert not Path("executed").exists() and not batch.exists() and batch.with_name("data_batch_3.bad").exists()
+    assert not Path("executed").exists() and not path.exists() and path.with_name("data_batch_3.bad").exists()
 
 
 def test_mirror_classes_in_another_order(tmp_path):

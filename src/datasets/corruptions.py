@@ -16,13 +16,13 @@ import io
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from src.runtime.messages import nearest
+from src.datasets.base import PixelArray
+from src.runtime.messages import UsageError, nearest
 
 SPLIT = "test"
 SEVERITIES = (1, 2, 3, 4, 5)
@@ -162,12 +162,12 @@ CORRUPTIONS = {
 
 
 def check(name: str, severity: int) -> None:
-    """Raises ValueError that says what exists."""
+    """Raises UsageError that says what exists."""
     if name not in CORRUPTIONS:
         known = ", ".join(CORRUPTIONS)
-        raise ValueError(f"corruption: {name!r} does not exist{nearest(name, list(CORRUPTIONS))} Known: {known}")
+        raise UsageError(f"corruption: {name!r} does not exist{nearest(name, list(CORRUPTIONS))} Known: {known}")
     if severity not in SEVERITIES:
-        raise ValueError(f"severity: expected one of {', '.join(map(str, SEVERITIES))}; got {severity!r}")
+        raise UsageError(f"severity: expected one of {', '.join(map(str, SEVERITIES))}; got {severity!r}")
 
 
 def corrupt(pixels: np.ndarray, name: str, severity: int, seeds) -> np.ndarray:
@@ -184,9 +184,9 @@ def corrupt(pixels: np.ndarray, name: str, severity: int, seeds) -> np.ndarray:
 
 @dataclass(frozen=True)
 class CorruptedPixels:
-    """The images of `dataset`, corrupted whenever they are read: an array that takes slices and arrays of indices."""
+    """The images of `dataset`, corrupted whenever they are read: an array that takes all that NumPy's take."""
 
-    pixels: np.ndarray
+    pixels: PixelArray
     dataset: str
     name: str
     severity: int
@@ -198,14 +198,10 @@ class CorruptedPixels:
     def __len__(self) -> int:
         return len(self.pixels)
 
-    def __getitem__(self, where: slice | np.ndarray) -> np.ndarray:
+    def __getitem__(self, index: int | slice | np.ndarray) -> np.ndarray:
+        positions = np.arange(len(self))[index]
+        if np.ndim(positions) == 0:
+            return self[np.array([positions])][0]
         stream = zlib.crc32(f"{self.dataset} {self.name}".encode())
-        seeds = ([stream, index] for index in np.arange(len(self))[where])
-        return corrupt(self.pixels[where], self.name, self.severity, seeds)
-
-
-def record(args) -> dict[str, Any]:
-    """What a result says of the corruption that it was made under; nothing where there was none."""
-    if not args.corruption:
-        return {}
-    return {"corruption": {"name": args.corruption, "severity": args.severity, "splits": [SPLIT]}}
+        seeds = ([stream, position] for position in positions)
+        return corrupt(self.pixels[index], self.name, self.severity, seeds)

@@ -9,86 +9,78 @@ import torch
 from src.datasets import corruptions, registry
 from src.datasets.base import Examples, Pixels
 from src.datasets.cache import cached, without_corrupt
-from src.runtime.paths import Paths
+from src.run import Corruption, Run
 
 
-def examples(args, dataset: str, split: str) -> Examples:
+@lru_cache(maxsize=64)
+def examples(run: Run, dataset: str, split: str) -> Examples:
     """The examples of a split, not yet decoded. Raises what the row's loader raises, with the command that mends it."""
-    return _examples(Paths.of(args), dataset, split)
-
-
-@lru_cache(maxsize=64)
-def _examples(paths: Paths, dataset: str, split: str) -> Examples:
     row = registry.get(dataset)
-    return row.load(split, paths.cache if row.suite == "mini" else paths.data, paths.seed)
+    return row.load(split, run.paths.cache if registry.suite(row.suite).drawn else run.paths.data, run.seed)
 
 
 @lru_cache(maxsize=64)
-def _decodable(paths: Paths, dataset: str, split: str, skip_corrupt: bool) -> Examples:
-    return without_corrupt(_examples(paths, dataset, split), dataset, split, skip_corrupt)
+def _decodable(run: Run, dataset: str, split: str, skip_corrupt: bool) -> Examples:
+    return without_corrupt(examples(run, dataset, split), dataset, split, skip_corrupt)
 
 
-def training_examples(args, dataset: str) -> Examples:
+def training_examples(run: Run, dataset: str) -> Examples:
     """What to fine-tune on. With `--skip-corrupt` all of it is decoded once, to leave out what cannot be."""
-    found = examples(args, dataset, "train")
-    return _decodable(Paths.of(args), dataset, "train", True) if args.skip_corrupt else found
+    return _decodable(run, dataset, "train", True) if run.skip_corrupt else examples(run, dataset, "train")
 
 
-def require_decodable(args, dataset: str, split: str) -> None:
+def require_decodable(run: Run, dataset: str, split: str) -> None:
     """Raise DataError that names and counts the images which cannot be decoded."""
-    _decodable(Paths.of(args), dataset, split, False)
+    _decodable(run, dataset, split, False)
 
 
 @lru_cache(maxsize=64)
-def _decoded(paths: Paths, dataset: str, split: str, side: int, skip_corrupt: bool) -> Pixels:
+def _decoded(run: Run, dataset: str, split: str, side: int) -> Pixels:
     """A split as pixels of the encoder's size: in memory already, or decoded once into the image cache on disk."""
-    found = _examples(paths, dataset, split)
-    if isinstance(found, Pixels):
-        return found if found.pixels.shape[1] == side else _resized(found, side)
+    images = examples(run, dataset, split)
+    if isinstance(images, Pixels):
+        return images if images.pixels.shape[1] == side else _resized(images, side)
     crop = partial(centre_crop, side=side)
-    folder = paths.images()
-    return cached(found, crop, f"centre_crop {side}", folder, dataset, split, skip_corrupt=skip_corrupt)
+    folder = run.paths.images()
+    return cached(images, crop, f"centre_crop {side}", folder, dataset, split, skip_corrupt=run.skip_corrupt)
 
 
-def _resized(found: Pixels, side: int) -> Pixels:
-    return Pixels(np.stack([centre_crop(found[i], side) for i in range(len(found))]), found.labels)
+def _resized(images: Pixels, side: int) -> Pixels:
+    return Pixels(np.stack([centre_crop(images[i], side) for i in range(len(images))]), images.labels)
 
 
-def evaluation_pixels(args, dataset: str, split: str, side: int) -> Pixels:
+def evaluation_pixels(run: Run, dataset: str, split: str, side: int) -> Pixels:
     """Every image of a split, resized and cropped at the centre, uint8 (n, side, side, 3), with its labels.
 
     Raises datasets.examples.DataError, which names and counts them, for images that cannot be decoded, unless
-    `--skip-corrupt` leaves them out. With `--corruption` those of test are corrupted.
+    `run.skip_corrupt` leaves them out. With `run.corruption` those of test are corrupted.
     """
-    which = (Paths.of(args), dataset, split, side, getattr(args, "skip_corrupt", False))
-    if split == corruptions.SPLIT and getattr(args, "corruption", None):
-        return _corrupted(*which, args.corruption, args.severity)
-    return _decoded(*which)
+    if run.corruption and split == corruptions.SPLIT:
+        return _corrupted(run, run.corruption, dataset, split, side)
+    return _decoded(run, dataset, split, side)
 
 
 @lru_cache(maxsize=16)
-def _corrupted(
-    paths: Paths, dataset: str, split: str, side: int, skip_corrupt: bool, name: str, severity: int
-) -> Pixels:
+def _corrupted(run: Run, corruption: Corruption, dataset: str, split: str, side: int) -> Pixels:
     """Small sets, which are held in memory, are corrupted once; those on disk whenever they are read."""
-    found = _decoded(paths, dataset, split, side, skip_corrupt)
-    pixels = corruptions.CorruptedPixels(found.pixels, dataset, name, severity)
-    return Pixels(pixels if isinstance(found.pixels, np.memmap) else pixels[:], found.labels)
+    clean = _decoded(run, dataset, split, side)
+    pixels = corruptions.CorruptedPixels(clean.pixels, dataset, corruption.name, corruption.severity)
+    return Pixels(pixels if isinstance(clean.pixels, np.memmap) else pixels[:], clean.labels)
 
 
 def evaluation_batches(
-    args, encoder, dataset: str, split: str, share: tuple[int, int] = (0, 1)
+    run: Run, encoder, dataset: str, split: str, share: tuple[int, int] = (0, 1)
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """(images, labels) in order: normalised float (n, 3, H, W) and int64 (n,), on `args.device`.
+    """(images, labels) in order: normalised float (n, 3, H, W) and int64 (n,), on `run.device`.
 
     share: (which, of how many) equal parts of the split; where there are fewer images than parts, some are empty.
     """
-    found = evaluation_pixels(args, dataset, split, encoder.image_size)
+    images = evaluation_pixels(run, dataset, split, encoder.image_size)
     which, of = share
-    first, stop = (len(found) * part // of for part in (which, which + 1))
-    for start in range(first, stop, args.eval_batch_size):
-        part = slice(start, min(start + args.eval_batch_size, stop))
-        yield batch_of(found.pixels[part], encoder, args.device), torch.from_numpy(found.labels[part]).to(args.device)
+    first, stop = (len(images) * part // of for part in (which, which + 1))
+    for start in range(first, stop, run.batch_size):
+        part = slice(start, min(start + run.batch_size, stop))
+        yield batch_of(images.pixels[part], encoder, run.device), torch.from_numpy(images.labels[part]).to(run.device)
 
 
 def batch_of(pixels: np.ndarray, encoder, device: str) -> torch.Tensor:

@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from src.datasets.base import Examples
+from src.datasets.base import FileExamples
 from src.datasets.classnames import CLASSNAMES
 from src.datasets.examples import Arrays, BadFile, DataError, Files
-from src.published.unpickle import Call, UnpickleError, parse
+from src.published.unpickle import UnpickleError, byte_array, plain_pickle
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Layout:
 
     folder: str
     needs: tuple[str, ...]  # files or folders that must be there
-    read: Callable[[Path, str, int], Examples]
+    read: Callable[[Path, str, int], FileExamples]
     parts: tuple[str, ...] = ("train", "test")
     gzipped: bool = False  # a file may stand there as <name>.gz
 
@@ -197,22 +197,13 @@ def _batch(path: Path, labels: str) -> tuple[np.ndarray, np.ndarray]:
     """(pixels (n, 3072) uint8, labels (n,)) of one batch: {"data": array, `labels`: list, ...}."""
     try:
         with open(path, "rb") as file:
-            batch = {_text(key): value for key, value in parse(file).items()}
-        state = batch["data"].state if isinstance(batch["data"], Call) else None
-        _, shape, _, column_major, data = state  # what numpy hands to ndarray.__setstate__
-        if isinstance(data, Call):  # Python 3 writes bytes as a call of encode(text, "latin1")
-            data = data.args[0]
-        pixels = np.frombuffer(data.encode("latin1") if isinstance(data, str) else data, np.uint8).reshape(shape)
-        values = np.array(batch[labels], dtype=np.int64)
-        if column_major or pixels.shape != (len(values), 3072):
+            batch = plain_pickle(file)
+        pixels, values = byte_array(batch["data"]), np.fromiter(batch[labels], np.int64)
+        if pixels.shape != (len(values), 3072):
             raise ValueError(f"pixels of shape {pixels.shape} for {len(values)} labels")
-    except (UnpickleError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except (UnpickleError, KeyError, TypeError, ValueError) as error:
         raise BadFile(path, f"a pickled CIFAR batch with 'data' and {labels!r}", str(error)) from error
     return pixels, values
-
-
-def _text(key: str | bytes) -> str:
-    return key.decode("latin1") if isinstance(key, bytes) else str(key)
 
 
 # Kaggle numbers the emotions angry, disgust, fear, happy, sad, surprise, neutral; the published loader, as every copy

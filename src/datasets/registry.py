@@ -1,6 +1,6 @@
 """Every data set that the suite knows, one row each, and the two suites made of them."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 
 from src.datasets.base import Dataset
@@ -10,7 +10,8 @@ from src.datasets.mini import TASKS as MINI_TASKS
 from src.datasets.vision import CONTROL as VISION_CONTROL
 from src.datasets.vision import ROWS as VISION_ROWS
 from src.datasets.vision import TASKS as VISION_TASKS
-from src.runtime.messages import nearest
+from src.model_names import pretrained_name
+from src.runtime.messages import UsageError, nearest
 
 ROWS: dict[str, Dataset] = {row.name: row for row in (*MINI_ROWS, *VISION_ROWS)}
 
@@ -29,6 +30,8 @@ class Protocol:
     ls: float = 0.0
     num_grad_accumulation: int = 1
     clip: float = 1.0
+    shorter: dict[str, int] = field(default_factory=dict)  # family of adapting methods -> how many times fewer steps
+    watch_every: int = 0  # steps between accuracies on validation images while a method adapts; 0: none
 
 
 @dataclass(frozen=True)
@@ -42,13 +45,15 @@ class Suite:
     pairs: tuple[tuple[str, str], ...]  # for the disentanglement heatmaps
     ntk_pairs: tuple[tuple[str, str], ...]  # (task, control) for the localization of eigenfunctions
     unseen: tuple[str, ...]  # scored without being merged
+    drawn: bool = False  # whether the images are drawn from the seed
     per_model: dict[str, dict] = field(default_factory=dict)  # deviations from the protocol, by model
 
-    def settings(self, model: str) -> dict:
-        """The protocol's fields for `model`."""
-        return vars(self.protocol) | self.per_model.get(model.removesuffix("__init__"), {})
+    def protocol_of(self, model: str) -> Protocol:
+        return replace(self.protocol, **self.per_model.get(pretrained_name(model), {}))
 
 
+BENCHMARKS = (8, 14, 20)  # the papers' numbers of tasks: the first of a suite's
+DEFAULT = "mini"
 SUITES = {
     # Learning rates and lengths were chosen on seed 0 alone, for |τ| of a few percent of |θ0|, as CLIP's are.
     "mini": Suite(
@@ -64,7 +69,10 @@ SUITES = {
             n_eval_points=41,
             n_grid_points=13,
             grid_samples=256,
+            shorter={"adamerging": 20, "concrete": 40},
+            watch_every=10,
         ),
+        drawn=True,
         pairs=(("land", "house_numbers"), ("textures", "scenes"), ("vehicles", "signs")),
         ntk_pairs=(("land", "vehicles"), ("signs", "letters"), ("textures", "scenes")),
         unseen=("land", "digits"),
@@ -93,13 +101,13 @@ SUITES = {
 
 def suite(name: str) -> Suite:
     if name not in SUITES:
-        raise ValueError(f"--suite: {name!r} does not exist{nearest(name, SUITES)} Known: {', '.join(SUITES)}")
+        raise UsageError(f"--suite: {name!r} does not exist{nearest(name, SUITES)} Known: {', '.join(SUITES)}")
     return SUITES[name]
 
 
 def get(name: str) -> Dataset:
     if name not in ROWS:
-        raise ValueError(f"data set {name!r} does not exist{nearest(name, list(ROWS))} Known: {', '.join(ROWS)}")
+        raise UsageError(f"data set {name!r} does not exist{nearest(name, list(ROWS))} Known: {', '.join(ROWS)}")
     return ROWS[name]
 
 

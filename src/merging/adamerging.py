@@ -10,22 +10,51 @@ clamped. Options that are None have the variant's values.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
-from src.merging.adaptation import Adaptation, Adapting, MergedModel, check_choice, check_least, schedule, stacked
-from src.merging.base import Merge, Problem, register, scaled
+from src.merging.adaptation import (
+    IMAGES,
+    Adaptation,
+    Adapting,
+    MergedModel,
+    check_choice,
+    check_least,
+    given,
+    schedule,
+    stacked,
+)
+from src.merging.base import Merge, Problem, Variant, register, scaled
 from src.merging.ties import magnitude_threshold
 
-VARIANTS = {
-    "original": dict(steps=500, batches=2, clamp=True),
-    "fusion_bench": dict(steps=1000, batches=1, clamp=False),
-}
-MINI = 20  # times shorter on the mini suite
+
+@dataclass(frozen=True)
+class Published:
+    """What a released code does."""
+
+    steps: int
+    batches: int
+    clamp: bool
 
 
-@register("adamerging")
+VARIANTS = {"original": Published(500, 2, clamp=True), "fusion_bench": Published(1000, 1, clamp=False)}
+TASK_WISE = {"granularity": "task"}
+
+
+@register(
+    "adamerging",
+    title="AdaMerging, layer-wise",
+    paper="2310.02575",
+    published={
+        "concrete": "LW AM",
+        "concrete:generalisation": "AdaMerging",
+        "fusionbench:robustness": "Layer-wise AdaMerging",
+    },
+    stage="adaptation",
+    needs=IMAGES,
+    variants=(Variant("AdaMerging, task-wise", TASK_WISE, {"concrete": "TW AM"}, "adaptation"),),
+)
 @dataclass
 class AdaMerging(Adapting):
     granularity: str = "layer"
@@ -37,19 +66,21 @@ class AdaMerging(Adapting):
 
     def merge(self, problem: Problem) -> Merge:
         check_choice("variant", self.variant, VARIANTS)
-        own = VARIANTS[self.variant]
-        steps, lr = schedule(problem, self.steps, own["steps"], MINI)
-        method = self.with_defaults(**own | {"steps": steps, "lr": lr})
-        check_least(0, steps=method.steps)
-        check_least(1, batches=method.batches)
-        model = MergedModel(problem, method, method.clamp, self.task_vectors(problem))
-        lam = model.coefficients(method.granularity).requires_grad_()
-        adam = torch.optim.Adam([lam], method.lr)
-        adaptation = Adaptation(model, {"lambda": method.steps}, lam, {"lambda": adam})
+        published = VARIANTS[self.variant]
+        usual_steps, usual_lr = schedule(problem, self.steps, published.steps, "adamerging")
+        steps, lr = given(self.steps, usual_steps), given(self.lr, usual_lr)
+        batches, clamp = given(self.batches, published.batches), given(self.clamp, published.clamp)
+        check_least(0, steps=steps, lr=lr)
+        check_least(1, batches=batches)
+        method = replace(self, steps=steps, lr=lr, batches=batches, clamp=clamp)
+        model = MergedModel(problem, method, clamp, self.task_vectors(problem))
+        lam = model.coefficients(self.granularity).requires_grad_()
+        adam = torch.optim.Adam([lam], lr)
+        adaptation = Adaptation(model, {"lambda": steps}, lam, {"lambda": adam})
 
         def step(index: int) -> dict[str, float]:
             adam.zero_grad()
-            entropies = model.backward(lam, range(index * method.batches, (index + 1) * method.batches))
+            entropies = model.backward(lam, range(index * batches, (index + 1) * batches))
             adam.step()
             return entropies
 
@@ -63,7 +94,16 @@ class AdaMerging(Adapting):
         return stacked(problem)
 
 
-@register("adamerging_pp", "adamerging++")
+@register(
+    "adamerging_pp",
+    "adamerging++",
+    title="AdaMerging++, layer-wise",
+    paper="2310.02575",
+    published={"concrete": "LW AM++", "concrete:generalisation": "AdaMerging++"},
+    stage="adaptation-more",
+    needs=IMAGES,
+    variants=(Variant("AdaMerging++, task-wise", TASK_WISE, {"concrete": "TW AM++"}, "adaptation-more"),),
+)
 @dataclass
 class AdaMergingPP(AdaMerging):
     """AdaMerging++. k: percent of each τ_t that is kept."""

@@ -11,9 +11,10 @@ Memory holds the τ_t once, θ, g, and the activations; no model per task, no ma
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, NoReturn, Self
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar, cast
 
 import torch
 from torch.func import functional_call
@@ -23,12 +24,19 @@ from src import checkpoints
 from src.merging.base import Method, Problem
 from src.merging.concrete_mask import ConcreteMask
 from src.runtime import results
+from src.runtime.distributed import broadcast, from_primary, is_primary
+from src.runtime.messages import UsageError
+from src.runtime.signals import until_stopped
 from src.task_vectors import TaskVector
 
 Mask = Callable[[str], torch.Tensor | None]  # name -> the rescaled mask of that tensor; None leaves it as it is
 SPLITS = ("test", "val")
+IMAGES = "unlabelled images"
 LR = 1e-3  # Adam's, in all the papers
 KEPT, KEPT_LAYERS = 200, 20  # most points of a curve in a result, and of λ by layer
+
+
+Given = TypeVar("Given")
 
 
 class NonFiniteEntropy(FloatingPointError):
@@ -59,31 +67,32 @@ class Adapting(Method):
     pass_size: int = 128
     vectors: str = "float32"
 
-    def with_defaults(self, **own: Any) -> Self:
-        """A copy whose options that are None have the values of `own`."""
-        return replace(self, **{name: value for name, value in own.items() if getattr(self, name) is None})
+
+def given(value: Given | None, usual: Given) -> Given:
+    """An option, or what is usual where it was not given."""
+    return usual if value is None else value
 
 
 def check_choice(option: str, value: str, known: Iterable[str]) -> None:
     if value not in known:
-        raise ValueError(f"{option}: expected one of {', '.join(known)}; got {value!r}")
+        raise UsageError(f"{option}: expected one of {', '.join(known)}; got {value!r}")
 
 
-def check_least(least: int, **options: int) -> None:
+def check_least(least: int, **options: float) -> None:
     for option, value in options.items():
         if not value >= least:
-            raise ValueError(f"{option}: expected at least {least}; got {value}")
+            raise UsageError(f"{option}: expected at least {least}; got {value}")
 
 
-def schedule(problem: Problem, asked: int | None, published: int, factor: int) -> tuple[int, float]:
-    """Number of steps and Adam's rate. On the mini suite the published schedule is `factor` times shorter.
+def schedule(problem: Problem, asked: int | None, published: int, family: str) -> tuple[int, float]:
+    """Number of steps and Adam's rate: the published schedule, as many times shorter as the suite says of the family.
 
     Its rate grows by the same factor: a step of Adam is about as long as its rate, so the path stays as long. Steps
     that were asked for have the published rate.
     """
     if asked is not None:
         return asked, LR
-    shorter = factor if problem.suite == "mini" else 1
+    shorter = problem.shorter(family)
     return published // shorter, LR * shorter
 
 
@@ -97,7 +106,7 @@ class MergedModel:
 
     taus: pairs of a name and the τ_t of that tensor, (tasks, *shape); by default those of the problem.
     clamp: λ counts as its nearest value in [0, 1].
-    Raises ValueError where the problem has no batches, heads or encoder, and for an `adapt_on` that does not exist.
+    Raises UsageError where the problem has no images, and for an `adapt_on` that does not exist.
     """
 
     def __init__(
@@ -107,22 +116,21 @@ class MergedModel:
         clamp: bool = False,
         taus: Iterable[tuple[str, torch.Tensor]] | None = None,
     ):
-        if missing := [part for part in ("encoder", "batches", "head") if getattr(problem, part) is None]:
-            raise ValueError(f"{method.name} adapts to unlabelled images; the problem comes without {missing[0]}")
+        self.images = problem.unlabelled(method)
         check_choice("adapt_on", method.adapt_on, SPLITS)
         check_choice("vectors", method.vectors, ("float16", "bfloat16", "float32", "float64"))
         check_least(1, batch_size=method.batch_size, pass_size=method.pass_size)
         self.problem, self.method, self.clamp = problem, method, clamp
-        self.encoder = problem.encoder()
+        self.encoder = self.images.encoder()
         self.start = {name: tensor.detach() for name, tensor in self.encoder.state_dict().items()}  # θ0
         self.device = self.start[problem.keys[0]].device
-        self.heads = {task: problem.head(task).to(self.device) for task in problem.tasks}
+        self.heads = {task: self.images.head(task).to(self.device) for task in problem.tasks}
         kept = dict(dtype=getattr(torch, method.vectors), device=self.device)
         self.taus = {name: tau.to(**kept) for name, tau in taus or stacked(problem)}  # (tasks, *shape) each
         self.layer = {name: place for place, name in enumerate(self.taus)}
 
     def coefficients(self, granularity: str) -> torch.Tensor:
-        """λ at the start, (tasks, 1) or (tasks, layers): a layer is a tensor. Raises ValueError for other words."""
+        """λ at the start, (tasks, 1) or (tasks, layers): a layer is a tensor. Raises UsageError for other words."""
         check_choice("granularity", granularity, ("task", "layer"))
         layers = len(self.taus) if granularity == "layer" else 1
         shape, dtype = (len(self.problem.tasks), layers), self.problem.dtype
@@ -171,7 +179,7 @@ class MergedModel:
             features = functional_call(self.encoder, theta, (torch.cat(images),))
             parts = features.split([len(batch) for batch in images])
             losses = [entropy(self.heads[task](part)) for (task, _), part in zip(chunk, parts)]
-            sum(losses).backward()
+            sum(losses[1:], start=losses[0]).backward()
             for (task, _), loss in zip(chunk, losses):
                 found[task] += loss.item() / len(numbers)
         if not all(math.isfinite(value) for value in found.values()):
@@ -183,7 +191,7 @@ class MergedModel:
         return found
 
     def batch(self, task: str, number: int) -> torch.Tensor:
-        return self.problem.batches(task, self.method.adapt_on, self.method.batch_size, number)
+        return self.images.batch(task, self.method.adapt_on, self.method.batch_size, number)
 
 
 class Adaptation:
@@ -199,23 +207,24 @@ class Adaptation:
         model: MergedModel,
         phases: dict[str, int],
         lam: torch.Tensor,
-        optimizers: dict[str, torch.optim.Optimizer],
+        optimizers: Mapping[str, torch.optim.Optimizer],
         mask: ConcreteMask | None = None,
     ):
         self.model, self.problem, self.phases, self.lam, self.mask = model, model.problem, phases, lam, mask
+        self.progress = model.problem.progress
         self.optimizers, self.tensors = optimizers, {"lambda": lam} | (mask.logits if mask else {})
         self.total = sum(phases.values())
         self.done = 0
         tasks = self.problem.tasks
-        self.curves = {"step": [], "entropy": {t: [] for t in tasks}, "lambda": {t: [] for t in tasks}}
+        self.curves: dict[str, Any] = {"step": [], "entropy": {t: [] for t in tasks}, "lambda": {t: [] for t in tasks}}
         self.curves |= {"density": [], "layers": {"step": [], "values": []}}
         method = vars(model.method) | {"name": model.method.name}
         norms = {t: _norm(tau[place] for tau in model.taus.values()) for place, t in enumerate(tasks)}
         identity = {key: getattr(self.problem, key) for key in ("model", "mode", "scope", "seed")}
         # tasks: λ is kept by place, so their order counts
         self.settings = identity | {"tasks": list(tasks)} | method | {"norms of the task vectors": norms}
-        if self.problem.state and self.problem.state.is_file():
-            self._resume(self.problem.state)
+        if is_primary() and self.progress.state and self.progress.state.is_file():
+            self._resume(self.progress.state)
 
     def begins(self, phase: str) -> bool:
         """Whether the next step is the first of this phase."""
@@ -225,13 +234,21 @@ class Adaptation:
         """The steps of a phase that are not yet done.
 
         step(index): does one and gives the mean entropy of each task. vector(): the merged vector as it now is.
-        Raises NonFiniteEntropy at the first step that gives no number, with the state before it kept.
+        Under torchrun rank 0 does them, and gives the others what it learned. Raises NonFiniteEntropy at the first step
+        that gives no number, with the state before it kept.
         """
+        self.done, self.curves = from_primary(lambda: self._run(phase, step, vector))
+        for tensor in self.tensors.values():
+            broadcast(tensor)
+
+    def _run(
+        self, phase: str, step: Callable[[int], dict[str, float]], vector: Callable[[], TaskVector]
+    ) -> tuple[int, dict[str, Any]]:
         first, steps = self._first(phase), self.phases[phase]
         if self.begins(phase):
             self._watch(phase, vector)
         bar = tqdm(total=steps, initial=min(steps, self.done - first), desc=phase, leave=False, disable=None)
-        for index in range(self.done - first, steps):
+        for index in until_stopped(range(self.done - first, steps), lambda index: self._keep()):
             try:
                 entropies = step(index)
             except NonFiniteEntropy as error:
@@ -241,12 +258,13 @@ class Adaptation:
             bar.update()
             bar.set_postfix(entropy=f"{math.fsum(entropies.values()) / len(entropies):.3f}")
             self._watch(phase, vector)  # before the state is kept: a run killed in between watches this point again
-            every = self.problem.save_every
-            if self.problem.state and every and (self.done % every == 0 or self.done == self.total):
+            every = self.progress.save_every
+            if self.progress.state and every and (self.done % every == 0 or self.done == self.total):
                 if broken := self._broken():
                     self._stop(phase, index, f"{broken[0]} is no number")
                 self._save()
         bar.close()
+        return self.done, self.curves
 
     def course(self, mask: dict[str, Any] | None = None) -> dict[str, Any]:
         """The course of the adaptation, for the result."""
@@ -290,29 +308,27 @@ class Adaptation:
         if values.shape[1] > 1 and self.done % math.ceil(self.total / KEPT_LAYERS) == 0:
             self.curves["layers"]["step"].append(self.done)
             self.curves["layers"]["values"].append([[round(v, 4) for v in row] for row in values.tolist()])
-        if self.problem.log:
-            self.problem.log(scalars, self.done)
+        if self.progress.log:
+            self.progress.log(scalars, self.done)
 
     def _watch(self, phase: str, vector: Callable[[], TaskVector]) -> None:
-        if self.problem.watch:
-            self.problem.watch(self.done, phase, vector)
-
-    def _learned(self) -> dict[str, torch.Tensor]:
-        moments = {
-            f"{name}/{place}/{moment}": value
-            for name, optimizer in self.optimizers.items()
-            for place, values in optimizer.state_dict()["state"].items()
-            for moment, value in values.items()
-        }
-        return {f"value/{name}": tensor.detach() for name, tensor in self.tensors.items()} | moments
+        if self.progress.watch:
+            self.progress.watch(self.done, phase, vector)
 
     def _broken(self) -> list[str]:
-        return [name for name, tensor in self._learned().items() if not torch.isfinite(tensor).all()]
+        learned = checkpoints.state_tensors({"value": self.tensors}, self.optimizers)
+        return [name for name, tensor in learned.items() if not torch.isfinite(tensor).all()]
+
+    def _keep(self) -> None:
+        """Save a state between the regular ones, if it is good."""
+        if self.progress.state and self.progress.save_every and self.done and not self._broken():
+            self._save()
 
     def _save(self) -> None:
-        header = {"model": self.problem.model, "settings": self.settings, "phases": self.phases}
+        header: dict[str, Any] = {"model": self.problem.model, "settings": self.settings, "phases": self.phases}
         header |= {"step": self.done, "curves": self.curves}
-        checkpoints.save(self.problem.state, self._learned(), header, kind="adaptation state")
+        weights, path = {"value": self.tensors}, cast(Path, self.progress.state)
+        checkpoints.save_state(path, weights, self.optimizers, header, kind="adaptation state")
 
     def _resume(self, path) -> None:
         state = checkpoints.Checkpoint(path, kind="adaptation state")
@@ -324,22 +340,16 @@ class Adaptation:
                 f"{path}: expected the state of a run with these settings, found {told}; "
                 "repeat the earlier settings, or start anew with overwrite=True"
             )
+        values = checkpoints.load_state(state, self.optimizers)["value"]
         with torch.no_grad():
             for name, tensor in self.tensors.items():
-                tensor.copy_(state[f"value/{name}"])
-        for name, optimizer in self.optimizers.items():
-            restored = optimizer.state_dict()
-            for key in (key for key in state if key.startswith(f"{name}/")):
-                _, place, moment = key.split("/")
-                restored["state"].setdefault(int(place), {})[moment] = state[key]
-            optimizer.load_state_dict(restored)
+                tensor.copy_(values[name])
         self.done, self.curves = state.header["step"], state.header["curves"]
         print(f"goes on from step {self.done} of {self.total} ({path})")
 
     def _stop(self, phase: str, index: int, why: object) -> NoReturn:
-        path, method = self.problem.state, self.model.method
-        if path and self.problem.save_every and self.done and not self._broken():
-            self._save()
+        path, method = self.progress.state, self.model.method
+        self._keep()
         kept = "no state was kept"
         if path and path.is_file():
             step = checkpoints.header(path)["step"]

@@ -1,39 +1,84 @@
 """The contract of merging: a `Method` turns a `Problem` into a `Merge`.
 
-A method is one file in this folder, and nothing else has to know of it:
+A method is one file in this folder, which carries everything that is to be known of it:
 
-    @register("ties")
+    @register("ties", title="TIES", paper="2306.01708", published={"tall": "TIES"}, stage="merging")
     @dataclass
     class Ties(Method):
         k: float = 20.0                      # an option: `python main.py method=ties method.k=10`
 
         def merge(self, problem: Problem) -> Merge: ...
 
-The dataclass is the method's schema for Hydra, so a wrong name, key or type gets Hydra's own message. Settings under a
-name of their own go into config/method/<name>.yaml, which starts with `defaults: [<method>]`, or `[base_<method>]` when
-it has the method's own name.
+The dataclass is the method's schema for Hydra, so a wrong name, key or type gets Hydra's own message. The words of
+`register` put the method into tables, figures and the stages of reproduce.py. Settings under a name of their own may
+go into config/method/<name>.yaml, which starts with `defaults: [<method>]`, or `[base_<method>]` under that name.
 """
 
 import importlib
 import pkgutil
+import re
+import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, is_dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from hydra.core.config_store import ConfigStore
 
-from src.checkpoints import VISUAL
-from src.runtime.messages import few
+from src.checkpoints import VISUAL, CheckpointError
+from src.datasets.registry import Suite
+from src.evaluation import Line
+from src.runtime.messages import UsageError, few
+from src.runtime.paths import METHOD_CONFIGS
 from src.task_vectors import TaskVector
+from src.tensors import check_same, difference
 
 SCOPES = ("visual", "published")
 ALPHAS = tuple(tenth / 10 for tenth in range(1, 11))  # the papers' coefficients of a merged vector
-METHOD_CONFIGS = Path(__file__).resolve().parents[2] / "config" / "method"
-METHODS: dict[str, type["Method"]] = {}  # filled by `register`
+
+Setting = Any  # what validation chooses among: a number, or a mapping of an option to its value
+
+
+@dataclass(frozen=True)
+class Unlabelled:
+    """What a method may see of the images: never a label.
+
+    encoder(): the frozen model of the problem's mode at θ0; `functional_call` gives it other weights.
+    batch(task, split, batch_size, number): the `number`-th batch of a split in random order, and nothing but images.
+    head(task): its classifier.
+    """
+
+    encoder: Callable[[], torch.nn.Module]
+    batch: Callable[[str, str, int, int], torch.Tensor]
+    head: Callable[[str], torch.nn.Module]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where long work tells how it goes, and what it goes on from.
+
+    watch(step, phase, vector): to be called when `step` steps are done, with a function that gives the merged vector
+        as it then is. It returns nothing: what it finds out is not for the method to know.
+    log(values, step): scalars of a step, for whoever looks on.
+    state: where an unfinished adaptation is kept, every `save_every` steps (0: never). Who set it removes it.
+    """
+
+    watch: Callable[[int, str, Callable[[], TaskVector]], None] | None = None
+    log: Callable[[dict[str, float], int], None] | None = None
+    state: Path | None = None
+    save_every: int = 0
+
+    def part(self, number: int) -> "Progress":
+        """For one merge of several: it has a state of its own. Nobody watches, since a record has one course."""
+        return replace(self, watch=None, state=self.state and part_of_state(self.state, number))
+
+
+def part_of_state(state: Path, number: int) -> Path:
+    """Where one merge of several keeps its state."""
+    return state.with_name(f"{state.name}.{number}")
 
 
 @dataclass(frozen=True)
@@ -43,18 +88,10 @@ class Problem:
     pretrained, finetuned[task]: state dicts or `checkpoints.Checkpoint`s; anything with `keys()` and `[key]`.
     scope: "visual": the tensors that fine-tuning trains (`model.visual.*`); "published": every floating tensor of the
         image encoder, with the frozen text-side ones that the published vectors contain.
-    mode: "standard", "linear" or "posthoc": how the merged weights will be evaluated.
+    mode: a name of modes.py: how the merged weights will be evaluated.
     mask_path(name) is where masks of this problem lie on disk; label: the name of those that these settings make.
-
-    Methods that adapt to unlabelled images get these too:
-    encoder(): the frozen model of `mode` at θ0; `functional_call` gives it other weights.
-    batches(task, split, batch_size, number): the `number`-th batch of a split in random order, and nothing but images.
-    head(task): its classifier.
-    watch(step, phase, vector): to be called when `step` steps are done, with a function that gives the merged vector
-        as it then is. It returns nothing: what it finds out is not for the method to know.
-    log(values, step): scalars of a step, for whoever looks on.
-    state: where an unfinished adaptation is kept, every `save_every` steps (0: never). Who set it removes it.
-    Raises ValueError, naming them, for keys or shapes that differ from θ0's, and for an unknown scope.
+    images: for methods that need some; None where there are none.
+    Raises UsageError for an unknown scope and for no task; CheckpointError with the keys or shapes unlike θ0's.
     """
 
     pretrained: Mapping[str, torch.Tensor]
@@ -62,31 +99,42 @@ class Problem:
     scope: str = "visual"
     mode: str = "standard"
     model: str = ""
-    suite: str = ""
+    suite: Suite | None = None
     seed: int | None = None
     mask_path: Callable[[str], Path] | None = None
     label: str = ""
-    encoder: Callable[[], torch.nn.Module] | None = None
-    batches: Callable[[str, str, int, int], torch.Tensor] | None = None
-    head: Callable[[str], torch.nn.Module] | None = None
-    watch: Callable[[int, str, Callable[[], TaskVector]], None] | None = None
-    log: Callable[[dict[str, float], int], None] | None = None
-    state: Path | None = None
-    save_every: int = 0
+    images: Unlabelled | None = None
+    progress: Progress = Progress()
 
     def __post_init__(self):
         if self.scope not in SCOPES:
-            raise ValueError(f"expected a scope among {', '.join(SCOPES)}; got {self.scope!r}")
+            raise UsageError(f"scope: expected one of {', '.join(SCOPES)}; got {self.scope!r}")
         if not self.finetuned:
-            raise ValueError("expected at least one task to merge; got none")
-        known = set(self.pretrained.keys())
+            raise UsageError("expected at least one task to merge; got none")
         for task, weights in self.finetuned.items():
-            if different := sorted(known.symmetric_difference(weights.keys())):
-                raise ValueError(f"{task} and the pre-trained model differ in tensors: {few(different)}")
+            check_same(self.pretrained, weights, f"{task} and the pre-trained model", CheckpointError)
 
     @property
     def tasks(self) -> tuple[str, ...]:
         return tuple(self.finetuned)
+
+    def shorter(self, family: str) -> int:
+        """How many times fewer steps the suite gives to a family of adapting methods than its paper."""
+        return self.suite.protocol.shorter.get(family, 1) if self.suite else 1
+
+    def masks_at(self, name: str) -> Path:
+        """Where masks of this problem lie on disk. Raises UsageError where the problem has no place for them."""
+        if self.mask_path is None:
+            raise UsageError("masks: the problem has no place on disk for them; pass mask_path=...")
+        return self.mask_path(name)
+
+    def unlabelled(self, method: "Method") -> Unlabelled:
+        """The images. Raises UsageError where the problem comes without them."""
+        if self.images is None:
+            raise UsageError(
+                f"{method.name} needs unlabelled images; the problem comes without them: pass images=Unlabelled(...)"
+            )
+        return self.images
 
     @cached_property
     def _floating(self) -> dict[str, tuple[torch.dtype, torch.Size]]:
@@ -98,7 +146,9 @@ class Problem:
         """Shapes of the tensors in scope, in sorted order: the order of the published flat vectors and mask files."""
         shapes = {k: s for k, (_, s) in self._floating.items() if self.scope == "published" or k.startswith(VISUAL)}
         if not shapes:
-            raise ValueError(f"expected floating tensors named {VISUAL}*; the checkpoint has {few(self._floating)}")
+            raise CheckpointError(
+                f"expected floating tensors named {VISUAL}*; the checkpoint has {few(self._floating)}"
+            )
         return shapes
 
     @property
@@ -115,24 +165,17 @@ class Problem:
 
     def tensors(self, key: str) -> Iterator[torch.Tensor]:
         """τ_t[key] of each task in turn; each a new tensor, the caller's to change."""
-        start = self.pretrained[key].to(self.dtype)
-        for task in self.tasks:
-            yield self._weight(task, key) - start
+        start = {key: self.pretrained[key]}
+        for weights in self.finetuned.values():
+            yield difference(weights, start, dtype=self.dtype)[key]
 
     def tensor(self, task: str, key: str) -> torch.Tensor:
         """τ_task[key], a new tensor."""
-        return self._weight(task, key) - self.pretrained[key].to(self.dtype)
+        return difference(self.finetuned[task], self.pretrained, [key], self.dtype)[key]
 
     def vector(self, task: str) -> TaskVector:
         """τ_task, whole."""
-        return TaskVector(vector={key: self.tensor(task, key) for key in self.keys})
-
-    def _weight(self, task: str, key: str) -> torch.Tensor:
-        weight = self.finetuned[task][key]
-        if weight.shape != self.shapes[key]:
-            got, expected = tuple(weight.shape), tuple(self.shapes[key])
-            raise ValueError(f"{key} is {got} in {task}, but {expected} in the pre-trained model")
-        return weight.to(self.dtype)
+        return TaskVector(vector=difference(self.finetuned[task], self.pretrained, self.keys, self.dtype))
 
     @property
     def num_parameters(self) -> int:
@@ -158,74 +201,184 @@ class Problem:
         return 32 * (self.num_parameters_total + self.num_parameters) + len(self.tasks) * self.num_parameters
 
 
-@dataclass
-class Merge:
-    """What a method returns: the vectors to add to θ0, and what validation chooses among.
+@dataclass(kw_only=True)
+class Merge(ABC):
+    """What a method returns: the vectors to add to θ0, and the settings that validation chooses among.
 
-    vector(task, setting): the vector to add for `task`. Methods that make one model ignore `task`.
     settings: the candidates; one means there is nothing to choose.
-    per_task: False: one model and one choice, by the mean over tasks. True: a vector and a choice for each task.
-    direction(task): given when vector(task, setting) = setting · direction(task); linear models then take every
-        setting from one jvp.
-    draws: above 0, the settings are that many draws of one random merge: nothing is chosen, accuracies are their means.
     storage_bits: what the merged model or models take, in fp32 and bits.
     info: facts for the result, known before the choice.
     adaptation: the course of a method that adapts, for the result.
-    finish(chosen): called once with the setting chosen for each task; keeps what later runs load, and gives facts for
-        the result.
+    per_task: False: one model and one choice, by the mean over tasks. True: a vector and a choice for each task.
+    Raises UsageError where there are no settings.
     """
 
-    vector: Callable[[str, float], TaskVector]
-    settings: Sequence[float]
+    settings: Sequence[Setting]
     storage_bits: int
-    per_task: bool = False
-    draws: int = 0
-    direction: Callable[[str], TaskVector] | None = None
     info: dict[str, Any] = field(default_factory=dict)
     adaptation: dict[str, Any] | None = None
-    finish: Callable[[Mapping[str, float]], dict[str, Any]] | None = None
+    per_task: bool = False
+
+    def __post_init__(self):
+        if not self.settings:
+            raise UsageError("expected at least one coefficient for validation to choose among; got none")
+
+    @abstractmethod
+    def vector(self, task: str, setting: Setting) -> TaskVector:
+        """The vector to add to θ0 for `task`; a merge that makes one model for all tasks ignores `task`."""
+
+    def lines(self, task: str, settings: Sequence[Setting]) -> list[Line]:
+        """The models of these settings, in order, as lines to score."""
+        return [Line(self.vector(task, setting).vector) for setting in settings]
+
+    def at_edge(self, setting: Setting) -> bool:
+        """Whether it is the last of several, so that one beyond them might be better."""
+        return len(self.settings) > 1 and setting == self.settings[-1]
+
+    def course(self, chosen: Mapping[str, Setting]) -> dict[str, Any] | None:
+        """The course of the adaptation that gave the chosen models; None where nothing was adapted."""
+        return self.adaptation
+
+    def finish(self, chosen: Mapping[str, Setting]) -> dict[str, Any]:
+        """Called once with the chosen settings, by task: keeps what later runs load, and gives facts for the result."""
+        return {}
 
 
-def scaled(problem: Problem, tau: TaskVector, alphas: Sequence[float], **info: Any) -> Merge:
-    """One model for all tasks: θ0 + α·τ, α among `alphas`."""
-    return Merge(
-        vector=lambda task, alpha: alpha * tau,
-        settings=tuple(alphas),
-        storage_bits=problem.storage_merged(),
-        direction=lambda task: tau,
-        info=info,
-    )
+@dataclass(kw_only=True)
+class Scaled(Merge):
+    """One model for all tasks, θ0 + α·τ, α among the settings; linear models take every α from one jvp."""
+
+    tau: TaskVector
+
+    def vector(self, task: str, setting: Setting) -> TaskVector:
+        return setting * self.tau
+
+    def lines(self, task: str, settings: Sequence[Setting]) -> list[Line]:
+        return [Line(self.tau.vector, tuple(settings))]
+
+
+@dataclass(kw_only=True)
+class Drawn(Merge):
+    """A random merge: accuracies at each setting are means over its draws, which all have the same settings.
+
+    draw(number): the merge of one draw, made anew at each call. What is exported is the first.
+    """
+
+    draw: Callable[[int], Merge]
+    draws: int
+
+    def vector(self, task: str, setting: Setting) -> TaskVector:
+        return self.draw(0).vector(task, setting)
+
+
+def scaled(problem: Problem, tau: TaskVector, alphas: Iterable[float], **info: Any) -> Scaled:
+    """One model for all tasks: θ0 + α·τ, α among `alphas`; info: facts for the result."""
+    return Scaled(tau=tau, settings=tuple(alphas), storage_bits=problem.storage_merged(), info=info)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Options of a method under a name of their own: a row of the tables.
+
+    published: the names that papers give it, by the column `paper` of published.csv, or `paper:table`.
+    stage: that of reproduce.py which runs it; None: none does.
+    spelling: a further `method=` that stands for these options.
+    method: the registered name, filled in by `register`.
+    """
+
+    title: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    published: Mapping[str, str] = field(default_factory=dict)
+    stage: str | None = None
+    spelling: str | None = None
+    method: str = ""
+
+    def published_name(self, paper: str, table: str = "") -> str | None:
+        return self.published.get(f"{paper}:{table}", self.published.get(paper))
+
+    @property
+    def label(self) -> str:
+        """The name of its results; see `label`."""
+        return label(METHODS[self.method](**self.options))
+
+    @property
+    def overrides(self) -> tuple[str, ...]:
+        """How main.py is told of it."""
+        return f"method={self.method}", *(f"method.{key}={value}" for key, value in self.options.items())
 
 
 class Method(ABC):
-    """A merging method; a dataclass whose fields are its options."""
+    """A merging method; a dataclass whose fields are its options. What `register` was told is in the class variables.
+
+    name: of `method=` and in results. title: in tables. paper: its arXiv number. needs: what it takes.
+    after: the method whose files it reads.     variants: its rows in tables; the first has the default options.
+    """
 
     name: ClassVar[str]
+    title: ClassVar[str]
+    paper: ClassVar[str]
+    needs: ClassVar[str]
+    after: ClassVar[str | None]
+    variants: ClassVar[tuple[Variant, ...]]
 
     @abstractmethod
     def merge(self, problem: Problem) -> Merge: ...
 
+    @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        """The options and their default values."""
+        return {
+            option.name: option.default_factory() if option.default_factory is not MISSING else option.default
+            for option in fields(cast(Any, cls))
+        }
 
-def register(name: str, *others: str) -> Callable[[type[Method]], type[Method]]:
-    """Make a dataclass known to main.py as `method=<name>`; a name with slashes is a folder of config/method/.
 
-    others: further spellings of `method=`; results are called by the first.
-    Raises TypeError when the class is no (non-frozen) dataclass with a `merge`, ValueError when the name is taken.
+METHODS: dict[str, type[Method]] = {}  # by every spelling of `method=`; filled by `register`
+
+
+def register(
+    name: str,
+    *spellings: str,
+    title: str = "",
+    paper: str = "",
+    published: Mapping[str, str] | None = None,
+    stage: str | None = None,
+    needs: str = "weights",
+    after: str | None = None,
+    variants: Sequence[Variant] = (),
+) -> Callable[[type[Method]], type[Method]]:
+    """Make a dataclass known as `method=<name>`; a name with slashes is a folder of config/method/.
+
+    spellings: further ones of `method=`; results are called by the name.
+    title, published, stage: as in Variant, of the method with its default options; variants: other options.
+    paper: its arXiv number. needs: "weights", or what else it takes. after: the method whose files it reads.
+    Raises TypeError when the class is no (non-frozen) dataclass with a `merge`, ValueError when a name is taken.
     """
 
     def decorate(cls: type[Method]) -> type[Method]:
         if not (is_dataclass(cls) and issubclass(cls, Method)) or cls.__dataclass_params__.frozen:
             raise TypeError(f"expected method {name!r} to be a non-frozen dataclass and a Method; got {cls}")
-        cls.name = name
-        for spelling in (name, *others):
-            if METHODS.setdefault(spelling, cls).__qualname__ != cls.__qualname__:
-                raise ValueError(f"two merging methods are called {spelling!r}: {METHODS[spelling]} and {cls}")
-            group, _, option = f"method/{spelling}".rpartition("/")
-            has_yaml = (METHOD_CONFIGS / f"{spelling}.yaml").exists()  # takes the name, and builds on the schema
-            ConfigStore.instance().store(group=group, name=f"base_{option}" if has_yaml else option, node=cls)
+        usual = Variant(title or name.replace("_", " "), published=published or {}, stage=stage)
+        cls.name, cls.title, cls.paper, cls.needs, cls.after = name, usual.title, paper, needs, after
+        cls.variants = tuple(
+            Variant(v.title, v.options, v.published, v.stage, v.spelling, name) for v in (usual, *variants)
+        )
+        for spelling in (name, *spellings):
+            _store(spelling, cls, cls)
+        for variant in cls.variants:
+            if variant.spelling:
+                _store(variant.spelling, cls, cls(**variant.options))
         return cls
 
     return decorate
+
+
+def _store(spelling: str, cls: type[Method], node: Any) -> None:
+    if METHODS.setdefault(spelling, cls).__qualname__ != cls.__qualname__:
+        raise ValueError(f"two merging methods are called {spelling!r}: {METHODS[spelling]} and {cls}")
+    group, _, option = f"method/{spelling}".rpartition("/")
+    has_yaml = (METHOD_CONFIGS / f"{spelling}.yaml").exists()  # takes the name, and builds on the schema
+    ConfigStore.instance().store(group=group, name=f"base_{option}" if has_yaml else option, node=node)
 
 
 def load_methods() -> None:
@@ -233,3 +386,35 @@ def load_methods() -> None:
     package = importlib.import_module("src.merging")
     for module in pkgutil.iter_modules(package.__path__, "src.merging."):
         importlib.import_module(module.name)
+
+
+def registered() -> list[type[Method]]:
+    """Every method once, in the order of its paper: the order of the tables. Those without a paper come last."""
+    load_methods()
+    return sorted(dict.fromkeys(METHODS.values()), key=lambda cls: (cls.paper or "~", cls.__module__))
+
+
+def variants(stage: str | None = None) -> list[Variant]:
+    """The rows of the tables, in order; with a stage, those that it runs."""
+    rows = [variant for cls in registered() for variant in cls.variants]
+    return rows if stage is None else [variant for variant in rows if variant.stage == stage]
+
+
+def label(method: Method, search: Mapping[str, Sequence[Any]] | None = None) -> str:
+    """The method's name with the options that are not its defaults: `ties_k=10`; files by their name and a checksum.
+
+    search: the options that validation chooses among: `ties_search_k=10+20`.
+    """
+    changed = []
+    for option, default in method.defaults().items():
+        if (value := getattr(method, option)) != default:
+            changed.append(f"{option}={_text(value)}")
+    if search:
+        changed += ["search", *(f"{option}={'+'.join(map(_text, values))}" for option, values in search.items())]
+    return "_".join([method.name, *(re.sub(r"[^\w.=+-]+", "-", text) for text in changed)])
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, str) and "/" in value:
+        return f"{Path(value).stem}-{zlib.crc32(value.encode()):08x}"
+    return f"{value:g}" if isinstance(value, float) else str(value)

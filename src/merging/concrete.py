@@ -18,8 +18,8 @@ values.
 """
 
 import copy
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -28,24 +28,37 @@ import torch
 from src import checkpoints
 from src.checkpoints import VISUAL
 from src.merging.adaptation import (
+    IMAGES,
     Adaptation,
     Adapting,
+    Mask,
     MergedModel,
     NonFiniteEntropy,
     check_choice,
     check_least,
+    given,
     schedule,
 )
-from src.merging.base import Merge, Problem, register, scaled
+from src.merging.base import Drawn, Merge, Problem, Scaled, register, scaled
 from src.merging.concrete_mask import FINAL, ConcreteMask, mean_of, rescaled
 
+
+@dataclass(frozen=True)
+class Published:
+    """What a released code does, or one of them mended; see above."""
+
+    mask_steps: int
+    clamp: bool
+    reuse_mask: bool
+    stale: bool
+
+
 VARIANTS = {
-    "original": dict(mask_steps=2000, clamp=True, reuse_mask=False, stale=True),
-    "fusion_bench": dict(mask_steps=1000, clamp=False, reuse_mask=True, stale=True),
-    "fresh": dict(mask_steps=2000, clamp=True, reuse_mask=False, stale=False),
+    "original": Published(2000, clamp=True, reuse_mask=False, stale=True),
+    "fusion_bench": Published(1000, clamp=False, reuse_mask=True, stale=True),
+    "fresh": Published(2000, clamp=True, reuse_mask=False, stale=False),
 }
 MASK_STEPS, STEPS = 2000, 1000
-MINI = 40  # times shorter on the mini suite
 
 
 @dataclass
@@ -72,14 +85,14 @@ class Concrete(Adapting):
         """
         check_choice("final", self.final, FINAL)
         check_least(2 if self.final == "mean" else 1, draws=self.draws)
-        check_least(0, mask_steps=self.mask_steps)
+        check_least(0, mask_steps=given(self.mask_steps, 0), mask_lr=given(self.mask_lr, 0.0))
         masked = {name: problem.shapes[name] for name in problem.keys if name.startswith(VISUAL)}
         like = {name: torch.empty(shape, device="meta") for name, shape in masked.items()}
-        where = dict(dtype=problem.dtype, device=model.device)
+        where: dict[str, Any] = {"dtype": problem.dtype, "device": model.device}
         if self.mask_file:
             kept = checkpoints.Checkpoint(Path(self.mask_file), like=like, kind="mask logits", model=problem.model)
-            expected = {"mode": problem.mode, "adapt_on": self.adapt_on}
-            if problem.suite == "mini":  # whose images are drawn from the seed
+            expected: dict[str, Any] = {"mode": problem.mode, "adapt_on": self.adapt_on}
+            if problem.suite and problem.suite.drawn:
                 expected["seed"] = problem.seed
             for key, value in expected.items():
                 if (found := kept.header["settings"].get(key)) != value:
@@ -105,26 +118,55 @@ class Concrete(Adapting):
             "by_tensor": {name: float(mask.final(name, self.final).mean()) for name in mask.logits},
             "learned_on": {key: source.get(key) for key in ("tasks", "adapt_on")},
         }
-
-        def keep(chosen) -> dict[str, Any]:
-            path = problem.mask_path(problem.label)
-            header = {"model": problem.model, "mode": problem.mode, "seed": problem.seed}
-            logits = {name: x.detach() for name, x in mask.logits.items()}
-            checkpoints.save(path, logits, header | {"settings": adaptation.settings}, kind="mask logits")
-            return {"mask_file": path}
-
+        learned = None if self.mask_file else Logits(problem, mask, adaptation.settings)
+        shared: dict[str, Any] = {"settings": (1.0,), "storage_bits": problem.storage_merged(), "logits": learned}
+        shared["adaptation"] = adaptation.course(about)
         if self.final == "mean":
-            merge = Merge(
-                vector=lambda task, draw: model.vector(lam, fixed(mask, "mean", int(draw))),
-                settings=range(self.draws),
-                storage_bits=problem.storage_merged(),
-                draws=self.draws,
-            )
-        else:
-            merge = scaled(problem, model.vector(lam, fixed(mask, self.final)), (1.0,))
-        merge.finish = keep if problem.mask_path and not self.mask_file else None
-        merge.adaptation = adaptation.course(about)
-        return merge
+
+            def draw(number: int) -> Merge:
+                return scaled(problem, model.vector(lam, fixed(mask, "mean", number)), (1.0,))
+
+            return DrawnMasks(draw=draw, draws=self.draws, **shared)
+        return FixedMask(tau=model.vector(lam, fixed(mask, self.final)), **shared)
+
+
+@dataclass(frozen=True)
+class Logits:
+    """Those of a mask that was learned, and the settings that it was learned with."""
+
+    problem: Problem
+    mask: ConcreteMask
+    settings: dict[str, Any]
+
+    def save(self) -> dict[str, Any]:
+        """Keep them for `mask_file`; gives the file."""
+        if self.problem.mask_path is None:
+            return {}
+        path = self.problem.mask_path(self.problem.label)
+        header = {"model": self.problem.model, "mode": self.problem.mode, "seed": self.problem.seed}
+        logits = {name: x.detach() for name, x in self.mask.logits.items()}
+        checkpoints.save(path, logits, header | {"settings": self.settings}, kind="mask logits")
+        return {"mask_file": path}
+
+
+@dataclass(kw_only=True)
+class KeepsLogits(Merge):
+    """A merge with a learned mask, whose logits later runs can load; None where they were loaded themselves."""
+
+    logits: Logits | None = None
+
+    def finish(self, chosen: Mapping[str, Any]) -> dict[str, Any]:
+        return self.logits.save() if self.logits else {}
+
+
+@dataclass(kw_only=True)
+class FixedMask(KeepsLogits, Scaled):
+    """One final mask."""
+
+
+@dataclass(kw_only=True)
+class DrawnMasks(KeepsLogits, Drawn):
+    """Means over draws of the mask."""
 
 
 def fixed(mask: ConcreteMask, kind: str, draw: int = 0) -> Callable[[str], torch.Tensor | None]:
@@ -133,17 +175,26 @@ def fixed(mask: ConcreteMask, kind: str, draw: int = 0) -> Callable[[str], torch
 
 
 @register(
-    "concrete_subspace/clip_concrete_task_arithmetic", "clip_concrete_task_arithmetic", "concrete_task_arithmetic"
+    "concrete_task_arithmetic",
+    "clip_concrete_task_arithmetic",
+    "concrete_subspace/clip_concrete_task_arithmetic",
+    title="Concrete TA",
+    paper="2312.06173",
+    published={"concrete": "Concrete TA"},
+    stage="adaptation",
+    needs=IMAGES,
 )
 @dataclass
 class ConcreteTaskArithmetic(Concrete):
     def merge(self, problem: Problem) -> Merge:
-        steps, rate = schedule(problem, self.mask_steps, MASK_STEPS, MINI)
-        method = self.with_defaults(mask_steps=0 if self.mask_file else steps, mask_lr=rate)
+        usual_steps, usual_rate = schedule(problem, self.mask_steps, MASK_STEPS, "concrete")
+        steps = given(self.mask_steps, 0 if self.mask_file else usual_steps)
+        rate = given(self.mask_lr, usual_rate)
+        method = replace(self, mask_steps=steps, mask_lr=rate)
         model = MergedModel(problem, method)
         mask, lam = method.mask(problem, model), model.coefficients("task")
-        adam = torch.optim.Adam(mask.logits.values(), method.mask_lr)
-        adaptation = Adaptation(model, {"mask": method.mask_steps}, lam, {"mask": adam}, mask)
+        adam = torch.optim.Adam(mask.logits.values(), rate)
+        adaptation = Adaptation(model, {"mask": steps}, lam, {"mask": adam}, mask)
 
         def step(index: int) -> dict[str, float]:
             adam.zero_grad()
@@ -171,74 +222,122 @@ class ConcreteAdaMerging(Concrete):
 
     def merge(self, problem: Problem) -> Merge:
         check_choice("variant", self.variant, VARIANTS)
-        own = VARIANTS[self.variant]
-        meta_steps, mask_lr = schedule(problem, self.mask_steps, own["mask_steps"], MINI)
-        steps, lr = schedule(problem, self.steps, STEPS, MINI)
-        own = own | dict(mask_steps=0 if self.mask_file else meta_steps, mask_lr=mask_lr, steps=steps, lr=lr)
-        method = self.with_defaults(**own)
-        check_least(0, steps=method.steps)
-        model = MergedModel(problem, method, clamp=method.clamp)
-        mask, lam = method.mask(problem, model), model.coefficients(self.granularity).requires_grad_()
-        inner = torch.optim.Adam([lam], method.inner_lr)
-        outer = torch.optim.Adam(mask.logits.values(), method.mask_lr)
-        last = torch.optim.Adam([lam], method.lr)
-        optimizers = {"inner": inner, "outer": outer, "last": last}
-        phases = {"meta": method.mask_steps, "lambda": method.steps}
-        adaptation = Adaptation(model, phases, lam, optimizers, mask)
+        published = VARIANTS[self.variant]
+        usual_meta, usual_mask_lr = schedule(problem, self.mask_steps, published.mask_steps, "concrete")
+        usual_steps, usual_lr = schedule(problem, self.steps, STEPS, "concrete")
+        resolved = replace(
+            self,
+            mask_steps=given(self.mask_steps, 0 if self.mask_file else usual_meta),
+            mask_lr=given(self.mask_lr, usual_mask_lr),
+            steps=given(self.steps, usual_steps),
+            lr=given(self.lr, usual_lr),
+            clamp=given(self.clamp, published.clamp),
+            reuse_mask=given(self.reuse_mask, published.reuse_mask),
+            stale=given(self.stale, published.stale),
+        )
+        return MetaLearning(resolved, problem).merge()
 
-        def restart() -> None:
+
+class MetaLearning:
+    """The mask learned with an inner step on λ in each of its own, and λ adapted under the frozen mask.
+
+    method: without an option that is None.
+    """
+
+    def __init__(self, method: ConcreteAdaMerging, problem: Problem):
+        options: Any = method  # whose optional fields are all given
+        check_least(0, steps=options.steps, lr=options.lr, inner_lr=options.inner_lr)
+        self.method, self.problem, self.meta_steps = method, problem, int(options.mask_steps)
+        self.model = MergedModel(problem, method, clamp=options.clamp)
+        self.mask = method.mask(problem, self.model)
+        self.lam = self.model.coefficients(method.granularity).requires_grad_()
+        self.inner = torch.optim.Adam([self.lam], options.inner_lr)
+        self.outer = torch.optim.Adam(self.mask.logits.values(), options.mask_lr)
+        self.last = torch.optim.Adam([self.lam], options.lr)
+        optimizers = {"inner": self.inner, "outer": self.outer, "last": self.last}
+        phases = {"meta": self.meta_steps, "lambda": options.steps}
+        self.adaptation = Adaptation(self.model, phases, self.lam, optimizers, self.mask)
+
+    def merge(self) -> Merge:
+        self.adaptation.run("meta", self.meta_step, lambda: self.model.vector(self.lam, self.fixed()))
+        if self.adaptation.begins("lambda"):
+            self.restart()
+        frozen = self.fixed()
+        self.adaptation.run(
+            "lambda", lambda index: self.step(index, frozen), lambda: self.model.vector(self.lam, frozen)
+        )
+        return self.method.finished(self.problem, self.adaptation, self.lam, self.mask)
+
+    def fixed(self) -> Mask:
+        """The final mask of the logits as they are."""
+        return fixed(self.mask, self.method.final)
+
+    def restart(self) -> None:
+        """λ at its start."""
+        with torch.no_grad():
+            self.lam.fill_(self.method.coef)
+
+    def meta_step(self, index: int) -> dict[str, float]:
+        """One step on λ from its start with the mask held fixed, and one on the mask with that λ held fixed."""
+        outside = self.mask.sample(("outer", index))
+        inside = outside if self.method.reuse_mask else self.mask.sample(("inner", index))
+        before = self.lam.detach().clone(), copy.deepcopy(self.inner.state_dict())
+        if not self.method.stale:
+            self.restart()
+        self.inner.zero_grad()
+        point = self.model.effective(self.lam.detach()).requires_grad_()
+        self.model.backward_at(point, [2 * index], lambda name: detached(inside(name)))
+        self.restart()
+        self.model.effective(self.lam).backward(point.grad)
+        self.inner.step()
+        self.outer.zero_grad()
+        try:
+            entropies = self.model.backward(self.lam.detach(), [2 * index + 1], outside)
+        except NonFiniteEntropy:  # undo the inner step: what is kept is the state before the meta step
             with torch.no_grad():
-                lam.fill_(method.coef)
+                self.lam.copy_(before[0])
+            self.inner.load_state_dict(before[1])
+            raise
+        self.outer.step()
+        return entropies
 
-        def meta_step(index: int) -> dict[str, float]:
-            outside = mask.sample(("outer", index))
-            inside = outside if method.reuse_mask else mask.sample(("inner", index))
-            before = lam.detach().clone(), copy.deepcopy(inner.state_dict())
-            if not method.stale:
-                restart()
-            inner.zero_grad()
-            point = model.effective(lam.detach()).requires_grad_()
-            model.backward_at(point, [2 * index], lambda name: detached(inside(name)))
-            restart()
-            model.effective(lam).backward(point.grad)
-            inner.step()
-            outer.zero_grad()
-            try:
-                entropies = model.backward(lam.detach(), [2 * index + 1], outside)
-            except NonFiniteEntropy:  # undo the inner step: what is kept is the state before the meta step
-                with torch.no_grad():
-                    lam.copy_(before[0])
-                inner.load_state_dict(before[1])
-                raise
-            outer.step()
-            return entropies
-
-        adaptation.run("meta", meta_step, lambda: model.vector(lam, fixed(mask, method.final)))
-        if adaptation.begins("lambda"):
-            restart()
-        frozen = fixed(mask, method.final)
-
-        def step(index: int) -> dict[str, float]:
-            last.zero_grad()
-            entropies = model.backward(lam, [2 * method.mask_steps + index], frozen)
-            last.step()
-            return entropies
-
-        adaptation.run("lambda", step, lambda: model.vector(lam, frozen))
-        return method.finished(problem, adaptation, lam, mask)
+    def step(self, index: int, frozen: Mask) -> dict[str, float]:
+        """One step on λ under the frozen mask."""
+        self.last.zero_grad()
+        entropies = self.model.backward(self.lam, [2 * self.meta_steps + index], frozen)
+        self.last.step()
+        return entropies
 
 
 def detached(mask: torch.Tensor | None) -> torch.Tensor | None:
     return None if mask is None else mask.detach()
 
 
-@register("concrete_subspace/clip_concrete_task_wise_adamerging", "concrete_task_wise_adamerging")
+@register(
+    "concrete_task_wise_adamerging",
+    "clip_concrete_task_wise_adamerging",
+    "concrete_subspace/clip_concrete_task_wise_adamerging",
+    title="Concrete AdaMerging, task-wise",
+    paper="2312.06173",
+    published={"concrete": "TW Concrete AM"},
+    stage="adaptation-more",
+    needs=IMAGES,
+)
 @dataclass
 class TaskWiseConcreteAdaMerging(ConcreteAdaMerging):
     granularity: ClassVar[str] = "task"
 
 
-@register("concrete_subspace/clip_concrete_layer_wise_adamerging", "concrete_layer_wise_adamerging")
+@register(
+    "concrete_layer_wise_adamerging",
+    "clip_concrete_layer_wise_adamerging",
+    "concrete_subspace/clip_concrete_layer_wise_adamerging",
+    title="Concrete AdaMerging, layer-wise",
+    paper="2312.06173",
+    published={"concrete": "LW Concrete AM", "concrete:generalisation": "Concrete AM"},
+    stage="adaptation",
+    needs=IMAGES,
+)
 @dataclass
 class LayerWiseConcreteAdaMerging(ConcreteAdaMerging):
     granularity: ClassVar[str] = "layer"

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 
 import torch
 
+from src.runtime.messages import UsageError
 from src.runtime.seeds import event_seed
 
 # Masks of a finished model, from (mask, name, draw). "seeded", "mean": m̂ of this draw (the published codes take one
@@ -41,12 +42,12 @@ class ConcreteMask:
 
     A draw is a function of (seed, draw, name) and of the kind of device, whose own generator draws it: the CPU's would
     take longer over a large model's numbers than a GPU over the rest of a step. Draws are made again where they are
-    needed, and never kept. Raises ValueError unless temperature > 0.
+    needed, and never kept. Raises UsageError unless temperature > 0.
     """
 
     def __init__(self, logits: dict[str, torch.Tensor], temperature: float, seed: int):
         if not temperature > 0:
-            raise ValueError(f"temperature: expected a number above 0; got {temperature}")
+            raise UsageError(f"temperature: expected a number above 0; got {temperature}")
         self.logits, self.temperature, self.seed = logits, temperature, seed
 
     def relaxed(self, name: str, draw) -> torch.Tensor:
@@ -73,7 +74,7 @@ class ConcreteMask:
 
 def mean_of(masks: Iterable[torch.Tensor]) -> float:
     """Mean over all weights, each weight counting once."""
-    total = count = 0
+    total, count = 0.0, 0
     for mask in masks:
         total, count = total + mask.sum(dtype=torch.float64).item(), count + mask.numel()
     return total / count

@@ -8,16 +8,17 @@ from dataclasses import dataclass, field
 
 import torch
 
-from src.merging.base import ALPHAS, Merge, Method, Problem, register, scaled
+from src.merging.base import ALPHAS, Merge, Method, Problem, Variant, register, scaled
 from src.merging.masked import Masks
 from src.merging.tall_mask import load_tall_masks, tau_mtl
+from src.runtime.messages import UsageError
 from src.task_vectors import Mask
 
 
 def consensus_mask(masks: Masks, k: int) -> Mask:
     """1 where at least k of the tasks' masks are 1."""
     if k < 0:
-        raise ValueError(f"expected a number of tasks for prun_thre_k, 0 or more; got {k}")
+        raise UsageError(f"prun_thre_k: expected a number of tasks, 0 or more; got {k}")
     kept = {}
     for name, bits in next(iter(masks.values())).bits.items():
         users = torch.zeros(bits.shape, dtype=torch.int16)
@@ -27,7 +28,23 @@ def consensus_mask(masks: Masks, k: int) -> Mask:
     return Mask(kept)
 
 
-@register("consensus")
+@register(
+    "consensus",
+    title="consensus TA",
+    paper="2405.07813",
+    published={"tall": "Consensus TA"},
+    stage="merging",
+    after="tall_mask",
+    variants=(
+        Variant(
+            "consensus TIES",
+            {"use_ties": True},
+            published={"tall": "Consensus TIES"},
+            stage="merging",
+            spelling="consensus_ties",
+        ),
+    ),
+)
 @dataclass
 class Consensus(Method):
     prun_thre_k: int = 2

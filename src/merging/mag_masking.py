@@ -6,8 +6,8 @@ task vector of zeros, all weights are kept, as published.
 
 from dataclasses import dataclass
 
-from src.merging.base import Merge, Method, Problem, register
-from src.merging.masked import masked
+from src.merging.base import Merge, Method, Problem, Setting, register
+from src.merging.masked import Masked
 from src.merging.task_arithmetic import multi_task_vector
 from src.merging.ties import magnitude_threshold
 from src.task_vectors import Mask
@@ -19,15 +19,26 @@ def magnitude_mask(problem: Problem, task: str, k: float) -> Mask:
     return Mask({key: problem.tensor(task, key).abs() >= threshold for key in problem.keys})
 
 
-@register("mag_masking")
+@dataclass(kw_only=True)
+class MagnitudeMasked(Masked):
+    problem: Problem
+    k: float
+
+    def mask(self, task: str, setting: Setting) -> Mask:
+        return magnitude_mask(self.problem, task, self.k)
+
+
+@register(
+    "mag_masking",
+    title="magnitude masking",
+    paper="2405.07813",
+    published={"tall": "Magnitude Masking"},
+    stage="merging",
+)
 @dataclass
 class MagnitudeMasking(Method):
     k: float = 10.0
 
     def merge(self, problem: Problem) -> Merge:
-        return masked(
-            problem,
-            multi_task_vector(problem),
-            mask=lambda task, setting: magnitude_mask(problem, task, self.k),
-            settings=[1.0],
-        )
+        tau, bits = multi_task_vector(problem), problem.storage_masked()
+        return MagnitudeMasked(tau=tau, settings=(1.0,), storage_bits=bits, problem=problem, k=self.k)

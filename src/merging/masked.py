@@ -1,45 +1,55 @@
 """What the masking methods share: θ_t = θ0 + m_t ∘ τ_MTL as a Merge, and the masks of a problem on disk."""
 
-from collections.abc import Callable, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from src import checkpoints
-from src.merging.base import Merge, Problem
+from src.merging.base import Merge, Problem, Setting
 from src.merging.geometry import describe
+from src.published import convert
 from src.task_vectors import Mask, TaskVector
 
 Masks = dict[str, Mask]  # of each task
 
 
-def masked(
-    problem: Problem,
-    tau: TaskVector,
-    mask: Callable[[str, float], Mask],
-    settings: Sequence[float],
-    keep: Callable[[Masks, Mapping[str, float]], dict[str, Any]] | None = None,
-) -> Merge:
-    """A model for each task, θ0 + mask(task, setting) ∘ τ; the result gets the density and overlap of the masks.
+@dataclass(kw_only=True)
+class Masked(Merge):
+    """A model for each task, θ0 + mask(task, setting) ∘ τ; the result gets the density and overlap of the masks."""
 
-    keep(masks, chosen): called with the masks of the chosen settings; gives further facts for the result.
-    """
+    tau: TaskVector
+    per_task: bool = True
 
-    def finish(chosen: Mapping[str, float]) -> dict[str, Any]:
-        masks = {task: mask(task, setting) for task, setting in chosen.items()}
-        return {"masks": describe(_bits(masks))} | (keep(masks, chosen) if keep else {})
+    @abstractmethod
+    def mask(self, task: str, setting: Setting) -> Mask: ...
 
-    return Merge(
-        vector=lambda task, setting: mask(task, setting) * tau,
-        settings=tuple(settings),
-        storage_bits=problem.storage_masked(),
-        per_task=True,
-        finish=finish,
-    )
+    def vector(self, task: str, setting: Setting) -> TaskVector:
+        return self.mask(task, setting) * self.tau
+
+    def finish(self, chosen: Mapping[str, Setting]) -> dict[str, Any]:
+        masks = {task: self.mask(task, setting) for task, setting in chosen.items()}
+        return {"masks": describe(_bits(masks))} | self.keep(masks, chosen)
+
+    def keep(self, masks: Masks, chosen: Mapping[str, Setting]) -> dict[str, Any]:
+        """What a method does with the masks of the chosen settings; gives further facts for the result."""
+        return {}
+
+
+@dataclass(kw_only=True)
+class LoadedMasks(Masked):
+    """Masks that an earlier run kept: there is nothing to choose."""
+
+    masks: Masks
+
+    def mask(self, task: str, setting: Setting) -> Mask:
+        return self.masks[task]
 
 
 def save_masks(problem: Problem, name: str, masks: Masks, **about: Any) -> dict[str, Any]:
     """Keep masks on disk, one bit per weight and task; gives the file and its size in bits. about: for the header."""
-    path = problem.mask_path(name)
+    path = problem.masks_at(name)
     header = dict(model=problem.model, mode=problem.mode, seed=problem.seed, scope=problem.scope, method=name)
     checkpoints.save_masks(path, _bits(masks), header | about)
     return {"mask_file": path, "mask_file_bits": 8 * path.stat().st_size}
@@ -51,16 +61,16 @@ def load_masks(problem: Problem, name: str, command: str, file: str | None = Non
     Raises FileNotFoundError that tells the `command` which makes them, and CheckpointError, with both names, for masks
     of another model, mode or scope, or of other tasks.
     """
-    path = Path(file) if file else problem.mask_path(name)
+    path = Path(file) if file else problem.masks_at(name)
     if not path.is_file():
         raise FileNotFoundError(f"expected masks in {path}, found no file; make them with: {command}")
     if path.suffix == ".npy":
-        found = checkpoints.read_published_masks(path, like=problem.pretrained)
+        masks = convert.read_masks(path, like=problem.pretrained)
         _check(path, "scope", problem.scope, "published")
     else:
-        found = checkpoints.load_masks(path, model=problem.model, mode=problem.mode, scope=problem.scope)
-    _check(path, "tasks", sorted(problem.tasks), sorted(found))
-    return {task: Mask(found[task]) for task in problem.tasks}
+        masks = checkpoints.load_masks(path, model=problem.model, mode=problem.mode, scope=problem.scope)
+    _check(path, "tasks", sorted(problem.tasks), sorted(masks))
+    return {task: Mask(masks[task]) for task in problem.tasks}
 
 
 def _bits(masks: Masks) -> checkpoints.Masks:

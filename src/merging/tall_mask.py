@@ -10,14 +10,14 @@ the paper's formula; the masks differ only at weights whose two sides are equal 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 
-from src.merging.base import Merge, Method, Problem, register
-from src.merging.masked import Masks, load_masks, masked, save_masks
+from src.merging.base import Merge, Method, Problem, Variant, register
+from src.merging.masked import LoadedMasks, Masked, Masks, load_masks, save_masks
 from src.merging.task_arithmetic import multi_task_vector
 from src.merging.ties import ties_vector
 from src.task_vectors import Mask, TaskVector
+from src.tensors import Weights
 
 LAMBDAS = (0.2, 0.3, 0.4, 0.5, 0.6)
 
@@ -29,7 +29,7 @@ def tau_mtl(problem: Problem, use_ties: bool) -> TaskVector:
 
 def tall_masks(problem: Problem, task: str, tau_mtl: TaskVector, lambdas: Sequence[float]) -> list[Mask]:
     """m_t at each λ, from one reading of τ_t."""
-    masks = [{} for _ in lambdas]
+    masks: list[Weights] = [{} for _ in lambdas]
     for key in problem.keys:
         tau = problem.tensor(task, key)
         rest = (tau_mtl.vector[key] - tau).abs_()
@@ -46,7 +46,41 @@ def load_tall_masks(problem: Problem, use_ties: bool, file: str | None) -> Masks
     return load_masks(problem, _name(use_ties), f"{command} overwrite=True", file)
 
 
-@register("tall_mask")
+@dataclass(kw_only=True)
+class TallMasked(Masked):
+    """The settings are λ, ascending; the masks of the chosen λ_t are kept on disk under `name`."""
+
+    problem: Problem
+    name: str
+    last: tuple[str, dict[float, Mask]] = ("", {})  # validation asks for all λ of a task before it turns to the next
+
+    def mask(self, task: str, setting: float) -> Mask:
+        if self.last[0] != task:
+            self.last = task, dict(zip(self.settings, tall_masks(self.problem, task, self.tau, self.settings)))
+        return self.last[1][setting]
+
+    def keep(self, masks: Masks, chosen: Mapping[str, float]) -> dict[str, Any]:
+        if set(masks) != set(self.problem.tasks):  # a search chose other options for the other tasks
+            return {}
+        return save_masks(self.problem, self.name, masks, tall_mask_lambda=dict(chosen))
+
+
+@register(
+    "tall_mask",
+    title="TALL mask + TA",
+    paper="2405.07813",
+    published={"tall": "TALL Mask + TA"},
+    stage="merging",
+    variants=(
+        Variant(
+            "TALL mask + TIES",
+            {"use_ties": True},
+            published={"tall": "TALL Mask + TIES"},
+            stage="merging",
+            spelling="tall_mask_ties",
+        ),
+    ),
+)
 @dataclass
 class TallMask(Method):
     use_ties: bool = False
@@ -58,17 +92,15 @@ class TallMask(Method):
         merged = tau_mtl(problem, self.use_ties)
         if self.load_mask or self.mask_file:
             loaded = load_tall_masks(problem, self.use_ties, self.mask_file)
-            return masked(problem, merged, mask=lambda task, setting: loaded[task], settings=[1.0])
+            return LoadedMasks(tau=merged, settings=(1.0,), storage_bits=problem.storage_masked(), masks=loaded)
         lambdas = sorted(self.tall_mask_lambda)  # ascending, so that the first of equal ones is the smallest
-
-        @lru_cache(maxsize=1)  # validation asks for all λ of a task before it turns to the next
-        def masks(task: str) -> dict[float, Mask]:
-            return dict(zip(lambdas, tall_masks(problem, task, merged, lambdas), strict=True))
-
-        def keep(chosen_masks: Masks, chosen: Mapping[str, float]) -> dict[str, Any]:
-            return save_masks(problem, _name(self.use_ties), chosen_masks, tall_mask_lambda=dict(chosen))
-
-        return masked(problem, merged, lambda task, lambda_t: masks(task)[lambda_t], lambdas, keep)
+        return TallMasked(
+            tau=merged,
+            settings=tuple(lambdas),
+            storage_bits=problem.storage_masked(),
+            problem=problem,
+            name=_name(self.use_ties),
+        )
 
 
 def _name(use_ties: bool) -> str:

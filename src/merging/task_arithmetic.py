@@ -22,7 +22,13 @@ def multi_task_vector(problem: Problem) -> TaskVector:
     return TaskVector(vector=total)
 
 
-@register("sum")
+@register(
+    "sum",
+    title="task arithmetic",
+    paper="2212.04089",
+    published={"tall": "Task arithmetic", "concrete": "Task Arithmetic", "fusionbench": "Task Arithmetic"},
+    stage="merging",
+)
 @dataclass
 class Sum(Method):
     alphas: list[float] = field(default_factory=lambda: list(ALPHAS))
@@ -31,14 +37,20 @@ class Sum(Method):
         return scaled(problem, multi_task_vector(problem), self.alphas)
 
 
-@register("average")
+@register(
+    "average",
+    title="weight averaging",
+    paper="2203.05482",
+    published={"tall": "Weight averaging", "concrete": "Weight Averaging"},
+    stage="merging",
+)
 @dataclass
 class Average(Method):
     def merge(self, problem: Problem) -> Merge:
         return scaled(problem, multi_task_vector(problem), [1 / len(problem.tasks)])
 
 
-@register("zeroshot")
+@register("zeroshot", title="zero-shot", paper="2103.00020", published={"tall": "Zeroshot"}, stage="merging")
 @dataclass
 class ZeroShot(Method):
     def merge(self, problem: Problem) -> Merge:

@@ -14,16 +14,17 @@ from dataclasses import dataclass, field
 import torch
 
 from src.merging.base import ALPHAS, Merge, Method, Problem, register, scaled
+from src.runtime.messages import UsageError
 from src.task_vectors import TaskVector
 
 
 def magnitude_threshold(problem: Problem, task: str, k: float) -> float:
     """The smallest magnitude among the top `k` percent of τ_task; holds that one vector, flat.
 
-    Raises ValueError unless 0 < k <= 100.
+    Raises UsageError unless 0 < k <= 100.
     """
     if not 0 < k <= 100:
-        raise ValueError(f"expected the percent of weights to keep in (0, 100]; got k = {k}")
+        raise UsageError(f"k: expected the percent of weights to keep, in (0, 100]; got {k}")
     if k == 100:
         return 0.0
     size = problem.num_parameters
@@ -43,7 +44,7 @@ def ties_vector(problem: Problem, k: float, reduce: str) -> TaskVector:
     because γ is known only when the last task has been added.
     """
     if reduce not in ("mean", "sum"):
-        raise ValueError(f"expected reduce to be mean or sum; got {reduce!r}")
+        raise UsageError(f"reduce: expected mean or sum; got {reduce!r}")
     thresholds = [magnitude_threshold(problem, task, k) for task in problem.tasks]
     merged, undecided, balance = {}, {}, 0
     for key, shape in problem.shapes.items():
@@ -71,7 +72,13 @@ def ties_vector(problem: Problem, k: float, reduce: str) -> TaskVector:
     return TaskVector(vector=merged)
 
 
-@register("ties")
+@register(
+    "ties",
+    title="TIES",
+    paper="2306.01708",
+    published={"tall": "TIES", "concrete": "Ties-Merging", "fusionbench": "Ties-Merging"},
+    stage="merging",
+)
 @dataclass
 class Ties(Method):
     k: float = 20.0

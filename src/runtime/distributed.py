@@ -1,20 +1,38 @@
-"""One script for one process, for `--world-size N` processes of its own, and under torchrun."""
+"""One script for one process, for `--world-size N` processes of its own, and under torchrun.
 
+Under torchrun every rank runs the script (`spmd`). Random draws are functions of seeds, and what ranks compute apart
+they exchange, so that they come to the same decisions; rank 0 alone prints and writes.
+"""
+
+import functools
 import os
+import signal
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from src.runtime import signals
+from src.runtime.messages import UsageError
+
+Returned = TypeVar("Returned")
+
 # Rank 0 may work alone for hours. A process that dies is noticed by what started it, not by this.
 PATIENCE = timedelta(days=1)
+TELLING = 60  # seconds in which torchrun ends the other ranks, when the one that tells the error has ended
+
+_alone: ContextVar[bool] = ContextVar("_alone", default=False)
+_meeting: dist.Store | None = None  # where torchrun's ranks found each other
 
 
 @dataclass(frozen=True)
@@ -26,16 +44,81 @@ class World:
     device: str = "cpu"
 
     @property
-    def leads(self) -> bool:
+    def is_primary(self) -> bool:
         return self.rank == 0
 
-    def say(self, line: str) -> None:
-        if self.leads:
+    def print0(self, line: str) -> None:
+        if self.is_primary:
             print(line, flush=True)
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         if self.size > 1:
             dist.barrier()
+
+    def any(self, flag: bool) -> bool:
+        """Whether `flag` is set in any process; all have to ask."""
+        if self.size == 1:
+            return flag
+        box = torch.tensor([int(flag)], device=self.device)
+        dist.all_reduce(box, dist.ReduceOp.MAX)
+        return bool(box.item())
+
+
+def rank() -> int:
+    """This process's rank; 0 where there is but one."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def is_primary() -> bool:
+    """Whether this process prints and writes for all."""
+    return rank() == 0
+
+
+def world_size() -> int:
+    """Among how many processes work is shared out here; 1 within `alone`."""
+    return dist.get_world_size() if dist.is_initialized() and not _alone.get() else 1
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Within, this rank shares no work and waits for no other."""
+    token = _alone.set(True)
+    try:
+        yield
+    finally:
+        _alone.reset(token)
+
+
+def gathered(value: Any) -> list[Any]:
+    """The picklable `value` of every rank, in order, on every rank."""
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def from_primary(function: Callable[[], Returned]) -> Returned:
+    """What `function()` returns or raises on rank 0, which alone calls it, on every rank; picklable."""
+    if world_size() == 1:
+        return function()
+    outcome: list[Any] = [None, None]
+    if is_primary():
+        try:
+            with alone():
+                outcome[0] = function()
+        except Exception as error:
+            outcome[1] = error
+    dist.broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]
+
+
+def broadcast(tensor: torch.Tensor) -> None:
+    """Give `tensor` the values that it has on rank 0, in place."""
+    if world_size() > 1:
+        carried = tensor.detach().cpu()  # gloo's, which exchanges what is not training
+        dist.broadcast(carried, src=0)
+        tensor.detach().copy_(carried)
 
 
 def cores() -> int:
@@ -62,44 +145,81 @@ def under_torchrun() -> bool:
     return True
 
 
-def launch(worker: Callable, args, expected: tuple[type[Exception], ...] = ()) -> None:
-    """Run `worker(args, world)` in every process: here, in torchrun's processes, or in `args.world_size` spawned ones.
+def spmd(main: Callable[..., Returned]) -> Callable[..., Returned]:
+    """Decorates a script's `main(argv=None)`: under torchrun every rank runs it, and rank 0 prints."""
 
-    Raises ValueError where there are fewer devices than processes. When a process dies the others are ended: an error
+    @functools.wraps(main)
+    def run(argv=None) -> Returned:
+        if not under_torchrun():
+            return main(argv)
+        with torchrun() as world, open(os.devnull, "w") as nowhere:
+            with redirect_stdout(sys.stdout if world.is_primary else nowhere):
+                return main(argv)
+
+    return run
+
+
+def leave_to_the_first() -> None:
+    """Before an error is told. Ranks come to most errors together: the first tells it, and torchrun ends the others.
+
+    One that torchrun did not end returns after all, so that no error is lost.
+    """
+    if not under_torchrun() or _is_first():
+        return
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    time.sleep(TELLING)
+
+
+@functools.cache
+def _is_first() -> bool:
+    if _meeting is None:  # the ranks have not met: each machine's first
+        return os.environ["LOCAL_RANK"] == "0"
+    try:
+        return _meeting.add("errors told", 1) == 1
+    except dist.DistError:  # the rank that kept the store has ended
+        return True
+
+
+def launch(
+    worker: Callable[[World], None], device: str, processes: int = 1, expected: tuple[type[Exception], ...] = ()
+) -> None:
+    """Run `worker(world)` in every process: here, in torchrun's processes, or in as many spawned ones.
+
+    Raises UsageError where there are fewer devices than processes. When a process dies the others are ended: an error
     of one of the `expected` types is raised here as it is, any other is printed with its rank.
     """
     if under_torchrun():
-        with torchrun(args.device) as world:
-            _work(worker, args, world, expected)
+        with torchrun(device) as world:
+            _work(worker, world, expected)
         return
-    check_devices(args)
-    if args.world_size == 1:
-        worker(args, World(device=args.device))
+    check_devices(device, processes)
+    if processes == 1:
+        worker(World(device=device))
         return
     raised = mp.get_context("spawn").SimpleQueue()
     with tempfile.TemporaryDirectory() as folder:
         meeting = (Path(folder) / "rendezvous").as_uri()  # a file: no port to clash with another job's
         try:
-            mp.spawn(_spawned, (worker, args, meeting, expected, raised), nprocs=args.world_size)
+            mp.spawn(_spawned, (worker, device, processes, meeting, expected, raised), nprocs=processes)
         except (mp.ProcessExitedException, mp.ProcessRaisedException):
             if raised.empty():
                 raise
             raise raised.get() from None
 
 
-def check_devices(args) -> None:
-    """Raise ValueError for more processes on this machine than it has devices (CPU: cores)."""
-    here = int(os.environ["LOCAL_WORLD_SIZE"]) if under_torchrun() else args.world_size
+def check_devices(device: str, processes: int = 1) -> None:
+    """Raise UsageError for more processes on this machine than it has devices (CPU: cores); torchrun's count first."""
+    here = int(os.environ["LOCAL_WORLD_SIZE"]) if under_torchrun() else processes
     if here < 1:
-        raise ValueError(f"--world-size: expected at least 1, found {here}")
-    on_gpu = torch.device(args.device).type == "cuda"
+        raise UsageError(f"--world-size: expected at least 1, found {here}")
+    on_gpu = torch.device(device).type == "cuda"
     if under_torchrun() and not on_gpu:
         return  # who starts processes by hand may have fewer cores than processes
     there = torch.cuda.device_count() if on_gpu else cores()
     if here > there:
         kind = "GPUs" if on_gpu else "CPU cores"
         flag = "--nproc-per-node" if under_torchrun() else "--world-size"
-        raise ValueError(f"{flag}: expected at most the {there} {kind} of this machine, found {here}")
+        raise UsageError(f"{flag}: expected at most the {there} {kind} of this machine, found {here}")
 
 
 @contextmanager
@@ -108,40 +228,51 @@ def torchrun(device: str | None = None) -> Iterator[World]:
 
     device: what they exchange tensors on; without it they exchange Python objects alone.
     """
+    global _meeting
     rank, size, local_rank = (int(os.environ.get(name, 0)) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     if local_rank < torch.cuda.device_count():
         torch.cuda.set_device(local_rank)
     torch.set_num_threads(cores())
     on_gpu = device is not None and torch.device(device).type == "cuda"
-    with _joined(on_gpu, "env://", rank, size):
+    with _joined(on_gpu, "env://", rank, size) as store:
+        _meeting = store
         yield World(rank, size, f"cuda:{local_rank}" if on_gpu else "cpu")
 
 
 @contextmanager
-def _joined(on_gpu: bool, meeting: str, rank: int, size: int) -> Iterator[None]:
+def _joined(on_gpu: bool, meeting: str, rank: int, size: int) -> Iterator[dist.Store]:
     backend = "nccl" if on_gpu else "gloo"
-    dist.init_process_group(backend, init_method=meeting, rank=rank, world_size=size, timeout=PATIENCE)
-    yield
+    store, rank, size = next(dist.rendezvous(meeting, rank, size, timeout=PATIENCE))
+    store.set_timeout(PATIENCE)
+    group = dist.PrefixStore("group", store)
+    dist.init_process_group(backend, store=group, rank=rank, world_size=size, timeout=PATIENCE)
+    yield store
     dist.destroy_process_group()  # not after an error: NCCL would wait for the others, who wait for this process
 
 
-def _spawned(rank: int, worker: Callable, args, meeting: str, expected, raised) -> None:
-    on_gpu = torch.device(args.device).type == "cuda"
+def _spawned(
+    rank: int, worker: Callable[[World], None], device: str, processes: int, meeting: str, expected, raised
+) -> None:
+    signals.follow(os.getppid())
+    on_gpu = torch.device(device).type == "cuda"
     if on_gpu:
         torch.cuda.set_device(rank)
     else:
-        torch.set_num_threads(max(1, cores() // args.world_size))
-    with _joined(on_gpu, meeting, rank, args.world_size):
+        torch.set_num_threads(max(1, cores() // processes))
+    with _joined(on_gpu, meeting, rank, processes), signals.caught(signal.SIGTERM):
         try:
-            _work(worker, args, World(rank, args.world_size, f"cuda:{rank}" if on_gpu else "cpu"), expected, raised)
+            _work(worker, World(rank, processes, f"cuda:{rank}" if on_gpu else "cpu"), expected, raised)
         except expected as error:
             raised.put(error)
             sys.exit(1)
+        except signals.Stopped as stopped:
+            signals.end_children()
+            sys.exit(stopped.status)
 
 
-def _work(worker: Callable, args, world: World, expected, raised=None) -> None:
+def _work(worker: Callable[[World], None], world: World, expected: tuple[type[Exception], ...], raised=None) -> None:
     try:
-        worker(args, world)
+        worker(world)
     except expected:
         raise
     except Exception as error:

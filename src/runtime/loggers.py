@@ -1,27 +1,44 @@
-"""Scalars to Weights & Biases or TensorBoard, when a flag asks for it; to nobody otherwise."""
+"""Scalars to Weights & Biases or TensorBoard, when a flag asks for it; to nobody otherwise, nor from ranks above 0."""
 
 import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from src.runtime.distributed import is_primary
+from src.runtime.messages import UsageError
+
+
+@dataclass(frozen=True)
+class Loggers:
+    """Which ones to tell."""
+
+    wandb: bool = False
+    tensorboard: bool = False
 
 
 class Logger:
-    """`log({"loss": 0.3}, step)` to every logger that was asked for. `name` is the run's."""
+    """`log({"loss": 0.3}, step)` to every logger that was asked for. name: the run's; folder: of their files."""
 
-    def __init__(self, args, name: str, folder):
+    def __init__(self, loggers: Loggers, name: str, folder: Path, config: Mapping[str, Any]):
         self._wandb = self._board = None
-        if getattr(args, "wandb", False) or getattr(args, "tensorboard", False):
+        if not is_primary():
+            return
+        if loggers.wandb or loggers.tensorboard:
             # wandb takes the system's temporary folder in the place of one that is not there
-            Path(folder).mkdir(parents=True, exist_ok=True)
-        if getattr(args, "wandb", False):
+            folder.mkdir(parents=True, exist_ok=True)
+        if loggers.wandb:
+            texts = {key: str(value) for key, value in config.items()}
             wandb = _need("wandb", "wandb")
-            config = {k: str(v) for k, v in vars(args).items()}
-            self._wandb = wandb.init(project="tangent-arithmetic", name=name, dir=folder, config=config, reinit=True)
-        if getattr(args, "tensorboard", False):
+            self._wandb = wandb.init(project="tangent-arithmetic", name=name, dir=folder, config=texts, reinit=True)
+        if loggers.tensorboard:
             self._board = _need("torch.utils.tensorboard", "tensorboard").SummaryWriter(folder / "tensorboard" / name)
 
-    def log(self, values: dict[str, float], step: int) -> None:
+    def log(self, values: Mapping[str, float], step: int) -> None:
         if self._wandb:
-            self._wandb.log(values, step=step)
+            self._wandb.log(dict(values), step=step)
         if self._board:
             for key, value in values.items():
                 self._board.add_scalar(key, value, step)
@@ -33,10 +50,10 @@ class Logger:
             self._board.close()
 
 
-def _need(module: str, extra: str):
+def _need(module: str, package: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise SystemExit(
-            f"--{extra}: expected the package to be installed; mend with: pip install -e '.[{extra}]'"
+        raise UsageError(
+            f"--{package}: expected the package to be installed, found none; mend with: pip install {package}"
         ) from error

@@ -1,7 +1,11 @@
-"""Pieces of error messages."""
+"""Errors of usage, and pieces of error messages."""
 
 import difflib
 from collections.abc import Iterable
+
+
+class UsageError(ValueError):
+    """A flag or an option that makes no sense. A program says its message and ends with exit status 2."""
 
 
 def few(names: Iterable[str], most: int = 4) -> str:

@@ -1,110 +1,95 @@
 """Independent pieces of work, over the cores of one machine or over the processes that torchrun started.
 
-On a model as small as ViT-Mini, two processes with one thread each do more work than one with two threads. The pool
-lives as long as the program, so `reproduce.py`, which calls many scripts, starts its workers once.
-
-Under torchrun rank 0 alone runs the program: it decides, prints and writes. The other ranks wait for the work that
-`each` deals to them (`shared`), so that no two processes can come to different decisions.
+On a model as small as ViT-Mini, two processes with one thread each do more work than one with two threads. The workers
+are loky's, which joblib keeps from one call to the next, so `reproduce.py`, which calls many scripts, starts them once.
+What they are sent, and what they give, is pickled by value: no tensor takes a file descriptor or shared memory.
 """
 
-import atexit
-import functools
 import os
-import threading
+import signal
+import tempfile
+import traceback
 from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor
-from functools import cache
-from multiprocessing import current_process, get_context, parent_process
-from multiprocessing.connection import wait
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, TypeVar
 
-import torch
-import torch.distributed as dist
+from joblib import Parallel, delayed, parallel_config
 from tqdm import tqdm
 
-from src.runtime.distributed import torchrun, under_torchrun
+from src.runtime import distributed, signals
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_worker = False  # whether this process is one of the pool's
 
 
-def _prepare_worker() -> None:
-    torch.set_num_threads(1)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+class WorkerKilled(RuntimeError):
+    """A worker process was killed, as the system does where memory runs out."""
 
 
-def _end_with_parent() -> None:
-    """A program that is killed cannot shut its pool down; its workers would work on, and then wait for ever."""
-    wait([parent_process().sentinel])
-    os._exit(1)
+def in_worker() -> bool:
+    """Whether this process works for `map_tasks` of another, which has the terminal's progress bar."""
+    return _worker
 
 
-@cache
-def _pool(jobs: int) -> ProcessPoolExecutor:
-    # Threads are counted when a library is loaded, before the initializer runs: the environment tells OpenMP early.
-    os.environ["OMP_NUM_THREADS"] = "1"
-    pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_prepare_worker)
-    atexit.register(pool.shutdown, cancel_futures=True)
-    return pool
+def map_tasks(function: Callable[[Item], Result], items: Iterable[Item], jobs: int, desc: str) -> list[Result]:
+    """[function(item) for each item], in order, under a progress bar: by `jobs` processes, or by all ranks of torchrun.
 
-
-def line() -> int:
-    """The line of the terminal for a progress bar of this process: workers have one each, below the program's own."""
-    return current_process()._identity[0] if parent_process() else 0
-
-
-def each(function: Callable, items: Iterable, jobs: int, desc: str) -> list:
-    """[function(item) for each item], in order, under a progress bar: by all ranks, or by `jobs` processes, if several.
-
-    With several, `function` and items must be picklable; the first error ends the work and is raised here.
+    With several, `function`, items and results must be picklable. Under torchrun every rank calls this with the same
+    items, does its share of them and gets all results; within an item, a rank is by itself. The first error ends the
+    work and is raised here, on every rank. Raises WorkerKilled for a worker that was killed; the next call starts anew.
     """
     items = list(items)
-    if ranks() > 1:
-        return _each_by_ranks(function, items, desc)
-    if jobs <= 1 or len(items) <= 1:
-        return [function(item) for item in tqdm(items, desc=desc, leave=False, disable=None)]
-    futures = [_pool(jobs).submit(function, item) for item in items]
+    if distributed.world_size() > 1:
+        return _over_ranks(function, items, desc)
+    if jobs <= 1 or len(items) <= 1 or _worker:
+        return [function(item) for item in tqdm(items, desc=desc, leave=False, disable=True if _worker else None)]
+    jobs = min(jobs, len(items))
+    with parallel_config(
+        backend="loky",
+        n_jobs=jobs,
+        inner_max_num_threads=1,
+        initializer=_start_worker,
+        initargs=(os.getpid(),),
+        max_nbytes=None,  # large arrays too are pickled, not written to files
+        temp_folder=tempfile.gettempdir(),  # else joblib makes a folder in /dev/shm, though nothing goes there
+    ):
+        results = Parallel(return_as="generator", batch_size=1)(delayed(_call)(function, item) for item in items)
     try:
-        return [future.result() for future in tqdm(futures, desc=desc, leave=False, disable=None)]
-    except BaseException:
-        for future in futures:
-            future.cancel()
-        raise
+        return list(tqdm(results, total=len(items), desc=desc, leave=False, disable=None))
+    except BrokenProcessPool as error:
+        raise WorkerKilled(
+            f"{desc}: expected {jobs} worker processes to finish, found one killed, as the system does where memory "
+            f"runs out; finished work is kept: give the same command again, with --jobs={jobs // 2} or fewer"
+        ) from error
 
 
-def ranks() -> int:
-    """Among how many processes of torchrun `each` deals the work; 1 without it."""
-    return dist.get_world_size() if dist.is_initialized() else 1
+def _start_worker(parent: int) -> None:
+    global _worker
+    _worker = True
+    signals.follow(parent)
 
 
-def shared(main: Callable) -> Callable:
-    """Decorates a script's `main(argv=None)`: under torchrun rank 0 runs it, the others do their share of `each`."""
-
-    @functools.wraps(main)
-    def run(argv=None):
-        if not under_torchrun():
-            return main(argv)
-        with torchrun() as world:
-            if not world.leads:
-                return _serve(world.rank)
+def _call(function: Callable[[Item], Result], item: Item) -> Result:
+    try:
+        with signals.caught(signal.SIGTERM):
             try:
-                return main(argv)
+                return function(item)
             finally:
-                _broadcast(None)  # the end of the others' work
-
-    return run
-
-
-def _serve(rank: int) -> None:
-    while (work := _broadcast(None)) is not None:
-        dist.gather_object(_outcome(*work, rank))
+                signals.check()
+    except signals.Stopped as stopped:
+        signals.end_children()
+        os._exit(stopped.status)  # loky would take it for the item's error, and go on with the next
 
 
-def _each_by_ranks(function: Callable, items: list, desc: str) -> list:
-    """Round by round, an item for each rank. What the items of a round have in common is sent once."""
-    size = dist.get_world_size()
+def _over_ranks(function: Callable[[Item], Result], items: list[Item], desc: str) -> list[Result]:
+    """Round by round, an item for each rank."""
+    rank, size = distributed.rank(), distributed.world_size()
     results = []
-    for start in tqdm(range(0, len(items), size), desc=desc, leave=False, disable=None):
-        dealt = items[start : start + size]
-        outcomes: list = [None] * size
-        _broadcast((function, dealt))
-        dist.gather_object(_outcome(function, dealt, rank=0), outcomes)
+    for first in tqdm(range(0, len(items), size), desc=desc, leave=False, disable=None if rank == 0 else True):
+        dealt = items[first : first + size]
+        outcomes = distributed.gathered(_outcome(function, dealt[rank]) if rank < len(dealt) else None)
         for result, error in outcomes[: len(dealt)]:
             if error is not None:
                 raise error
@@ -112,16 +97,11 @@ def _each_by_ranks(function: Callable, items: list, desc: str) -> list:
     return results
 
 
-def _broadcast(work: object) -> object:
-    """Rank 0's `work`, in every rank."""
-    box = [work]
-    dist.broadcast_object_list(box)
-    return box[0]
-
-
-def _outcome(function: Callable, dealt: list, rank: int) -> tuple[object, Exception | None]:
-    """(result, None) or (None, error) of this rank's item; an error is rank 0's to raise, when all have answered."""
+def _outcome(function: Callable[[Item], Any], item: Item) -> tuple[Any, Exception | None]:
+    """(result, None) or (None, error): all ranks raise it, when all have answered."""
     try:
-        return (function(dealt[rank]) if rank < len(dealt) else None), None
+        with distributed.alone():
+            return function(item), None
     except Exception as error:
+        error.add_note(f"in rank {distributed.rank()}:\n{traceback.format_exc()}")
         return None, error

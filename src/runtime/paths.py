@@ -1,20 +1,15 @@
 """Where every checkpoint, head, mask, cache and result lives. The only file that joins the project's paths."""
 
-from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
 
+from src.model_names import pretrained_name
+from src.modes import MODES
+
 ROOT = Path(__file__).resolve().parents[2]
 PUBLISHED = ROOT / "src" / "reporting" / "published.csv"
+METHOD_CONFIGS = ROOT / "config" / "method"
 CORRUPTED = "corrupted"  # folder of results on corrupted test images, beside those on clean ones
-
-# The file names of single-task results, as published.
-SINGLE_TASK = {
-    "none": "zeroshot_accuracies",
-    "standard": "ft_accuracies",
-    "linear": "linear_ft_accuracies",
-    "posthoc": "posthoc_ft_accuracies",
-}
 
 
 def from_root(location: str | Path) -> Path:
@@ -23,71 +18,90 @@ def from_root(location: str | Path) -> Path:
 
 
 @dataclass(frozen=True)
+class Places:
+    """The folders that `--save`, `--results`, `--cache-dir` and `--data-location` name."""
+
+    save: Path = Path("checkpoints")
+    results: Path = Path("results")
+    cache: Path = Path("cache")
+    data: Path = Path("data")
+
+
+@dataclass(frozen=True)
 class Paths:
-    """The places of one (suite, model, seed)."""
+    """The files of one (suite, model, seed). corruption: of the test images that results are of, `name_severity`."""
 
     suite: str
     model: str
     seed: int
-    save: Path
-    results: Path
-    cache: Path
-    data: Path
-    corruption: str = ""  # of the test images that results are of: name_severity
-
-    @classmethod
-    def of(cls, args: Namespace) -> "Paths":
-        """From parsed flags: `--save`, `--results`, `--cache-dir`, `--data-location`, `--corruption`, `--severity`."""
-        places = (args.save, args.results, args.cache_dir, args.data_location)
-        corruption = f"{args.corruption}_{args.severity}" if getattr(args, "corruption", None) else ""
-        return cls(args.suite, args.model, args.seed, *map(from_root, places), corruption)
+    places: Places = Places()
+    corruption: str = ""
 
     @property
-    def _run(self) -> Path:
+    def save(self) -> Path:
+        return from_root(self.places.save)
+
+    @property
+    def results(self) -> Path:
+        return from_root(self.places.results)
+
+    @property
+    def cache(self) -> Path:
+        return from_root(self.places.cache)
+
+    @property
+    def data(self) -> Path:
+        return from_root(self.places.data)
+
+    @property
+    def _seed(self) -> Path:
         return Path(self.suite) / self.model / f"seed_{self.seed}"
 
     @property
-    def _seen(self) -> Path:
+    def _images(self) -> Path:
         """What depends on test images lies apart where they are corrupted."""
-        return self._run / CORRUPTED / self.corruption if self.corruption else self._run
+        return self._seed / CORRUPTED / self.corruption if self.corruption else self._seed
 
     def pretrained(self) -> Path:
         """θ0."""
-        return self.save / self._run / "zeroshot.safetensors"
+        return self.save / self._seed / "zeroshot.safetensors"
 
     def checkpoint(self, task: str, mode: str) -> Path:
-        """θ of a task; `mode` is "standard" or "linear"."""
-        return self.save / self._run / task / f"{mode}.safetensors"
+        """θ of a task; `mode` is one that finetune.py trains."""
+        return self.save / self._seed / task / f"{mode}.safetensors"
 
     def training_state(self, task: str, mode: str) -> Path:
         """What an unfinished fine-tuning goes on from."""
-        return self.save / self._run / task / f"{mode}.state"
+        return self.save / self._seed / task / f"{mode}.state"
 
     def head(self, dataset: str) -> Path:
         """A zero-shot head; it depends on the text tower alone, so all seeds share it."""
-        return self.save / self.suite / self.model.removesuffix("__init__") / "heads" / f"{dataset}.safetensors"
+        return self.save / self.suite / pretrained_name(self.model) / "heads" / f"{dataset}.safetensors"
 
     def masks(self, name: str) -> Path:
-        return self.save / self._seen / "masks" / f"{name}.safetensors"
+        return self.save / self._images / "masks" / f"{name}.safetensors"
 
     def adaptation_state(self, name: str) -> Path:
         """What an unfinished test-time adaptation goes on from."""
-        return self.save / self._seen / "adaptation" / f"{name}.state"
+        return self.save / self._images / "adaptation" / f"{name}.state"
 
     def images(self) -> Path:
         """Decoded images of the real data sets, shared by all models of one input size."""
         return self.cache / "images"
 
+    def seed_results(self) -> Path:
+        """The folder of a seed's results, those on corrupted images included."""
+        return self.results / self._seed
+
     def result(self, name: str) -> Path:
-        return self.results / self._seen / f"{name}.json"
+        return self.results / self._images / f"{name}.json"
 
     def corruptions(self) -> list[str]:
         """Those that have results."""
-        return sorted(folder.name for folder in (self.results / self._run / CORRUPTED).glob("*"))
+        return sorted(folder.name for folder in (self.seed_results() / CORRUPTED).glob("*"))
 
     def single_task(self, mode: str) -> Path:
-        """`mode` is "none", "standard", "linear" or "posthoc"."""
-        return self.result(SINGLE_TASK[mode])
+        return self.result(MODES[mode].single_task)
 
     def tables(self) -> Path:
         return self.results / self.suite / "tables"
@@ -97,3 +111,7 @@ class Paths:
 
     def claims(self) -> Path:
         return self.results / self.suite / "claims.md"
+
+    def accuracies(self) -> Path:
+        """Every number of every result, one a row."""
+        return self.results / self.suite / "accuracies.csv"

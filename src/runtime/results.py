@@ -8,7 +8,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -17,8 +17,12 @@ from typing import Any
 from src.runtime.files import replacing
 from src.runtime.paths import ROOT
 
-PACKAGES = {"torch": "torch", "open_clip": "open_clip_torch", "numpy": "numpy"}
-STARTED = time.time()
+# Packages that decide a number or a pixel: name in `provenance.versions` -> name of the distribution.
+PACKAGES = {
+    **{name: name for name in ("numpy", "scipy", "pillow", "matplotlib", "scikit-learn", "torch", "torchvision")},
+    "open_clip": "open_clip_torch",
+}
+ONE_LINE = 80  # characters of the longest string that may stand beside others on a line of a result
 
 
 class MissingResult(FileNotFoundError):
@@ -29,38 +33,66 @@ class ResultError(ValueError):
     """A result that cannot be written (it holds a NaN) or read (it is cut short, or is no result)."""
 
 
-def write(path: Path, record: Mapping, args: Any, started: float | None = None) -> None:
-    """Write `record` with its provenance to `path`, atomically.
+def write(path: Path, record: Mapping, config: Mapping[str, Any], started: float) -> None:
+    """Write `record` with its provenance to `path`, atomically; under torchrun rank 0 does, while the others wait.
 
     record: nested dicts and lists of numbers and strings; NumPy and PyTorch scalars and arrays become plain numbers.
-    args: the configuration of the run: a namespace, a dataclass or a mapping.
-    started: `time.time()` when the work began, for `seconds`; by default when this process did.
+    config: the run and its options; see Run.config.
+    started: `time.time()` when the work on this result began, for `provenance.seconds`.
     Raises ResultError for a NaN or an infinity, TypeError for what JSON cannot hold; `path` is then left as it was.
     """
-    document = _plain(record, path.stem) | {"provenance": provenance(args, started)}
-    text = json.dumps(document, indent=1, allow_nan=False)
-    with replacing(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+    from src.runtime.distributed import from_primary  # here, so that reading results does not pay for torch
+
+    def write_file() -> None:
+        text = encode(_plain(record, path.stem) | {"provenance": provenance(config, started)})
+        with replacing(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+    from_primary(write_file)
+
+
+def encode(document: Mapping) -> str:
+    """`document` as the text of a result file: JSON whose differences can be read line by line.
+
+    Each entry of a dictionary has a line of its own. A list of numbers or short strings, nested or not, is one line.
+    """
+    return _encode(document, "\n") + "\n"
 
 
 def exists(path: Path) -> bool:
-    """Whether the result was made. Results are written whole, so a name means a file."""
-    return path.is_file()
+    """Whether the result was made, as rank 0 sees it. Results are written whole, so a name means a file."""
+    from src.runtime.distributed import from_primary  # here, so that reading results does not pay for torch
+
+    return from_primary(path.is_file)
 
 
-def kept(path: Path, args: Any) -> bool:
-    """Whether the result is there and stays, which is said, with what it is of where `args` ask for something else.
+def skip_existing(path: Path, config: Mapping[str, Any], decisive: Iterable[str]) -> bool:
+    """Say that the result is there and skipped, and return True; False where it is not there.
 
-    args: a script's namespace; `pairs`, or else `tasks`, are what results may differ in. Raises ResultError.
+    decisive: the entries of `config` that the numbers depend on. What an older result does not tell does not count.
+    Raises ResultError where an entry is another than the result was made with, and for a damaged result.
     """
-    if args.overwrite or not exists(path):
+    if not exists(path):
         return False
-    what = "pairs" if "pairs" in args else "tasks"
-    asked = _plain(getattr(args, what), what)
-    found = read(path)["provenance"]["config"].get(what, asked)
-    other = "" if found == asked else f", though it is of {what} {_listed(found)}, not {_listed(asked)}"
-    print(f"{path}: there already, skipped{other} (--overwrite computes it again)")
+    earlier = read(path)["provenance"]["config"]
+    asked = {name: _plain(config[name], name, other=str) for name in decisive}
+    differing = [found for name in asked if name in earlier for found in _differences(name, earlier[name], asked[name])]
+    if differing:
+        raise ResultError(
+            f"{path}: expected a result of {'; '.join(f'{what} = {now}' for what, now, _ in differing)}; found one "
+            f"of {'; '.join(f'{what} = {then}' for what, _, then in differing)}. Make it anew with --overwrite "
+            "(main.py: overwrite=True), or keep both with --results=ANOTHER_FOLDER"
+        )
+    print(f"{path}: there already, skipped (--overwrite computes it again)")
     return True
+
+
+def _differences(name: str, earlier: Any, asked: Any) -> list[tuple[str, Any, Any]]:
+    """(entry, as asked, as before) of each that differs; of mappings, those that both have."""
+    if isinstance(earlier, dict) and isinstance(asked, dict):
+        shared = [key for key in asked if key in earlier]
+        return [found for key in shared for found in _differences(f"{name}.{key}", earlier[key], asked[key])]
+    return [] if earlier == asked else [(name, asked, earlier)]
 
 
 def read(path: Path) -> dict:
@@ -88,22 +120,21 @@ def require(path: Path, command: str) -> dict:
     return record
 
 
-def provenance(args: Any, started: float | None = None) -> dict:
+def provenance(config: Mapping[str, Any], started: float) -> dict[str, Any]:
     """Where a result comes from: command, configuration, commit, versions, device, seconds, date."""
-    config = args if isinstance(args, Mapping) else vars(args)
     return {
         "command": command_line(),
         "config": _plain(config, "config", other=str),
         "commit": commit(),
         "versions": versions(),
         "device": device_name(config.get("device")),
-        "seconds": round(time.time() - (STARTED if started is None else started), 3),
+        "seconds": round(time.time() - started, 3),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that numbers depend on, read without importing them."""
+    """Versions of Python and of the packages that decide numbers or pixels, read without importing them."""
     return {"python": platform.python_version()} | {name: metadata.version(dist) for name, dist in PACKAGES.items()}
 
 
@@ -146,13 +177,27 @@ def _git(*arguments: str) -> str:
     return done.stdout.strip()
 
 
-def _listed(names: list) -> str:
-    return ", ".join(name if isinstance(name, str) else "-".join(name) for name in names)
-
-
 def _portable(text: str) -> str:
     """A path inside the project relative to it: results are shared, folders of one machine are not."""
     return text.removeprefix(f"{ROOT}/")
+
+
+def _encode(value: Any, newline: str) -> str:
+    """`value` as JSON; `newline` is a line break and the indentation of the line that the value begins on."""
+    inner = newline + " "
+    if isinstance(value, Mapping) and value:
+        entries = [f"{json.dumps(key)}: {_encode(item, inner)}" for key, item in value.items()]
+        return "{" + inner + f",{inner}".join(entries) + newline + "}"
+    if isinstance(value, list) and not _is_short(value):
+        return "[" + inner + f",{inner}".join(_encode(item, inner) for item in value) + newline + "]"
+    return json.dumps(value, allow_nan=False)
+
+
+def _is_short(value: Any) -> bool:
+    """Whether `value` may stand beside others on one line: a number, a short string, or a list of such values."""
+    if isinstance(value, list):
+        return all(map(_is_short, value))
+    return len(value) <= ONE_LINE if isinstance(value, str) else not isinstance(value, Mapping)
 
 
 def _plain(value: Any, where: str, other: Callable[[Any], Any] | None = None) -> Any:

@@ -4,13 +4,15 @@ It stands in the place of the web pictures that CLIP has seen. The tasks draw th
 features learned here are useful for them while the zero-shot heads are mediocre.
 """
 
+from typing import cast
+
 import numpy as np
 from PIL import ImageFilter
 
 from src.datasets.mini import extras
 from src.datasets.mini.canvas import PIXELS, chance, pick, reduce, uniform
 from src.datasets.mini.draw import FAMILIES as SETS
-from src.datasets.mini.family import Family
+from src.datasets.mini.family import Family, Painter
 
 # What the shipped weights have seen: a new task changes nothing here.
 FAMILIES = tuple(
@@ -49,7 +51,7 @@ def sample(rng: np.random.Generator) -> tuple[np.ndarray, str]:
     else:
         family = FAMILIES[kind]
         label = int(rng.integers(len(family.names)))
-        image, caption = family.web(label, rng), _caption(family, label, rng)
+        image, caption = cast(Painter, family.web)(label, rng), _caption(family, label, rng)
     if chance(rng, 0.1):
         image = image.filter(ImageFilter.GaussianBlur(uniform(rng, 0.6, 1.8)))
     if chance(rng, 0.08):

@@ -27,7 +27,7 @@ def load() -> tuple[np.ndarray, np.ndarray]:
     images = np.zeros((len(scans.target), PIXELS, PIXELS, 3), np.uint8)
     for image, scan in zip(images, scans.images, strict=True):
         grey = Image.fromarray((scan * (255 / BRIGHTEST)).astype(np.uint8))
-        enlarged = np.asarray(grey.resize((inner, inner), Image.BICUBIC))
+        enlarged = np.asarray(grey.resize((inner, inner), Image.Resampling.BICUBIC))
         image[MARGIN:-MARGIN, MARGIN:-MARGIN] = enlarged[..., None]
     return images, scans.target.astype(np.int64)
 

@@ -6,24 +6,23 @@ those versions and with a hash of the code that draws it, so a stale one is neve
 
 import ast
 import hashlib
-import os
 import tempfile
-from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterable
 from functools import cache
 from importlib import import_module
 from importlib.metadata import version
-from multiprocessing import get_context
 from pathlib import Path
 from pkgutil import iter_modules
+from typing import cast
 
 import numpy as np
 from filelock import FileLock
-from tqdm import tqdm
 
 from src.datasets.base import SPLITS, Pixels
 from src.datasets.mini.canvas import PIXELS, reduce, uniform
-from src.datasets.mini.family import Family
+from src.datasets.mini.family import Family, Painter
+from src.runtime.distributed import alone, cores
+from src.runtime.parallel import map_tasks
 
 FOLDER, PACKAGE = Path(__file__).parent, "src.datasets.mini"
 CHUNK = 200  # pictures drawn from one seed: the unit of parallel work
@@ -57,7 +56,7 @@ def _sources(module: str) -> frozenset[Path]:
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module == PACKAGE:
             imported |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith(f"{PACKAGE}."):
+        elif isinstance(node, ast.ImportFrom) and node.module and node.module.startswith(f"{PACKAGE}."):
             imported.add(node.module.removeprefix(f"{PACKAGE}."))
     return frozenset({file}).union(*map(_sources, imported))
 
@@ -84,16 +83,17 @@ def _labels(name: str, split: str, seed: int) -> np.ndarray:
 
 def _draw_chunk(job: tuple[str, str, int, int]) -> tuple[str, str, int, np.ndarray]:
     name, split, seed, start = job
+    paint = cast(Painter, FAMILIES[name].draw)
     rng = _generator(name, split, seed, start + 1)
     labels = _labels(name, split, seed)[start : start + CHUNK]
-    pictures = [reduce(FAMILIES[name].draw(int(label), rng), rng, uniform(rng, 2, 6)) for label in labels]
+    pictures = [reduce(paint(int(label), rng), rng, uniform(rng, 2, 6)) for label in labels]
     return name, split, start, np.stack(pictures)
 
 
 def _dealt(name: str, seed: int) -> dict[str, np.ndarray]:
     """Real pictures, dealt to the splits by the seed."""
     family = FAMILIES[name]
-    images, labels = family.pictures()
+    images, labels = cast(Callable, family.pictures)()
     order = np.random.default_rng((seed, family.number)).permutation(len(labels))
     arrays, start = {}, 0
     for split, n in family.sizes.items():
@@ -117,12 +117,11 @@ def draw(names: Iterable[str], seed: int, jobs: int | None = None) -> dict[str, 
             arrays[name][f"{split}_x"] = np.empty((n, PIXELS, PIXELS, 3), np.uint8)
             arrays[name][f"{split}_y"] = _labels(name, split, seed)
             chunks += [(name, split, seed, start) for start in range(0, n, CHUNK)]
-    # Spawned, not forked: the caller may hold threads of torch.
-    with ProcessPoolExecutor(jobs or os.cpu_count(), mp_context=get_context("spawn")) as pool:
-        drawn = pool.map(_draw_chunk, chunks)
-        title = f"drawing {', '.join(arrays) if len(arrays) < 4 else f'{len(arrays)} sets'}, seed {seed}"
-        for name, split, start, pictures in tqdm(drawn, total=len(chunks), desc=title, unit="chunk", disable=None):
-            arrays[name][f"{split}_x"][start : start + len(pictures)] = pictures
+    title = f"drawing {', '.join(arrays) if len(arrays) < 4 else f'{len(arrays)} sets'}, seed {seed}"
+    with alone():  # ranks may find that they have to draw at different times, or one of them only
+        drawn = map_tasks(_draw_chunk, chunks, jobs or cores(), title)
+    for name, split, start, pictures in drawn:
+        arrays[name][f"{split}_x"][start : start + len(pictures)] = pictures
     return arrays
 
 

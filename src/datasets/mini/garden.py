@@ -23,7 +23,7 @@ def _bed(label: int, rng: np.random.Generator) -> Image.Image:
     for row in range(3):
         for column in range(3):
             size = int(uniform(rng, 0.8, 1.0) * step)
-            plant = silhouette(thing, rng, 60, tilt=20).resize((size, size), Image.BILINEAR)
+            plant = silhouette(thing, rng, 60, tilt=20).resize((size, size), Image.Resampling.BILINEAR)
             x = start[0] + (column - 0.5 * (row % 2)) * step
             y = start[1] + row * step
             image.paste(flat(near(rng, control.COLOURS[colour], 25)).resize(plant.size), (int(x), int(y)), plant)

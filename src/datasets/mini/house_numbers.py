@@ -43,7 +43,7 @@ def _stencil(digit: int, rng, arrangement, centre, face, tilt: float, spacing: f
         text = str(rng.integers(10) if place else digit)
         x = centre[0] + place * face.getlength("0") * spacing
         pen.text((x, centre[1]), text, font=face, fill=255, anchor="mm")
-    return stencil.rotate(uniform(rng, -tilt, tilt), Image.BILINEAR, center=centre)
+    return stencil.rotate(uniform(rng, -tilt, tilt), Image.Resampling.BILINEAR, center=centre)
 
 
 def _print(digit: int, rng: np.random.Generator) -> Image.Image:

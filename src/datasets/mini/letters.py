@@ -63,7 +63,7 @@ def _stencil(form: str, centre, face, degrees: float, swell: int) -> Image.Image
     """The letter's shape, made fatter by `swell` pixels all round."""
     stencil = Image.new("L", (SIDE, SIDE))
     ImageDraw.Draw(stencil).text(centre, form, font=face, fill=255, anchor="mm", stroke_width=swell)
-    return stencil.rotate(degrees, Image.BILINEAR, center=centre)
+    return stencil.rotate(degrees, Image.Resampling.BILINEAR, center=centre)
 
 
 def _sign_writing(label: int, rng: np.random.Generator) -> Image.Image:

@@ -233,7 +233,7 @@ def _pictogram(label: int, rng: np.random.Generator) -> Image.Image:
         rim = pick(rng, (paints["face"], paints["black"]))
         SIGNS[name][0][0](ImageDraw.Draw(image), centre, radius + 2.5, rim)
     _paint(Sign(image, centre, radius, paints, pick(rng, WEB_FONTS), chance(rng, 0.5)), name)
-    image = image.rotate(uniform(rng, -10, 10), Image.BILINEAR, fillcolor=image.getpixel((1, 1)))
+    image = image.rotate(uniform(rng, -10, 10), Image.Resampling.BILINEAR, fillcolor=image.getpixel((1, 1)))
     return image.convert("L").convert("RGB") if chance(rng, 0.08) else image
 
 
@@ -260,7 +260,7 @@ def _turned_away(rng: np.random.Generator) -> list[float]:
 
 def _light(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     """Too dim or too bright, and perhaps with a shadow's edge across the picture."""
-    pixels = np.asarray(image, np.float32)
+    pixels: np.ndarray = np.asarray(image, np.float32)
     if chance(rng, 0.5):
         pixels = pixels * uniform(rng, 0.4, 0.65)
     else:
@@ -289,7 +289,7 @@ def _photograph(label: int, rng: np.random.Generator) -> Image.Image:
     _paint(Sign(board, centre, radius, paints, TASK_FONT, True), name)
     SIGNS[name][0][0](ImageDraw.Draw(cutout), centre, radius, 255)
     board.putalpha(cutout)
-    board = board.transform(board.size, Image.PERSPECTIVE, _turned_away(rng), Image.BILINEAR)
+    board = board.transform(board.size, Image.Transform.PERSPECTIVE, _turned_away(rng), Image.Resampling.BILINEAR)
 
     roadside = blend(near(rng, (95, 100, 85), 20), near(rng, (150, 150, 145), 25), clouds(rng, int(rng.integers(3, 9))))
     pole = uniform(rng, 29, 35)

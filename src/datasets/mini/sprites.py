@@ -28,7 +28,7 @@ def silhouette(name: str, rng: np.random.Generator, size: float, tilt: float = 1
         left, top, right, bottom = font("DejaVuSans", 100).getbbox(SYMBOL[name])
         face = font("DejaVuSans", round(100 * size / max(right - left, bottom - top)))
         return stencil(SYMBOL[name], MIDDLE, face, uniform(rng, -tilt, tilt))
-    return shape.rotate(uniform(rng, -tilt, tilt), Image.BILINEAR)
+    return shape.rotate(uniform(rng, -tilt, tilt), Image.Resampling.BILINEAR)
 
 
 def sketch(image: Image.Image, rng: np.random.Generator, scale: float, paint: Colour, **more) -> vehicles.Sketch:

@@ -24,7 +24,12 @@ def _tiny(label: int, rng: np.random.Generator) -> Image.Image:
     shape = silhouette(NAMES[label], rng, uniform(rng, 34, 46))
     paint = colour(rng, 0, 80) if chance(rng, 0.5) else colour(rng, 180, 255)
     image.paste(blend(paint, near(rng, paint, 40), clouds(rng, 3)), (0, 0), shape)
-    return image.resize((16, 16), Image.BOX).quantize(12).convert("RGB").resize((SIDE, SIDE), Image.NEAREST)
+    return (
+        image.resize((16, 16), Image.Resampling.BOX)
+        .quantize(12)
+        .convert("RGB")
+        .resize((SIDE, SIDE), Image.Resampling.NEAREST)
+    )
 
 
 FAMILY = Family(number=16, names=NAMES, templates=TEMPLATES, draw=_tiny)

@@ -22,6 +22,7 @@ from src.datasets.mini.canvas import (
     disc,
     near,
     pick,
+    scaled,
     uniform,
 )
 from src.datasets.mini.family import Family
@@ -370,7 +371,7 @@ def _night_shot(label: int, rng: np.random.Generator) -> Image.Image:
     tilt = math.radians(uniform(rng, 2, 8))
     image = _night(rng, origin, tilt)
     if name in LIVERY:
-        paint = near(rng, tuple(int(0.72 * v) for v in LIVERY[name]), 14)
+        paint = near(rng, scaled(LIVERY[name], 0.72), 14)
     else:
         paint = near(rng, pick(rng, NIGHT_PAINTS), 16)
     sketch = Sketch(

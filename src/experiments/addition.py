@@ -1,0 +1,43 @@
+"""Task addition: θ0 + α Σ τ_t (Ilharco et al., 2023, arXiv:2212.04089; Table 1 of arXiv:2305.12827)."""
+
+from typing import Any
+
+import numpy as np
+
+from src import store
+from src.datasets import loading
+from src.experiments.base import carry_out
+from src.experiments.registry import ADDITION
+from src.merging.base import Scaled
+from src.merging.evaluate import evaluate_merge
+from src.run import Run
+
+
+def coefficients(points: int) -> tuple[float, ...]:
+    """`points` coefficients from 0 to 1."""
+    return tuple(float(alpha) for alpha in np.linspace(0, 1, points))
+
+
+def add(run: Run, mode: str, n_eval_points: int | None = None, overwrite: bool = False) -> None:
+    """Write addition_<mode>.json. n_eval_points: by default the suite's.
+
+    Raises MissingResult without the single-task results of the mode and of `none`.
+    """
+    points = n_eval_points or run.protocol.n_eval_points
+    record = carry_out(ADDITION, mode, run, {"n_eval_points": points}, lambda: _record(run, mode, points), overwrite)
+    if record is None:
+        return
+    test = record["test"]
+    print(
+        f"addition {mode}: alpha {record['chosen'][run.tasks[0]]:.3f}, {100 * test['mean_accuracy']:.1f} % absolute, "
+        f"{100 * test['mean_normalised']:.1f} % normalised "
+        f"(zero-shot {100 * record['zeroshot']['mean_normalised']:.1f} %) -> {run.paths.result(ADDITION.result(mode))}"
+    )
+
+
+def _record(run: Run, mode: str, points: int) -> dict[str, Any]:
+    loading.examples(run, run.tasks[0], "test")  # mini's are drawn once, before the workers look for them
+    first, *others = (store.task_vector(run, task, mode) for task in run.tasks)
+    total = sum(others, start=first)
+    merge = Scaled(tau=total, settings=coefficients(points), storage_bits=0)
+    return evaluate_merge(run, merge, run.tasks, mode)

@@ -1,0 +1,31 @@
+"""What every experiment does around its own work: skip what is there, take the time, write the record."""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from src.experiments.registry import Experiment
+from src.run import Run
+from src.runtime import results
+
+
+def carry_out(
+    experiment: Experiment,
+    choice: str,
+    run: Run,
+    options: Mapping[str, Any],
+    compute: Callable[[], dict[str, Any]],
+    overwrite: bool,
+) -> dict[str, Any] | None:
+    """Write the record that `compute` gives, unless the same result is there already; None where it is.
+
+    options: what the record depends on beside the run. Raises ResultError for a result of other options or tasks.
+    """
+    path = run.paths.result(experiment.result(choice))
+    config = run.config(**options)
+    if not overwrite and results.skip_existing(path, config, ("tasks", *options)):
+        return None
+    started = time.time()
+    record = compute()
+    results.write(path, record, config, started)
+    return record

@@ -1,0 +1,93 @@
+"""Disentanglement error ξ(α1, α2) of pairs of tasks on a grid (Figures 3, 9, 10 of arXiv:2305.12827)."""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from src import store
+from src.analysis.disentanglement import (
+    Disentanglement,
+    Term,
+    WeightPlane,
+    linear_term,
+    nonlinear_term,
+    two_tangents,
+)
+from src.datasets import loading
+from src.experiments.base import carry_out
+from src.experiments.registry import DISENTANGLEMENT
+from src.heads import get_classification_head
+from src.linearize import forward_and_jvp
+from src.modes import MODES
+from src.run import Run
+from src.runtime.parallel import map_tasks
+
+Pair = tuple[str, str]
+
+
+def measure_disentanglement(
+    run: Run,
+    mode: str,
+    pairs: Sequence[Pair] | None = None,
+    range: tuple[float, float] = (-3.0, 3.0),
+    n_points: int | None = None,
+    num_samples: int | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write disentanglement_<mode>.json: the grid, each task's term, and the mean of ξ inside the box [-1, 1]².
+
+    range, n_points: of the coefficients on each axis; num_samples: test images of each task, None: all on vision.
+    What is None has the suite's value.
+    """
+    options: dict[str, Any] = {
+        "pairs": pairs or run.suite_row.pairs,
+        "range": tuple(range),
+        "n_points": n_points or run.protocol.n_grid_points,
+        "num_samples": num_samples or run.protocol.grid_samples,
+    }
+    record = carry_out(DISENTANGLEMENT, mode, run, options, lambda: _record(run, mode, **options), overwrite)
+    for pair in record["pairs"] if record else ():
+        print(
+            f"disentanglement {mode}: {'-'.join(pair['tasks'])} mean ξ in the box {pair['box_mean']:.3f} "
+            f"-> {run.paths.result(DISENTANGLEMENT.result(mode))}"
+        )
+
+
+def _record(
+    run: Run, mode: str, pairs: Sequence[Pair], range: tuple[float, float], n_points: int, num_samples: int | None
+) -> dict[str, Any]:
+    loading.examples(run, pairs[0][0], "test")  # mini's are drawn once, before the workers look for them
+    alphas = np.linspace(*range, n_points)
+    jobs = [(pair, own) for pair in pairs for own in (0, 1)]
+    work = partial(term, run=run, mode=mode, alphas=alphas, num_samples=num_samples)
+    terms = map_tasks(work, jobs, run.jobs, f"ξ {mode}")
+    records = [Disentanglement(alphas, both).record() for both in zip(terms[::2], terms[1::2])]
+    return {"finetuning_mode": mode, "pairs": records}
+
+
+def term(job: tuple[Pair, int], run: Run, mode: str, alphas: np.ndarray, num_samples: int | None) -> Term:
+    """One task's term of ξ for a pair of tasks: on the images and the head of `pair[own]`, for job = (pair, own)."""
+    pair, own = job
+    encoder = store.encoder(run)
+    head = get_classification_head(run, pair[own]).to(run.device)
+    vectors = [store.to_device(store.task_vector(run, task, mode).vector, run.device) for task in pair]
+    theta0 = dict(encoder.named_parameters())
+    batches = first_images(run, pair[own], "test", num_samples)
+    if MODES[mode].tangent:
+        tangents = two_tangents(lambda x, direction: forward_and_jvp(encoder, theta0, direction, x), *vectors)
+        return linear_term(head, batches, tangents, alphas, own, pair[own])
+    plane = WeightPlane(encoder, theta0, *vectors)
+    return nonlinear_term(head, batches, plane, alphas, own, pair[own])
+
+
+def first_images(run: Run, dataset: str, split: str, most: int | None) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Evaluation batches until `most` images (None: all). The images of a drawn set lie in random order."""
+    left = len(loading.examples(run, dataset, split)) if most is None else most
+    for images, labels in loading.evaluation_batches(run, store.encoder(run), dataset, split):
+        if left <= 0:
+            return
+        yield images[:left], labels[:left]
+        left -= len(images)

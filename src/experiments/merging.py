@@ -1,0 +1,197 @@
+"""Merging by any method: choose on validation, read test once, and tell what it needs and costs."""
+
+import math
+import time
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from src.args import take_run
+from src.datasets import registry
+from src.evaluation import Denominators
+from src.merging import names
+from src.merging.base import Method, Problem, Progress, Variant, label, part_of_state
+from src.merging.evaluate import evaluate_merge, evaluate_unseen
+from src.merging.geometry import vector_geometry
+from src.merging.problem import Source, export, read_problem, storage
+from src.merging.search import Searched
+from src.merging.watch import Watch
+from src.modes import EVALUATED
+from src.run import Run, task_names
+from src.runtime import results
+from src.runtime.distributed import from_primary, is_primary
+from src.runtime.loggers import Logger, Loggers
+from src.runtime.messages import UsageError, nearest
+
+
+@dataclass(frozen=True)
+class Options:
+    """What main.py takes beside the run and the method.
+
+    unseen: tasks that are scored without being merged. output: where to write the merged encoder, .safetensors.
+    search: options of the method among whose values validation chooses, such as {"k": [10, 20]}.
+    save_every, eval_every: steps of an adaptation between kept states and between watched accuracies; 0: none.
+    """
+
+    source: Source = Source()
+    unseen: tuple[str, ...] = ()
+    search: tuple[tuple[str, tuple[Any, ...]], ...] = ()
+    output: Path | None = None
+    save_every: int = 50
+    eval_every: int = 0
+    loggers: Loggers = Loggers()
+    overwrite: bool = False
+
+    def __post_init__(self):
+        if self.output and self.output.suffix != ".safetensors":
+            raise UsageError(f"output: expected a file that ends in .safetensors; got {self.output}")
+
+
+def take_options(flags: dict[str, Any]) -> tuple[Run, Options]:
+    """The run and the options that main.py's configuration means, as plain values without `method`.
+
+    Raises UsageError for values that make no sense.
+    """
+    mode, named, count = flags.pop("finetuning_mode"), flags.pop("DATASETS") or flags["tasks"], flags.pop("num_tasks")
+    if mode not in EVALUATED:
+        raise UsageError(f"finetuning_mode: {mode!r} does not exist{nearest(mode, EVALUATED)} Known: {EVALUATED}")
+    if not (isinstance(count, int) and count >= 1):
+        raise UsageError(f"num_tasks: expected at least 1; got {count}")
+    run = take_run(flags | {"tasks": named or str(count)})
+    steps = {name: flags[name] for name in ("save_every", "eval_every")}
+    if steps["eval_every"] is None:
+        steps["eval_every"] = run.protocol.watch_every
+    for name, value in steps.items():
+        if not (isinstance(value, int) and value >= 0):
+            raise UsageError(f"{name}: expected a number of steps, 0 for none; got {value!r}")
+    return run, Options(
+        source=Source(mode, flags["scope"], tuple(sorted(flags["encoders"].items()))),
+        unseen=unseen_tasks(run, flags["unseen"]),
+        search=_searched(flags["search"]),
+        output=Path(flags["output"]) if flags["output"] else None,
+        loggers=Loggers(flags["wandb"], flags["tensorboard"]),
+        overwrite=flags["overwrite"],
+        **steps,
+    )
+
+
+def _searched(search: Mapping[str, Any]) -> tuple[tuple[str, tuple[Any, ...]], ...]:
+    for option, values in search.items():
+        if not (isinstance(values, list) and values):
+            raise UsageError(f"search.{option}: expected a list of values, as in +search.k=[10,20]; got {values!r}")
+    return tuple((option, tuple(values)) for option, values in search.items())
+
+
+def unseen_tasks(run: Run, given: str | list[str] | None) -> tuple[str, ...]:
+    """The tasks that are scored without being merged, in the suite's order.
+
+    Raises UsageError for unknown ones and for merged ones.
+    """
+    if not given:
+        return ()
+    unseen = task_names(given, run.suite_row)
+    if merged := [task for task in unseen if task in run.tasks]:
+        raise UsageError(f"unseen: {', '.join(merged)} is merged: name the tasks to merge, as in DATASETS=[...]")
+    return tuple(task for task in registry.suite(run.suite).tasks if task in unseen)
+
+
+def result_name(run: Run, method: Method, options: Options) -> str:
+    """The name of a result, in the folder of a seed."""
+    source = options.source
+    folder = names.folder(run.suite, run.tasks, source.mode, source.scope, dict(source.encoders))
+    return f"{folder}/{_label(method, options)}"
+
+
+def variant_result(run: Run, variant: Variant, mode: str = "standard", unseen: tuple[str, ...] = ()) -> str:
+    """The name of the result of a row of the tables."""
+    folder = names.folder(run.suite, run.tasks, mode, "visual")
+    return f"{folder}/{names.unseen_label(variant.label, unseen)}"
+
+
+def _label(method: Method, options: Options) -> str:
+    return names.unseen_label(label(method, dict(options.search)), options.unseen)
+
+
+def merge(run: Run, method: Method, options: Options) -> None:
+    """Merge, evaluate, and write the record; skipped where the same is there, resumed where it was broken off."""
+    started = time.time()
+    source, search, named = options.source, dict(options.search), _label(method, options)
+    name = result_name(run, method, options)
+    target, state = run.paths.result(name), run.paths.adaptation_state(name)
+    merges = math.prod(map(len, search.values()))
+    states = [part_of_state(state, number) for number in range(merges)] if search else [state]
+    config = run.config(**_config(method, options))
+    if not (options.overwrite or options.output or any(map(results.exists, states))):
+        if results.skip_existing(target, config, ("tasks", "method", "encoders", "search")):
+            return
+    torch.manual_seed(run.seed)
+    with closing(Logger(options.loggers, f"{run.model}-{named}", target.parent, config)) as logger:
+        watched = run.paths.adaptation_state(f"{name}.watched")
+        watch = Watch(run, source.mode, options.eval_every, watched, logger.log)
+        if options.overwrite and is_primary():
+            _remove(*states, watched)
+        progress = Progress(watch, logger.log, state, options.save_every)
+        plain = label(method, search).replace("=", "-")  # Hydra takes no "=" in method.mask_file=...
+        problem = read_problem(run, source, plain, progress)
+        Denominators.of(run, source.mode, (*run.tasks, *options.unseen))  # missing ones are told before long work
+        made = Searched.over(method, search, problem) if search else method.merge(problem)
+    if options.unseen and made.per_task:
+        raise UsageError(f"unseen: {method.name} makes a model for each merged task, and none for {options.unseen[0]}")
+    record = evaluate_merge(run, made, run.tasks, source.mode)
+    record |= {
+        "method": method.name,
+        "label": named,
+        "options": vars(method),
+        "scope": source.scope,
+        "encoders": dict(source.encoders),
+        "parameters": {"scope": problem.num_parameters, "encoder": problem.num_parameters_total},
+        "storage": storage(problem, made),
+    }
+    if course := made.course(record["chosen"]):
+        record["adaptation"] = course | {"watched": watch.record()}
+    if options.unseen:
+        setting = record["chosen"][run.tasks[0]]
+        record["unseen"] = evaluate_unseen(run, made, setting, options.unseen, source.mode)
+    if options.output:
+        output = options.output
+        record["output"] = from_primary(lambda: export(problem, made, record["chosen"], output))
+    results.write(target, record, config, started)
+    _write_vectors(run, problem, name, config, started, options.overwrite)
+    _remove(*states, watched)
+    test = record["test"]
+    print(
+        f"{named} {source.mode} {names.tasks_name(run.suite, run.tasks, dict(source.encoders))}: "
+        f"{100 * test['mean_accuracy']:.1f} % absolute, {100 * test['mean_normalised']:.1f} % normalised, "
+        f"{made.storage_bits / 1e9:.2f} Gb -> {target}"
+    )
+
+
+def _config(method: Method, options: Options) -> dict[str, Any]:
+    return {
+        "finetuning_mode": options.source.mode,
+        "scope": options.source.scope,
+        "encoders": dict(options.source.encoders),
+        "unseen": options.unseen,
+        "search": dict(options.search),
+        "method": vars(method),
+        "output": options.output,
+        "save_every": options.save_every,
+        "eval_every": options.eval_every,
+    }
+
+
+def _write_vectors(run: Run, problem: Problem, name: str, config: Mapping, started: float, overwrite: bool) -> None:
+    """Beside the first result of a folder: norms of the task vectors and cosines between them."""
+    path = run.paths.result(f"{name.rpartition('/')[0]}/vectors")
+    if overwrite or not results.exists(path):
+        about = {"finetuning_mode": problem.mode, "scope": problem.scope}
+        results.write(path, about | vector_geometry(problem), config, started)
+
+
+def _remove(*files: Path) -> None:
+    for file in files:
+        file.unlink(missing_ok=True)

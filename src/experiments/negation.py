@@ -1,0 +1,70 @@
+"""Task negation: θ0 − α τ_t forgets task t while the control set is kept (Table 2 of arXiv:2305.12827)."""
+
+from typing import Any
+
+from src import store
+from src.datasets import loading
+from src.evaluation import ORIGIN, Line, mean, score_all, select_negation
+from src.experiments.addition import coefficients
+from src.experiments.base import carry_out
+from src.experiments.registry import NEGATION
+from src.run import Run
+
+POINTS = 21  # on mini too: every point costs a pass over the control set for each task
+
+
+def negate(
+    run: Run, mode: str, n_eval_points: int | None = None, control_threshold: float = 0.95, overwrite: bool = False
+) -> None:
+    """Write negation_<mode>.json. control_threshold: the share of the control's accuracy to keep."""
+    points = n_eval_points or POINTS
+    options = {"n_eval_points": points, "control_threshold": control_threshold}
+    record = carry_out(
+        NEGATION, mode, run, options, lambda: _record(run, mode, coefficients(points), control_threshold), overwrite
+    )
+    if record is None:
+        return
+    for task, scores in record["tasks"].items():
+        if not scores["control_kept"]:
+            print(f"{task}: no coefficient keeps {control_threshold:.0%} of the control's accuracy; alpha = 0")
+    print(
+        f"negation {mode}: target {100 * record['mean_target']:.1f} %, control {100 * record['mean_control']:.1f} % "
+        f"(pre-trained {100 * record['pretrained_control']['test']:.1f} %) "
+        f"-> {run.paths.result(NEGATION.result(mode))}"
+    )
+
+
+def _record(run: Run, mode: str, coefs: tuple[float, ...], threshold: float) -> dict[str, Any]:
+    control = run.control
+    loading.examples(run, control, "test")  # mini's are drawn once, before the workers look for them
+    taus = {task: (-store.task_vector(run, task, mode)).vector for task in run.tasks}
+    pairs = [(task, dataset) for task in run.tasks for dataset in (task, control)]
+    lines = {(task, dataset): (dataset, Line(taus[task], coefs)) for task, dataset in pairs}
+    val = score_all(run, mode, {"pretrained": (control, ORIGIN)} | lines, "val", f"negation {mode}, validation")
+    floor = threshold * val["pretrained"].accuracy[0]
+    index = {
+        task: select_negation(coefs, val[task, task].accuracy, val[task, control].accuracy, floor) for task in run.tasks
+    }
+    alpha = {task: 0.0 if i is None else coefs[i] for task, i in index.items()}
+    lines = {(task, dataset): (dataset, Line(taus[task], (alpha[task],))) for task, dataset in pairs}
+    test = score_all(run, mode, {"pretrained": (control, ORIGIN)} | lines, "test", f"negation {mode}, test")
+    tasks: dict[str, Any] = {
+        task: {
+            "alpha": alpha[task],
+            "control_kept": index[task] is not None,
+            "val": {"target": val[task, task].accuracy, "control": val[task, control].accuracy},
+            "test": {"target": test[task, task].accuracy[0], "control": test[task, control].accuracy[0]},
+        }
+        for task in run.tasks
+    }
+    return {
+        "finetuning_mode": mode,
+        "control": control,
+        "control_threshold": threshold,
+        "coefs": coefs,
+        "pretrained_control": {"val": val["pretrained"].accuracy[0], "test": test["pretrained"].accuracy[0]},
+        "tasks": tasks,
+        "mean_target": mean(scores["test"]["target"] for scores in tasks.values()),
+        "mean_control": mean(scores["test"]["control"] for scores in tasks.values()),
+        "n": {"val": {control: val["pretrained"].n}, "test": {control: test["pretrained"].n}},
+    }

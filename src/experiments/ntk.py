@@ -1,0 +1,151 @@
+"""Where the eigenfunctions of the tangent kernel live (Figures 6, 14, 15 of arXiv:2305.12827).
+
+The kernel of encoder and head is diagonalised on images of the task; Nyström's formula carries the leading
+eigenfunctions to held-out images of the task and to the control's. The paper gives neither the reduction over outputs
+nor the numbers of samples and eigenfunctions, and no script was ever published.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+from src import store
+from src.analysis import ntk
+from src.checkpoints import VISUAL
+from src.datasets import loading
+from src.experiments.base import carry_out
+from src.experiments.registry import NTK
+from src.heads import get_classification_head
+from src.run import Run
+from src.runtime.messages import UsageError
+from src.runtime.parallel import map_tasks
+
+RANKS = (5, 10, 20, 0.9)
+SAMPLES = 64
+
+
+def localize_kernel(
+    run: Run,
+    reduction: str = "trace",
+    pairs: Sequence[tuple[str, str]] | None = None,
+    num_samples: int = SAMPLES,
+    chunk_size: int | None = None,
+    ranks: Sequence[int | float] = RANKS,
+    overwrite: bool = False,
+) -> None:
+    """Write ntk_<reduction>.json.
+
+    reduction: over the outputs of the head. pairs: (task, control); by default the suite's. num_samples: images of the
+    task, held out of it, and of the control. chunk_size: images whose gradients are held at once, by default 4 GiB.
+    ranks: numbers of eigenfunctions, or shares of the trace.
+    """
+    options: dict[str, Any] = {
+        "reduction": reduction,
+        "pairs": pairs or run.suite_row.ntk_pairs,
+        "num_samples": num_samples,
+        "ranks": tuple(ranks),
+    }
+    record = carry_out(NTK, reduction, run, options, lambda: _record(run, **options, chunk_size=chunk_size), overwrite)
+    for pair in record["pairs"] if record else ():
+        by_rank = zip(pair["ranks"], pair["nystrom"]["ratio_heldout"])
+        ratios = ", ".join(f"{k}: {'none' if r is None else f'{r:.2f}'}" for k, r in by_rank)
+        print(f"{pair['task']}, control {pair['control']}: energy held out / control, by eigenfunctions: {ratios}")
+
+
+def _record(
+    run: Run,
+    reduction: str,
+    pairs: Sequence[tuple[str, str]],
+    num_samples: int,
+    ranks: Sequence[int | float],
+    chunk_size: int | None,
+) -> dict[str, Any]:
+    loading.examples(run, pairs[0][0], "test")  # mini's are drawn once, before the workers look for them
+    work = partial(
+        localization, run=run, reduction=reduction, num_samples=num_samples, chunk_size=chunk_size, ranks=ranks
+    )
+    records = map_tasks(work, pairs, run.jobs, f"tangent kernel, {reduction}")
+    return {"reduction": reduction, "num_samples": num_samples, "pairs": records}
+
+
+def rank(text: str) -> int | float:
+    """A number of eigenfunctions, or with a point a share of the trace."""
+    return float(text) if "." in text else int(text)
+
+
+def spread_images(run: Run, dataset: str, split: str, count: int) -> torch.Tensor:
+    """`count` normalised images of a split, drawn without replacement by the run's seed, (count, 3, H, W)."""
+    encoder = store.encoder(run)
+    images = loading.evaluation_pixels(run, dataset, split, encoder.image_size)
+    if count > len(images):
+        raise UsageError(
+            f"--num-samples: expected at most the {len(images)} images of {dataset} ({split}), found {count}"
+        )
+    indices = np.random.default_rng(run.seed).choice(len(images), count, replace=False)
+    return loading.batch_of(images.pixels[indices], encoder, run.device)
+
+
+def localization(
+    pair: tuple[str, str],
+    run: Run,
+    reduction: str,
+    num_samples: int,
+    chunk_size: int | None,
+    ranks: Sequence[int | float],
+) -> dict[str, Any]:
+    """Local energies of the task's eigenfunctions on the task, on held-out images of it, and on the control task.
+
+    Three groups of `num_samples` images: the task's (diagonalised), as many more of the task, and the control's.
+    """
+    task, control = pair
+    n = num_samples
+    of_task = spread_images(run, task, "test", 2 * n)
+    images = torch.cat([of_task, spread_images(run, control, "test", n)])
+    encoder = store.encoder(run)
+    for name, parameter in encoder.named_parameters():
+        parameter.requires_grad_(name.startswith(VISUAL))
+    try:
+        head = get_classification_head(run, task).to(run.device)
+        kernel = ntk.tangent_kernel(encoder, head, images, reduction=reduction, chunk_size=chunk_size).numpy()
+    finally:
+        encoder.requires_grad_(False)
+    inside, heldout, outside = slice(0, n), slice(n, 2 * n), slice(2 * n, 3 * n)
+    cross = {"heldout": kernel[heldout, inside], "control": kernel[outside, inside]}
+    alone = ntk.localize(kernel[inside, inside], cross, ranks=ranks)
+    both = np.r_[inside, outside]
+    labels = np.arange(2 * n) < n
+    joint = ntk.localize_jointly(kernel[np.ix_(both, both)], labels, ranks=ranks, seed=run.seed)
+    return {
+        "task": task,
+        "control": control,
+        "ranks": list(ranks),
+        "nystrom": _localization(alone)
+        | {
+            "ratio": _finite(alone.ratio(over="control")),
+            "ratio_heldout": _finite(alone.ratio(over="control", group="heldout")),
+        },
+        "joint": _localization(joint)
+        | {
+            "ratio": _finite(joint.ratio()),
+            "ratio_of_shuffled_labels": _finite(cast(np.ndarray, joint.shuffled_ratio)),
+            "task_share": cast(np.ndarray, joint.task_share).tolist(),
+        },
+    }
+
+
+def _localization(energies: ntk.Localization) -> dict[str, Any]:
+    return {
+        "eigenvalues": energies.eigenvalues.tolist(),
+        "counts": energies.counts.tolist(),
+        "kept": energies.kept.tolist(),
+        "share_of_trace": energies.shares.tolist(),
+        "energy": {group: energy.tolist() for group, energy in energies.energy.items()},
+    }
+
+
+def _finite(ratios: np.ndarray) -> list[float | None]:
+    """Ratios for JSON; one over no energy at all is None."""
+    return [float(ratio) if np.isfinite(ratio) else None for ratio in ratios]

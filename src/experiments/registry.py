@@ -1,0 +1,53 @@
+"""The experiments: what their results are called, and the commands that make them.
+
+To add one: a row here, a file beside this one that computes the record, and a script of docstring, flags and one call.
+"""
+
+from dataclasses import dataclass
+
+from src.modes import EVALUATED, MODES
+from src.run import Run
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A row: `python <script>.py <flag>=<choice>` writes `<name>_<choice>.json`."""
+
+    name: str
+    script: str
+    flag: str
+    choices: tuple[str, ...]
+
+    def result(self, choice: str) -> str:
+        """The name of a result, in the folder of a seed."""
+        return f"{self.name}_{choice}"
+
+    def command(self, choice: str, flags: str) -> str:
+        """The command that makes a result; flags: those of a run."""
+        return f"python {self.script}.py {self.flag}={choice} {flags}"
+
+
+class SingleTask(Experiment):
+    """Its results have the published file names."""
+
+    def result(self, choice: str) -> str:
+        return MODES[choice].single_task
+
+
+MODE = "--finetuning-mode"
+SINGLE_TASK = SingleTask("single_task", "eval_single_task", MODE, tuple(MODES))
+ADDITION = Experiment("addition", "eval_task_addition", MODE, EVALUATED)
+NEGATION = Experiment("negation", "eval_task_negation", MODE, EVALUATED)
+DISENTANGLEMENT = Experiment("disentanglement", "eval_disentanglement", MODE, EVALUATED)
+NTK = Experiment("ntk", "eval_ntk_localization", "--reduction", ("trace", "sum"))
+
+EXPERIMENTS = {row.name: row for row in (SINGLE_TASK, ADDITION, NEGATION, DISENTANGLEMENT, NTK)}
+
+
+def command_of(result: str, run: Run) -> str:
+    """The command that makes the result of this name, of an experiment above."""
+    for row in EXPERIMENTS.values():
+        for choice in row.choices:
+            if row.result(choice) == result:
+                return row.command(choice, run.flags())
+    raise KeyError(result)

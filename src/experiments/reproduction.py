@@ -1,0 +1,343 @@
+"""Every stage of a suite in order, as the commands of the scripts; finished work is skipped."""
+
+import importlib
+import shlex
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from src.args import shared_flags
+from src.datasets.registry import BENCHMARKS
+from src.experiments.merging import variant_result
+from src.experiments.registry import (
+    ADDITION,
+    DISENTANGLEMENT,
+    NEGATION,
+    NTK,
+    SINGLE_TASK,
+    Experiment,
+)
+from src.merging.base import METHODS, Variant, variants
+from src.model_names import random_name
+from src.modes import TRAINED
+from src.run import Corruption, Run
+
+SUBSETS = (2, 4, 8, 16)  # numbers of tasks
+CORRUPTIONS = ("gaussian_noise", "contrast")
+SEVERITY = 5
+# Beside each other on unseen tasks, on corrupted images, and adapted to validation images.
+COMPARED = ("task arithmetic", "AdaMerging, layer-wise", "Concrete TA")
+
+
+@dataclass(frozen=True)
+class Command:
+    """One script with its flags, and the files that say that it has run."""
+
+    script: str
+    flags: tuple[str, ...]
+    outputs: tuple[Path, ...]
+
+    @property
+    def finished(self) -> bool:
+        return all(path.exists() for path in self.outputs)
+
+    def __str__(self) -> str:
+        return shlex.join(["python", f"{self.script}.py", *self.flags])
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Commands of one seed. An `extended` stage runs when it is named, or with --extended."""
+
+    name: str
+    commands: Callable[[Run], list[Command]]
+    extended: bool = False
+
+
+def _fine_tune(run: Run) -> list[Command]:
+    return [
+        Command(
+            "finetune",
+            (f"--finetuning-mode={mode}", *common_flags(run)),
+            tuple(run.paths.checkpoint(task, mode) for task in run.tasks),
+        )
+        for mode in TRAINED
+    ]
+
+
+def _each(run: Run, experiment: Experiment, choices: Sequence[str] | None = None) -> list[Command]:
+    """An experiment with every choice, or with those."""
+    return [
+        Command(
+            experiment.script,
+            (f"{experiment.flag}={choice}", *common_flags(run)),
+            (run.paths.result(experiment.result(choice)),),
+        )
+        for choice in choices or experiment.choices
+    ]
+
+
+def _first_benchmark(run: Run) -> Run:
+    """The papers of the tangent space add and negate the first 8 tasks of a suite."""
+    return replace(run, tasks=run.tasks[: BENCHMARKS[0]])
+
+
+def _single_task(run: Run) -> list[Command]:
+    return _each(run, SINGLE_TASK)
+
+
+def _addition(run: Run) -> list[Command]:
+    return _each(_first_benchmark(run), ADDITION)
+
+
+def _negation(run: Run) -> list[Command]:
+    return _each(_first_benchmark(run), NEGATION)
+
+
+def _disentanglement(run: Run) -> list[Command]:
+    return _each(run, DISENTANGLEMENT)
+
+
+def _ntk(run: Run) -> list[Command]:
+    return [*_each(run, NTK), *_each(replace(run, model=random_name(run.model)), NTK)]
+
+
+def _random_init(run: Run) -> list[Command]:
+    random = replace(_first_benchmark(run), model=random_name(run.model))
+    single, added = _each(random, SINGLE_TASK, ("none", *TRAINED)), _each(random, ADDITION, TRAINED)
+    return [*_fine_tune(random), *single, *added]
+
+
+def _merging(run: Run, modes: tuple[str, ...] = ("standard",)) -> list[Command]:
+    """Every method on the papers' benchmarks, the first 8, 14 and 20 of the suite's tasks, or on those of --tasks."""
+    every = run.tasks in (run.suite_row.default, run.suite_row.tasks)
+    sizes = [count for count in BENCHMARKS if count <= len(run.tasks)] if every else [len(run.tasks)]
+    return [
+        _merge(replace(run, tasks=run.tasks[:count]), variant, mode=mode)
+        for count in sizes
+        for mode in modes
+        for variant in in_order(variants("merging"))
+    ]
+
+
+def _tangent_merging(run: Run) -> list[Command]:
+    return _merging(run, ("linear", "posthoc"))
+
+
+def in_order(rows: Iterable[Variant]) -> list[Variant]:
+    """Methods that read what another keeps on disk come after it."""
+    return sorted(rows, key=lambda variant: METHODS[variant.method].after is not None)
+
+
+def _sweeps(run: Run) -> list[Command]:
+    """Consensus TA at every threshold, and sum, TIES and TALL masks on random subsets of the tasks, each in the next.
+
+    Thresholds 0 and above the number of tasks are task arithmetic and zero-shot, 2 is the default: `merging` has them.
+    """
+    first = _first_benchmark(run)
+    found = [
+        _merge(first, Variant("", {"prun_thre_k": k}, method="consensus")) for k in (1, *range(3, len(first.tasks) + 1))
+    ]
+    order = np.random.default_rng(run.seed).permutation(len(run.tasks))
+    for count in (size for size in SUBSETS if size < len(run.tasks)):
+        subset = tuple(run.tasks[i] for i in sorted(order[:count]))
+        found += [_merge(replace(run, tasks=subset), Variant("", method=name)) for name in ("sum", "ties", "tall_mask")]
+    return found
+
+
+def _adaptation(run: Run) -> list[Command]:
+    """The methods that adapt at test time, on the papers' eight tasks, as published: on the images that are scored."""
+    return [_merge(_first_benchmark(run), variant) for variant in variants("adaptation")]
+
+
+def _compared() -> list[Variant]:
+    return [variant for variant in variants() if variant.title in COMPARED]
+
+
+def _unseen(run: Run) -> list[Command]:
+    """Methods that make one model, on two tasks that they were not merged from."""
+    apart = run.suite_row.unseen
+    seen = tuple(task for task in run.tasks[: BENCHMARKS[0]] if task not in apart)
+    if not (seen and set(apart) <= set(run.tasks)):
+        return []
+    return [_merge(replace(run, tasks=seen), variant, unseen=apart) for variant in _compared()]
+
+
+def _more_adaptation(run: Run) -> list[Command]:
+    """Task-wise Concrete AdaMerging, AdaMerging++, and adaptation to validation images, so that test is read once."""
+    on_val = [
+        replace(variant, options={**variant.options, "adapt_on": "val"})
+        for variant in _compared()
+        if variant.stage == "adaptation"
+    ]
+    return [_merge(_first_benchmark(run), variant) for variant in (*variants("adaptation-more"), *on_val)]
+
+
+def _robustness(run: Run) -> list[Command]:
+    """Scoring, and adapting, on corrupted test images."""
+    found = []
+    for name in CORRUPTIONS:
+        corrupted = replace(run, corruption=Corruption(name, run.corruption.severity if run.corruption else SEVERITY))
+        found += _each(corrupted, SINGLE_TASK, ("none", "standard"))
+        for variant in _compared():
+            watching = ("eval_every=0",) if variant.stage == "adaptation" else ()
+            found.append(_merge(_first_benchmark(corrupted), variant, more=watching))
+    return found
+
+
+def _merge(
+    run: Run, variant: Variant, mode: str = "standard", unseen: tuple[str, ...] = (), more: tuple[str, ...] = ()
+) -> Command:
+    """main.py on the run's tasks. more: further overrides."""
+    flags = [*variant.overrides, *([f"unseen=[{','.join(unseen)}]"] if unseen else []), *more]
+    if run.tasks != run.suite_row.tasks[: len(run.tasks)]:
+        flags.append(f"DATASETS=[{','.join(run.tasks)}]")
+    elif len(run.tasks) != BENCHMARKS[0]:  # main.py's default
+        flags.append(f"num_tasks={len(run.tasks)}")
+    if mode != "standard":
+        flags.append(f"finetuning_mode={mode}")
+    shared = (flag.removeprefix("--").split("=", 1) for flag in common_flags(run) if not flag.startswith("--tasks="))
+    flags += [f"{name.replace('-', '_')}={value}" for name, value in shared]
+    return Command("main", tuple(flags), (run.paths.result(variant_result(run, variant, mode, unseen)),))
+
+
+def _tables(run: Run) -> list[Command]:
+    return [Command("make_tables", _reported(run), (run.paths.tables(),))]
+
+
+def _figures(run: Run) -> list[Command]:
+    folder = run.paths.figures()
+    places = tuple(flag for flag in common_flags(run) if flag.startswith(("--cache-dir=", "--data-location=")))
+    shown = ("contact", "corruptions")  # pictures of images, which are drawn or read for them
+    sheets = [Command("make_figures", (name, *_reported(run), *places), (folder / f"{name}.png",)) for name in shown]
+    return [Command("make_figures", _reported(run), (folder,)), *sheets]
+
+
+def _reported(run: Run) -> tuple[str, ...]:
+    """The flags of the programs that read results alone."""
+    return tuple(flag for flag in common_flags(run) if flag.startswith(("--model=", "--results=")))
+
+
+def common_flags(run: Run) -> tuple[str, ...]:
+    """What every command of a run shares; defaults are left out, so that the commands are those one would type."""
+    places = run.places
+    values = {
+        "save": places.save,
+        "results": places.results,
+        "cache_dir": places.cache,
+        "data_location": places.data,
+        "device": None if run.device == Run.of().device else run.device,
+        "pretrained_path": run.pretrained_path,
+        "eval_batch_size": run.batch_size,
+        "corruption": run.corruption and run.corruption.name,
+        "severity": run.corruption.severity if run.corruption else SEVERITY,
+    }
+    defaults = shared_flags()
+    flags = [f"--model={run.model}", f"--seed={run.seed}"]
+    changed = {name: value for name, value in values.items() if str(value) != str(defaults[name])}
+    flags += [f"--{name.replace('_', '-')}={value}" for name, value in changed.items()]
+    if run.tasks != run.suite_row.default:
+        flags.append(f"--tasks={','.join(run.tasks)}")
+    return tuple(flags)
+
+
+STAGES = (
+    Stage("fine-tuning", _fine_tune),
+    Stage("single-task", _single_task),
+    Stage("addition", _addition),
+    Stage("negation", _negation),
+    Stage("disentanglement", _disentanglement),
+    Stage("ntk", _ntk),
+    Stage("merging", _merging),
+    Stage("adaptation", _adaptation),
+    Stage("random-init", _random_init),
+    Stage("merging-sweeps", _sweeps, extended=True),
+    Stage("unseen", _unseen, extended=True),
+    Stage("merging-tangent", _tangent_merging, extended=True),
+    Stage("adaptation-more", _more_adaptation, extended=True),
+    Stage("robustness", _robustness, extended=True),
+)
+# Once, after the stages of every seed, from whatever results there are.
+REPORT = (Stage("tables", _tables), Stage("figures", _figures))
+NAMES = tuple(stage.name for stage in (*STAGES, *REPORT))
+
+
+def reproduce(
+    run: Run,
+    seeds: Sequence[int] | None = None,
+    only: Sequence[str] | None = None,
+    extended: bool = False,
+    dry_run: bool = False,
+    overwrite: bool = False,
+) -> None:
+    """Run the stages of every seed, then tables and figures. only: names of stages.
+
+    A command that fails is reported, those that do not need it still run, and the exit status is 1.
+    """
+    began, program = time.time(), Program(dry_run, overwrite)
+    for seed in seeds or [run.seed]:
+        for stage in _chosen(STAGES, only, extended):
+            start = time.time()
+            ran = sum([program.run(command) for command in stage.commands(replace(run, seed=seed))])
+            if not dry_run:
+                took = f"{time.time() - start:.0f} s" if ran else "finished before"
+                print(f"seed {seed}, {stage.name}: {took}", flush=True)
+    for stage in _chosen(REPORT, only, extended):
+        for command in stage.commands(run):
+            program.run(command, always=True)
+    if program.failed:
+        print(f"{len(program.failed)} of the commands failed; run them by themselves to see why:")
+        print("\n".join(f"  {command}" for command in program.failed))
+        raise SystemExit(1)
+    if not dry_run:
+        minutes = (time.time() - began) / 60
+        print(f"all stages finished in {minutes:.1f} minutes; results in {run.places.results / run.suite}")
+
+
+def _chosen(stages: tuple[Stage, ...], only: Sequence[str] | None, extended: bool) -> list[Stage]:
+    if only:
+        return [stage for stage in stages if stage.name in only]
+    return [stage for stage in stages if extended or not stage.extended]
+
+
+class Program:
+    """Runs commands in this process, which keeps its workers, and remembers those that failed."""
+
+    def __init__(self, dry_run: bool, overwrite: bool):
+        self.dry_run, self.overwrite = dry_run, overwrite
+        self.failed: list[Command] = []
+
+    def run(self, command: Command, always: bool = False) -> bool:
+        """Run a command unless it is finished; whether it had anything to do. always: also where it is finished."""
+        if command.finished and not always and not self.overwrite:
+            if self.dry_run:
+                print(f"  there already: {command}")
+            return False
+        if self.dry_run:
+            print(f"  would run:     {command}")
+            return False
+        print(f"  {command}", flush=True)
+        try:
+            _call(command, self.overwrite and not always)
+        except (Exception, SystemExit) as error:
+            if isinstance(error, SystemExit) and not error.code:
+                return True
+            if not isinstance(error, SystemExit):
+                traceback.print_exc()
+            self.failed.append(command)
+        return True
+
+
+def _call(command: Command, overwrite: bool) -> None:
+    again = "overwrite=True" if command.script == "main" else "--overwrite"
+    flags = [*command.flags, *([again] if overwrite else [])]
+    typed, sys.argv = sys.argv, [f"{command.script}.py", *flags]  # what results name as the command that made them
+    try:
+        importlib.import_module(command.script).main(flags)
+    finally:
+        sys.argv = typed

@@ -1,0 +1,80 @@
+"""Accuracy of the pre-trained and of each fine-tuned encoder on its own task and on the control set."""
+
+from pathlib import Path
+from typing import Any
+
+from src import checkpoints, store
+from src.datasets import loading
+from src.evaluation import ORIGIN, Line, mean, score_all
+from src.experiments.base import carry_out
+from src.experiments.registry import SINGLE_TASK, Experiment
+from src.modes import MODES
+from src.run import Run
+from src.runtime.messages import UsageError
+from src.tensors import difference
+
+SUFFIXES = {"test": "", "val": "Val"}  # split -> what a data set's name gets in the published fields
+
+
+def evaluate_single_tasks(
+    run: Run, mode: str, encoder: Path | None = None, name: str | None = None, overwrite: bool = False
+) -> None:
+    """Write the single-task result of a mode; or `<name>.json`, of the checkpoint `encoder` on every task.
+
+    Raises UsageError for an encoder without a name and a name without an encoder.
+    """
+    if bool(encoder) != bool(name):
+        raise UsageError("--encoder and --name go together: the second names the result")
+    experiment = _Named(name, SINGLE_TASK.script, SINGLE_TASK.flag, (mode,)) if name else SINGLE_TASK
+    options = {"encoder": encoder}
+    record = carry_out(experiment, mode, run, options, lambda: _record(run, mode, encoder), overwrite)
+    if record is not None:
+        print(
+            f"{mode}: {100 * mean(record[task] for task in run.tasks):.1f} % over {len(run.tasks)} tasks, "
+            f"{run.control} {100 * record[run.control]:.1f} % -> {run.paths.result(experiment.result(mode))}"
+        )
+
+
+class _Named(Experiment):
+    """A result under a name of its own."""
+
+    def result(self, choice: str) -> str:
+        return self.name
+
+
+def _record(run: Run, mode: str, encoder: Path | None) -> dict[str, Any]:
+    """For each data set its test accuracy under its name and its validation accuracy under <name>Val, as published.
+
+    For fine-tuned encoders the control's is the mean over tasks of the accuracy that each keeps on the control set.
+    """
+    store.write_pretrained(run)
+    loading.examples(run, run.control, "test")  # mini's are drawn once, before the workers look for them
+    lines = _lines(run, mode, encoder)
+    one_for_all = encoder is not None or MODES[mode].trained_as is None
+    on_control = dict(list(lines.items())[:1]) if one_for_all else lines
+    record: dict[str, Any] = {"losses": {}, "n": {}, "control_per_task": {}} | run.corruption_record()
+    for split, suffix in SUFFIXES.items():
+        jobs = {(task, run.control): (run.control, line) for task, line in on_control.items()}
+        jobs |= {(task, task): (task, line) for task, line in lines.items()}
+        curves = score_all(run, mode, jobs, split, f"single-task {mode}, {split}")
+        control = {task: curves[task, run.control] for task in on_control}
+        scores = {run.control: list(control.values())} | {task: [curves[task, task]] for task in lines}
+        for dataset, of_dataset in scores.items():
+            field = dataset + suffix
+            record[field] = mean(curve.accuracy[0] for curve in of_dataset)
+            record["losses"][field] = mean(curve.loss[0] for curve in of_dataset)
+            record["n"][field] = of_dataset[0].n
+        if not one_for_all:
+            record["control_per_task"][split] = {task: curve.accuracy[0] for task, curve in control.items()}
+    return record
+
+
+def _lines(run: Run, mode: str, encoder: Path | None) -> dict[str, Line]:
+    """The encoder to evaluate on each task, as a displacement from θ0."""
+    if encoder:
+        start = store.pretrained(run)
+        end = checkpoints.load(encoder, model=run.model, like=start)
+        return dict.fromkeys(run.tasks, Line(difference(end, start)))
+    if MODES[mode].trained_as is None:
+        return dict.fromkeys(run.tasks, ORIGIN)
+    return {task: Line(store.task_vector(run, task, mode).vector) for task in run.tasks}

@@ -1,0 +1,109 @@
+"""The merging problem of a run: its checkpoints, what a method may see of its images, and what is made of a merge."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from src import checkpoints, store
+from src.datasets import loading
+from src.heads import get_classification_head
+from src.linearize import LinearizedModel
+from src.merging.base import Merge, Problem, Progress, Setting, Unlabelled
+from src.merging.names import tasks_name
+from src.modes import MODES
+from src.run import Run
+from src.runtime.messages import UsageError
+from src.runtime.seeds import batch_indices, event_seed
+
+
+@dataclass(frozen=True)
+class Source:
+    """Which fine-tuned weights to merge. encoders: checkpoints in the place of the run's own, by task."""
+
+    mode: str = "standard"
+    scope: str = "visual"
+    encoders: tuple[tuple[str, str], ...] = ()
+
+
+def read_problem(run: Run, source: Source, label: str = "", progress: Progress = Progress()) -> Problem:
+    """θ0 and the checkpoints of `run.tasks`, opened but not read. label: of the masks that these settings make.
+
+    Raises UsageError for `encoders` of a task that is not merged, and what opening a checkpoint raises.
+    """
+    encoders, mode, scope = dict(source.encoders), source.mode, source.scope
+    if foreign := sorted(set(encoders) - set(run.tasks)):
+        raise UsageError(f"encoders: expected tasks among {', '.join(run.tasks)}; got {', '.join(foreign)}")
+    pretrained = store.pretrained(run)
+
+    def finetuned(task: str) -> checkpoints.Checkpoint:
+        if task not in encoders:
+            return store.finetuned(run, task, mode)
+        path = Path(encoders[task])
+        return checkpoints.Checkpoint(path, like=pretrained, model=run.model, mode=MODES[mode].checkpoint)
+
+    tasks = tasks_name(run.suite, run.tasks, encoders)
+    return Problem(
+        pretrained=pretrained,
+        finetuned={task: finetuned(task) for task in run.tasks},
+        scope=scope,
+        mode=mode,
+        model=run.model,
+        suite=run.suite_row,
+        seed=run.seed,
+        mask_path=lambda name: run.paths.masks(f"{name}_{tasks}_{mode}_{scope}"),
+        label=label,
+        images=Unlabelled(
+            encoder=partial(model_of, run, mode),
+            batch=partial(unlabelled, run),
+            head=partial(get_classification_head, run),
+        ),
+        progress=progress,
+    )
+
+
+def model_of(run: Run, mode: str) -> torch.nn.Module:
+    """The frozen model of a mode at θ0: the encoder, or its linearization."""
+    encoder = store.encoder(run)
+    return LinearizedModel(encoder) if MODES[mode].tangent else encoder
+
+
+def unlabelled(run: Run, task: str, split: str, batch_size: int, number: int) -> torch.Tensor:
+    """The `number`-th batch of a split's images, normalised; never a label.
+
+    It is a function of (seed, task, split, number). Every round through the images takes them in a new order, and its
+    last batch may be smaller.
+    """
+    encoder = store.encoder(run)
+    pixels = loading.evaluation_pixels(run, task, split, encoder.image_size).pixels
+    indices = batch_indices(len(pixels), batch_size, number, event_seed(run.seed, "unlabelled", task, split))
+    return loading.batch_of(pixels[indices], encoder, run.device)
+
+
+def storage(problem: Problem, merge: Merge) -> dict[str, Any]:
+    """Bits of this merge, of the papers' three ways to keep all tasks (fp32), and of the files as they are."""
+    weights = {"pretrained": problem.pretrained, **problem.finetuned}
+    files = {name: own.path for name, own in weights.items() if isinstance(own, checkpoints.Checkpoint)}
+    return {
+        "this": merge.storage_bits,
+        "merged": problem.storage_merged(),
+        "finetuned": problem.storage_finetuned(),
+        "masked": problem.storage_masked(),
+        "files": {name: 8 * path.stat().st_size for name, path in files.items()},
+    }
+
+
+def export(problem: Problem, merge: Merge, chosen: Mapping[str, Setting], output: Path) -> list[Path]:
+    """Write θ0 + the chosen vector to `output`; to a file for each task (`.<task>.safetensors`) where models differ."""
+    written = []
+    for task in problem.tasks if merge.per_task else problem.tasks[:1]:
+        path = output.with_suffix(f".{task}.safetensors") if merge.per_task else output
+        weights = problem.pretrained + merge.vector(task, chosen[task])
+        header: dict[str, Any] = dict(model=problem.model, mode=MODES[problem.mode].checkpoint, seed=problem.seed)
+        header |= dict(tasks=list(problem.tasks), scope=problem.scope, chosen=chosen[task])
+        checkpoints.save(path, weights, header | (dict(task=task) if merge.per_task else {}))
+        written.append(path)
+    return written

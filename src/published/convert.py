@@ -1,0 +1,227 @@
+"""Converters of published files to the one format.
+
+    python -m src.checkpoints convert nonlinear_finetuned.pt OUT.safetensors --model ViT-B-32 --task MNIST
+    python -m src.checkpoints convert model.safetensors OUT.safetensors --model ViT-B-32 --task MNIST --pretrained ZERO
+    python -m src.checkpoints convert TALL_mask_8task.npy OUT.safetensors --model ViT-B-32 --pretrained ZERO
+
+where ZERO is the checkpoint of the pre-trained encoder. `python -m src.published.convert` does the same.
+"""
+
+import math
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from src import checkpoints
+from src.args import command_parser
+from src.checkpoints import VISUAL, Checkpoint, CheckpointError, Masks
+from src.published import unpickle
+from src.runtime.files import file_hash
+from src.runtime.messages import few
+from src.runtime.program import exit_on_user_error
+from src.tensors import Weights, check_same, shapes
+
+# Hugging Face's CLIPVisionModel -> open_clip's visual tower. Keys and values are fused with the query.
+_BLOCK, _KIND = r"encoder\.layers\.(\d+)\.", r"\.(weight|bias)"
+HUGGING_FACE = {
+    r"embeddings\.class_embedding": "class_embedding",
+    r"embeddings\.position_embedding\.weight": "positional_embedding",
+    r"embeddings\.patch_embedding\.weight": "conv1.weight",
+    rf"pre_layrnorm{_KIND}": r"ln_pre.\1",
+    rf"post_layernorm{_KIND}": r"ln_post.\1",
+    rf"{_BLOCK}layer_norm([12]){_KIND}": r"transformer.resblocks.\1.ln_\2.\3",
+    rf"{_BLOCK}self_attn\.q_proj{_KIND}": r"transformer.resblocks.\1.attn.in_proj_\2",
+    rf"{_BLOCK}self_attn\.out_proj{_KIND}": r"transformer.resblocks.\1.attn.out_proj.\2",
+    rf"{_BLOCK}mlp\.fc1{_KIND}": r"transformer.resblocks.\1.mlp.c_fc.\2",
+    rf"{_BLOCK}mlp\.fc2{_KIND}": r"transformer.resblocks.\1.mlp.c_proj.\2",
+}
+
+
+def read_masks(path: Path, like: Mapping) -> Masks:
+    """The masks of a published `TALL_mask_{8,14,20}task.npy`, whose pickle is read but never executed.
+
+    like: the pre-trained encoder with its frozen text-side tensors: the published vector is all of them, flattened and
+    joined in the sorted order of their names, and its bits are packed (big-endian) over the whole.
+    """
+    named_shapes = dict(sorted(shapes(like).items()))
+    sizes = [math.prod(shape) for shape in named_shapes.values()]
+    total = sum(sizes)
+    try:
+        arrays = unpickle.packed_arrays(path)
+    except unpickle.UnpickleError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    masks = {}
+    for task, packed in arrays.items():
+        if len(packed) != -(-total // 8):
+            raise CheckpointError(
+                f"{path}: expected {total} bits for {task} (the pre-trained encoder and its frozen text-side tensors), "
+                f"found {8 * len(packed)}: it belongs to another model"
+            )
+        bits = torch.from_numpy(np.unpackbits(packed, count=total).astype(bool)).split(sizes)
+        masks[task] = {name: piece.view(shape) for (name, shape), piece in zip(named_shapes.items(), bits, strict=True)}
+    return masks
+
+
+def convert(
+    source: Path,
+    destination: Path,
+    *,
+    model: str,
+    task: str | None = None,
+    mode: str = "standard",
+    seed: int = 1,
+    pretrained: Mapping | None = None,
+    names: Sequence[str] | None = None,
+    provenance: Mapping | None = None,
+) -> None:
+    """Write a published file (weights, a head, or TALL masks) in the one format.
+
+    seed: that of the runs which will read it, for their checkpoints lie together; published files name none.
+    pretrained: the pre-trained encoder. It lends what the file lacks (the projection, the frozen text-side tensors),
+    and the result must share its names and shapes; masks and Hugging Face files need it.
+    names: parameter names in the order of `ImageEncoder.named_parameters()`; files of `params.{i}` need them.
+    provenance: facts for the header, beside the file's name and SHA-256.
+    """
+    header: dict[str, Any] = {"model": model, "task": task, "mode": mode, "seed": seed}
+    header["provenance"] = {"file": source.name, "sha256": file_hash(source)} | dict(provenance or {})
+    if source.suffix == ".npy":
+        if pretrained is None:
+            raise CheckpointError(f"{source}: masks are positions in the pre-trained encoder; add --pretrained PATH")
+        masks = read_masks(source, pretrained)
+        checkpoints.save_masks(destination, masks, header | {"scope": "published", "method": "tall_mask"})
+        return
+    try:
+        weights = read_weights(source)
+        kind = "head" if set(weights) == {"weight", "bias"} else "weights"
+        if kind == "head":
+            weights, header = _head(weights), header | {"mode": None, "seed": None}
+        else:
+            weights = _encoder(weights, pretrained, names, mode)
+            if pretrained is not None:
+                check_same(pretrained, weights, "the pre-trained encoder and the file", CheckpointError)
+    except CheckpointError as error:
+        raise CheckpointError(f"{source}: {error}") from None
+    except KeyError as error:
+        raise CheckpointError(f"{source}: expected a tensor {error}, found none") from None
+    checkpoints.save(destination, weights, header, kind)
+
+
+def read_weights(path: Path) -> Weights:
+    """Weights under their published names, from safetensors or from a `torch.save` file, which is not executed."""
+    with open(path, "rb") as file:
+        start = file.read(9)
+    try:
+        if start.startswith(b"PK"):
+            return unpickle.torch_weights(path)
+        return load_file(path)
+    except unpickle.UnpickleError as error:
+        raise CheckpointError(str(error)) from None
+    except SafetensorError:
+        raise CheckpointError(
+            f"expected safetensors or a torch.save file, found {checkpoints.describe_start(start)}"
+        ) from None
+
+
+def _encoder(weights: Weights, pretrained: Mapping | None, names: Sequence[str] | None, mode: str) -> Weights:
+    """Published weights under the house's names: those of `ImageEncoder.state_dict()`."""
+    if any(re.fullmatch(r"(model\.)?params\.\d+", key) for key in weights):
+        weights = _from_positions(weights, pretrained, names, mode)
+    elif any(key.endswith("embeddings.class_embedding") for key in weights):
+        weights = _from_hugging_face(weights, pretrained)
+    elif any(key.startswith("visual.") for key in weights):
+        weights = {f"model.{key}": tensor for key, tensor in weights.items()}
+    if not any(key.startswith(VISUAL) for key in weights):
+        raise CheckpointError(f"expected the weights of a CLIP image encoder, found {few(sorted(weights))}")
+    weights = {key: tensor for key, tensor in weights.items() if not key.startswith("model.transformer.")}
+    frozen = {key: tensor for key, tensor in (pretrained or {}).items() if not key.startswith(VISUAL)}
+    return frozen | weights
+
+
+def _from_hugging_face(weights: Weights, pretrained: Mapping | None) -> Weights:
+    weights = {key.removeprefix("vision_model."): tensor for key, tensor in weights.items()}
+    named = {}
+    for key, tensor in weights.items():
+        if key == "visual_projection.weight":
+            named["model.visual.proj"] = tensor.T
+        elif re.search(r"self_attn\.[kv]_proj\.|position_ids$", key):
+            continue  # fused with the query below; a constant of older versions
+        else:
+            name = next((re.sub(old, new, key) for old, new in HUGGING_FACE.items() if re.fullmatch(old, key)), None)
+            if name is None:
+                raise CheckpointError(f"expected the tensors of a CLIPVisionModel, found {key}")
+            if "q_proj" in key:
+                tensor = torch.cat([weights[key.replace("q_proj", f"{part}_proj")] for part in "qkv"])
+            named[f"model.visual.{name}"] = tensor
+    if "model.visual.proj" not in named:  # a CLIPVisionModel ends before the projection, which stays as pre-trained
+        if pretrained is None:
+            raise CheckpointError(
+                "expected a projection, found none, as in every CLIPVisionModel; add --pretrained PATH"
+            )
+        named["model.visual.proj"] = pretrained["model.visual.proj"]
+    return named
+
+
+def _from_positions(weights: Weights, pretrained: Mapping | None, names: Sequence[str] | None, mode: str) -> Weights:
+    """A linear checkpoint of the tangent repository: `params.{i}` is θ, `params0.{i}` θ0, both by position."""
+    if mode != "linear":
+        raise CheckpointError(f"expected a {mode} checkpoint, found a linear one (params.0, ...); add --mode linear")
+    if names is None:
+        raise CheckpointError(
+            "expected names, found positions (params.0, ...); add --names FILE, one name a line, in order"
+        )
+    theta, theta0 = (
+        {int(key.rpartition(".")[2]): tensor for key, tensor in weights.items() if f"{part}." in key}
+        for part in ("params", "params0")
+    )
+    if sorted(theta) != list(range(len(names))):
+        raise CheckpointError(f"expected {len(names)} parameters, one for each name, found {len(theta)}")
+    for position, name in enumerate(names):
+        if pretrained is not None and position in theta0 and not _equal(theta0[position], pretrained.get(name)):
+            raise CheckpointError(
+                f"expected params0.{position} to be {name} of the pre-trained encoder, found another tensor: the names "
+                "are in another order, or the checkpoint started from another encoder"
+            )
+    return {name: theta[position] for position, name in enumerate(names)}
+
+
+def _equal(tensor: torch.Tensor, other: torch.Tensor | None) -> bool:
+    return other is not None and tensor.shape == other.shape and bool((tensor == other).all())
+
+
+def _head(weights: Weights) -> Weights:
+    """A published zero-shot head; its bias is zero, and ours has none."""
+    if weights["bias"].any():
+        raise CheckpointError("expected a zero-shot head, whose bias is zero, found another bias")
+    return {"weight": weights["weight"]}
+
+
+@exit_on_user_error
+def main(arguments: Sequence[str] | None = None) -> None:
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments[:1] == ["convert"]:  # as in `python -m src.checkpoints convert`
+        del arguments[0]
+    parser = command_parser("src.published.convert", __doc__)
+    parser.add_argument("source", type=Path, help="published file: .pt, .safetensors or TALL_mask_*task.npy")
+    parser.add_argument("destination", type=Path, help="file to write, in the one format")
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--task", help="task of a fine-tuned encoder, or data set of a head")
+    parser.add_argument("--mode", choices=("standard", "linear"), default="standard")
+    parser.add_argument("--seed", type=int, default=1, help="of the runs that will read it")
+    parser.add_argument("--pretrained", type=Path, help="checkpoint of the pre-trained encoder, in the one format")
+    parser.add_argument("--names", type=Path, help="text file of parameter names in order, for params.{i} files")
+    flags = vars(parser.parse_args(arguments))
+    source, destination, pretrained, names = (flags.pop(k) for k in ("source", "destination", "pretrained", "names"))
+    lent = pretrained and Checkpoint(pretrained, model=flags["model"])
+    convert(source, destination, pretrained=lent, names=names and names.read_text().split(), **flags)
+    print(f"wrote {destination}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""What a computation is about: network, images, places. Every function of the library takes a `Run`."""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+from src.datasets import corruptions, registry
+from src.model_names import check_model
+from src.runtime.distributed import cores
+from src.runtime.messages import UsageError, nearest
+from src.runtime.paths import Paths, Places
+
+
+@dataclass(frozen=True)
+class Corruption:
+    """A corruption of test images by name, and its severity, 1 to 5. Raises UsageError for what does not exist."""
+
+    name: str
+    severity: int
+
+    def __post_init__(self):
+        corruptions.check(self.name, self.severity)
+
+    def __str__(self) -> str:
+        return f"{self.name}_{self.severity}"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One network, seed and set of tasks, with the places of its files and what to compute on.
+
+    suite: "mini" or "vision". model: a name as in model_names.py. tasks: names of the suite's data sets.
+    seed: of everything; mini draws its images from it too.
+    pretrained_path: a local file of pre-trained weights, in the place of those that the model's name stands for.
+    device: PyTorch's name. jobs: tasks worked on at once. batch_size: images of one forward pass in evaluation.
+    corruption: of the test images. skip_corrupt: leave out images that cannot be decoded.
+
+    `Run.of` fills in what the suite decides; `dataclasses.replace` gives a changed copy.
+    """
+
+    suite: str
+    model: str
+    seed: int
+    tasks: tuple[str, ...]
+    places: Places = Places()
+    pretrained_path: str | None = None
+    device: str = "cpu"
+    jobs: int = 1
+    batch_size: int = 100
+    corruption: Corruption | None = None
+    skip_corrupt: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        model: str | None = None,
+        suite: str | None = None,
+        tasks: str | Iterable[str] | None = None,
+        seed: int = 1,
+        device: str | None = None,
+        jobs: int | None = None,
+        **fields: Any,
+    ) -> "Run":
+        """A run in which what is None is filled in: the suite of the model, its model, its tasks, this machine.
+
+        tasks: names, in lists or with commas. Raises UsageError for what does not exist, with the nearest that does.
+        """
+        model = model or registry.suite(suite or registry.DEFAULT).model
+        check_model(model)
+        suite = suite or registry.default_suite(model)
+        device = device or default_device()
+        if jobs is None:
+            jobs = cores() if device == "cpu" else 1
+        return cls(suite, model, seed, task_names(tasks, registry.suite(suite)), device=device, jobs=jobs, **fields)
+
+    @cached_property
+    def paths(self) -> Paths:
+        return Paths(self.suite, self.model, self.seed, self.places, str(self.corruption or ""))
+
+    @property
+    def suite_row(self) -> registry.Suite:
+        return registry.suite(self.suite)
+
+    @property
+    def control(self) -> str:
+        """The data set whose accuracy negation is to keep."""
+        return self.suite_row.control
+
+    @property
+    def protocol(self) -> registry.Protocol:
+        """How the suite is fine-tuned and searched, for this model."""
+        return self.suite_row.protocol_of(self.model)
+
+    def config(self, **options: Any) -> dict[str, Any]:
+        """Every field, and the options of an experiment, as results record them."""
+        fields = asdict(self)
+        places = fields.pop("places")
+        return fields | places | options
+
+    def corruption_record(self) -> dict[str, Any]:
+        """What a result says of the corruption that it was made under; nothing where there was none."""
+        return {"corruption": asdict(self.corruption) | {"splits": [corruptions.SPLIT]}} if self.corruption else {}
+
+    def flags(self) -> str:
+        """How a command is told of this run: `--model=ViT-Mini --seed=1`, and a corruption where there is one."""
+        named: dict[str, Any] = {"model": self.model, "seed": self.seed}
+        if self.suite != registry.default_suite(self.model):
+            named["suite"] = self.suite
+        if self.corruption:
+            named |= {"corruption": self.corruption.name, "severity": self.corruption.severity}
+        return " ".join(f"--{name}={value}" for name, value in named.items())
+
+
+def default_device() -> str:
+    """A CUDA GPU where there is one, else the processor."""
+    import torch  # here, so that a script's --help does not wait for it
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def task_names(names: str | Iterable[str] | None, suite: registry.Suite) -> tuple[str, ...]:
+    """Names of the suite's tasks, also from how many of its first; its default for None.
+
+    Raises UsageError for an unknown name, for a name twice, for none, and for more than there are.
+    """
+    if names is None:
+        return suite.default
+    chunks = [names] if isinstance(names, str) else names
+    tasks = tuple(name for chunk in chunks for name in chunk.split(",") if name)
+    if len(tasks) == 1 and tasks[0].isdecimal():
+        if not 1 <= (count := int(tasks[0])) <= len(suite.tasks):
+            raise UsageError(f"--tasks: expected a number from 1 to {len(suite.tasks)}, or names; found {count}")
+        return suite.tasks[:count]
+    for name in tasks:
+        if name not in suite.tasks:
+            raise UsageError(
+                f"--tasks: {name!r} is no task of suite {suite.name}{nearest(name, suite.tasks)} "
+                f"Known: {', '.join(suite.tasks)}"
+            )
+    if len(set(tasks)) < len(tasks) or not tasks:
+        raise UsageError(f"--tasks: expected at least one task and each once, found {', '.join(tasks) or 'none'}")
+    return tasks
+
+
+def pair_names(texts: Iterable[str], suite: registry.Suite) -> tuple[tuple[str, str], ...]:
+    """Pairs of two tasks from texts such as `signs-letters`. Raises UsageError."""
+    pairs = []
+    for text in texts:
+        names = text.split("-")
+        if len(names) != 2:
+            raise UsageError(
+                f"--pairs: expected two tasks joined by '-', as in {'-'.join(suite.pairs[0])}; found {text!r}"
+            )
+        first, second = task_names(names, suite)
+        pairs.append((first, second))
+    return tuple(pairs)

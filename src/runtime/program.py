@@ -1,0 +1,63 @@
+"""What surrounds a script's `main`: errors that a user can mend, and signals, end it with a line."""
+
+import functools
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from src.checkpoints import CheckpointError
+from src.datasets.examples import DataError
+from src.runtime import distributed, signals
+from src.runtime.messages import UsageError
+from src.runtime.parallel import WorkerKilled
+from src.runtime.results import ResultError
+
+Returned = TypeVar("Returned")
+
+# What a user can cause and mend: told in a line, without a traceback.
+USER_ERRORS = (
+    CheckpointError,
+    DataError,
+    ResultError,
+    UsageError,
+    WorkerKilled,
+    FileNotFoundError,
+    FloatingPointError,
+)
+
+
+def exit_on_user_error(main: Callable[..., Returned]) -> Callable[..., Returned]:
+    """Decorates a script's `main(argv=None)`: it ends with a message alone, and with the processes that it started.
+
+    The exit status is 1 after an error of USER_ERRORS, 2 after a UsageError, 130 after SIGINT (Ctrl-C) and 143 after
+    SIGTERM. Under torchrun one process tells an error that all of them come to.
+    """
+
+    @functools.wraps(main)
+    def run(argv: Sequence[str] | None = None) -> Returned:
+        nested = signals.are_caught()
+        try:
+            with signals.caught(signal.SIGINT, signal.SIGTERM):
+                try:
+                    return main(argv)
+                finally:
+                    signals.check()
+        except signals.Stopped as stopped:
+            if nested:
+                raise  # the program's own main ends it all
+            if distributed.is_primary():
+                print("stopped; the same command goes on", file=sys.stderr, flush=True)
+            raise SystemExit(stopped.status) from None
+        except USER_ERRORS as error:
+            distributed.leave_to_the_first()
+            if isinstance(error, UsageError):
+                print(f"error: {error}", file=sys.stderr, flush=True)
+                raise SystemExit(2) from None
+            raise SystemExit(f"error: {error}") from None
+        except (Exception, SystemExit) as error:
+            if not isinstance(error, SystemExit) or isinstance(error.code, str):  # a number was told of before
+                distributed.leave_to_the_first()
+            raise
+
+    return run

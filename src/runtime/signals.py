@@ -1,0 +1,139 @@
+"""SIGINT and SIGTERM: a program that is asked to stop saves what it is at and ends with every process that it started.
+
+The first process answers for all. A terminal sends SIGINT, and a scheduler SIGTERM, to every process at once. The
+processes that the program started take their orders from the first alone, which sends them SIGTERM.
+"""
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+GRACE = 60  # seconds that a process has to end the step it is in and to save its state, before it is killed
+
+_caught = False  # whether the signals are this module's
+_asked: int | None = None  # the signal that came
+_in_step = False  # whether the end of a step has to be waited for
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal, its only argument, asked the program to stop."""
+
+    @property
+    def status(self) -> int:
+        """The exit status, as a shell counts: 130 after SIGINT, 143 after SIGTERM."""
+        return 128 + self.args[0]
+
+
+@contextmanager
+def caught(*numbers: int) -> Iterator[None]:
+    """Within, these signals end the program's processes and raise Stopped: at once, or after a step of `until_stopped`.
+
+    A second SIGINT waits for nothing. Signals that are ignored stay ignored. Nested, and in other threads than the main
+    one, which alone gets signals, it changes nothing.
+    """
+    global _caught, _asked
+    if _caught or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    earlier = {number: signal.getsignal(number) for number in numbers}
+    for number, handler in earlier.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, _stop)
+    _caught = True
+    try:
+        yield
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
+        _caught, _asked = False, None
+
+
+def until_stopped(
+    steps: Iterable[int], save: Callable[[int], None], agreed: Callable[[bool], bool] = bool
+) -> Iterator[int]:
+    """The steps of a loop. A signal that comes in one of them waits for its end; then save(step) is called.
+
+    agreed: whether this process was asked to stop -> whether the loop shall, for processes that step together.
+    Raises Stopped after the save.
+    """
+    global _in_step
+    try:
+        for step in steps:
+            _in_step = True
+            yield step
+            if agreed(_asked is not None):
+                save(step)
+                raise Stopped(_asked or signal.SIGTERM)
+    finally:
+        _in_step = False
+
+
+def are_caught() -> bool:
+    return _caught
+
+
+def check() -> None:
+    """Raise Stopped where a signal came that nothing answered: the step that it waited for ended with an error."""
+    global _in_step
+    _in_step = False
+    if _asked is not None:
+        raise Stopped(_asked)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    global _asked
+    again = _asked is not None
+    if again and number == signal.SIGTERM:
+        return  # sent by a scheduler to every process, and by the first process to this one
+    _asked = number
+    if _in_step and not again:
+        return
+    end_children(0 if again else GRACE)
+    raise Stopped(number)
+
+
+def end_children(grace: float = GRACE) -> None:
+    """End the processes that this one started with multiprocessing or joblib; those that do not after `grace`: kill."""
+    children = multiprocessing.active_children()
+    for child in children:
+        child.terminate()
+    until = time.monotonic() + grace
+    for child in children:
+        child.join(max(0.0, until - time.monotonic()))
+        if child.is_alive() and child.pid is not None:
+            os.kill(child.pid, signal.SIGKILL)
+            child.join()
+
+
+def follow(parent: int) -> None:
+    """Make this process one of `parent`'s: it ends at its SIGTERM or after it, and leaves a terminal's SIGINT to it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
+    threading.Thread(target=_end_after, args=(parent,), daemon=True).start()
+
+
+def _end_after(parent: int) -> None:
+    """A process that is killed can end no other."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+def heed_parent(worker: int) -> None:
+    """`worker_init_fn` of a DataLoader: SIGTERM counts when the parent sends it, not when a scheduler does.
+
+    The parent ends the step that it is in, which needs this process.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_at_sigterm_of, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_at_sigterm_of(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)

@@ -1,0 +1,71 @@
+"""Tensors by name: whether two collections agree, τ = θ − θ0, and θ0 + α·τ."""
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from src.runtime.messages import few
+
+Weights = dict[str, Tensor]
+
+
+def shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Shape of each tensor by name; a collection that has `shapes` of its own, as a Checkpoint, reads no tensor."""
+    known = getattr(tensors, "shapes", None)
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()} if known is None else known
+
+
+def check_same(
+    expected: Mapping[str, Tensor], found: Mapping[str, Tensor], what: str, error: type[Exception] = ValueError
+) -> None:
+    """Raise `error`, naming them, for tensors in which two collections differ by name or by shape.
+
+    what: both collections in the plural, such as "the task vectors".
+    """
+    wanted, given = shapes(expected), shapes(found)
+    faults = []
+    if missing := sorted(wanted.keys() - given.keys()):
+        faults.append(f"missing {few(missing)}")
+    if unexpected := sorted(given.keys() - wanted.keys()):
+        faults.append(f"unexpected {few(unexpected)}")
+    reshaped = [name for name in wanted if name in given and wanted[name] != given[name]]
+    if reshaped:
+        faults.append(few(f"{name}: expected {wanted[name]}, found {given[name]}" for name in reshaped))
+    if faults:
+        raise error(f"{what} differ in their tensors: {'; '.join(faults)}")
+
+
+def difference(
+    theta: Mapping[str, Tensor],
+    theta0: Mapping[str, Tensor],
+    names: Iterable[str] | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Weights:
+    """τ = θ − θ0 without a graph, tensor by tensor in `dtype` or in a wider type of the weights.
+
+    names: by default those of every floating tensor of θ0: counters and other integer buffers have no difference.
+    Half precision would round the differences to a few significant bits; float32 is the least.
+    """
+    tau = {}
+    with torch.no_grad():
+        for name in theta0 if names is None else names:
+            start, end = theta0[name], theta[name]
+            if start.is_floating_point():
+                wide = torch.promote_types(dtype, torch.promote_types(start.dtype, end.dtype))
+                tau[name] = end.to(wide) - start.to(wide)
+    return tau
+
+
+def moved(theta0: Mapping[str, Tensor], tau: Mapping[str, Tensor], alpha: float | Tensor) -> Weights:
+    """θ0 + α·τ as a new state dict, in the types and on the devices of θ0; tensors that τ does not have stay.
+
+    Raises ValueError, naming them, for tensors of τ that θ0 lacks or has in another shape.
+    """
+    start = {name: theta0[name] for name in tau if name in theta0}
+    check_same(start, tau, "the weights and the task vector")
+    end = {}
+    for name, weight in start.items():
+        wide = torch.promote_types(weight.dtype, tau[name].dtype)
+        end[name] = (weight.to(wide) + alpha * tau[name].to(weight.device, wide)).to(weight.dtype)
+    return {name: end[name] if name in end else theta0[name] for name in theta0}
