@@ -346,7 +346,7 @@ Record = TypeVar("Record")
 def checked(record: Mapping[str, Any], schema: type[Record], source: Path | str) -> Record:
     """`record`, which has the schema. Raises results.ResultError that names the source and the first wrong key."""
     try:
-        _adapter(schema).validate_python(record)
+        _adapter(schema).validate_python(record)  # type: ignore[arg-type]  # mypy takes no class for hashable
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join(map(str, first["loc"]))
@@ -360,7 +360,7 @@ def checked(record: Mapping[str, Any], schema: type[Record], source: Path | str)
 
 
 @cache
-def _adapter(schema: type[Record]) -> TypeAdapter[Record]:
+def _adapter(schema: Any) -> TypeAdapter[Any]:
     return TypeAdapter(schema)
 
 

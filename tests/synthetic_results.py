@@ -18,7 +18,7 @@ from src.merging.names import folder, unseen_label
 from src.modes import EVALUATED, TRAINED
 
 SUITE = registry.suite("mini")
-TASKS, CONTROL = SUITE.tasks, SUITE.control
+TASKS, CONTROL = SUITE.default, SUITE.control
 SINGLE = {"none": 0.52, "standard": 0.94, "linear": 0.92, "posthoc": 0.85}
 ADDED = {"standard": 0.74, "linear": 0.78, "posthoc": 0.70}
 Chosen = tuple[str, tuple[tuple[str, Any], ...]]  # a method, and options that are not its defaults

@@ -11,6 +11,7 @@ from src.datasets.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from src.reporting import style
 from src.reporting.table import printed
 from src.run import Run
+from src.runtime.results import MissingResult
 from src.vit_mini import mixture
 
 COLUMNS, SIDE, GAP, SCALE = 20, 32, 2, 2  # pictures of a row, their side and distance in pixels, their enlargement
@@ -18,12 +19,20 @@ MARGIN, DOTS = 210, 200  # pixels left of the pictures, for names; pixels per in
 
 
 def contact(run: Run) -> Figure:
-    """Pictures of every task, of the control set, and on the embedded suite of the pre-training mixture."""
-    rows = _rows(run, (*run.tasks, run.control))
+    """Pictures of the default tasks, of the control set, and on the embedded suite of the pre-training mixture."""
+    rows = _rows(run, (*run.suite_row.default, run.control))
     if run.suite_row.drawn:
         rng = np.random.default_rng(run.seed)
         rows["pre-training"] = np.stack([mixture.sample(rng)[0] for _ in range(COLUMNS)])
     return contact_sheet(rows)
+
+
+def contact_more(run: Run) -> Figure:
+    """Pictures of the tasks that only larger benchmarks have."""
+    suite = run.suite_row
+    if not (more := suite.tasks[len(suite.default) :]):
+        raise MissingResult(f"suite {suite.name} has no tasks but those that `contact` shows")
+    return contact_sheet(_rows(run, more))
 
 
 def _rows(run: Run, names: Iterable[str]) -> dict[str, np.ndarray]:
@@ -83,4 +92,8 @@ def contact_sheet(rows: Mapping[str, np.ndarray]) -> Figure:
     return fig
 
 
-PICTURES: dict[str, Callable[[Run], Figure]] = {"contact": contact, "corruptions": corruptions}
+PICTURES: dict[str, Callable[[Run], Figure]] = {
+    "contact": contact,
+    "contact_more": contact_more,
+    "corruptions": corruptions,
+}

@@ -20,9 +20,9 @@ from src.reporting import frame
 from src.reporting.frame import MEAN
 from src.reporting.result import Result, as_text, joined, read_results
 from src.run import Run
-from src.runtime import results
 from src.runtime.messages import UsageError
 from src.runtime.paths import Paths, Places
+from src.runtime.results import MissingResult
 
 DESIGN_SEED = 0  # settings were chosen on it, so it stays out of what is reported
 FIRST_SEED = 1
@@ -82,12 +82,12 @@ class Runs:
 
     @cached_property
     def read(self) -> tuple[Result, ...]:
-        """Every result of the seeds. Raises results.ResultError for one that is damaged or unlike its schema."""
+        """Every result of the seeds. Raises ResultError for one that is damaged or unlike its schema."""
         return tuple(result for seed in self.seeds for result in read_results(self.paths_of(seed)))
 
     @cached_property
     def frame(self) -> pd.DataFrame:
-        """A number a row; see frame.py. Raises results.ResultError."""
+        """A number a row; see frame.py. Raises ResultError."""
         return frame.frame(self.suite, ((self.model, result) for result in self.read))
 
     def select(self, **columns: Any) -> pd.DataFrame:
@@ -142,11 +142,11 @@ class Runs:
         return self.find(**chosen(experiment, choice))
 
     def require(self, experiment: Experiment, choice: str) -> dict[int, Any]:
-        """`of`, or results.MissingResult with the command that makes it."""
+        """`of`, or MissingResult with the command that makes it."""
         if found := self.of(experiment, choice):
             return found
         command = self.command(experiment, choice, self.command_seeds[0])
-        raise results.MissingResult(
+        raise MissingResult(
             f"expected the result {experiment.result(choice)} of {self.model}, found none; make it with: {command}"
         )
 
@@ -182,10 +182,10 @@ class Runs:
             shared.append(f"finetuning_mode={mode}")
         return " ".join(["python main.py", *shared, *overrides])
 
-    def missing_merge(self, *overrides: str) -> results.MissingResult:
+    def missing_merge(self, *overrides: str) -> MissingResult:
         """An error that names the command for results of main.py on the papers' first benchmark."""
         command = self.merge_command(overrides, self.main_tasks)
-        return results.MissingResult(f"expected merging results of {self.model}, found none; make them with: {command}")
+        return MissingResult(f"expected merging results of {self.model}, found none; make them with: {command}")
 
     @property
     def suite_tasks(self) -> tuple[str, ...]:
@@ -193,10 +193,10 @@ class Runs:
 
     @cached_property
     def tasks(self) -> tuple[str, ...]:
-        """The suite's first tasks: those of the largest benchmark that θ0 was scored on, all where there is none."""
+        """The suite's first tasks: those of the largest benchmark that θ0 was scored on, at least the default ones."""
         scored = [set(record) for record in self.of(SINGLE_TASK, "none").values()]
         sizes = [n for n in registry.BENCHMARKS if any(scores.issuperset(self.suite_tasks[:n]) for scores in scored)]
-        return self.suite_tasks[: max(sizes)] if sizes else self.suite_tasks
+        return self.suite_tasks[: max(len(registry.suite(self.suite).default), *sizes, 0)]
 
     @property
     def main_tasks(self) -> tuple[str, ...]:

@@ -98,6 +98,7 @@ def radar(runs: Runs) -> Figure:
     lines = {row: values for row, values in lines.items() if values}
     if not lines:
         raise runs.missing_merge("method=sum")
+    axes: Any  # a PolarAxes, which the signature does not say
     fig, axes = plt.subplots(figsize=(6.4, 4.1), subplot_kw={"projection": "polar"})
     angles = np.linspace(0, 2 * np.pi, len(group.tasks), endpoint=False)
     for title, color, values, line in [
@@ -116,7 +117,8 @@ def radar(runs: Runs) -> Figure:
         label.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.8})
         label.set_zorder(5)
     axes.spines["polar"].set_color(style.PALE)
-    fig.legend(loc="outside center right")
+    handles, labels = axes.get_legend_handles_labels()
+    fig.legend(handles, labels, loc="outside right center")
     return fig
 
 

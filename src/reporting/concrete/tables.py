@@ -1,6 +1,7 @@
 """Tables of the Concrete paper: adapting at test time, and tasks that were not merged."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from src.reporting.methods import (
     Group,
@@ -28,7 +29,7 @@ def adaptation(runs: Runs) -> Iterator[Table]:
     group = Group(runs.main_tasks)
     shown = [*baselines(runs), *adapting_rows(runs, group)]
     names = {row: [row.title(without=[SPLIT]), SPLIT_NAMES.get(adapts_on(runs, group, row), "")] for row in shown}
-    shared = {
+    shared: dict[str, Any] = {
         "caption": f"Adapting at test time, {len(group.tasks)} tasks: test accuracy, %{beside(runs.model)}.",
         "seeds": runs.seeds,
         "notes": (
@@ -46,7 +47,7 @@ def adaptation(runs: Runs) -> Iterator[Table]:
         in_readme=True,
         **shared,
     )
-    by_task = [
+    by_task: list[list[str | Cell]] = [
         [*names[row], *(_accuracy(runs, group, row, task=t) for t in group.tasks), _accuracy(runs, group, row)]
         for row in shown
     ]

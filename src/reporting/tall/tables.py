@@ -124,7 +124,7 @@ def consensus_thresholds(runs: Runs) -> Iterator[Table]:
     ks = sorted(set().union(*sweeps.values()))
     if len(ks) <= 1:
         return
-    table_rows = []
+    table_rows: list[list[str | Cell]] = []
     for row, sweep in sweeps.items():
         name, count = row.published_name("tall"), len(group.tasks)
         cells = [

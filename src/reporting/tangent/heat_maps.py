@@ -85,7 +85,7 @@ def _heat_maps(rows: Sequence[tuple[str, Mapping[str, tuple[Pair, Any]]]], same_
             title, (0, 0.5), (-44, 0), xycoords="axes fraction", textcoords="offset points", rotation=90, va="center",
             ha="center", fontsize=9, weight="bold",
         )  # fmt: skip
-    shape = dict(shrink=0.85, aspect=28) if len(rows) > 1 else dict(shrink=0.95, aspect=16)
+    shape: dict[str, Any] = dict(shrink=0.85, aspect=28) if len(rows) > 1 else dict(shrink=0.95, aspect=16)
     bar = fig.colorbar(image, ax=panels, pad=0.015, **shape)
     bar.set_label("disentanglement error ξ (%)")
     bar.outline.set_visible(False)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from statistics import fmean as mean
+from typing import Any
 
 import pandas as pd
 
@@ -26,7 +27,9 @@ def single_task(runs: Runs) -> Iterator[Table]:
     def theirs(mode: str, setting: str) -> float | None:
         return published_single_task(runs.model, mode, setting)
 
-    rows = [[printed(t), *(Cell(single(m, [t]), theirs(m, t)) for m in modes)] for t in runs.tasks]
+    rows: list[list[str | Cell]] = [
+        [printed(t), *(Cell(single(m, [t]), theirs(m, t)) for m in modes)] for t in runs.tasks
+    ]
     for count in runs.benchmarks:
         cells = (Cell(single(m, runs.tasks[:count]), theirs(m, f"mean of {count} tasks")) for m in modes)
         rows.append([f"mean of {count}", *cells])
@@ -59,6 +62,7 @@ def addition(runs: Runs) -> Iterator[Table]:
     missing = tuple(runs.missing(ADDITION, EVALUATED))
     start = 100 * runs.any_of(experiment=ADDITION.name, metric="zeroshot_accuracy")
     none = MODES["none"]
+    rows: list[list[str | Cell]]
     rows = [[none.title, Cell(start, _theirs(runs, tasks, "Table 1", none.published, "absolute")), "", "", "", ""]]
     yield Table(
         "table1_addition",
@@ -70,7 +74,7 @@ def addition(runs: Runs) -> Iterator[Table]:
         missing=missing,
         in_readme=True,
     )
-    by_task = []
+    by_task: list[list[str | Cell]] = []
     for task in tasks:
         kinds = [(mode, metric) for mode in EVALUATED for metric in ("accuracy", "normalised")]
         cells = (percent(runs, experiment=ADDITION.name, mode=m, metric=metric, task=task) for m, metric in kinds)
@@ -86,7 +90,7 @@ def addition(runs: Runs) -> Iterator[Table]:
 
 
 def _added(runs: Runs, mode: str, tasks: tuple[str, ...]) -> list[str | Cell]:
-    what = {"experiment": ADDITION.name, "mode": mode}
+    what: dict[str, Any] = {"experiment": ADDITION.name, "mode": mode}
     name = MODES[mode].published
     return [
         MODES[mode].title,
@@ -104,7 +108,7 @@ def negation(runs: Runs) -> Iterator[Table]:
     thresholds = runs.select(experiment=NEGATION.name, metric="control_threshold")["value"]
     kept = f"{100 * max(thresholds, default=0.95):g} %"
     their_model = beside(runs.model)
-    start = {"experiment": SINGLE_TASK.name, "mode": "none", "metric": "accuracy"}
+    start: dict[str, Any] = {"experiment": SINGLE_TASK.name, "mode": "none", "metric": "accuracy"}
     none = MODES["none"]
     target = Cell(100 * runs.mean_over(tasks, **start), _theirs(runs, tasks, "Table 2", none.published, "target"))
     control = percent(runs, _theirs(runs, tasks, "Table 2", none.published, "control"), task=runs.control, **start)
@@ -122,7 +126,7 @@ def negation(runs: Runs) -> Iterator[Table]:
 
 
 def _negated(runs: Runs, mode: str, tasks: tuple[str, ...]) -> list[str | Cell]:
-    what = {"experiment": NEGATION.name, "mode": mode}
+    what: dict[str, Any] = {"experiment": NEGATION.name, "mode": mode}
     name = MODES[mode].published
     return [
         MODES[mode].title,
@@ -176,10 +180,10 @@ def guess_rate(dataset: str) -> float:
 
 def disentanglement(runs: Runs) -> Iterator[Table]:
     """ξ in the search space, a number for each heat map."""
-    what = {"experiment": DISENTANGLEMENT.name, "metric": "error_in_box"}
+    what: dict[str, Any] = {"experiment": DISENTANGLEMENT.name, "metric": "error_in_box"}
     records = [record for mode in EVALUATED for record in runs.of(DISENTANGLEMENT, mode).values()]
     pairs = dict.fromkeys(tuple(pair["tasks"]) for record in records for pair in record["pairs"])
-    rows = [
+    rows: list[list[str | Cell]] = [
         [pair_name(pair), *(percent(runs, mode=mode, task="-".join(pair), **what) for mode in EVALUATED)]
         for pair in pairs or registry.suite(runs.suite).pairs
     ]
@@ -200,7 +204,7 @@ def kernel(runs: Runs) -> Iterator[Table]:
     starts = {"pre-trained": runs, "random": runs.random_init}
     everything = [r for model in starts.values() for choice in NTK.choices for r in model.of(NTK, choice).values()]
     ranks = list(dict.fromkeys(rank for record in everything for pair in record["pairs"] for rank in pair["ranks"]))
-    rows = []
+    rows: list[list[str | Cell]] = []
     for start, model in starts.items():
         for reduction in NTK.choices:
             options = {"reduction": reduction}
