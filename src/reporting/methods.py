@@ -111,8 +111,8 @@ def shown(value: Any) -> str:
     """A value of an option as it stands in the name of a row."""
     if isinstance(value, list):
         values = [*value[:SHOWN], "..."] if len(value) > SHOWN + 1 else value
-        return "|".join(map(str, values))
-    return str(value)
+        return "|".join(map(shown, values))
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def the(method: str, **options: Any) -> Row:
