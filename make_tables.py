@@ -10,6 +10,8 @@ of tables and claims where there are others. A missing result leaves an empty ce
 command that fills it.
 """
 
+from collections.abc import Sequence
+
 from src.args import parse_reporting, reporting_parser
 from src.reporting.runs import Runs
 from src.reporting.tables import make_tables
@@ -17,7 +19,7 @@ from src.runtime.program import exit_on_user_error
 
 
 @exit_on_user_error
-def main(argv=None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = reporting_parser(__doc__)
     parser.add_argument("--readme", help="file whose block between the markers is replaced")
     run, options = parse_reporting(parser, argv)

@@ -1,6 +1,7 @@
 """Every experiment for real, on three tasks with tiny settings: its numbers in the tables and in accuracies.csv."""
 
 import json
+from functools import cache
 
 import pandas as pd
 import pytest
@@ -16,7 +17,6 @@ import make_tables
 from src.datasets import registry
 from src.reporting import tables
 from src.reporting.runs import Runs
-from src.reporting.table import Table
 
 TASKS = ("vehicles", "textures", "land")
 
@@ -66,10 +66,14 @@ def merged(results, tasks: tuple[str, ...], label: str) -> dict:
     return found
 
 
+@cache
+def made(results) -> dict[str, list[list[str]]]:
+    """Name of a table -> its rows."""
+    return {table.name: table.texts() for table in tables.make(Runs("mini", "ViT-Mini", results))}
+
+
 def row(results, table: str, name: str) -> list[str]:
-    made: list[Table] = tables.make(Runs("mini", "ViT-Mini", results))
-    texts = next(t for t in made if t.name == table).texts()
-    return next(cells for cells in texts if cells[0] == name)
+    return next(cells for cells in made(results)[table] if cells[0] == name)
 
 
 def percent(value: float) -> str:

@@ -14,6 +14,7 @@ from src.reporting.result import MERGING, Result, as_text, canonical, differing
 from src.reporting.runs import Runs
 from src.runtime.messages import few
 
+FINETUNED = "fine-tuned, one each"  # the row or line of what was merged
 SHOWN = 4  # values of a list in the name of a row
 
 

@@ -143,8 +143,8 @@ class Runs:
 
     def require(self, experiment: Experiment, choice: str) -> dict[int, Any]:
         """`of`, or MissingResult with the command that makes it."""
-        if found := self.of(experiment, choice):
-            return found
+        if records := self.of(experiment, choice):
+            return records
         command = self.command(experiment, choice, self.command_seeds[0])
         raise MissingResult(
             f"expected the result {experiment.result(choice)} of {self.model}, found none; make it with: {command}"

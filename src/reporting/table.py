@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean as mean
+from typing import Any
 
 import pandas as pd
 
@@ -87,7 +88,7 @@ def seeds_text(seeds: Sequence[int]) -> str:
     return f"Mean ± sd over {len(seeds)} seeds ({', '.join(map(str, seeds))})."
 
 
-def percent(runs: Runs, published: float | None = None, **columns) -> Cell:
+def percent(runs: Runs, published: float | None = None, **columns: Any) -> Cell:
     """The cell of a number of the frame that lies in [0, 1]."""
     return Cell(100 * runs.values(**columns), published)
 

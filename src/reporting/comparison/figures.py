@@ -12,14 +12,12 @@ from matplotlib.ticker import MaxNLocator
 
 from src.modes import MODES
 from src.reporting import style
-from src.reporting.methods import Group, Row, adapts, groups, registered_rows, results_of, the
+from src.reporting.methods import FINETUNED, Group, Row, adapts, groups, registered_rows, results_of, the
 from src.reporting.plots import Drawing, legend_below, matrices, method_looks
 from src.reporting.result import VECTORS
 from src.reporting.runs import Runs
 from src.reporting.table import printed
 from src.runtime.messages import few
-
-FINETUNED = "fine-tuned, one each"
 
 
 def number_of_tasks(runs: Runs) -> Figure:

@@ -7,6 +7,7 @@ import pandas as pd
 from src.merging.base import METHODS
 from src.modes import MODES
 from src.reporting.methods import (
+    FINETUNED,
     Group,
     Row,
     adapts,
@@ -24,7 +25,6 @@ from src.reporting.table import Cell, Table, percent
 
 THRESHOLD = "prun_thre_k"  # the option of consensus merging that the paper sweeps over
 SWEPT = "consensus"
-FINETUNED = "fine-tuned, one each"
 
 
 def merging(runs: Runs) -> Iterator[Table]:
