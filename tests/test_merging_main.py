@@ -35,6 +35,7 @@ from src.run import Run
 from src.runtime import results
 from src.runtime.paths import ROOT
 
+base.load_methods()  # before a test puts another registry in its place
 IMAGES = 10  # of each split
 SUITE = registry.suite("mini")
 TASKS, LARGER = SUITE.default, SUITE.tasks[:14]
@@ -295,10 +296,9 @@ def test_what_a_methods_file_says_makes_its_rows_and_the_names_of_its_results(pl
     assert row.title == "half of the sum" and row.published_name("tall") is None
     run = replace(place.run, tasks=PAIRED)
     other = next(variant for variant in base.variants() if variant.title == "a third of the sum")
-    written = {row: run.paths.result(merging.variant_result(run, row))}
-    written[other] = run.paths.result(merging.variant_result(run, other))
-    assert len(set(written.values())) == 2 and not any(path.exists() for path in written.values())
-    for variant, path in written.items():
+    written = [(variant, run.paths.result(merging.variant_result(run, variant))) for variant in (row, other)]
+    assert written[0][1] != written[1][1] and not any(path.exists() for _, path in written)
+    for variant, path in written:
         place.call(PAIR, *variant.overrides)
         assert json.loads(path.read_text())["chosen"] == dict.fromkeys(PAIRED, variant.options.get("alpha", 0.5))
     before = place.files()
@@ -347,7 +347,7 @@ def test_the_list_of_methods_has_them_all_with_title_paper_and_options(half, cap
     for cls, (first, about, *options) in zip(methods, blocks, strict=True):
         assert first == f"{cls.name}: {cls.title}, arXiv:{cls.paper} (needs {cls.needs})"
         assert cls.title and re.fullmatch(r"\d{4}\.\d{5}", cls.paper)
-        assert about.startswith("    ") and len(about.strip()) > 10 and not about.strip().startswith(cls.__name__)
+        assert about.startswith("    ") and len(about.strip()) > 10 and not about.strip().startswith(f"{cls.__name__}(")
         assert options == [f"    method.{name}={value}" for name, value in vars(cls()).items()]
 
 

@@ -193,10 +193,10 @@ class Runs:
 
     @cached_property
     def tasks(self) -> tuple[str, ...]:
-        """The suite's first tasks: those of the largest benchmark that θ0 was scored on, at least the default ones."""
+        """The suite's first tasks: those of the largest benchmark that θ0 was scored on, at least its default."""
         scored = [set(record) for record in self.of(SINGLE_TASK, "none").values()]
         sizes = [n for n in registry.BENCHMARKS if any(scores.issuperset(self.suite_tasks[:n]) for scores in scored)]
-        return self.suite_tasks[: max(len(registry.suite(self.suite).default), *sizes, 0)]
+        return self.suite_tasks[: max([len(registry.suite(self.suite).default), *sizes])]
 
     @property
     def main_tasks(self) -> tuple[str, ...]:

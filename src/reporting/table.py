@@ -64,7 +64,7 @@ class Table:
     name: str
     caption: str
     header: Sequence[str]
-    rows: Sequence[Sequence[str | Cell]]
+    rows: Sequence[Sequence[Any]]
     seeds: tuple[int, ...]
     notes: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()

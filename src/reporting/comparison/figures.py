@@ -104,13 +104,14 @@ def radar(runs: Runs) -> Figure:
         *((row.title(), looks[row]["color"], values, "-") for row, values in lines.items()),
     ]:
         axes.plot(np.append(angles, 2 * np.pi), [*values, values[0]], color=color, ls=line, lw=1.4, label=title)
-    axes.set_theta_zero_location("N")
-    axes.set_theta_direction(-1)
+    polar: Any = axes
+    polar.set_theta_zero_location("N")
+    polar.set_theta_direction(-1)
     axes.set_xticks(angles, [printed(task) for task in group.tasks])
     axes.tick_params(axis="x", pad=7)
     axes.set_ylim(0, 100)
     axes.set_yticks([20, 40, 60, 80, 100], ["20", "40", "60", "80", "100 %"], fontsize=7, color=style.GREY)
-    axes.set_rlabel_position(180 / len(group.tasks))
+    polar.set_rlabel_position(180 / len(group.tasks))
     for label in axes.get_yticklabels():
         label.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.8})
         label.set_zorder(5)
