@@ -9,6 +9,8 @@ Writes results/<suite>/figures/*.png and .pdf. A figure whose results are missin
 makes them.
 """
 
+from collections.abc import Sequence
+
 from src.args import parse_reporting, reporting_parser
 from src.reporting.figures import FIGURES, PICTURES, make_figures
 from src.reporting.runs import Runs
@@ -16,7 +18,7 @@ from src.runtime.program import exit_on_user_error
 
 
 @exit_on_user_error
-def main(argv=None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = reporting_parser(__doc__, images=True)
     parser.add_argument("names", nargs="*", metavar="FIGURE", help=", ".join([*FIGURES, *PICTURES]))
     run, options = parse_reporting(parser, argv)

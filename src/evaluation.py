@@ -23,6 +23,7 @@ from src.datasets import loading
 from src.heads import get_classification_head
 from src.linearize import forward_and_jvp
 from src.modes import MODES
+from src.records import SUFFIXES, Summary
 from src.run import Run
 from src.runtime import results
 from src.runtime.distributed import world_size
@@ -196,7 +197,7 @@ class Denominators:
             )
         return cls(finetuned, _single_task(run, "none", tasks))
 
-    def summary(self, accuracy: Mapping[str, float], split: str = "test") -> dict:
+    def summary(self, accuracy: Mapping[str, float], split: str = "test") -> Summary:
         """Absolute and normalised accuracy of a model, per task and averaged."""
         normalised = {task: value / self.finetuned[split][task] for task, value in accuracy.items()}
         return {
@@ -215,4 +216,4 @@ def _single_task(run: Run, mode: str, tasks: Sequence[str]) -> dict[str, dict[st
         raise results.MissingResult(
             f"{path}: expected accuracies of {', '.join(missing)}, found none; make it with: {command} --overwrite"
         )
-    return {"val": {t: record[f"{t}Val"] for t in tasks}, "test": {t: record[t] for t in tasks}}
+    return {split: {task: record[task + suffix] for task in tasks} for split, suffix in SUFFIXES.items()}

@@ -220,7 +220,7 @@ class Merging(Addition):
     storage: Storage
     adaptation: NotRequired[Adaptation]
     unseen: NotRequired[Unseen]
-    output: NotRequired[Sequence[str]]
+    output: NotRequired[Sequence[str | Path]]
 
 
 class Vectors(TypedDict):
@@ -338,7 +338,7 @@ SCHEMAS: dict[str, type] = {  # by the name of the experiment; see experiments/r
     "merging": Merging,
     "vectors": Vectors,
 }
-VALIDATION = "Val"  # what a data set's name ends in where the accuracy is on validation images
+SUFFIXES = {"test": "", "val": "Val"}  # split -> what a data set's name gets in the published single-task files
 
 Record = TypeVar("Record")
 
@@ -360,14 +360,13 @@ def checked(record: Mapping[str, Any], schema: type[Record], source: Path | str)
 
 
 @cache
-def _adapter(schema: type[Record]) -> TypeAdapter[Record]:
+def _adapter(schema: Any) -> TypeAdapter[Any]:
     return TypeAdapter(schema)
 
 
 def single_task_accuracies(record: Mapping[str, Any], datasets: Sequence[str]) -> dict[str, dict[str, float]]:
     """split -> data set -> accuracy, of those of `datasets` that a single-task record names."""
-    splits = {"test": "", "val": VALIDATION}
     return {
         split: {dataset: record[dataset + suffix] for dataset in datasets if dataset + suffix in record}
-        for split, suffix in splits.items()
+        for split, suffix in SUFFIXES.items()
     }

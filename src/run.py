@@ -7,6 +7,7 @@ from typing import Any
 
 from src.datasets import corruptions, registry
 from src.model_names import check_model
+from src.records import Corrupted
 from src.runtime.distributed import cores
 from src.runtime.messages import UsageError, nearest
 from src.runtime.paths import Paths, Places
@@ -98,9 +99,12 @@ class Run:
         places = fields.pop("places")
         return fields | places | options
 
-    def corruption_record(self) -> dict[str, Any]:
+    def corruption_record(self) -> Corrupted:
         """What a result says of the corruption that it was made under; nothing where there was none."""
-        return {"corruption": asdict(self.corruption) | {"splits": [corruptions.SPLIT]}} if self.corruption else {}
+        if self.corruption is None:
+            return {}
+        name, severity = self.corruption.name, self.corruption.severity
+        return {"corruption": {"name": name, "severity": severity, "splits": [corruptions.SPLIT]}}
 
     def flags(self) -> str:
         """How a command is told of this run: `--model=ViT-Mini --seed=1`, and a corruption where there is one."""

@@ -88,9 +88,9 @@ def single_task(mode: str, seed: int, level: float | None = None) -> Mapping[str
     level = SINGLE[mode] if level is None else level
     spread = 0.5 * level * (1 - level)
     accuracies = {task: level + spread * wobble(i) + 0.006 * wobble(i, seed) for i, task in enumerate(TASKS)}
-    accuracies |= {f"{task}{records.VALIDATION}": value + 0.002 for task, value in accuracies.items()}
+    accuracies |= {f"{task}{records.SUFFIXES['val']}": value + 0.002 for task, value in accuracies.items()}
     control = 0.97 if mode == "none" else 0.9 + 0.01 * wobble(seed)
-    accuracies |= {CONTROL: control, f"{CONTROL}{records.VALIDATION}": control}
+    accuracies |= {CONTROL: control, f"{CONTROL}{records.SUFFIXES['val']}": control}
     about: records.SingleTask = {
         "losses": {field: 1.5 * (1 - value) for field, value in accuracies.items()},
         "n": dict.fromkeys(accuracies, 1000),

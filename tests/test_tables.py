@@ -26,7 +26,6 @@ from src.reporting import table as writing
 from src.reporting import tables
 from src.reporting.published import published, published_model, unseen_table
 from src.reporting.runs import Runs
-from src.runtime.messages import UsageError
 from src.runtime.paths import PUBLISHED, ROOT
 from src.runtime.results import ResultError
 
@@ -229,9 +228,35 @@ def test_readme_gets_the_tables_between_its_markers(made, tmp_path):
     assert "\nold\n" not in text and "| **holds** |" in text and "Task negation (Table 2)" in text
     make_tables.main(["--results", str(made.parent), "--readme", str(readme)])
     assert readme.read_text() == text
-    readme.write_text("no markers")
-    with pytest.raises(UsageError, match="tables:begin"):
-        writing.embed(readme, "")
+
+
+@pytest.mark.parametrize(
+    ("page", "message"),
+    [
+        ("no markers", "expected one block between"),
+        (f"{writing.BEGIN}\n{writing.END}\n" * 2, "found 2"),
+        (f"<!-- tables:begin table1_additoin -->\n{writing.END}\n", "did you mean table1_addition?"),
+    ],
+)
+def test_a_page_without_its_markers_is_refused_and_nothing_is_written(tmp_path, capsys, page, message):
+    results, readme = tmp_path / "results", tmp_path / "README.md"
+    synthetic_results.write(results, seeds=(1,))
+    readme.write_text(page)
+    with pytest.raises(SystemExit):
+        make_tables.main(["--results", str(results), "--readme", str(readme)])
+    assert message in capsys.readouterr().err and readme.read_text() == page
+    assert not (results / "mini/tables").exists()
+
+
+def test_a_page_names_the_tables_that_it_shows(made, tmp_path):
+    page = tmp_path / "page.md"
+    begin = "<!-- tables:begin merging single_task -->"
+    page.write_text(f"before\n{begin}\n{writing.END}\nafter\n")
+    for _ in range(2):
+        make_tables.main(["--results", str(made.parent), "--readme", str(page)])
+        text = page.read_text()
+        assert text.startswith(f"before\n{begin}\n**Merging 8 tasks") and text.endswith(f"{writing.END}\nafter\n")
+        assert text.count("\n**") == 2 and "Claims" not in text
 
 
 def test_the_forwarder_runs_from_elsewhere_and_builds_no_model(made, tmp_path):

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from src.records import ErrorGrid
+
 SEARCH_BOX = 1.0  # the red box of Figures 3, 9, 10: where the papers look for coefficients, both ways from θ0
 Alphas = Sequence[float] | np.ndarray
 GRID_ELEMENTS = 1 << 22  # logits held at once while a grid is swept
@@ -57,7 +59,7 @@ class Disentanglement:
             raise ValueError(f"no point of the grid lies inside [-{box:g}, {box:g}]²")
         return float(self.error[np.ix_(inside, inside)].mean())
 
-    def record(self) -> dict:
+    def record(self) -> ErrorGrid:
         """For the results' JSON."""
         return {
             "tasks": [term.task for term in self.terms],

@@ -1,7 +1,5 @@
 """Task addition: θ0 + α Σ τ_t (Ilharco et al., 2023, arXiv:2212.04089; Table 1 of arXiv:2305.12827)."""
 
-from typing import Any
-
 import numpy as np
 
 from src import store
@@ -10,6 +8,7 @@ from src.experiments.base import carry_out
 from src.experiments.registry import ADDITION
 from src.merging.base import Scaled
 from src.merging.evaluate import evaluate_merge
+from src.records import Addition
 from src.run import Run
 
 
@@ -35,7 +34,7 @@ def add(run: Run, mode: str, n_eval_points: int | None = None, overwrite: bool =
     )
 
 
-def _record(run: Run, mode: str, points: int) -> dict[str, Any]:
+def _record(run: Run, mode: str, points: int) -> Addition:
     loading.examples(run, run.tasks[0], "test")  # mini's are drawn once, before the workers look for them
     first, *others = (store.task_vector(run, task, mode) for task in run.tasks)
     total = sum(others, start=first)

@@ -2,11 +2,13 @@
 
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from src.experiments.registry import Experiment
 from src.run import Run
 from src.runtime import results
+
+Record = TypeVar("Record", bound=Mapping[str, Any])
 
 
 def carry_out(
@@ -14,9 +16,9 @@ def carry_out(
     choice: str,
     run: Run,
     options: Mapping[str, Any],
-    compute: Callable[[], dict[str, Any]],
+    compute: Callable[[], Record],
     overwrite: bool,
-) -> dict[str, Any] | None:
+) -> Record | None:
     """Write the record that `compute` gives, unless the same result is there already; None where it is.
 
     options: what the record depends on beside the run. Raises ResultError for a result of other options or tasks.

@@ -22,6 +22,7 @@ from src.experiments.registry import DISENTANGLEMENT
 from src.heads import get_classification_head
 from src.linearize import forward_and_jvp
 from src.modes import MODES
+from src.records import Disentanglement as DisentanglementRecord
 from src.run import Run
 from src.runtime.parallel import map_tasks
 
@@ -58,7 +59,7 @@ def measure_disentanglement(
 
 def _record(
     run: Run, mode: str, pairs: Sequence[Pair], range: tuple[float, float], n_points: int, num_samples: int | None
-) -> dict[str, Any]:
+) -> DisentanglementRecord:
     loading.examples(run, pairs[0][0], "test")  # mini's are drawn once, before the workers look for them
     alphas = np.linspace(*range, n_points)
     jobs = [(pair, own) for pair in pairs for own in (0, 1)]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -21,6 +21,7 @@ from src.merging.problem import Source, export, read_problem, storage
 from src.merging.search import Searched
 from src.merging.watch import Watch
 from src.modes import EVALUATED
+from src.records import Adaptation, Merging
 from src.run import Run, task_names
 from src.runtime import results
 from src.runtime.distributed import from_primary, is_primary
@@ -141,8 +142,8 @@ def merge(run: Run, method: Method, options: Options) -> None:
         made = Searched.over(method, search, problem) if search else method.merge(problem)
     if options.unseen and made.per_task:
         raise UsageError(f"unseen: {method.name} makes a model for each merged task, and none for {options.unseen[0]}")
-    record = evaluate_merge(run, made, run.tasks, source.mode)
-    record |= {
+    record: Merging = {
+        **evaluate_merge(run, made, run.tasks, source.mode),
         "method": method.name,
         "label": named,
         "options": vars(method),
@@ -152,7 +153,7 @@ def merge(run: Run, method: Method, options: Options) -> None:
         "storage": storage(problem, made),
     }
     if course := made.course(record["chosen"]):
-        record["adaptation"] = course | {"watched": watch.record()}
+        record["adaptation"] = cast(Adaptation, course | {"watched": watch.record()})
     if options.unseen:
         setting = record["chosen"][run.tasks[0]]
         record["unseen"] = evaluate_unseen(run, made, setting, options.unseen, source.mode)

@@ -8,6 +8,7 @@ from src.evaluation import ORIGIN, Line, mean, score_all, select_negation
 from src.experiments.addition import coefficients
 from src.experiments.base import carry_out
 from src.experiments.registry import NEGATION
+from src.records import Negation
 from src.run import Run
 
 POINTS = 21  # on mini too: every point costs a pass over the control set for each task
@@ -34,7 +35,7 @@ def negate(
     )
 
 
-def _record(run: Run, mode: str, coefs: tuple[float, ...], threshold: float) -> dict[str, Any]:
+def _record(run: Run, mode: str, coefs: tuple[float, ...], threshold: float) -> Negation:
     control = run.control
     loading.examples(run, control, "test")  # mini's are drawn once, before the workers look for them
     taus = {task: (-store.task_vector(run, task, mode)).vector for task in run.tasks}

@@ -19,6 +19,7 @@ from src.datasets import loading
 from src.experiments.base import carry_out
 from src.experiments.registry import NTK
 from src.heads import get_classification_head
+from src.records import Kernel, KernelPair, Spectrum
 from src.run import Run
 from src.runtime.messages import UsageError
 from src.runtime.parallel import map_tasks
@@ -62,7 +63,7 @@ def _record(
     num_samples: int,
     ranks: Sequence[int | float],
     chunk_size: int | None,
-) -> dict[str, Any]:
+) -> Kernel:
     loading.examples(run, pairs[0][0], "test")  # mini's are drawn once, before the workers look for them
     work = partial(
         localization, run=run, reduction=reduction, num_samples=num_samples, chunk_size=chunk_size, ranks=ranks
@@ -95,7 +96,7 @@ def localization(
     num_samples: int,
     chunk_size: int | None,
     ranks: Sequence[int | float],
-) -> dict[str, Any]:
+) -> KernelPair:
     """Local energies of the task's eigenfunctions on the task, on held-out images of it, and on the control task.
 
     Three groups of `num_samples` images: the task's (diagonalised), as many more of the task, and the control's.
@@ -122,27 +123,26 @@ def localization(
         "task": task,
         "control": control,
         "ranks": list(ranks),
-        "nystrom": _localization(alone)
-        | {
-            "ratio": _finite(alone.ratio(over="control")),
+        "nystrom": {
+            **_localization(alone, alone.ratio(over="control")),
             "ratio_heldout": _finite(alone.ratio(over="control", group="heldout")),
         },
-        "joint": _localization(joint)
-        | {
-            "ratio": _finite(joint.ratio()),
+        "joint": {
+            **_localization(joint, joint.ratio()),
             "ratio_of_shuffled_labels": _finite(cast(np.ndarray, joint.shuffled_ratio)),
             "task_share": cast(np.ndarray, joint.task_share).tolist(),
         },
     }
 
 
-def _localization(energies: ntk.Localization) -> dict[str, Any]:
+def _localization(energies: ntk.Localization, ratio: np.ndarray) -> Spectrum:
     return {
         "eigenvalues": energies.eigenvalues.tolist(),
         "counts": energies.counts.tolist(),
         "kept": energies.kept.tolist(),
         "share_of_trace": energies.shares.tolist(),
         "energy": {group: energy.tolist() for group, energy in energies.energy.items()},
+        "ratio": _finite(ratio),
     }
 
 

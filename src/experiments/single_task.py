@@ -9,11 +9,10 @@ from src.evaluation import ORIGIN, Line, mean, score_all
 from src.experiments.base import carry_out
 from src.experiments.registry import SINGLE_TASK, Experiment
 from src.modes import MODES
+from src.records import SUFFIXES
 from src.run import Run
 from src.runtime.messages import UsageError
 from src.tensors import difference
-
-SUFFIXES = {"test": "", "val": "Val"}  # split -> what a data set's name gets in the published fields
 
 
 def evaluate_single_tasks(

@@ -2,16 +2,17 @@
 
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import cast
 
 from src.evaluation import Curve, Denominators, mean, mean_normalised, score_all, select
 from src.merging.base import Drawn, Merge, Setting
 from src.merging.search import Searched
+from src.records import Addition, Draws, Info, Unseen
 from src.run import Run
 from src.runtime.distributed import from_primary
 
 
-def evaluate_merge(run: Run, merge: Merge, tasks: Sequence[str], mode: str) -> dict[str, Any]:
+def evaluate_merge(run: Run, merge: Merge, tasks: Sequence[str], mode: str) -> Addition:
     """Choose the setting on validation, read test once, and tell everything: the record of a merging result.
 
     Accuracies are in [0, 1]; normalised ones are divided by the fine-tuned model's of the same mode and split.
@@ -24,7 +25,7 @@ def evaluate_merge(run: Run, merge: Merge, tasks: Sequence[str], mode: str) -> d
     chosen = {task: settings[i] for task, i in index.items()}
     test = score_merge(run, merge, mode, "test", {task: [setting] for task, setting in chosen.items()})
     accuracy = {task: curve.accuracy[0] for task, curve in test.items()}
-    record = {
+    record: Addition = {
         "tasks": list(tasks),
         "finetuning_mode": mode,
         "settings": settings,
@@ -36,25 +37,26 @@ def evaluate_merge(run: Run, merge: Merge, tasks: Sequence[str], mode: str) -> d
             "mean_accuracy": [mean(values) for values in zip(*curves.values())],
             "mean_normalised": mean_normalised(curves, denominators.finetuned["val"]),
         },
-        "test": denominators.summary(accuracy) | {"loss": {task: curve.loss[0] for task, curve in test.items()}},
+        "test": {**denominators.summary(accuracy), "loss": {task: curve.loss[0] for task, curve in test.items()}},
         "zeroshot": denominators.summary(denominators.zeroshot["test"]),
         "denominators": denominators.finetuned,
         "n": {split: {t: c.n for t, c in scores.items()} for split, scores in (("val", validation), ("test", test))},
-        "info": {**merge.info, **from_primary(lambda: merge.finish(chosen))},
+        "info": cast(Info, {**merge.info, **from_primary(lambda: merge.finish(chosen))}),
     }
     if all(curve.draws for curve in test.values()):
         record["draws"] = spread({task: [draw[0] for draw in curve.draws] for task, curve in test.items()})
-    return record | run.corruption_record()
+    return {**record, **run.corruption_record()}
 
 
-def evaluate_unseen(run: Run, merge: Merge, setting: Setting, tasks: Sequence[str], mode: str) -> dict[str, Any]:
+def evaluate_unseen(run: Run, merge: Merge, setting: Setting, tasks: Sequence[str], mode: str) -> Unseen:
     """Test accuracies of one merged model on tasks that were not merged, beside the pre-trained model's.
 
     setting: the chosen one of `merge`, which makes one model for all tasks. Denominators as in evaluate_merge.
     """
     denominators = Denominators.of(run, mode, tasks)
     test = score_merge(run, merge, mode, "test", dict.fromkeys(tasks, [setting]))
-    return denominators.summary({task: curve.accuracy[0] for task, curve in test.items()}) | {
+    return {
+        **denominators.summary({task: curve.accuracy[0] for task, curve in test.items()}),
         "tasks": list(tasks),
         "loss": {task: curve.loss[0] for task, curve in test.items()},
         "zeroshot": denominators.summary(denominators.zeroshot["test"]),
@@ -112,7 +114,7 @@ def _mean_curve(draws: Sequence[Curve]) -> Curve:
     return Curve(accuracy, tuple(mean(values) for values in zip(*(d.loss for d in draws))), draws[0].n, accuracies)
 
 
-def spread(accuracy: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+def spread(accuracy: Mapping[str, Sequence[float]]) -> Draws:
     """Accuracies of random draws of a merge, by task, with the standard deviation (n − 1) of each and of their mean."""
     means = [mean(values) for values in zip(*accuracy.values())]
     return {

@@ -10,11 +10,12 @@ import numpy as np
 import torch
 
 from src.merging.base import Problem
+from src.records import Masks
 
 CHUNK = 2**20  # weights of a tensor that are in float64 at a time
 
 
-def describe(masks: Mapping[str, Mapping[str, torch.Tensor]]) -> dict[str, Any]:
+def describe(masks: Mapping[str, Mapping[str, torch.Tensor]]) -> Masks:
     """Facts of {task: {name: bool tensor}}, as fractions of all weights.
 
     density: active weights of each task. usage[k]: weights that exactly k tasks activate, k = 0 ... T; `catastrophic`,

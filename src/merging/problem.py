@@ -15,6 +15,7 @@ from src.linearize import LinearizedModel
 from src.merging.base import Merge, Problem, Progress, Setting, Unlabelled
 from src.merging.names import tasks_name
 from src.modes import MODES
+from src.records import Storage
 from src.run import Run
 from src.runtime.messages import UsageError
 from src.runtime.seeds import batch_indices, event_seed
@@ -83,7 +84,7 @@ def unlabelled(run: Run, task: str, split: str, batch_size: int, number: int) ->
     return loading.batch_of(pixels[indices], encoder, run.device)
 
 
-def storage(problem: Problem, merge: Merge) -> dict[str, Any]:
+def storage(problem: Problem, merge: Merge) -> Storage:
     """Bits of this merge, of the papers' three ways to keep all tasks (fp32), and of the files as they are."""
     weights = {"pretrained": problem.pretrained, **problem.finetuned}
     files = {name: own.path for name, own in weights.items() if isinstance(own, checkpoints.Checkpoint)}

@@ -3,9 +3,9 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from src.evaluation import Line, score_all
+from src.records import Watched
 from src.run import Run
 from src.runtime.files import replacing
 from src.task_vectors import TaskVector
@@ -39,11 +39,14 @@ class Watch:
             temporary.write_text(json.dumps([*points, {"step": step, "phase": phase, "accuracy": accuracy}]))
         self.log({f"watched/{task}": value for task, value in accuracy.items()}, step)
 
-    def record(self) -> dict[str, Any] | None:
+    def record(self) -> Watched | None:
         """Which split was watched, and its accuracies by task; None where nothing was."""
         if not (self.every and self.file.is_file()):
             return None
         points = json.loads(self.file.read_text())
-        columns = {key: [point[key] for point in points] for key in ("step", "phase")}
-        accuracy = {task: [point["accuracy"][task] for point in points] for task in self.run.tasks}
-        return {"split": self.split, **columns, "accuracy": accuracy}
+        return {
+            "split": self.split,
+            "step": [point["step"] for point in points],
+            "phase": [point["phase"] for point in points],
+            "accuracy": {task: [point["accuracy"][task] for point in points] for task in self.run.tasks},
+        }

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import fmean as mean
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -18,9 +18,9 @@ from src.runtime.results import ResultError
 
 MEAN = "mean"  # in the place of a task: over the tasks of the result
 IDENTITY = (
-    *("suite", "model", "seed", "corruption", "severity", "experiment", "mode", "method", "options", "encoders"),
-    *("scope", "tasks", "task_list", "unseen"),
-)
+    "suite", "model", "seed", "corruption", "severity", "experiment", "mode", "method", "options", "encoders", "scope",
+    "tasks", "task_list", "unseen",
+)  # fmt: skip
 COLUMNS = (*IDENTITY, "task", "split", "metric", "setting", "value")
 
 
@@ -94,10 +94,10 @@ def _single_task(suite: str, record: SingleTask) -> Iterator[Number]:
 
 def _summary(summary: Summary, tasks: Sequence[str], foreign: bool, prefix: str = "") -> Iterator[Number]:
     """Accuracies by task and their means; none over the accuracies of other models than those that were merged."""
-    for metric in ("accuracy",) if foreign else ("accuracy", "normalised"):
-        yield from _by_task(prefix + metric, cast(Mapping[str, float], dict(summary)[metric]), tasks)
+    yield from _by_task(f"{prefix}accuracy", summary["accuracy"], tasks)
     yield Number(f"{prefix}accuracy", summary["mean_accuracy"])
     if not foreign:
+        yield from _by_task(f"{prefix}normalised", summary["normalised"], tasks)
         yield Number(f"{prefix}normalised", summary["mean_normalised"])
 
 

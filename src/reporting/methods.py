@@ -14,6 +14,7 @@ from src.reporting.result import MERGING, Result, as_text, canonical, differing
 from src.reporting.runs import Runs
 from src.runtime.messages import few
 
+FINETUNED = "fine-tuned, one each"  # the row or line of what was merged
 SHOWN = 4  # values of a list in the name of a row
 
 
@@ -111,8 +112,8 @@ def shown(value: Any) -> str:
     """A value of an option as it stands in the name of a row."""
     if isinstance(value, list):
         values = [*value[:SHOWN], "..."] if len(value) > SHOWN + 1 else value
-        return "|".join(map(str, values))
-    return str(value)
+        return "|".join(map(shown, values))
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def the(method: str, **options: Any) -> Row:

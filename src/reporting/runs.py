@@ -20,7 +20,6 @@ from src.reporting import frame
 from src.reporting.frame import MEAN
 from src.reporting.result import Result, as_text, joined, read_results
 from src.run import Run
-from src.runtime import results
 from src.runtime.messages import UsageError
 from src.runtime.paths import Paths, Places
 from src.runtime.results import MissingResult
@@ -83,12 +82,12 @@ class Runs:
 
     @cached_property
     def read(self) -> tuple[Result, ...]:
-        """Every result of the seeds. Raises results.ResultError for one that is damaged or unlike its schema."""
+        """Every result of the seeds. Raises ResultError for one that is damaged or unlike its schema."""
         return tuple(result for seed in self.seeds for result in read_results(self.paths_of(seed)))
 
     @cached_property
     def frame(self) -> pd.DataFrame:
-        """A number a row; see frame.py. Raises results.ResultError."""
+        """A number a row; see frame.py. Raises ResultError."""
         return frame.frame(self.suite, ((self.model, result) for result in self.read))
 
     def select(self, **columns: Any) -> pd.DataFrame:
@@ -143,11 +142,11 @@ class Runs:
         return self.find(**chosen(experiment, choice))
 
     def require(self, experiment: Experiment, choice: str) -> dict[int, Any]:
-        """`of`, or results.MissingResult with the command that makes it."""
-        if found := self.of(experiment, choice):
-            return found
+        """`of`, or MissingResult with the command that makes it."""
+        if records := self.of(experiment, choice):
+            return records
         command = self.command(experiment, choice, self.command_seeds[0])
-        raise results.MissingResult(
+        raise MissingResult(
             f"expected the result {experiment.result(choice)} of {self.model}, found none; make it with: {command}"
         )
 

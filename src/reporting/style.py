@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import matplotlib
 
@@ -27,7 +27,7 @@ DASHED, DOTTED = (0, (4, 1.8)), (0, (1, 1.5))
 ERRORS = "YlGnBu"  # light where the error is small, and red lines stand out on all of it
 WIDTH = 7.2  # inches: a page's text
 
-PARAMETERS = {
+PARAMETERS: dict[Any, Any] = {
     "figure.dpi": 100,
     "figure.constrained_layout.use": True,
     "font.family": "DejaVu Sans",
@@ -60,7 +60,7 @@ PARAMETERS = {
 
 @contextmanager
 def styled() -> Iterator[None]:
-    with plt.rc_context(cast(Any, PARAMETERS)):
+    with plt.rc_context(PARAMETERS):
         yield
 
 

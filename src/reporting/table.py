@@ -16,7 +16,7 @@ import pandas as pd
 
 from src.reporting.runs import Runs
 from src.runtime.files import replacing
-from src.runtime.messages import UsageError
+from src.runtime.messages import UsageError, nearest
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def seeds_text(seeds: Sequence[int]) -> str:
     return f"Mean ± sd over {len(seeds)} seeds ({', '.join(map(str, seeds))})."
 
 
-def percent(runs: Runs, published: float | None = None, **columns) -> Cell:
+def percent(runs: Runs, published: float | None = None, **columns: Any) -> Cell:
     """The cell of a number of the frame that lies in [0, 1]."""
     return Cell(100 * runs.values(**columns), published)
 
@@ -189,12 +189,28 @@ def write_text(path: Path, text: str) -> None:
 
 
 BEGIN, END = "<!-- tables:begin -->", "<!-- tables:end -->"
+BLOCK = re.compile(r"<!-- tables:begin ?(?P<names>.*?) ?-->.*?<!-- tables:end -->", re.DOTALL)
 
 
-def embed(readme: Path, block: str) -> None:
-    """Replace what stands between the markers of `readme`. Raises UsageError where they are not there, once each."""
-    text = readme.read_text(encoding="utf-8")
-    blocks = re.findall(f"{re.escape(BEGIN)}.*?{re.escape(END)}", text, flags=re.DOTALL)
-    if len(blocks) != 1:
-        raise UsageError(f"{readme}: expected one block between {BEGIN} and {END}, found {len(blocks)}")
-    write_text(readme, text.replace(blocks[0], f"{BEGIN}\n{block.strip()}\n{END}"))
+def embedded(page: Path, tables: Iterable[Table], claims: str) -> str:
+    """The text of a page with what stands between its markers made anew.
+
+    The first marker names the tables, as in `<!-- tables:begin table1_addition merging -->`; where it names none, they
+    are those with `in_readme`, and the claims. Raises UsageError for markers that are not there, once each, and for a
+    name that is none.
+    """
+    text = page.read_text(encoding="utf-8")
+    if len(blocks := list(BLOCK.finditer(text))) != 1:
+        raise UsageError(f"{page}: expected one block between {BEGIN} and {END}, found {len(blocks)}")
+    (block,) = blocks
+    by_name = {table.name: table for table in tables}
+    names = block["names"].split()
+    for name in names:
+        if name not in by_name:
+            raise UsageError(
+                f"{page}: table {name!r} does not exist{nearest(name, by_name)} Known: {', '.join(by_name)}"
+            )
+    shown = [by_name[name] for name in names] or [table for table in by_name.values() if table.in_readme]
+    pieces = [*map(markdown, shown), *([] if names else ["### Claims", "", claims])]
+    begin = BEGIN.replace(" -->", f" {block['names']} -->") if names else BEGIN
+    return text.replace(block[0], "\n".join([begin, "\n".join(pieces).strip(), END]))

@@ -1,12 +1,12 @@
 """All tables, the ledger of claims and the table of numbers, made from results and written. Loads no model."""
 
+from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from src.reporting import claim, frame
 from src.reporting.papers import offered
 from src.reporting.runs import Runs, every_number
-from src.reporting.table import Table, embed, markdown, write, write_text
+from src.reporting.table import Table, embedded, write, write_text
 from src.runtime.paths import from_root
 
 
@@ -15,21 +15,21 @@ def make(runs: Runs) -> list[Table]:
     return [replace(table, name=runs.stem(table.name)) for tables in offered("tables") for table in tables(runs)]
 
 
-def make_tables(runs: Runs, readme: str | Path | None = None) -> None:
+def make_tables(runs: Runs, pages: Sequence[str] = ()) -> None:
     """Write the tables of a model, its ledger of claims, and accuracies.csv of the whole suite.
 
-    readme: a file between whose markers the main tables and the ledger go too.
+    pages: files between whose markers tables go too; see table.embedded.
     Raises UsageError, and writes nothing, where there are no results; ResultError for a result unlike its schema.
     """
     runs.check()
     tables, numbers = make(runs), every_number(runs.suite, runs.results)
-    ledger = claim.ledger(runs)
-    write(tables, runs.paths.tables())
+    ledger, short = claim.ledger(runs), claim.ledger(runs, "####")
+    texts = {from_root(page): embedded(from_root(page), tables, short) for page in pages}
     path = runs.paths.claims().with_stem(runs.stem("claims"))
-    write_text(path, f"# Claims of the papers, tested\n\n{ledger}")
+    texts[path] = f"# Claims of the papers, tested\n\n{ledger}"
+    write(tables, runs.paths.tables())
     frame.write(numbers, runs.paths.accuracies())
-    if readme:
-        shown = [markdown(table) for table in tables if table.in_readme]
-        embed(from_root(readme), "\n".join([*shown, "### Claims", "", claim.ledger(runs, "####")]))
+    for file, text in texts.items():
+        write_text(file, text)
     seeds = ", ".join(map(str, runs.seeds))
     print(f"{len(tables)} tables over seeds {seeds} -> {runs.paths.tables()}, {path}, {runs.paths.accuracies()}")

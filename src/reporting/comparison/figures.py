@@ -12,14 +12,12 @@ from matplotlib.ticker import MaxNLocator
 
 from src.modes import MODES
 from src.reporting import style
-from src.reporting.methods import Group, Row, adapts, groups, registered_rows, results_of, the
+from src.reporting.methods import FINETUNED, Group, Row, adapts, groups, registered_rows, results_of, the
 from src.reporting.plots import Drawing, legend_below, matrices, method_looks
 from src.reporting.result import VECTORS
 from src.reporting.runs import Runs
 from src.reporting.table import printed
 from src.runtime.messages import few
-
-FINETUNED = "fine-tuned, one each"
 
 
 def number_of_tasks(runs: Runs) -> Figure:
@@ -98,6 +96,7 @@ def radar(runs: Runs) -> Figure:
     lines = {row: values for row, values in lines.items() if values}
     if not lines:
         raise runs.missing_merge("method=sum")
+    axes: Any  # a PolarAxes, which the signature does not say
     fig, axes = plt.subplots(figsize=(6.4, 4.1), subplot_kw={"projection": "polar"})
     angles = np.linspace(0, 2 * np.pi, len(group.tasks), endpoint=False)
     for title, color, values, line in [
@@ -117,8 +116,8 @@ def radar(runs: Runs) -> Figure:
         label.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.8})
         label.set_zorder(5)
     axes.spines["polar"].set_color(style.PALE)
-    legend: Any = fig.legend
-    legend(loc="outside center right")
+    handles, labels = axes.get_legend_handles_labels()
+    fig.legend(handles, labels, loc="outside right center")
     return fig
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from src.datasets.corruptions import CORRUPTIONS
-from src.reporting.methods import Group, Row, results_of, rows
+from src.reporting.methods import FINETUNED, Group, Row, results_of, rows
 from src.reporting.published import published, published_model
 from src.reporting.runs import Runs
 from src.reporting.table import Cell, Table, percent, printed
@@ -28,7 +28,7 @@ def _robustness(runs: Runs, severity: int) -> Table:
     ]
     finetuned = {"metric": "finetuned_accuracy", "method": ..., "options": ..., **group.columns}
     alone = [runs.any_of(corruption=name, severity=level, **finetuned) for name, level in kinds]
-    table_rows.append(["fine-tuned, one each", *(Cell(100 * accuracy) for accuracy in alone)])
+    table_rows.append([FINETUNED, *(Cell(100 * accuracy) for accuracy in alone)])
     model = published_model(runs.model)
     brackets = f"; in brackets FusionBench's {model} on four tasks" if model else ""
     return Table(

@@ -117,8 +117,7 @@ def lambda_heat_map(runs: Runs) -> Figure:
     for axes, (row, values) in zip(grid[:, 0], maps.items()):
         coefficients = by_row[row][0]["lambda"]
         layers = list(coefficients["layers"] or ())
-        depths = [depth(layer) for layer in layers]
-        order = sorted(range(len(layers)), key=depths.__getitem__)
+        order = [index for _, index in sorted((depth(layer), index) for index, layer in enumerate(layers))]
         image = axes.imshow(values[:, order], aspect="auto", cmap="RdBu", norm=norm, interpolation="nearest")
         axes.set_yticks(range(len(values)), [printed(task) for task in coefficients["tasks"]])
         axes.set_title(row.title())

@@ -47,7 +47,7 @@ def adaptation(runs: Runs) -> Iterator[Table]:
         in_readme=True,
         **shared,
     )
-    by_task = [
+    by_task: list[list[str | Cell]] = [
         [*names[row], *(_accuracy(runs, group, row, task=t) for t in group.tasks), _accuracy(runs, group, row)]
         for row in shown
     ]

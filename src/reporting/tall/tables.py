@@ -7,6 +7,7 @@ import pandas as pd
 from src.merging.base import METHODS
 from src.modes import MODES
 from src.reporting.methods import (
+    FINETUNED,
     Group,
     Row,
     adapts,
@@ -24,7 +25,6 @@ from src.reporting.table import Cell, Table, percent
 
 THRESHOLD = "prun_thre_k"  # the option of consensus merging that the paper sweeps over
 SWEPT = "consensus"
-FINETUNED = "fine-tuned, one each"
 
 
 def merging(runs: Runs) -> Iterator[Table]:
@@ -124,7 +124,7 @@ def consensus_thresholds(runs: Runs) -> Iterator[Table]:
     ks = sorted(set().union(*sweeps.values()))
     if len(ks) <= 1:
         return
-    table_rows = []
+    table_rows: list[list[str | Cell]] = []
     for row, sweep in sweeps.items():
         name, count = row.published_name("tall"), len(group.tasks)
         cells = [

@@ -27,7 +27,9 @@ def single_task(runs: Runs) -> Iterator[Table]:
     def theirs(mode: str, setting: str) -> float | None:
         return published_single_task(runs.model, mode, setting)
 
-    rows = [[printed(t), *(Cell(single(m, [t]), theirs(m, t)) for m in modes)] for t in runs.tasks]
+    rows: list[list[str | Cell]] = [
+        [printed(t), *(Cell(single(m, [t]), theirs(m, t)) for m in modes)] for t in runs.tasks
+    ]
     for count in runs.benchmarks:
         cells = (Cell(single(m, runs.tasks[:count]), theirs(m, f"mean of {count} tasks")) for m in modes)
         rows.append([f"mean of {count}", *cells])
@@ -60,6 +62,7 @@ def addition(runs: Runs) -> Iterator[Table]:
     missing = tuple(runs.missing(ADDITION, EVALUATED))
     start = 100 * runs.any_of(experiment=ADDITION.name, metric="zeroshot_accuracy")
     none = MODES["none"]
+    rows: list[list[str | Cell]]
     rows = [[none.title, Cell(start, _theirs(runs, tasks, "Table 1", none.published, "absolute")), "", "", "", ""]]
     yield Table(
         "table1_addition",
@@ -71,7 +74,7 @@ def addition(runs: Runs) -> Iterator[Table]:
         missing=missing,
         in_readme=True,
     )
-    by_task = []
+    by_task: list[list[str | Cell]] = []
     for task in tasks:
         kinds = [(mode, metric) for mode in EVALUATED for metric in ("accuracy", "normalised")]
         cells = (percent(runs, experiment=ADDITION.name, mode=m, metric=metric, task=task) for m, metric in kinds)
@@ -180,7 +183,7 @@ def disentanglement(runs: Runs) -> Iterator[Table]:
     what: dict[str, Any] = {"experiment": DISENTANGLEMENT.name, "metric": "error_in_box"}
     records = [record for mode in EVALUATED for record in runs.of(DISENTANGLEMENT, mode).values()]
     pairs = dict.fromkeys(tuple(pair["tasks"]) for record in records for pair in record["pairs"])
-    rows = [
+    rows: list[list[str | Cell]] = [
         [pair_name(pair), *(percent(runs, mode=mode, task="-".join(pair), **what) for mode in EVALUATED)]
         for pair in pairs or registry.suite(runs.suite).pairs
     ]
@@ -201,7 +204,7 @@ def kernel(runs: Runs) -> Iterator[Table]:
     starts = {"pre-trained": runs, "random": runs.random_init}
     everything = [r for model in starts.values() for choice in NTK.choices for r in model.of(NTK, choice).values()]
     ranks = list(dict.fromkeys(rank for record in everything for pair in record["pairs"] for rank in pair["ranks"]))
-    rows = []
+    rows: list[list[str | Cell]] = []
     for start, model in starts.items():
         for reduction in NTK.choices:
             options = {"reduction": reduction}
