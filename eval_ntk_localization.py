@@ -11,7 +11,7 @@ reduction over outputs nor the numbers of samples and eigenfunctions, and no scr
 """
 
 from src.args import add_pairs, base_parser, parse
-from src.experiments.ntk import CHUNK, RANKS, SAMPLES, localize_kernel, rank
+from src.experiments.ntk import RANKS, SAMPLES, localize_kernel, rank
 from src.experiments.registry import NTK
 from src.runtime.distributed import spmd
 from src.runtime.program import exit_on_user_error
@@ -24,7 +24,9 @@ def main(argv=None) -> None:
     add_pairs(parser)
     parser.add_argument("--reduction", choices=NTK.choices, default="trace", help="over the outputs of the head")
     parser.add_argument("--num-samples", type=int, default=SAMPLES, help="images of each of the three groups")
-    parser.add_argument("--chunk-size", type=int, default=CHUNK, help="images whose gradients are held at once")
+    parser.add_argument(
+        "--chunk-size", type=int, help="images whose gradients are held at once; default: 4 GiB of them"
+    )
     parser.add_argument("--ranks", type=rank, nargs="+", default=RANKS, help="eigenfunctions, or shares of the trace")
     run, options = parse(parser, argv)
     localize_kernel(run, **options)

@@ -25,6 +25,7 @@ label. A run that was killed goes on where it last kept its state: give the same
 import os
 import sys
 from collections.abc import Sequence
+from typing import cast
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -32,7 +33,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from src.args import shared_flags
 from src.experiments import merging
-from src.merging.base import load_methods
+from src.merging.base import Method, load_methods
 from src.merging.names import listing
 from src.runtime.distributed import spmd, world_size
 from src.runtime.messages import UsageError
@@ -56,11 +57,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     failed: list[Exception] = []
 
     def job(cfg: DictConfig) -> None:
-        flags = OmegaConf.to_container(cfg, resolve=True)
+        flags = {str(key): value for key, value in cast(dict, OmegaConf.to_container(cfg, resolve=True)).items()}
         del flags["method"]
         try:
             run, options = merging.take_options(flags)
-            merging.merge(run, OmegaConf.to_object(cfg.method), options)
+            merging.merge(run, cast(Method, OmegaConf.to_object(cfg.method)), options)
         except USER_ERRORS as error:
             if "HYDRA_FULL_ERROR" in os.environ:
                 raise

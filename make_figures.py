@@ -9,13 +9,14 @@ Writes results/<suite>/figures/*.png and .pdf. A figure whose results are missin
 makes them.
 """
 
-from argparse import Namespace
 from pathlib import Path
 
 from src.reporting import figures, style
 from src.reporting.runs import parse_runs, reporting_parser
+from src.run import Run
 from src.runtime import results
 from src.runtime.messages import nearest
+from src.runtime.paths import Places
 from src.runtime.program import exit_on_user_error
 
 
@@ -30,14 +31,15 @@ def main(argv=None) -> None:
     parser.add_argument("--cache-dir", type=Path, default=Path("cache"), help="drawn images")
     args = parser.parse_args(argv)
     runs = parse_runs(parser, args)
-    complete = Namespace(**vars(args) | {"suite": runs.suite, "model": runs.model, "save": Path("checkpoints")})
+    places = Places(cache=args.cache_dir, data=args.data_location)
+    run = Run.of(runs.model, runs.suite, seed=args.seed, places=places)
     known = figures.FIGURES | figures.PICTURES
     for name in args.names:
         if name not in known:
             parser.error(f"figure {name!r} does not exist{nearest(name, list(known))} Known: {', '.join(known)}")
     for name in args.names or figures.FIGURES:
         try:
-            drawn = figures.PICTURES[name](complete) if name in figures.PICTURES else figures.FIGURES[name](runs)
+            drawn = figures.PICTURES[name](run) if name in figures.PICTURES else figures.FIGURES[name](runs)
         except results.MissingResult as missing:
             print(f"{name}: skipped: {missing}")
             continue

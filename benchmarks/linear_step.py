@@ -15,26 +15,13 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch.func import functional_call, jvp
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from src.args import base_parser, parse
 from src.heads import get_classification_head
-from src.linearize import LinearizedImageEncoder, forward_mode_attention
+from src.linearize import LinearizedImageEncoder
 from src.modeling import ImageEncoder
-
-
-class PlainLinearizedEncoder(LinearizedImageEncoder):
-    """f_lin as it is written: one call of torch.func.jvp, whose graph autograd goes back through."""
-
-    def forward(self, images):
-        trained = {name: p for name, p in self.named_parameters() if p.requires_grad}
-        params0 = {name: self.params0[name] for name in trained}
-        direction = {name: p - params0[name] for name, p in trained.items()}
-        with forward_mode_attention():
-            f0, jd = jvp(lambda p: functional_call(self._function, p, (images,)), (params0,), (direction,))
-        return f0 + jd
 
 
 def gradient(encoder, head, images, labels) -> torch.Tensor:
@@ -57,8 +44,9 @@ def main() -> None:
     encoders = {
         "standard": ImageEncoder(args),
         "linear": LinearizedImageEncoder(args),
-        "linear, plain": PlainLinearizedEncoder(args),
+        "linear, plain": LinearizedImageEncoder(args),
     }
+    encoders["linear, plain"].fused = False
     trained = {name: [p for p in e.parameters() if p.requires_grad] for name, e in encoders.items()}
     optimizers = {name: torch.optim.AdamW(parameters, lr=1e-5) for name, parameters in trained.items()}
     side = encoders["standard"].image_size

@@ -30,6 +30,11 @@ class Parser(argparse.ArgumentParser):
         super().error(message)
 
 
+def command_parser(prog: str, doc: str | None) -> Parser:
+    """Of a module that is run as `python -m`, without the flags of the scripts."""
+    return Parser(prog=f"python -m {prog}", description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
 def base_parser(doc: str | None, modes: Sequence[str] | None = EVALUATED) -> Parser:
     """The flags of every script; `modes` are the choices of `--finetuning-mode`, None leaves it out."""
     parser = Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -38,7 +43,10 @@ def base_parser(doc: str | None, modes: Sequence[str] | None = EVALUATED) -> Par
     parser.add_argument("--model", help="ViT-Mini (default), ViT-B-32, ViT-B-16, ViT-L-14, any open_clip name")
     parser.add_argument("--suite", help="mini or vision; by default the suite that the model is meant for")
     parser.add_argument(
-        "--tasks", nargs="+", metavar="TASK", help="names (commas or spaces); default: all of the suite"
+        "--tasks",
+        nargs="+",
+        metavar="TASK",
+        help="names, or how many of the suite's first; default: 8 on mini, 20",
     )
     parser.add_argument("--seed", type=int, default=1, help="of everything; mini draws its images from it too")
     parser.add_argument("--save", type=Path, default=Places.save, help="folder of checkpoints")

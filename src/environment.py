@@ -1,6 +1,8 @@
-"""Print what an issue should tell of the machine: versions, device, threads, commit.
+"""Print the environment that results depend on: versions, device, threads, commit.
 
-python -m src.environment
+    python -m src.environment
+
+An issue should quote its output.
 """
 
 import os
@@ -12,7 +14,7 @@ from src.runtime import results
 
 
 def describe() -> dict[str, str]:
-    """What results depend on besides their configuration, by name."""
+    """What results depend on besides their configuration: name -> value."""
     return results.versions() | {
         "system": platform.platform(),
         "device": results.device_name(),

@@ -27,6 +27,7 @@ from src.run import Run
 from src.runtime import results
 from src.runtime.distributed import world_size
 from src.runtime.parallel import map_tasks
+from src.tensors import moved
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -69,8 +70,7 @@ def features(encoder, images: torch.Tensor, line: Line, tangent: bool) -> Iterat
             yield f0 + alpha * slope
         return
     for alpha in line.coefs:
-        moved = {name: theta0[name] + alpha * tau for name, tau in line.direction.items()}
-        yield functional_call(encoder, moved, (images,))
+        yield functional_call(encoder, moved(theta0, line.direction, alpha), (images,))
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """Zero-shot classification heads, made of class names and prompt templates by CLIP's text tower, and cached."""
 
+from typing import Any
+
 import torch
 from open_clip import build_zero_shot_classifier
 
@@ -30,7 +32,7 @@ def get_classification_head(run: Run, dataset: str) -> ClassificationHead:
     """
     row = registry.get(dataset)
     path = run.paths.head(dataset)
-    made_of = dict(classnames=list(row.classnames), templates=list(row.templates))
+    made_of: dict[str, Any] = dict(classnames=list(row.classnames), templates=list(row.templates))
     made_of["text_side"] = store.written_fingerprints(run).get("text")
     if not path.is_file() or _outdated(checkpoints.header(path), made_of):
         model, tokenizer = build_clip(run)

@@ -1,6 +1,7 @@
 """CLIP's image encoder, zero-shot heads, and classifiers made of the two."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -69,7 +70,7 @@ def _no_weights(architecture: str, tag: str, about: dict, pretrained_path: str |
     )
 
 
-def assert_quick_gelu(model: nn.Module) -> None:
+def assert_quick_gelu(model: Any) -> None:
     """Raise if the image tower's blocks do not use QuickGELU, for weights that were trained with it, as OpenAI's."""
     kinds = {type(block.mlp.gelu).__name__ for block in model.visual.transformer.resblocks}
     if kinds != {"QuickGELU"}:

@@ -30,6 +30,13 @@ class Mode:
     marker: str
     line: str | tuple = "-"
 
+    @property
+    def checkpoint(self) -> str:
+        """`trained_as`. Raises ValueError for the pre-trained model, which is no fine-tuned one."""
+        if self.trained_as is None:
+            raise ValueError(f"mode {self.name}: expected one that is fine-tuned")
+        return self.trained_as
+
 
 MODES: dict[str, Mode] = {
     mode.name: mode

@@ -12,6 +12,7 @@ from src.modeling import ImageEncoder
 from src.modes import MODES
 from src.run import Run
 from src.task_vectors import TaskVector
+from src.tensors import difference
 
 
 @lru_cache(maxsize=2)
@@ -72,7 +73,7 @@ def finetuned(run: Run, task: str, mode: str) -> checkpoints.Checkpoint:
 
     Raises FileNotFoundError that names the fine-tuning command, or CheckpointError where θ began at another θ0.
     """
-    trained_as = MODES[mode].trained_as
+    trained_as = MODES[mode].checkpoint
     path = run.paths.checkpoint(task, trained_as)
     checkpoint = checkpoints.Checkpoint(path, model=run.model, task=task, mode=trained_as, seed=run.seed)
     check_start(run, path, checkpoint.header)
@@ -93,9 +94,9 @@ def check_start(run: Run, path: Path, header: Mapping) -> None:
 
 def task_vector(run: Run, task: str, mode: str) -> TaskVector:
     """τ = θ − θ0 over the tensors that are trained (`model.visual.*`)."""
-    start, end = pretrained(run), finetuned(run, task, mode)
+    start = pretrained(run)
     trained = [name for name in start if name.startswith(VISUAL)]
-    return TaskVector(vector={name: end[name] - start[name] for name in trained if start[name].is_floating_point()})
+    return TaskVector(vector=difference(finetuned(run, task, mode), start, trained))
 
 
 def to_device(weights: Mapping[str, torch.Tensor], device: str) -> dict[str, torch.Tensor]:

@@ -18,7 +18,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from numbers import Real
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -79,8 +79,6 @@ class Mask:
             return False
         return all(torch.equal(bits, other.bits[name]) for name, bits in self.bits.items())
 
-    __hash__ = None
-
     def __mul__(self, other: "TaskVector") -> "TaskVector":
         return other * self if isinstance(other, TaskVector) else NotImplemented
 
@@ -116,10 +114,10 @@ class TaskVector:
         finetuned: Source | None = None,
         vector: Mapping[str, Tensor] | None = None,
     ):
-        if (vector is None) == (pretrained is None or finetuned is None):
-            raise TypeError("expected a pre-trained and a fine-tuned checkpoint, or a vector")
-        if vector is None:
+        if vector is None and pretrained is not None and finetuned is not None:
             vector = self._differences(pretrained, finetuned)
+        elif vector is None or pretrained is not None or finetuned is not None:
+            raise TypeError("expected a pre-trained and a fine-tuned checkpoint, or a vector")
         self.vector: Weights = {name: tensor for name, tensor in vector.items() if tensor.is_floating_point()}
 
     def _differences(self, pretrained: Source, finetuned: Source) -> Weights:
@@ -271,11 +269,11 @@ class TaskVector:
 
         found = weights_of(source)
         if isinstance(source, nn.Module):
-            linear = isinstance(source, LinearizedModel)
+            linear: bool | None = isinstance(source, LinearizedModel)
         else:
-            mode = getattr(found, "header", {}).get("mode")
-            linear = {"linear": True, "standard": False}.get(mode)
-        if None not in (linear, self.linear) and linear != self.linear:
+            header: Mapping[str, Any] = getattr(found, "header", {})
+            linear = {"linear": True, "standard": False}.get(header.get("mode", ""))
+        if linear is not None and self.linear is not None and linear != self.linear:
             raise TypeError(f"{type(self).__name__}: {WRONG_KIND[linear]}")
         return dict(found)
 

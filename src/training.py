@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from src import checkpoints, store
 from src.datasets import loading, registry
-from src.datasets.base import Examples, Pixels
+from src.datasets.base import Examples, PixelArray, Pixels
 from src.datasets.examples import CorruptImage
 from src.heads import get_classification_head
 from src.linearize import LinearizedImageEncoder
@@ -124,12 +124,14 @@ class Batches:
         self.run, self.training, self.encoder, self.examples = run, training, encoder, examples
         self.world, self.task = world, task
         self.seed = event_seed(run.seed, task)
-        self.in_memory = isinstance(examples, Pixels) and examples.pixels.shape[1] == encoder.image_size
+        self.pixels: PixelArray | None = None  # of images that are held in memory
+        if isinstance(examples, Pixels) and examples.pixels.shape[1] == encoder.image_size:
+            self.pixels = examples.pixels
         self.per_epoch = math.ceil(len(examples) / training.batch_size)
 
     def __call__(self, first: int, stop: int) -> Iterator[tuple[torch.Tensor, torch.Tensor, int]]:
-        if self.in_memory:
-            yield from (self._from_memory(number) for number in range(first, stop))
+        if self.pixels is not None:
+            yield from (self._from_memory(number, self.pixels) for number in range(first, stop))
         else:
             yield from self._decoded(first, stop)
 
@@ -146,17 +148,17 @@ class Batches:
             return slice(0, 1), False
         return slice(self.world.rank, None, self.world.size), True
 
-    def _from_memory(self, number: int):
+    def _from_memory(self, number: int, pixels: PixelArray) -> tuple[torch.Tensor, torch.Tensor, int]:
         indices = self._indices(number)
         generator = torch.Generator().manual_seed(event_seed(self.seed, "shift", number))
         # The whole batch is shifted and then shared out, so that the shares of two processes make one process's batch.
-        images = shifted(torch.from_numpy(self.examples.pixels[indices]), MAX_SHIFT, generator)
+        images = shifted(torch.from_numpy(pixels[indices]), MAX_SHIFT, generator)
         mine, counts = self._mine(len(indices))
         images = loading.normalise(images[mine].to(self.world.device), self.encoder.mean, self.encoder.std)
         labels = torch.from_numpy(self.examples.labels[indices])[mine].to(self.world.device)
         return images, labels if counts else torch.full_like(labels, IGNORED), len(indices)
 
-    def _decoded(self, first: int, stop: int):
+    def _decoded(self, first: int, stop: int) -> Iterator[tuple[torch.Tensor, torch.Tensor, int]]:
         shares = []
         for number in range(first, stop):
             indices = self._indices(number)
@@ -199,7 +201,9 @@ def number_of_steps(training: Training, task: str, batches_per_epoch: int) -> in
         return training.steps
     if training.epochs is None and row.steps is not None:
         return row.steps
-    epochs = row.epochs if training.epochs is None else training.epochs
+    epochs = training.epochs if training.epochs is not None else row.epochs
+    if epochs is None:
+        raise UsageError(f"--steps: expected a number of steps or of --epochs for {task}, which has none of its own")
     return epochs * batches_per_epoch // training.num_grad_accumulation
 
 
@@ -331,7 +335,7 @@ class FineTuning:
         step_loss = 0.0
         for micro in range(training.num_grad_accumulation):
             images, labels, size = next(stream)
-            if world.size > 1:
+            if isinstance(self.model, DistributedDataParallel):
                 self.model.require_backward_grad_sync = micro + 1 == training.num_grad_accumulation
             with self.cast:
                 logits = self.model(images).float()

@@ -10,7 +10,7 @@ from pathlib import Path
 from src.datasets import registry
 
 SUITE = registry.suite("mini")
-TASKS, CONTROL = SUITE.tasks, SUITE.control
+TASKS, CONTROL = SUITE.default, SUITE.control
 MODES = ("standard", "linear", "posthoc")
 SINGLE = {"none": 0.52, "standard": 0.94, "linear": 0.92, "posthoc": 0.85}
 ADDED = {"standard": 0.74, "linear": 0.78, "posthoc": 0.70}
@@ -249,7 +249,7 @@ def merged(label: str, tasks, mode: str, seed: int, level: float) -> dict:
     return record | about
 
 
-CONCRETE = "concrete_subspace/clip_concrete_"
+CONCRETE = "concrete_"
 ADAPTED = {
     f"{CONCRETE}task_arithmetic": 0.79,
     "adamerging_granularity=task": 0.76,

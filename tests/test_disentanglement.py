@@ -10,7 +10,7 @@ from src.analysis import disentanglement
 from src.analysis.disentanglement import Disentanglement, Term, WeightPlane, linear_term, nonlinear_term, two_tangents
 
 torch.set_num_threads(1)
-ALPHAS1, ALPHAS2 = np.linspace(-3, 3, 5), np.linspace(-3, 3, 4)  # one grid with a zero, one without
+WITH_ZERO, WITHOUT_ZERO = np.linspace(-3, 3, 5), np.linspace(-3, 3, 4)
 
 
 class Head(nn.Linear):
@@ -69,12 +69,12 @@ def linear_features(module, weights, vectors):
     return features
 
 
-def brute_force(features, heads, data, alphas1, alphas2):
-    """(2, n1, n2): both terms, from the definition."""
-    terms = np.zeros((2, len(alphas1), len(alphas2)))
+def brute_force(features, heads, data, alphas):
+    """(2, n, n): both terms, from the definition."""
+    terms = np.zeros((2, len(alphas), len(alphas)))
     for t in range(2):
-        for i, alpha1 in enumerate(alphas1):
-            for j, alpha2 in enumerate(alphas2):
+        for i, alpha1 in enumerate(alphas):
+            for j, alpha2 in enumerate(alphas):
                 for image in data[t]:
                     alone = features(image, alpha1, 0) if t == 0 else features(image, 0, alpha2)
                     both = features(image, alpha1, alpha2)
@@ -84,7 +84,7 @@ def brute_force(features, heads, data, alphas1, alphas2):
 
 
 def jvp_features(module, weights):
-    """As LinearizedImageEncoder.jvp_features."""
+    """As forward_and_jvp of src.linearize at θ0."""
 
     def jvp(images, direction):
         return torch.func.jvp(lambda w: torch.func.functional_call(module, w, (images,)), (weights,), (direction,))
@@ -92,26 +92,28 @@ def jvp_features(module, weights):
     return jvp
 
 
-def test_nonlinear_equals_double_loop(problem):
+@pytest.mark.parametrize("alphas", [WITH_ZERO, WITHOUT_ZERO], ids=["with zero", "without zero"])
+def test_nonlinear_equals_double_loop(problem, alphas):
     module, weights, vectors, heads, data = problem
-    expected = brute_force(nonlinear_features(module, weights, vectors), heads, data, ALPHAS1, ALPHAS2)
+    expected = brute_force(nonlinear_features(module, weights, vectors), heads, data, alphas)
     assert 0 < expected.mean() < 1
     plane = WeightPlane(module, weights, *vectors)
     for own in (0, 1):
-        term = nonlinear_term(heads[own], batches(data[own]), plane, ALPHAS1, ALPHAS2, own, "task")
+        term = nonlinear_term(heads[own], batches(data[own]), plane, alphas, own, "task")
         np.testing.assert_allclose(term.disagreement, expected[own], atol=1e-12)
         assert term.samples == len(data[own])
 
 
-def test_linear_equals_double_loop(problem, monkeypatch):
+@pytest.mark.parametrize("alphas", [WITH_ZERO, WITHOUT_ZERO], ids=["with zero", "without zero"])
+def test_linear_equals_double_loop(problem, alphas, monkeypatch):
     module, weights, vectors, heads, data = problem
-    expected = brute_force(linear_features(module, weights, vectors), heads, data, ALPHAS1, ALPHAS2)
+    expected = brute_force(linear_features(module, weights, vectors), heads, data, alphas)
     assert 0 < expected.mean() < 1
     tangents = two_tangents(jvp_features(module, weights), *vectors)
     for elements in (1, 150, 1 << 22):  # images of a batch: one by one, in parts, together
         monkeypatch.setattr(disentanglement, "GRID_ELEMENTS", elements)
         for own in (0, 1):
-            term = linear_term(heads[own], batches(data[own]), tangents, ALPHAS1, ALPHAS2, own, "task")
+            term = linear_term(heads[own], batches(data[own]), tangents, alphas, own, "task")
             np.testing.assert_allclose(term.disagreement, expected[own], atol=1e-12)
             assert term.samples == len(data[own])
 
@@ -123,7 +125,7 @@ def test_linear_and_nonlinear_agree_for_an_affine_model(problem):
     weights = dict(module.state_dict())
     vectors = [{name: torch.randn_like(tensor) for name, tensor in weights.items()} for _ in range(2)]
     for own in (0, 1):
-        arguments = (ALPHAS1, ALPHAS2, own, "task")
+        arguments = (WITHOUT_ZERO, own, "task")
         one = nonlinear_term(heads[own], batches(data[own]), WeightPlane(module, weights, *vectors), *arguments)
         tangents = two_tangents(jvp_features(module, weights), *vectors)
         two = linear_term(heads[own], batches(data[own]), tangents, *arguments)
@@ -136,7 +138,7 @@ def test_the_other_coefficient_at_zero_changes_nothing(problem):
     tangents, plane = two_tangents(jvp_features(module, weights), *vectors), WeightPlane(module, weights, *vectors)
     for own in (0, 1):
         for measure, features in ((linear_term, tangents), (nonlinear_term, plane)):
-            term = measure(heads[own], batches(data[own]), features, alphas, alphas, own, "task")
+            term = measure(heads[own], batches(data[own]), features, alphas, own, "task")
             line = term.disagreement[2] if own else term.disagreement[:, 2]
             assert (line == 0).all()
             assert term.disagreement.max() > 0
@@ -154,14 +156,15 @@ def test_disentangled_vectors_have_no_error():
     data[:, :4] = torch.randn(10, 4)  # of task 1
     head = Head(8, 5).double()
     plane = WeightPlane(module, weights, *vectors)
-    assert not nonlinear_term(head, batches(data), plane, ALPHAS1, ALPHAS2, 0, "one").disagreement.any()
+    assert not nonlinear_term(head, batches(data), plane, WITHOUT_ZERO, 0, "one").disagreement.any()
     # As data of task 2 the same images are moved by the foreign vector alone.
-    assert nonlinear_term(head, batches(data), plane, ALPHAS1, ALPHAS2, 1, "two").disagreement.any()
+    assert nonlinear_term(head, batches(data), plane, WITHOUT_ZERO, 1, "two").disagreement.any()
 
 
-@pytest.mark.parametrize("own, passes", [(0, 5 * 4 + 5), (1, 5 * 4)])
-def test_each_point_of_grid_and_line_is_evaluated_once(problem, own, passes):
-    """Coefficient 2's grid has no zero, so the line of task 1 is extra; coefficient 1's has one."""
+@pytest.mark.parametrize("own", [0, 1])
+@pytest.mark.parametrize("alphas, passes", [(WITH_ZERO, 5 * 5), (WITHOUT_ZERO, 4 * 4 + 4)], ids=["zero", "no zero"])
+def test_each_point_of_grid_and_line_is_evaluated_once(problem, own, alphas, passes):
+    """A grid without a zero does not contain the line of the task's vector alone."""
     module, weights, vectors, heads, data = problem
     plane = WeightPlane(module, weights, *vectors)
     calls, reads = [], []
@@ -175,10 +178,9 @@ def test_each_point_of_grid_and_line_is_evaluated_once(problem, own, passes):
             reads.append(len(batch[0]))
             yield batch
 
-    seen = []
-    nonlinear_term(heads[own], stream(), features, ALPHAS1, ALPHAS2, own, "task", progress=seen.append)
+    nonlinear_term(heads[own], stream(), features, alphas, own, "task")
     assert len(calls) == passes * len(reads) and len(set(calls)) == passes
-    assert sum(reads) == len(data[own]) and seen == reads
+    assert sum(reads) == len(data[own])
 
 
 def test_linear_grid_costs_two_jvps_per_batch(problem):
@@ -189,54 +191,55 @@ def test_linear_grid_costs_two_jvps_per_batch(problem):
         calls.append(len(images))
         return jvp(images, direction)
 
-    linear_term(heads[0], batches(data[0], 23), two_tangents(counted, *vectors), ALPHAS1, ALPHAS2, 0, "task")
+    linear_term(heads[0], batches(data[0], 23), two_tangents(counted, *vectors), WITHOUT_ZERO, 0, "task")
     assert calls == [23, 23]
 
 
 def test_error_box_and_record():
     alphas = np.linspace(-3, 3, 13)
     first, second = np.random.default_rng(0).random((2, 13, 13))
-    found = Disentanglement(alphas, alphas, (Term("a", first, 10), Term("b", second, 20)))
+    found = Disentanglement(alphas, (Term("a", first, 10), Term("b", second, 20)))
     np.testing.assert_array_equal(found.error, first + second)
     inside = [(first + second)[i, j] for i in range(13) for j in range(13) if max(abs(alphas[[i, j]])) <= 1]
     assert len(inside) == 25 and found.box_mean() == pytest.approx(np.mean(inside))
     record = found.record()
     assert record["tasks"] == ["a", "b"] and record["samples"] == [10, 20]
+    assert record["alphas"] == [alphas.tolist()] * 2
     assert record["error"][3][4] == found.error[3, 4] and record["box_mean"] == found.box_mean()
     with pytest.raises(ValueError, match="inside"):
-        Disentanglement([2, 3], [2, 3], (Term("a", np.zeros((2, 2)), 1),) * 2).box_mean()
+        Disentanglement([2, 3], (Term("a", np.zeros((2, 2)), 1),) * 2).box_mean()
     with pytest.raises(ValueError, match="b: a grid"):
-        Disentanglement(alphas, alphas, (Term("a", first, 1), Term("b", second[:3], 1)))
+        Disentanglement(alphas, (Term("a", first, 1), Term("b", second[:3], 1)))
 
 
 def test_not_finite_features_name_task_and_coefficients(problem):
     module, weights, vectors, heads, data = problem
 
     def broken(images, alpha1, alpha2):
-        return torch.full((len(images), 6), np.nan if (alpha1, alpha2) == (-1.5, 1.0) else 1.0, dtype=torch.float64)
+        return torch.full((len(images), 6), np.nan if (alpha1, alpha2) == (-1.0, 1.0) else 1.0, dtype=torch.float64)
 
-    with pytest.raises(FloatingPointError, match=r"signs .*\(-1.5, 1\)"):
-        nonlinear_term(heads[0], batches(data[0]), broken, ALPHAS1, ALPHAS2, 0, "signs")
+    with pytest.raises(FloatingPointError, match=r"signs .*\(-1, 1\)"):
+        nonlinear_term(heads[0], batches(data[0]), broken, WITHOUT_ZERO, 0, "signs")
     vectors[1]["1.weight"][0, 0] = np.inf
     with pytest.raises(FloatingPointError, match="signs .*α2"):
         tangents = two_tangents(jvp_features(module, weights), *vectors)
-        linear_term(heads[0], batches(data[0]), tangents, ALPHAS1, ALPHAS2, 0, "signs")
+        linear_term(heads[0], batches(data[0]), tangents, WITHOUT_ZERO, 0, "signs")
 
 
 def test_bad_input(problem):
     module, weights, vectors, heads, data = problem
     plane = WeightPlane(module, weights, *vectors)
-    with pytest.raises(ValueError, match="own"):
-        nonlinear_term(heads[0], batches(data[0]), plane, ALPHAS1, ALPHAS2, 2, "signs")
+    with pytest.raises(ValueError, match="index"):
+        nonlinear_term(heads[0], batches(data[0]), plane, WITHOUT_ZERO, 2, "signs")
     with pytest.raises(ValueError, match="no image of signs"):
-        nonlinear_term(heads[0], [], plane, ALPHAS1, ALPHAS2, 0, "signs")
+        nonlinear_term(heads[0], [], plane, WITHOUT_ZERO, 0, "signs")
     with pytest.raises(KeyError, match="text"):
         WeightPlane(module, weights, {**vectors[0], "text": torch.zeros(1)}, vectors[1])
     with pytest.raises(ValueError, match=r"1\.bias"):
         WeightPlane(module, weights, {"1.bias": torch.zeros(3)}, vectors[1])
     tangents = two_tangents(jvp_features(module, weights), *vectors)
     with pytest.raises(ValueError, match="bias"):
-        linear_term(nn.Linear(6, 5).double(), batches(data[0]), tangents, [0], [0], 0, "signs")
+        linear_term(nn.Linear(6, 5).double(), batches(data[0]), tangents, [0], 0, "signs")
 
 
 def test_plane_leaves_the_module_alone(problem):

@@ -14,11 +14,11 @@ from published_files import Armed, assert_same, encoder_weights, published_vecto
 from safetensors.torch import save_file
 
 import download_checkpoints as script
-from src import args as arguments
 from src import checkpoints, store
 from src.published import download
+from src.run import Run
 from src.runtime.files import file_hash
-from src.runtime.paths import Paths
+from src.runtime.paths import Paths, Places
 
 MODEL = "ViT-B-16"
 COMMAND = [f"--model={MODEL}", "--kind=checkpoints"]
@@ -95,7 +95,7 @@ def run(tmp_path):
 
 @pytest.fixture
 def paths(tmp_path):
-    return Paths("vision", MODEL, 1, tmp_path / "save", tmp_path / "results", tmp_path / "cache", tmp_path / "data")
+    return Paths("vision", MODEL, 1, Places(*(tmp_path / name for name in ("save", "results", "cache", "data"))))
 
 
 @pytest.fixture
@@ -130,9 +130,8 @@ def test_the_published_command_fetches_converts_and_does_nothing_the_second_time
 def test_installed_checkpoints_are_found_by_the_other_scripts(server, run, tmp_path, pretrained):
     serve_tall(server.root)
     run()
-    parser = arguments.base_parser("", modes=None)
-    args = arguments.complete(parser.parse_args([f"--model={MODEL}", f"--save={tmp_path / 'save'}"]))
-    vector = store.task_vector(args, "MNIST", "standard").vector
+    found_by = Run.of(MODEL, places=Places(save=tmp_path / "save"))
+    vector = store.task_vector(found_by, "MNIST", "standard").vector
     assert torch.equal(
         vector["model.visual.proj"], weights("MNIST")["model.visual.proj"] - pretrained["model.visual.proj"]
     )

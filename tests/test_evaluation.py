@@ -14,8 +14,9 @@ from src.evaluation import Curve, Line, score, select, select_negation
 from src.heads import get_classification_head
 from src.linearize import LinearizedImageEncoder
 from src.merging import evaluate
-from src.merging.base import Drawn, Method, Problem, Scaled, Searched
+from src.merging.base import Drawn, Method, Problem, Scaled
 from src.merging.evaluate import evaluate_merge
+from src.merging.search import Searched
 from src.modeling import ImageEncoder
 from src.runtime import results
 from src.runtime.messages import UsageError

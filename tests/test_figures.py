@@ -82,7 +82,7 @@ def test_learning_is_shown_phase_by_phase_on_a_shared_axis(folder):
     left, right = drawn.axes
     assert left.get_shared_y_axes().joined(left, right)
     assert [line.get_label() for line in right.lines][-1] == "Concrete AdaMerging, layer-wise"
-    course = runs.merged(runs.main_tasks).records["concrete_subspace/clip_concrete_layer_wise_adamerging"]
+    course = runs.merged(runs.main_tasks).records["concrete_layer_wise_adamerging"]
     watched = [record["adaptation"]["watched"] for record in course.values()]
     means = np.mean([np.mean(list(w["accuracy"].values()), 0) for w in watched], 0)
     steps, accuracies = right.lines[-1].get_data()

@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 
 from src.datasets import cache
-from src.datasets.base import Pixels, Subset
+from src.datasets.base import Pixels
 from src.datasets.cache import OnDemand, cached
-from src.datasets.examples import Arrays, DataError, Files
+from src.datasets.examples import Arrays, DataError, Files, Subset
 from src.datasets.loading import centre_crop
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -36,7 +36,8 @@ from src.runtime import results
 from src.runtime.paths import ROOT
 
 IMAGES = 10  # of each split
-TASKS = registry.suite("mini").tasks
+SUITE = registry.suite("mini")
+TASKS, LARGER = SUITE.default, SUITE.tasks[:14]
 PAIRED = ("digits", "signs")
 PAIR = "DATASETS=[digits,signs]"
 METHODS = {
@@ -104,10 +105,10 @@ def place(tmp_path_factory, mini_cache):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loading, "evaluation_pixels", first)
         made = Workplace(tmp_path_factory.mktemp("merging"), mini_cache)
-        made.draw("standard", TASKS)
+        made.draw("standard", LARGER)
         made.draw("linear", PAIRED)
         for mode, accuracy in {"none": 0.5, "standard": 0.9, "linear": 0.8, "posthoc": 0.7}.items():
-            fields = {task + suffix: accuracy for task in TASKS for suffix in ("", "Val")}
+            fields = {task + suffix: accuracy for task in LARGER for suffix in ("", "Val")}
             results.write(made.paths.single_task(mode), fields, made.run.config(), started=time.time())
         yield made
     store.encoder.cache_clear()
@@ -176,7 +177,9 @@ def test_the_published_commands(place, command, label):
 def test_tasks_by_number_and_by_name(place):
     place.call("num_tasks=3", "method=zeroshot")
     assert place.record("zeroshot", "3task/standard-visual")["tasks"] == list(TASKS[:3])
-    place.call("num_tasks=20", "method=zeroshot")  # all there are
+    place.call("num_tasks=14", "method=zeroshot")
+    assert place.record("zeroshot", "14task/standard-visual")["tasks"] == list(LARGER)
+    place.call("method=zeroshot")
     assert place.record("zeroshot")["tasks"] == list(TASKS)
     place.call(f"tasks=[{TASKS[0]}]", "method=average", "num_tasks=8")
     assert place.record("average", "1task/standard-visual")["chosen"] == {TASKS[0]: 1}
@@ -579,6 +582,7 @@ def test_unknown_methods_keys_and_types_get_hydras_message(place, overrides, sai
         (["finetuning_mode=linaer"], "Known: "),
         (["DATASETS=[sings]"], "did you mean signs"),
         (["num_tasks=0"], "expected at least 1"),
+        (["num_tasks=21"], "from 1 to 20"),
         (["scope=text"], "visual, published"),
         (["method=ties", "method.k=0"], "percent"),
         (["method=ties", "method.reduce=max"], "mean or sum"),

@@ -1,6 +1,5 @@
 """Results: plain numbers with provenance, written whole; a damaged or missing one says how it is made."""
 
-import argparse
 import json
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from src.runtime import results
 from src.runtime.paths import ROOT
 from src.runtime.results import MissingResult, ResultError
 
-ARGS = argparse.Namespace(model="ViT-Mini", save=ROOT / "checkpoints", device="cpu", seeds=(1, 2), lr=1e-5)
+ARGS = dict(model="ViT-Mini", save=ROOT / "checkpoints", device="cpu", seeds=(1, 2), lr=1e-5)
 
 
 @pytest.fixture
@@ -127,7 +126,7 @@ def test_a_nan_is_refused_and_the_old_result_stays(path, bad):
 def test_what_json_cannot_hold_is_refused_in_a_record_and_spelled_out_in_a_config(path):
     with pytest.raises(TypeError, match="addition.model is a Linear"):
         results.write(path, {"model": torch.nn.Linear(1, 1)}, ARGS, started=time.time())
-    config = argparse.Namespace(device=torch.device("cpu"), tasks={"MNIST"})
+    config = dict(device=torch.device("cpu"), tasks={"MNIST"})
     results.write(path, {}, config, started=time.time())
     assert results.read(path)["provenance"]["config"] == {"device": "cpu", "tasks": "{'MNIST'}"}
 
@@ -191,28 +190,36 @@ def test_reading_results_does_not_import_torch():
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)
 
 
-def test_the_environment_is_printed_line_by_line():
-    command = [sys.executable, "-m", "src.environment"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    printed = dict(line.split(": ", 1) for line in done.stdout.splitlines())
-    assert results.versions().items() <= printed.items()
-    assert int(printed["threads"]) >= 1 and printed["device"] and printed["commit"] == (results.commit() or "none")
-
-
 def test_nothing_is_left_beside_a_result(path):
     results.write(path, {}, ARGS, started=time.time())
     assert list(Path(path.parent).iterdir()) == [path]
 
 
-def test_a_result_of_other_tasks_is_skipped_and_says_so(path, capsys):
-    asked = argparse.Namespace(overwrite=False, tasks=("digits", "signs"))
-    assert not results.skip_existing(path, asked)
-    results.write(path, {}, asked, started=time.time())
-    assert results.skip_existing(path, asked) and "though" not in capsys.readouterr().out
-    other = argparse.Namespace(overwrite=False, tasks=("digits",))
-    assert results.skip_existing(path, other)
-    assert "though it is of tasks digits, signs, not digits (--overwrite computes" in capsys.readouterr().out
-    assert not results.skip_existing(path, argparse.Namespace(overwrite=True, tasks=("digits",)))
-    results.write(path, {}, argparse.Namespace(pairs=[("a", "b"), ("c", "d")]), started=time.time())
-    assert results.skip_existing(path, argparse.Namespace(overwrite=False, tasks=("digits",), pairs=[("a", "b")]))
-    assert "though it is of pairs a-b, c-d, not a-b (" in capsys.readouterr().out
+def test_the_same_result_is_skipped(path, capsys):
+    config = {"tasks": ("digits", "signs"), "method": {"k": 20.0}, "jobs": 2}
+    assert not results.skip_existing(path, config, ("tasks", "method"))
+    results.write(path, {}, config, started=time.time())
+    assert results.skip_existing(path, config | {"jobs": 4}, ("tasks", "method"))
+    assert f"{path}: there already, skipped" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "asked, told",
+    [
+        ({"tasks": ("digits",)}, r"tasks = \['digits'\]; found one of tasks = \['digits', 'signs'\]"),
+        ({"method": {"k": 10.0}}, r"method.k = 10.0; found one of method.k = 20.0"),
+        ({"tasks": ("land",), "method": {"k": 5.0}}, r"tasks = .*; method.k = 5.0; found one of tasks = .*; method.k"),
+    ],
+)
+def test_a_result_of_something_else_is_refused_and_stays(path, asked, told):
+    config = {"tasks": ("digits", "signs"), "method": {"k": 20.0}}
+    results.write(path, {}, config, started=time.time())
+    before = path.read_bytes()
+    with pytest.raises(results.ResultError, match=f"expected a result of {told}.*--overwrite.*--results="):
+        results.skip_existing(path, config | asked, ("tasks", "method"))
+    assert path.read_bytes() == before
+
+
+def test_an_option_that_older_results_do_not_tell_does_not_count(path):
+    results.write(path, {}, {"method": {"k": 20.0}}, started=time.time())
+    assert results.skip_existing(path, {"method": {"k": 20.0, "reduce": "mean"}, "search": {}}, ("method", "search"))

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from src import checkpoints
-from src.linearize import LinearizedModel
+from src.linearize import LinearizedModel, forward_and_jvp
 from src.task_vectors import LinearizedTaskVector, Mask, NonLinearTaskVector, TaskVector
 
 torch.set_num_threads(1)
@@ -251,7 +251,7 @@ def test_kinds_are_applied_to_their_own_models_or_by_name(sources, linear_models
     linear_edited_encoder = nonlinear_task_vector.apply_to_linear(linear_pretrained_encoder, scaling_coef=0.8)
     assert type(linear_edited_encoder) is LinearizedModel
     x = torch.randn(2, 3, 4, 4)
-    f0, slope = linear_pretrained_encoder.jvp_features(x, nonlinear_task_vector)
+    f0, slope = forward_and_jvp(sources["module"][0].eval(), {}, nonlinear_task_vector, x)
     torch.testing.assert_close(linear_edited_encoder(x).detach(), f0 + 0.8 * slope)
     torch.testing.assert_close(linear_pretrained_encoder(x).detach(), f0)
     assert type(linear_task_vector.apply_to(linear_pretrained_encoder)) is LinearizedModel

@@ -103,7 +103,7 @@ def test_one_step_is_adamw_on_the_clipped_gradient(make_training, mode):
     encoder = ImageEncoder(run)
     if mode == "linear":
         encoder = LinearizedImageEncoder(run, image_encoder=encoder)
-        encoder.twice_differentiable = True  # the plain way: jvp, and backward through it
+        encoder.fused = False  # the plain way: jvp, and backward through it
     head = get_classification_head(run, "signs")
     trained = [p for n, p in encoder.named_parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=settings.lr, weight_decay=settings.wd)
@@ -306,8 +306,8 @@ def test_a_dead_rank_ends_the_job_with_its_reason(tmp_path, mini_cache):
     program = Path(tmp_path / "dies.py")
     program.write_text(
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
-        "from argparse import Namespace\nfrom src.runtime.distributed import launch\n"
-        "def worker(run, world):\n"
+        "from src.runtime.distributed import launch\n"
+        "def worker(world):\n"
         "    if world.rank == 1: raise RuntimeError('rank one is unwell')\n"
         "    world.barrier()\n"
         "if __name__ == '__main__': launch(worker, 'cpu', 2)\n"

@@ -17,6 +17,7 @@ import torch
 from published_files import Armed, assert_same
 from torch import nn
 
+from src import checkpoints
 from src.checkpoints import CheckpointError
 from src.published import convert, unpickle
 from src.published.unpickle import UnpickleError
@@ -159,6 +160,10 @@ STRANGE = {
     ),
     "a huge array": (b"cbuiltins\nbytearray\n\x8a\x07" + b"\xff" * 6 + b"\x7f\x85R.", "damaged"),
     "a huge set of dimensions": (b"ctorch\nTensor\n\x8a\x07" + b"\xff" * 6 + b"\x7f\x85R.", "damaged"),
+    "text in protocol 0": (b"cposix\nsystem\n(Vtouch RAN\ntR.", "Unsupported operand"),
+    "a method of a module": (b"cbuiltins\ngetattr\n(cos\nsystem\nVx\ntR.", "Unsupported operand"),
+    "a known package in protocol 0": (b"ctorch.hub\nload\n(Vsomebody/repository\ntR.", "Unsupported operand"),
+    "an instance in protocol 0": (b"(Vtouch RAN\nicposix\nsystem\n.", "Unsupported operand"),
     "nothing": (b"", "damaged"),
     "a start alone": (b"\x80\x02", "damaged"),
     "a broken value": (b"\x80\x02}(X\x01\x00\x00\x00a", "damaged"),
@@ -215,6 +220,24 @@ def test_a_strange_pickle_is_refused(quiet, case):
         assert unpickle.torch_weights(path) == {}
     else:
         assert_refused(path, message)
+
+
+def test_a_hostile_object_among_weights_and_masks_is_refused(quiet):
+    """As PyTorch, NumPy and Python themselves write it."""
+    armed = Armed(quiet / "RAN")
+    torch.save({"model.visual.proj": torch.zeros(2), "bomb": armed}, quiet / "state.pt")
+    np.save(quiet / "masks.npy", {"MNIST": np.zeros(4, np.uint8), "SVHN": armed})
+    (quiet / "bare.pt").write_bytes(pickle.dumps(armed))
+    for name, message in {
+        "state.pt": "names 'posix.system'.*nothing was executed",
+        "masks.npy": "names 'posix.system'.*nothing was executed",
+        "bare.pt": "a bare pickle, which is never executed",
+    }.items():
+        with pytest.raises(CheckpointError):
+            checkpoints.load(quiet / name)
+        with pytest.raises(CheckpointError, match=f"{name}: .*{message}"):
+            convert.convert(quiet / name, quiet / "out", model="small", pretrained={"a": torch.zeros(32)})
+    assert not (quiet / "out").exists()
 
 
 def test_the_hostile_files_are_armed(quiet):

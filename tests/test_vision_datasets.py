@@ -18,9 +18,9 @@ import vision_files as files
 
 from src.datasets import __main__ as command
 from src.datasets import hub, official
-from src.datasets.base import Subset, validation_indices
+from src.datasets.base import validation_indices
 from src.datasets.download import Download
-from src.datasets.examples import BadFile, CorruptImage, DataError
+from src.datasets.examples import BadFile, CorruptImage, DataError, Subset
 from src.datasets.prepare import Record, cut, load, prepare
 from src.datasets.templates import TEMPLATES
 from src.datasets.vision import CONTROL, FACTS, ROWS, TASKS

@@ -15,10 +15,9 @@ import eval_task_negation
 import finetune
 import main as merging
 import make_tables
-from src import checkpoints, modeling, store
+from src import checkpoints, model_names, store
 from src.datasets import loading as data
 from src.datasets import registry
-from src.datasets.examples import name_of
 from src.datasets.prepare import prepare
 from src.datasets.vision import FACTS
 
@@ -57,7 +56,7 @@ def place(tmp_path_factory, patch):
     patch.setattr(known, "_MODEL_CONFIG_PATHS", list(known._MODEL_CONFIG_PATHS))
     (place / f"{MODEL}.json").write_text(json.dumps(CONFIG))
     open_clip.add_model_config(place / f"{MODEL}.json")
-    modeling._open_clip_names.cache_clear()
+    model_names.open_clip_names.cache_clear()
     torch.manual_seed(0)
     torch.save(open_clip.create_model(MODEL, pretrained=None).state_dict(), place / "weights.pt")
 
@@ -67,8 +66,8 @@ def place(tmp_path_factory, patch):
     for mode in ("none", *MODES):
         run(eval_single_task, place, f"--finetuning-mode={mode}")
     yield place
-    modeling._open_clip_names.cache_clear()
-    for cached in (store._encoder, data._examples, data._decodable, data._decoded):
+    model_names.open_clip_names.cache_clear()
+    for cached in (store.encoder, data._examples, data._decodable, data._decoded):
         cached.cache_clear()
 
 
@@ -109,7 +108,7 @@ def test_fine_tuning_and_single_task(place):
 
 
 def test_a_corrupt_training_image_is_named_and_counted_or_left_out(place, capsys):
-    image = Path(name_of(registry.get("EuroSAT").load("train", place / "data", 0), 7))
+    image = Path(registry.get("EuroSAT").load("train", place / "data", 0).name(7))
     whole, flag = image.read_bytes(), f"--save={place / 'corrupt'}"
     again = ("--tasks=EuroSAT", "--epochs=1", "--batch-size=160", "--workers=1", flag)
     try:

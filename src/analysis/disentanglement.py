@@ -10,6 +10,7 @@ and the head of its task: `linear_term` for linear and post-hoc models, whose fe
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -17,12 +18,13 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 SEARCH_BOX = 1.0  # the red box of Figures 3, 9, 10: where the papers look for coefficients, both ways from θ0
+Alphas = Sequence[float] | np.ndarray
 GRID_ELEMENTS = 1 << 22  # logits held at once while a grid is swept
 
 
 @dataclass(frozen=True)
 class Term:
-    """One task's part of ξ: fraction of its images whose prediction the other task's vector changes, (n1, n2)."""
+    """One task's part of ξ: fraction of its images whose prediction the other task's vector changes, (n, n): α1, α2."""
 
     task: str
     disagreement: np.ndarray
@@ -31,36 +33,36 @@ class Term:
 
 @dataclass(frozen=True)
 class Disentanglement:
-    """ξ on a grid; `terms` are those of task 1 and task 2, in this order, over the same coefficients."""
+    """ξ on a grid, α1 and α2 both from `alphas`; `terms` are those of task 1 and task 2, in this order."""
 
-    alphas1: Sequence[float]
-    alphas2: Sequence[float]
+    alphas: Alphas
     terms: tuple[Term, Term]
 
     def __post_init__(self):
-        shape = (len(self.alphas1), len(self.alphas2))
+        shape = (len(self.alphas), len(self.alphas))
         for term in self.terms:
             if term.disagreement.shape != shape:
-                raise ValueError(f"{term.task}: a grid of {term.disagreement.shape} for {shape} coefficients")
+                raise ValueError(f"{term.task}: a grid of {term.disagreement.shape} for {shape} pairs of coefficients")
 
     @property
     def error(self) -> np.ndarray:
-        """ξ, (n1, n2), between 0 and 2."""
-        return sum(term.disagreement for term in self.terms)
+        """ξ, (n, n), between 0 and 2."""
+        one, two = self.terms
+        return one.disagreement + two.disagreement
 
     def box_mean(self, box: float = SEARCH_BOX) -> float:
         """Mean of ξ over the grid points with |α1|, |α2| <= box."""
-        inside1, inside2 = (np.abs(np.asarray(alphas)) <= box + 1e-9 for alphas in (self.alphas1, self.alphas2))
-        if not inside1.any() or not inside2.any():
+        inside = np.abs(np.asarray(self.alphas)) <= box + 1e-9
+        if not inside.any():
             raise ValueError(f"no point of the grid lies inside [-{box:g}, {box:g}]²")
-        return float(self.error[np.ix_(inside1, inside2)].mean())
+        return float(self.error[np.ix_(inside, inside)].mean())
 
     def record(self) -> dict:
         """For the results' JSON."""
         return {
             "tasks": [term.task for term in self.terms],
             "samples": [term.samples for term in self.terms],
-            "alphas": [[float(alpha) for alpha in alphas] for alphas in (self.alphas1, self.alphas2)],
+            "alphas": [[float(alpha) for alpha in self.alphas]] * 2,  # of task 1, of task 2
             "error": self.error.tolist(),
             "terms": [term.disagreement.tolist() for term in self.terms],
             "box": SEARCH_BOX,
@@ -68,9 +70,9 @@ class Disentanglement:
         }
 
 
-def _check_own(own: int) -> None:
-    if own not in (0, 1):
-        raise ValueError(f"own is 0 for the data of the first vector's task, 1 for the second's; got {own!r}")
+def _check_index(index: int) -> None:
+    if index not in (0, 1):
+        raise ValueError(f"index is 0 for the data of the first vector's task, 1 for the second's; got {index!r}")
 
 
 def _require_finite(features: Tensor, task: str, where: str) -> None:
@@ -80,27 +82,26 @@ def _require_finite(features: Tensor, task: str, where: str) -> None:
 
 @torch.no_grad()
 def linear_term(
-    head: nn.Module,
+    head: nn.Linear,
     batches: Iterable[tuple[Tensor, Tensor]],
     tangents: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]],
-    alphas1: Sequence[float],
-    alphas2: Sequence[float],
-    own: int,
+    alphas: Alphas,
+    index: int,
     task: str,
 ) -> Term:
-    """Task `own`'s term for a model affine in its weights: two jvps per batch, whatever the size of the grid.
+    """The term of task `index` for a model affine in its weights: two jvps per batch, whatever the size of the grid.
 
     tangents: images -> (f(x; θ0), J τ1, J τ2), each (images, features); see `two_tangents`. The features at (α1, α2)
     are f0 + α1 J τ1 + α2 J τ2, and so are the logits of ClassificationHead but for the feature's norm, which no argmax
     sees: the grid is swept over three arrays of logits. Memory: GRID_ELEMENTS logits beside a batch.
 
-    batches yields (images, labels) of D_own, the labels unread. Raises FloatingPointError for features not finite.
+    batches yields (images, labels) of the task, the labels unread. Raises FloatingPointError for features not finite.
     """
-    _check_own(own)
-    if getattr(head, "bias", None) is not None and head.bias.any():
+    _check_index(index)
+    if head.bias is not None and head.bias.any():
         raise ValueError("the head has a bias, so the norm of the features counts: they cannot be swept as logits")
     names = ("(α1, α2) = (0, 0)", "any α1 but 0", "any α2 but 0")
-    changed = torch.zeros(len(alphas1), len(alphas2), dtype=torch.int64)
+    changed = torch.zeros(len(alphas), len(alphas), dtype=torch.int64)
     samples = 0
     for images, _ in batches:
         parts = tangents(images)
@@ -108,22 +109,22 @@ def linear_term(
             _require_finite(part, task, where)
         logits = torch.stack([part @ head.weight.T for part in parts], 1)  # (images, 3, classes)
         samples += len(images)
-        step = max(1, GRID_ELEMENTS // (len(alphas2) * logits.shape[2]))
+        step = max(1, GRID_ELEMENTS // (len(alphas) * logits.shape[2]))
         for part in logits.split(step):
-            changed += _count_changed(part, alphas1, alphas2, own).cpu()
+            changed += _count_changed(part, alphas, index).cpu()
     return _term(task, changed, samples)
 
 
-def _count_changed(logits: Tensor, alphas1: Sequence[float], alphas2: Sequence[float], own: int) -> Tensor:
-    """(images, 3, classes) logits of f0, J τ1, J τ2 -> (n1, n2) images whose prediction changes."""
-    column = torch.as_tensor(alphas2, dtype=logits.dtype, device=logits.device).view(-1, 1, 1)
+def _count_changed(logits: Tensor, alphas: Alphas, index: int) -> Tensor:
+    """(images, 3, classes) logits of f0, J τ1, J τ2 -> (n, n) images whose prediction changes."""
+    column = torch.as_tensor(alphas, dtype=logits.dtype, device=logits.device).view(-1, 1, 1)
     base, first, second = logits.unbind(1)
-    alone2 = (base + column * second).argmax(2)  # (n2, images): θ0 + α2 τ2
+    alone2 = (base + column * second).argmax(2)  # (n, images): θ0 + α2 τ2
     rows = []
-    for alpha in alphas1:
+    for alpha in alphas:
         alone1 = base + float(alpha) * first
-        both = (alone1 + column * second).argmax(2)  # (n2, images)
-        rows.append((both != (alone2 if own else alone1.argmax(1))).sum(1))
+        both = (alone1 + column * second).argmax(2)  # (n, images)
+        rows.append((both != (alone2 if index else alone1.argmax(1))).sum(1))
     return torch.stack(rows)
 
 
@@ -132,7 +133,10 @@ def two_tangents(
     vector1: Mapping[str, Tensor],
     vector2: Mapping[str, Tensor],
 ) -> Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]:
-    """`tangents` for `linear_term` from LinearizedImageEncoder.jvp_features and two task vectors' tensors."""
+    """`tangents` for `linear_term` from the tensors of two task vectors.
+
+    jvp_features: (images, direction) -> (f(x; θ0), J·direction), as forward_and_jvp of src.linearize gives them.
+    """
 
     def tangents(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         features, first = jvp_features(images, vector1)
@@ -146,41 +150,35 @@ def nonlinear_term(
     head: nn.Module,
     batches: Iterable[tuple[Tensor, Tensor]],
     features: Callable[[Tensor, float, float], Tensor],
-    alphas1: Sequence[float],
-    alphas2: Sequence[float],
-    own: int,
+    alphas: Alphas,
+    index: int,
     task: str,
-    progress: Callable[[int], None] | None = None,
 ) -> Term:
-    """Task `own`'s term for any model, one forward pass per batch and grid point; each image is read once.
+    """The term of task `index` for any model, one forward pass per batch and grid point; each image is read once.
 
     features: (images, α1, α2) -> f(images; θ0 + α1 τ1 + α2 τ2), (images, features); see `WeightPlane`. The line
-    θ0 + α_own τ_own costs one pass per coefficient, and none where the other coefficient's grid contains 0.
+    θ0 + α_t τ_t costs one pass per coefficient, and none where `alphas` contains 0.
 
-    batches yields (images, labels) of D_own, the labels unread; progress(images) is called after each batch. Raises
-    FloatingPointError for features not finite, naming the task and the coefficients.
+    batches yields (images, labels) of the task, the labels unread. Raises FloatingPointError for features not finite,
+    naming the task and the coefficients.
     """
-    _check_own(own)
-    alphas1, alphas2 = ([float(alpha) for alpha in alphas] for alphas in (alphas1, alphas2))
-    changed = torch.zeros(len(alphas1), len(alphas2), dtype=torch.int64)
+    _check_index(index)
+    alphas = [float(alpha) for alpha in alphas]
+    changed = torch.zeros(len(alphas), len(alphas), dtype=torch.int64)
     samples = 0
     for images, _ in batches:
-        seen: dict[tuple[float, float], Tensor] = {}
 
-        def predict(alpha1: float, alpha2: float, images=images, seen=seen) -> Tensor:
-            if (alpha1, alpha2) not in seen:
-                out = features(images, alpha1, alpha2)
-                _require_finite(out, task, f"(α1, α2) = ({alpha1:g}, {alpha2:g})")
-                seen[alpha1, alpha2] = head(out).argmax(1)
-            return seen[alpha1, alpha2]
+        @cache
+        def predict(alpha1: float, alpha2: float, images: Tensor = images) -> Tensor:
+            out = features(images, alpha1, alpha2)
+            _require_finite(out, task, f"(α1, α2) = ({alpha1:g}, {alpha2:g})")
+            return head(out).argmax(1)
 
-        for i, alpha1 in enumerate(alphas1):
-            for j, alpha2 in enumerate(alphas2):
-                alone = predict(0.0, alpha2) if own else predict(alpha1, 0.0)
+        for i, alpha1 in enumerate(alphas):
+            for j, alpha2 in enumerate(alphas):
+                alone = predict(0.0, alpha2) if index else predict(alpha1, 0.0)
                 changed[i, j] += (predict(alpha1, alpha2) != alone).sum().item()
         samples += len(images)
-        if progress:
-            progress(len(images))
     return _term(task, changed, samples)
 
 
@@ -206,15 +204,17 @@ class WeightPlane:
     ):
         self.module = module
         names = sorted(vector1.keys() | vector2.keys())
-        own = {name: tensor for name, tensor in module.state_dict().items()}
+        weights = module.state_dict()
         for name in names:
-            if name not in pretrained or name not in own:
+            if name not in pretrained or name not in weights:
                 raise KeyError(f"{name} is in a task vector, but not in the pre-trained weights or the module")
-            shapes = {tuple(part[name].shape) for part in (own, pretrained, vector1, vector2) if name in part}
+            shapes = {tuple(part[name].shape) for part in (weights, pretrained, vector1, vector2) if name in part}
             if len(shapes) > 1:
                 raise ValueError(f"{name}: shapes differ, {sorted(shapes)}")
-        self.pretrained = {name: pretrained[name].to(own[name].device) for name in names}
-        self.vectors = [{name: vector[name].to(own[name].device) for name in vector} for vector in (vector1, vector2)]
+        self.pretrained = {name: pretrained[name].to(weights[name].device) for name in names}
+        self.vectors = [
+            {name: vector[name].to(weights[name].device) for name in vector} for vector in (vector1, vector2)
+        ]
 
     def __call__(self, images: Tensor, alpha1: float, alpha2: float) -> Tensor:
         weights = dict(self.pretrained)

@@ -3,55 +3,60 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
+from PIL import Image
 
 SPLITS = ("train", "val", "test")
 
 
-class Examples(Protocol):
-    """Labelled images of one split. Indexing decodes one image as PIL RGB; nothing is decoded before."""
+class FileExamples(Protocol):
+    """Labelled images of one split in files. Indexing decodes one image as PIL RGB; nothing is decoded before."""
 
-    labels: np.ndarray  # (n,) int64
+    @property
+    def labels(self) -> np.ndarray: ...  # (n,) int64
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> Any: ...
+    def __getitem__(self, index: int, /) -> Image.Image: ...
+
+    def name(self, index: int) -> str:
+        """How to call an image in a message."""
+
+    def raw(self, index: int) -> bytes:
+        """The undecoded bytes of an image, for the leak check."""
+
+    def identity(self) -> str:
+        """A hash that changes when the files do, made without reading them, for the image cache."""
+
+
+class PixelArray(Protocol):
+    """What is read of an array of images, uint8 (n, H, W, 3): a NumPy array, or what makes its images when asked."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int | slice | np.ndarray, /) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
 class Pixels:
-    """Examples that are already in memory: uint8 (n, H, W, 3), the size that the model sees."""
+    """Examples that are decoded, in the size that the model sees."""
 
-    pixels: np.ndarray
+    pixels: PixelArray
     labels: np.ndarray
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int):
-        from PIL import Image
-
+    def __getitem__(self, index: int) -> Image.Image:
         return Image.fromarray(self.pixels[index])
 
 
-@dataclass(frozen=True)
-class Subset:
-    """Some of another set's examples, by index."""
-
-    examples: Examples
-    indices: np.ndarray  # (n,) int64
-
-    @property
-    def labels(self) -> np.ndarray:
-        return self.examples.labels[self.indices]
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index: int):
-        return self.examples[int(self.indices[index])]
+Examples = Pixels | FileExamples
 
 
 @dataclass(frozen=True)

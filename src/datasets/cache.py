@@ -9,19 +9,20 @@ import errno
 import json
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from filelock import FileLock
 from PIL import Image, features
 from tqdm import tqdm
 
-from src.datasets.base import Examples, Pixels, Subset
-from src.datasets.examples import CorruptImage, DataError, digest, name_of
+from src.datasets.base import Examples, FileExamples, Pixels
+from src.datasets.examples import CorruptImage, DataError, Subset, digest
 from src.runtime.distributed import cores
 from src.runtime.files import replacing
 
@@ -29,10 +30,11 @@ FORMAT = 1
 BLOCK = 256  # images decoded before they are written: bounds the memory, keeps the threads busy
 SHOWN = 10  # names of corrupt images in a message
 Crop = Callable[[Image.Image], np.ndarray]
+Result = TypeVar("Result")
 
 
 def cached(
-    examples: Examples,
+    examples: FileExamples,
     crop: Crop,
     transform: str,
     folder: Path,
@@ -65,30 +67,24 @@ def cached(
 
 def without_corrupt(examples: Examples, dataset: str, split: str, skip_corrupt: bool) -> Examples:
     """The examples that can be decoded, after trying all; DataError names and counts the others, unless skipped."""
+    if isinstance(examples, Pixels):
+        return examples
     tried = _decoded(examples, lambda image: None, f"checking {dataset} {split}")
     corrupt = dict(pair for block in tried for pair in _corrupt(block))
     return Subset(examples, _kept(corrupt, len(examples), dataset, split, skip_corrupt)) if corrupt else examples
 
 
-def _key(examples: Examples, transform: str, dataset: str, split: str) -> dict:
+def _key(examples: FileExamples, transform: str, dataset: str, split: str) -> dict:
     return {
         "format": FORMAT,
         "dataset": dataset,
         "split": split,
-        "examples": _identity(examples),
+        "examples": examples.identity(),
         "labels": digest([np.ascontiguousarray(examples.labels, dtype=np.int64).tobytes()]),
         "transform": transform,
         "versions": {name: metadata.version(name) for name in ("pillow", "torchvision")}
         | {codec: str(features.version(codec)) for codec in ("jpg", "zlib", "webp")},
     }
-
-
-def _identity(examples: Examples) -> str:
-    """A hash that changes when the images do, made without reading them."""
-    if isinstance(examples, Subset):
-        indices = np.ascontiguousarray(examples.indices, dtype=np.int64)
-        return digest([_identity(examples.examples), indices.tobytes()])
-    return examples.identity()
 
 
 def _read(path: Path, key: dict) -> dict | None:
@@ -101,7 +97,7 @@ def _read(path: Path, key: dict) -> dict | None:
     return description if whole and description["key"] == key else None
 
 
-def _build_once(path: Path, key: dict, examples: Examples, crop: Crop) -> dict:
+def _build_once(path: Path, key: dict, examples: FileExamples, crop: Crop) -> dict:
     """Build unless another process did while this one waited."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{path}.lock"):
@@ -112,7 +108,7 @@ def _build_once(path: Path, key: dict, examples: Examples, crop: Crop) -> dict:
         return _build(path, key, examples, crop)
 
 
-def _build(path: Path, key: dict, examples: Examples, crop: Crop) -> dict:
+def _build(path: Path, key: dict, examples: FileExamples, crop: Crop) -> dict:
     """Decode and write all images; a corrupt one leaves no row, and its name in the description."""
     _description(path).unlink(missing_ok=True)
     corrupt: dict[str, str] = {}  # position -> name and reason
@@ -133,16 +129,18 @@ def _build(path: Path, key: dict, examples: Examples, crop: Crop) -> dict:
     return description
 
 
-def _decoded(examples: Examples, crop: Crop, title: str):
-    """Blocks of (position, pixels or CorruptImage), decoded by a few threads (Pillow works without the GIL)."""
+def _decoded(
+    examples: FileExamples, work: Callable[[Image.Image], Result], title: str
+) -> Iterator[list[tuple[int, Result | CorruptImage]]]:
+    """Blocks of (position, `work` of the image or CorruptImage), by a few threads (Pillow works without the GIL)."""
 
-    def one(position: int):
+    def one(position: int) -> tuple[int, Result | CorruptImage]:
         try:
-            return position, crop(examples[position])
+            return position, work(examples[position])
         except CorruptImage as error:
             return position, error
         except OSError as error:  # a container file that cannot be read; not to be taken for a cache that cannot
-            return position, CorruptImage.of(name_of(examples, position), error)
+            return position, CorruptImage.of(examples.name(position), error)
 
     with ThreadPoolExecutor(min(16, cores())) as threads:
         with tqdm(total=len(examples), desc=title, disable=None) as bar:
@@ -174,7 +172,7 @@ def _description(path: Path) -> Path:
     return path.with_suffix(".json")
 
 
-def _uncached(examples: Examples, crop: Crop, dataset: str, split: str, skip_corrupt: bool) -> Pixels:
+def _uncached(examples: FileExamples, crop: Crop, dataset: str, split: str, skip_corrupt: bool) -> Pixels:
     """The same pixels without a file: decoded whenever they are asked for."""
     kept = np.arange(len(examples))
     if skip_corrupt:  # which labels go with the pixels must be known before the first is read
@@ -184,7 +182,7 @@ def _uncached(examples: Examples, crop: Crop, dataset: str, split: str, skip_cor
     return Pixels(OnDemand(examples, crop, kept, (len(kept), *shape)), examples.labels[kept])
 
 
-def _corrupt(block: list) -> list[tuple[str, str]]:
+def _corrupt(block: Sequence[tuple[int, object]]) -> list[tuple[str, str]]:
     return [(str(position), str(image)) for position, image in block if isinstance(image, CorruptImage)]
 
 
@@ -192,7 +190,7 @@ def _corrupt(block: list) -> list[tuple[str, str]]:
 class OnDemand:
     """Stands where an array of pixels would: indexing decodes."""
 
-    examples: Examples
+    examples: FileExamples
     crop: Crop
     kept: np.ndarray
     shape: tuple[int, ...]
@@ -200,7 +198,7 @@ class OnDemand:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, index) -> np.ndarray:
+    def __getitem__(self, index: int | slice | np.ndarray) -> np.ndarray:
         positions = self.kept[index]
         if np.ndim(positions) == 0:
             return self.crop(self.examples[int(positions)])

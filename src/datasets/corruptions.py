@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
+from src.datasets.base import PixelArray
 from src.runtime.messages import UsageError, nearest
 
 SPLIT = "test"
@@ -183,9 +184,9 @@ def corrupt(pixels: np.ndarray, name: str, severity: int, seeds) -> np.ndarray:
 
 @dataclass(frozen=True)
 class CorruptedPixels:
-    """The images of `dataset`, corrupted whenever they are read: an array that takes slices and arrays of indices."""
+    """The images of `dataset`, corrupted whenever they are read: an array that takes all that NumPy's take."""
 
-    pixels: np.ndarray
+    pixels: PixelArray
     dataset: str
     name: str
     severity: int
@@ -197,7 +198,10 @@ class CorruptedPixels:
     def __len__(self) -> int:
         return len(self.pixels)
 
-    def __getitem__(self, where: slice | np.ndarray) -> np.ndarray:
+    def __getitem__(self, index: int | slice | np.ndarray) -> np.ndarray:
+        positions = np.arange(len(self))[index]
+        if np.ndim(positions) == 0:
+            return self[np.array([positions])][0]
         stream = zlib.crc32(f"{self.dataset} {self.name}".encode())
-        seeds = ([stream, index] for index in np.arange(len(self))[where])
-        return corrupt(self.pixels[where], self.name, self.severity, seeds)
+        seeds = ([stream, position] for position in positions)
+        return corrupt(self.pixels[index], self.name, self.severity, seeds)

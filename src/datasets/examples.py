@@ -1,8 +1,4 @@
-"""Examples that come from files, and the three ways in which reading them fails.
-
-Besides what `base.Examples` asks for, each knows `name(i)`, how to call image i in a message; `raw(i)`, its undecoded
-bytes, for the leak check; and `identity()`, a hash that changes when the files do, for the image cache.
-"""
+"""Examples that come from files, and the three ways in which reading them fails."""
 
 import hashlib
 import io
@@ -14,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from src.datasets.base import Examples, Subset
+from src.datasets.base import FileExamples
 
 
 class DataError(RuntimeError):
@@ -104,11 +100,31 @@ class Arrays:
         return digest(_stamps(self.files))
 
 
-def name_of(examples: Examples, index: int) -> str:
-    """How to call one image in a message."""
-    while isinstance(examples, Subset):
-        examples, index = examples.examples, int(examples.indices[index])
-    return examples.name(index)
+@dataclass(frozen=True)
+class Subset:
+    """Some of another set's examples, by index."""
+
+    examples: FileExamples
+    indices: np.ndarray  # (n,) int64
+
+    @property
+    def labels(self) -> np.ndarray:
+        return self.examples.labels[self.indices]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Image.Image:
+        return self.examples[int(self.indices[index])]
+
+    def name(self, index: int) -> str:
+        return self.examples.name(int(self.indices[index]))
+
+    def raw(self, index: int) -> bytes:
+        return self.examples.raw(int(self.indices[index]))
+
+    def identity(self) -> str:
+        return digest([self.examples.identity(), np.ascontiguousarray(self.indices, dtype=np.int64).tobytes()])
 
 
 def _stamps(paths: Iterable[str | Path]) -> Iterator[str]:

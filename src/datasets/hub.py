@@ -8,6 +8,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -132,15 +133,15 @@ def _listing(mirror: Mirror, folder: Path) -> Snapshot:
             continue
         except Exception as error:  # see fetch
             raise _unreachable(mirror, folder, error) from error
-        entries = {entry.rfilename: entry for entry in info.siblings}
+        entries = {entry.rfilename: entry for entry in info.siblings or ()}
         seen += entries
         chosen = [mirror.select(list(entries), part) for part in ("train", "test")]
         if all(chosen):
             names = sum(chosen, []) + [name for name in ("classnames.txt",) if name in entries]
-            files = {
-                name: {"size": entries[name].size, "sha256": entries[name].lfs.sha256 if entries[name].lfs else None}
-                for name in names
-            }
+            stored = {name: entries[name].lfs for name in names}
+            hashes = {name: lfs.sha256 if lfs else None for name, lfs in stored.items()}
+            files = {name: {"size": entries[name].size, "sha256": hashes[name]} for name in names}
+            assert info.sha is not None  # the hub states it of every revision
             return Snapshot(mirror.repo, info.sha, files)
     raise DataError(
         f"hub data set {mirror.repo}: expected parquet or tar files of {mirror.train!r} and {mirror.test!r}, "
@@ -167,7 +168,7 @@ def _unreachable(mirror: Mirror, folder: Path, error: Exception) -> DataError:
 class Encoded:
     """Examples of a snapshot: encoded images in a memory-mapped table."""
 
-    table: object  # datasets.Dataset whose image column holds {"bytes", "path"}
+    table: Any  # datasets.Dataset whose image column holds {"bytes", "path"}
     labels: np.ndarray
     column: str
     origin: str  # repository@revision/part
@@ -193,7 +194,7 @@ def read(mirror: Mirror, root: Path, part: str, classnames: tuple[str, ...]) -> 
     folder = mirror.folder(root)
     snapshot = Snapshot.read(folder)
     lacking = snapshot.missing(folder) if snapshot else ["snapshot.json"]
-    if lacking:
+    if snapshot is None or lacking:
         raise DataError(f"{folder}: {len(lacking)} files are missing or cut short: {', '.join(lacking[:5])}")
     files = mirror.select(list(snapshot.files), part)
     table = _table([str(folder / file) for file in files], part, root / "hub" / ".arrow")

@@ -9,7 +9,7 @@ import torch
 from src.datasets import corruptions, registry
 from src.datasets.base import Examples, Pixels
 from src.datasets.cache import cached, without_corrupt
-from src.run import Run
+from src.run import Corruption, Run
 
 
 @lru_cache(maxsize=64)
@@ -56,15 +56,15 @@ def evaluation_pixels(run: Run, dataset: str, split: str, side: int) -> Pixels:
     `run.skip_corrupt` leaves them out. With `run.corruption` those of test are corrupted.
     """
     if run.corruption and split == corruptions.SPLIT:
-        return _corrupted(run, dataset, split, side)
+        return _corrupted(run, run.corruption, dataset, split, side)
     return _decoded(run, dataset, split, side)
 
 
 @lru_cache(maxsize=16)
-def _corrupted(run: Run, dataset: str, split: str, side: int) -> Pixels:
+def _corrupted(run: Run, corruption: Corruption, dataset: str, split: str, side: int) -> Pixels:
     """Small sets, which are held in memory, are corrupted once; those on disk whenever they are read."""
     clean = _decoded(run, dataset, split, side)
-    pixels = corruptions.CorruptedPixels(clean.pixels, dataset, run.corruption.name, run.corruption.severity)
+    pixels = corruptions.CorruptedPixels(clean.pixels, dataset, corruption.name, corruption.severity)
     return Pixels(pixels if isinstance(clean.pixels, np.memmap) else pixels[:], clean.labels)
 
 

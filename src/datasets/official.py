@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from src.datasets.base import Examples
+from src.datasets.base import FileExamples
 from src.datasets.classnames import CLASSNAMES
 from src.datasets.examples import Arrays, BadFile, DataError, Files
 from src.published.unpickle import UnpickleError, byte_array, plain_pickle
@@ -28,7 +28,7 @@ class Layout:
 
     folder: str
     needs: tuple[str, ...]  # files or folders that must be there
-    read: Callable[[Path, str, int], Examples]
+    read: Callable[[Path, str, int], FileExamples]
     parts: tuple[str, ...] = ("train", "test")
     gzipped: bool = False  # a file may stand there as <name>.gz
 

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 from src.datasets import hub
-from src.datasets.base import SPLITS, Examples, Subset, validation_indices
+from src.datasets.base import SPLITS, FileExamples, validation_indices
 from src.datasets.download import Download, set_aside
-from src.datasets.examples import BadFile, DataError, digest
+from src.datasets.examples import BadFile, DataError, Subset, digest
 from src.datasets.official import Layout
 from src.runtime.files import replacing
 from src.runtime.paths import ROOT
@@ -57,19 +57,20 @@ class Facts:
             layout = self.layout(root)
             return layout.folder if layout else ""
         snapshot = hub.Snapshot.read(self.mirror.folder(root))
-        whole = snapshot and not snapshot.missing(self.mirror.folder(root))
-        return f"{snapshot.repo}@{snapshot.revision}" if whole else ""
+        if snapshot is None or snapshot.missing(self.mirror.folder(root)):
+            return ""
+        return f"{snapshot.repo}@{snapshot.revision}"
 
     def parts(self, source: str, root: Path) -> tuple[str, ...]:
         return ("train", "test") if source == "hub" else self._require_layout(root).parts
 
-    def read(self, source: str, root: Path, part: str) -> Examples:
+    def read(self, source: str, root: Path, part: str) -> FileExamples:
         """One official part, from files alone."""
         if source == "hub":
             return hub.read(self.mirror, root, part, self.classnames)
         return self.read_official(self._require_layout(root), root, part)
 
-    def read_official(self, layout: Layout, root: Path, part: str) -> Examples:
+    def read_official(self, layout: Layout, root: Path, part: str) -> FileExamples:
         base = root / layout.folder
         try:
             examples = layout.read(base, part, len(self.classnames))
@@ -138,7 +139,7 @@ class Record:
         return sum(self.counts[self.splits[split]["part"]]) if indices is None else len(indices)
 
 
-def load(facts: Facts, split: str, root: Path, seed: int = 0) -> Examples:
+def load(facts: Facts, split: str, root: Path, seed: int = 0) -> FileExamples:
     """The Examples of "train", "val" or "test" of a prepared set. `seed` does not matter: the splits are pinned.
 
     Raises DataError when the set is not prepared, or when its files no longer hold what was counted.
@@ -214,7 +215,7 @@ def _fetch(facts: Facts, root: Path, source: str) -> None:
             download.fetch(root, facts.how_to_get(root))
 
 
-def cut(parts: dict[str, Examples], classes: int) -> dict[str, dict]:
+def cut(parts: dict[str, FileExamples], classes: int) -> dict[str, dict]:
     """Which part, and which of its indices, each split is.
 
     Validation is cut from train as published (`validation_indices`), unless the set brings its own. A set that comes
@@ -241,7 +242,7 @@ def cut(parts: dict[str, Examples], classes: int) -> dict[str, dict]:
     }
 
 
-def find_leaks(parts: dict[str, Examples], splits: dict[str, dict]) -> list[tuple[str, str]]:
+def find_leaks(parts: dict[str, FileExamples], splits: dict[str, dict]) -> list[tuple[str, str]]:
     """Pairs of names of images that have the same bytes and stand in two splits."""
     seen: dict[str, tuple[str, str]] = {}
     leaks = []
@@ -255,7 +256,7 @@ def find_leaks(parts: dict[str, Examples], splits: dict[str, dict]) -> list[tupl
     return leaks
 
 
-def _by_class(examples: Examples, facts: Facts) -> list[int]:
+def _by_class(examples: FileExamples, facts: Facts) -> list[int]:
     return np.bincount(examples.labels, minlength=len(facts.classnames)).tolist()
 
 

@@ -59,16 +59,17 @@ PCAM = {
     "camelyonpatch_level_2_split_test_y.h5": "60a7035772fbdb7f34eb86d4420cf66a",
 }
 FER_CLASSES = ("angry", "disgusted", "fearful", "happy", "neutral", "sad", "surprised")
-FER = {
-    "epochs": 10,
-    "train": [3995, 436, 4097, 7215, 4965, 4830, 3171],
-    "test": [958, 111, 1024, 1774, 1233, 1247, 831],
-    "layouts": tuple(Layout("fer2013", (file,), official.fer2013) for file in ("fer2013.csv", "icml_face_data.csv")),
-    "by_hand": "Kaggle asks for a login",
-    "mirror": Mirror("clip-benchmark/wds_fer2013", image="jpg", label="cls", classes=FER_CLASSES),
-    "licence": "terms of the Kaggle competition: research and education",
-    "page": "https://www.kaggle.com/c/challenges-in-representation-learning-facial-expression-recognition-challenge",
-}
+_fer = partial(
+    _row,
+    epochs=10,
+    train=[3995, 436, 4097, 7215, 4965, 4830, 3171],
+    test=[958, 111, 1024, 1774, 1233, 1247, 831],
+    layouts=tuple(Layout("fer2013", (file,), official.fer2013) for file in ("fer2013.csv", "icml_face_data.csv")),
+    by_hand="Kaggle asks for a login",
+    mirror=Mirror("clip-benchmark/wds_fer2013", image="jpg", label="cls", classes=FER_CLASSES),
+    licence="terms of the Kaggle competition: research and education",
+    page="https://www.kaggle.com/c/challenges-in-representation-learning-facial-expression-recognition-challenge",
+)
 
 _TABLE = (
     _row(
@@ -295,7 +296,7 @@ _TABLE = (
         licence="CC0",
         page="https://github.com/basveeling/pcam",
     ),
-    _row("FER2013", note="numbered and named as published: three prompts go with the wrong classes", **FER),
+    _fer("FER2013", note="numbered and named as published: three prompts go with the wrong classes"),
     _row(
         "CIFAR10",
         6,
@@ -427,7 +428,7 @@ _TABLE = (
         page=EMNIST_PAGE,
         note="the letters, a variant outside of the 20 tasks",
     ),
-    _row("FER2013_corrected", note="with the right names; a variant outside of the 20 tasks", **FER),
+    _fer("FER2013_corrected", note="with the right names; a variant outside of the 20 tasks"),
 )
 
 FACTS: dict[str, Facts] = {known.name: known for known, _ in _TABLE}

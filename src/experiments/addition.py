@@ -37,6 +37,7 @@ def add(run: Run, mode: str, n_eval_points: int | None = None, overwrite: bool =
 
 def _record(run: Run, mode: str, points: int) -> dict[str, Any]:
     loading.examples(run, run.tasks[0], "test")  # mini's are drawn once, before the workers look for them
-    total = sum(store.task_vector(run, task, mode) for task in run.tasks)
+    first, *others = (store.task_vector(run, task, mode) for task in run.tasks)
+    total = sum(others, start=first)
     merge = Scaled(tau=total, settings=coefficients(points), storage_bits=0)
     return evaluate_merge(run, merge, run.tasks, mode)

@@ -42,7 +42,7 @@ def measure_disentanglement(
     range, n_points: of the coefficients on each axis; num_samples: test images of each task, None: all on vision.
     What is None has the suite's value.
     """
-    options = {
+    options: dict[str, Any] = {
         "pairs": pairs or run.suite_row.pairs,
         "range": tuple(range),
         "n_points": n_points or run.protocol.n_grid_points,
@@ -64,7 +64,7 @@ def _record(
     jobs = [(pair, own) for pair in pairs for own in (0, 1)]
     work = partial(term, run=run, mode=mode, alphas=alphas, num_samples=num_samples)
     terms = map_tasks(work, jobs, run.jobs, f"ξ {mode}")
-    records = [Disentanglement(alphas, alphas, both).record() for both in zip(terms[::2], terms[1::2])]
+    records = [Disentanglement(alphas, both).record() for both in zip(terms[::2], terms[1::2])]
     return {"finetuning_mode": mode, "pairs": records}
 
 
@@ -78,9 +78,9 @@ def term(job: tuple[Pair, int], run: Run, mode: str, alphas: np.ndarray, num_sam
     batches = first_images(run, pair[own], "test", num_samples)
     if MODES[mode].tangent:
         tangents = two_tangents(lambda x, direction: forward_and_jvp(encoder, theta0, direction, x), *vectors)
-        return linear_term(head, batches, tangents, alphas, alphas, own, pair[own])
+        return linear_term(head, batches, tangents, alphas, own, pair[own])
     plane = WeightPlane(encoder, theta0, *vectors)
-    return nonlinear_term(head, batches, plane, alphas, alphas, own, pair[own])
+    return nonlinear_term(head, batches, plane, alphas, own, pair[own])
 
 
 def first_images(run: Run, dataset: str, split: str, most: int | None) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

@@ -48,7 +48,7 @@ def _record(run: Run, mode: str, coefs: tuple[float, ...], threshold: float) -> 
     alpha = {task: 0.0 if i is None else coefs[i] for task, i in index.items()}
     lines = {(task, dataset): (dataset, Line(taus[task], (alpha[task],))) for task, dataset in pairs}
     test = score_all(run, mode, {"pretrained": (control, ORIGIN)} | lines, "test", f"negation {mode}, test")
-    tasks = {
+    tasks: dict[str, Any] = {
         task: {
             "alpha": alpha[task],
             "control_kept": index[task] is not None,

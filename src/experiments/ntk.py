@@ -7,7 +7,7 @@ nor the numbers of samples and eigenfunctions, and no script was ever published.
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -25,7 +25,6 @@ from src.runtime.parallel import map_tasks
 
 RANKS = (5, 10, 20, 0.9)
 SAMPLES = 64
-CHUNK = 256
 
 
 def localize_kernel(
@@ -33,17 +32,17 @@ def localize_kernel(
     reduction: str = "trace",
     pairs: Sequence[tuple[str, str]] | None = None,
     num_samples: int = SAMPLES,
-    chunk_size: int = CHUNK,
+    chunk_size: int | None = None,
     ranks: Sequence[int | float] = RANKS,
     overwrite: bool = False,
 ) -> None:
     """Write ntk_<reduction>.json.
 
     reduction: over the outputs of the head. pairs: (task, control); by default the suite's. num_samples: images of the
-    task, held out of it, and of the control. chunk_size: images whose gradients are held at once. ranks: numbers of
-    eigenfunctions, or shares of the trace.
+    task, held out of it, and of the control. chunk_size: images whose gradients are held at once, by default 4 GiB.
+    ranks: numbers of eigenfunctions, or shares of the trace.
     """
-    options = {
+    options: dict[str, Any] = {
         "reduction": reduction,
         "pairs": pairs or run.suite_row.ntk_pairs,
         "num_samples": num_samples,
@@ -62,7 +61,7 @@ def _record(
     pairs: Sequence[tuple[str, str]],
     num_samples: int,
     ranks: Sequence[int | float],
-    chunk_size: int,
+    chunk_size: int | None,
 ) -> dict[str, Any]:
     loading.examples(run, pairs[0][0], "test")  # mini's are drawn once, before the workers look for them
     work = partial(
@@ -94,7 +93,7 @@ def localization(
     run: Run,
     reduction: str,
     num_samples: int,
-    chunk_size: int,
+    chunk_size: int | None,
     ranks: Sequence[int | float],
 ) -> dict[str, Any]:
     """Local energies of the task's eigenfunctions on the task, on held-out images of it, and on the control task.
@@ -131,8 +130,8 @@ def localization(
         "joint": _localization(joint)
         | {
             "ratio": _finite(joint.ratio()),
-            "ratio_of_shuffled_labels": _finite(joint.chance),
-            "task_share": joint.task_share.tolist(),
+            "ratio_of_shuffled_labels": _finite(cast(np.ndarray, joint.shuffled_ratio)),
+            "task_share": cast(np.ndarray, joint.task_share).tolist(),
         },
     }
 

@@ -11,6 +11,7 @@ from src.experiments.registry import SINGLE_TASK, Experiment
 from src.modes import MODES
 from src.run import Run
 from src.runtime.messages import UsageError
+from src.tensors import difference
 
 SUFFIXES = {"test": "", "val": "Val"}  # split -> what a data set's name gets in the published fields
 
@@ -73,8 +74,7 @@ def _lines(run: Run, mode: str, encoder: Path | None) -> dict[str, Line]:
     if encoder:
         start = store.pretrained(run)
         end = checkpoints.load(encoder, model=run.model, like=start)
-        moved = Line({k: end[k] - start[k] for k in start if start[k].is_floating_point()})
-        return dict.fromkeys(run.tasks, moved)
+        return dict.fromkeys(run.tasks, Line(difference(end, start)))
     if MODES[mode].trained_as is None:
         return dict.fromkeys(run.tasks, ORIGIN)
     return {task: Line(store.task_vector(run, task, mode).vector) for task in run.tasks}

@@ -10,7 +10,7 @@ clamped. Options that are None have the variant's values.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -21,18 +21,24 @@ from src.merging.adaptation import (
     MergedModel,
     check_choice,
     check_least,
+    given,
     schedule,
     stacked,
 )
 from src.merging.base import Merge, Problem, Variant, register, scaled
 from src.merging.ties import magnitude_threshold
 
-VARIANTS = {
-    "original": dict(steps=500, batches=2, clamp=True),
-    "fusion_bench": dict(steps=1000, batches=1, clamp=False),
-}
+
+@dataclass(frozen=True)
+class Published:
+    """What a released code does."""
+
+    steps: int
+    batches: int
+    clamp: bool
 
 
+VARIANTS = {"original": Published(500, 2, clamp=True), "fusion_bench": Published(1000, 1, clamp=False)}
 TASK_WISE = {"granularity": "task"}
 
 
@@ -60,19 +66,21 @@ class AdaMerging(Adapting):
 
     def merge(self, problem: Problem) -> Merge:
         check_choice("variant", self.variant, VARIANTS)
-        own = VARIANTS[self.variant]
-        steps, lr = schedule(problem, self.steps, own["steps"], "adamerging")
-        method = self.with_defaults(**own | {"steps": steps, "lr": lr})
-        check_least(0, steps=method.steps, lr=method.lr)
-        check_least(1, batches=method.batches)
-        model = MergedModel(problem, method, method.clamp, self.task_vectors(problem))
-        lam = model.coefficients(method.granularity).requires_grad_()
-        adam = torch.optim.Adam([lam], method.lr)
-        adaptation = Adaptation(model, {"lambda": method.steps}, lam, {"lambda": adam})
+        published = VARIANTS[self.variant]
+        usual_steps, usual_lr = schedule(problem, self.steps, published.steps, "adamerging")
+        steps, lr = given(self.steps, usual_steps), given(self.lr, usual_lr)
+        batches, clamp = given(self.batches, published.batches), given(self.clamp, published.clamp)
+        check_least(0, steps=steps, lr=lr)
+        check_least(1, batches=batches)
+        method = replace(self, steps=steps, lr=lr, batches=batches, clamp=clamp)
+        model = MergedModel(problem, method, clamp, self.task_vectors(problem))
+        lam = model.coefficients(self.granularity).requires_grad_()
+        adam = torch.optim.Adam([lam], lr)
+        adaptation = Adaptation(model, {"lambda": steps}, lam, {"lambda": adam})
 
         def step(index: int) -> dict[str, float]:
             adam.zero_grad()
-            entropies = model.backward(lam, range(index * method.batches, (index + 1) * method.batches))
+            entropies = model.backward(lam, range(index * batches, (index + 1) * batches))
             adam.step()
             return entropies
 

@@ -11,9 +11,10 @@ Memory holds the τ_t once, θ, g, and the activations; no model per task, no ma
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, NoReturn, Self
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar, cast
 
 import torch
 from torch.func import functional_call
@@ -33,6 +34,9 @@ SPLITS = ("test", "val")
 IMAGES = "unlabelled images"
 LR = 1e-3  # Adam's, in all the papers
 KEPT, KEPT_LAYERS = 200, 20  # most points of a curve in a result, and of λ by layer
+
+
+Given = TypeVar("Given")
 
 
 class NonFiniteEntropy(FloatingPointError):
@@ -63,9 +67,10 @@ class Adapting(Method):
     pass_size: int = 128
     vectors: str = "float32"
 
-    def with_defaults(self, **own: Any) -> Self:
-        """A copy whose options that are None have the values of `own`."""
-        return replace(self, **{name: value for name, value in own.items() if getattr(self, name) is None})
+
+def given(value: Given | None, usual: Given) -> Given:
+    """An option, or what is usual where it was not given."""
+    return usual if value is None else value
 
 
 def check_choice(option: str, value: str, known: Iterable[str]) -> None:
@@ -174,7 +179,7 @@ class MergedModel:
             features = functional_call(self.encoder, theta, (torch.cat(images),))
             parts = features.split([len(batch) for batch in images])
             losses = [entropy(self.heads[task](part)) for (task, _), part in zip(chunk, parts)]
-            sum(losses).backward()
+            sum(losses[1:], start=losses[0]).backward()
             for (task, _), loss in zip(chunk, losses):
                 found[task] += loss.item() / len(numbers)
         if not all(math.isfinite(value) for value in found.values()):
@@ -202,7 +207,7 @@ class Adaptation:
         model: MergedModel,
         phases: dict[str, int],
         lam: torch.Tensor,
-        optimizers: dict[str, torch.optim.Optimizer],
+        optimizers: Mapping[str, torch.optim.Optimizer],
         mask: ConcreteMask | None = None,
     ):
         self.model, self.problem, self.phases, self.lam, self.mask = model, model.problem, phases, lam, mask
@@ -211,7 +216,7 @@ class Adaptation:
         self.total = sum(phases.values())
         self.done = 0
         tasks = self.problem.tasks
-        self.curves = {"step": [], "entropy": {t: [] for t in tasks}, "lambda": {t: [] for t in tasks}}
+        self.curves: dict[str, Any] = {"step": [], "entropy": {t: [] for t in tasks}, "lambda": {t: [] for t in tasks}}
         self.curves |= {"density": [], "layers": {"step": [], "values": []}}
         method = vars(model.method) | {"name": model.method.name}
         norms = {t: _norm(tau[place] for tau in model.taus.values()) for place, t in enumerate(tasks)}
@@ -320,10 +325,10 @@ class Adaptation:
             self._save()
 
     def _save(self) -> None:
-        header = {"model": self.problem.model, "settings": self.settings, "phases": self.phases}
+        header: dict[str, Any] = {"model": self.problem.model, "settings": self.settings, "phases": self.phases}
         header |= {"step": self.done, "curves": self.curves}
-        weights = {"value": self.tensors}
-        checkpoints.save_state(self.progress.state, weights, self.optimizers, header, kind="adaptation state")
+        weights, path = {"value": self.tensors}, cast(Path, self.progress.state)
+        checkpoints.save_state(path, weights, self.optimizers, header, kind="adaptation state")
 
     def _resume(self, path) -> None:
         state = checkpoints.Checkpoint(path, kind="adaptation state")

@@ -15,7 +15,6 @@ go into config/method/<name>.yaml, which starts with `defaults: [<method>]`, or 
 """
 
 import importlib
-import itertools
 import pkgutil
 import re
 import zlib
@@ -24,11 +23,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from hydra.core.config_store import ConfigStore
-from omegaconf import OmegaConf, ValidationError
 
 from src.checkpoints import VISUAL, CheckpointError
 from src.datasets.registry import Suite
@@ -36,6 +34,7 @@ from src.evaluation import Line
 from src.runtime.messages import UsageError, few
 from src.runtime.paths import METHOD_CONFIGS
 from src.task_vectors import TaskVector
+from src.tensors import check_same, difference
 
 SCOPES = ("visual", "published")
 ALPHAS = tuple(tenth / 10 for tenth in range(1, 11))  # the papers' coefficients of a merged vector
@@ -112,10 +111,8 @@ class Problem:
             raise UsageError(f"scope: expected one of {', '.join(SCOPES)}; got {self.scope!r}")
         if not self.finetuned:
             raise UsageError("expected at least one task to merge; got none")
-        known = set(self.pretrained.keys())
         for task, weights in self.finetuned.items():
-            if different := sorted(known.symmetric_difference(weights.keys())):
-                raise CheckpointError(f"{task} and the pre-trained model differ in tensors: {few(different)}")
+            check_same(self.pretrained, weights, f"{task} and the pre-trained model", CheckpointError)
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -124,6 +121,12 @@ class Problem:
     def shorter(self, family: str) -> int:
         """How many times fewer steps the suite gives to a family of adapting methods than its paper."""
         return self.suite.protocol.shorter.get(family, 1) if self.suite else 1
+
+    def masks_at(self, name: str) -> Path:
+        """Where masks of this problem lie on disk. Raises UsageError where the problem has no place for them."""
+        if self.mask_path is None:
+            raise UsageError("masks: the problem has no place on disk for them; pass mask_path=...")
+        return self.mask_path(name)
 
     def unlabelled(self, method: "Method") -> Unlabelled:
         """The images. Raises UsageError where the problem comes without them."""
@@ -162,24 +165,17 @@ class Problem:
 
     def tensors(self, key: str) -> Iterator[torch.Tensor]:
         """τ_t[key] of each task in turn; each a new tensor, the caller's to change."""
-        start = self.pretrained[key].to(self.dtype)
-        for task in self.tasks:
-            yield self._weight(task, key) - start
+        start = {key: self.pretrained[key]}
+        for weights in self.finetuned.values():
+            yield difference(weights, start, dtype=self.dtype)[key]
 
     def tensor(self, task: str, key: str) -> torch.Tensor:
         """τ_task[key], a new tensor."""
-        return self._weight(task, key) - self.pretrained[key].to(self.dtype)
+        return difference(self.finetuned[task], self.pretrained, [key], self.dtype)[key]
 
     def vector(self, task: str) -> TaskVector:
         """τ_task, whole."""
-        return TaskVector(vector={key: self.tensor(task, key) for key in self.keys})
-
-    def _weight(self, task: str, key: str) -> torch.Tensor:
-        weight = self.finetuned[task][key]
-        if weight.shape != self.shapes[key]:
-            got, expected = tuple(weight.shape), tuple(self.shapes[key])
-            raise CheckpointError(f"{key} is {got} in {task}, but {expected} in the pre-trained model")
-        return weight.to(self.dtype)
+        return TaskVector(vector=difference(self.finetuned[task], self.pretrained, self.keys, self.dtype))
 
     @property
     def num_parameters(self) -> int:
@@ -275,78 +271,6 @@ class Drawn(Merge):
         return self.draw(0).vector(task, setting)
 
 
-@dataclass(kw_only=True)
-class Searched(Merge):
-    """A method with several values of its options: validation chooses among all of their settings.
-
-    merges: of each combination of options. A setting holds them and, under "setting", one of that merge's own.
-    """
-
-    merges: Sequence[tuple[Mapping[str, Any], Merge]]
-
-    @classmethod
-    def over(cls, method: "Method", search: Mapping[str, Sequence[Any]], problem: Problem) -> "Searched":
-        """search: option -> values. Raises UsageError for an option or a value that the method does not take."""
-        if unknown := [option for option in search if option not in method.defaults()]:
-            raise UsageError(f"search: {method.name} has no option {unknown[0]}; it has {', '.join(method.defaults())}")
-        combinations = [dict(zip(search, values)) for values in itertools.product(*search.values())]
-        methods = [_with_options(method, options) for options in combinations]
-        parts = [replace(problem, progress=problem.progress.part(number)) for number in range(len(methods))]
-        merges = [(options, m.merge(part)) for options, m, part in zip(combinations, methods, parts)]
-        first = merges[0][1]
-        return cls(
-            merges=merges,
-            settings=[{**options, "setting": own} for options, merge in merges for own in merge.settings],
-            storage_bits=first.storage_bits,
-            per_task=first.per_task,
-            info={"search": {option: list(values) for option, values in search.items()}},
-        )
-
-    def part(self, setting: Setting) -> tuple[int, Setting]:
-        """Which of the merges a setting is of, and that merge's own setting."""
-        options = {option: value for option, value in setting.items() if option != "setting"}
-        return [own for own, _ in self.merges].index(options), setting["setting"]
-
-    def vector(self, task: str, setting: Setting) -> TaskVector:
-        index, own = self.part(setting)
-        return self.merges[index][1].vector(task, own)
-
-    def at_edge(self, setting: Setting) -> bool:
-        index, own = self.part(setting)
-        return self.merges[index][1].at_edge(own)
-
-    def course(self, chosen: Mapping[str, Setting]) -> dict[str, Any] | None:
-        first, *others = self._by_merge(chosen)
-        return None if others else self.merges[first][1].adaptation
-
-    def finish(self, chosen: Mapping[str, Setting]) -> dict[str, Any]:
-        """What the merge of the chosen options tells. Tasks that chose other options have facts of their own."""
-        facts = []
-        for index, own in self._by_merge(chosen).items():
-            options, merge = self.merges[index]
-            facts.append((options, list(own), merge.info | merge.finish(own)))
-        if len(facts) == 1:
-            return facts[0][-1]
-        return {"by_options": [{"options": options, "tasks": tasks, **told} for options, tasks, told in facts]}
-
-    def _by_merge(self, chosen: Mapping[str, Setting]) -> dict[int, dict[str, Setting]]:
-        """The chosen settings of each merge that has some, by task."""
-        found: dict[int, dict[str, Setting]] = {}
-        for task, setting in chosen.items():
-            index, own = self.part(setting)
-            found.setdefault(index, {})[task] = own
-        return found
-
-
-def _with_options(method: "Method", options: Mapping[str, Any]) -> "Method":
-    """A copy with other options, of the types that the schema says. Raises UsageError for a value of another type."""
-    try:
-        copy: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(method), dict(options)))
-        return copy
-    except ValidationError as error:
-        raise UsageError(f"search.{error.full_key}: {str(error).splitlines()[0]}") from None
-
-
 def scaled(problem: Problem, tau: TaskVector, alphas: Iterable[float], **info: Any) -> Scaled:
     """One model for all tasks: θ0 + α·τ, α among `alphas`; info: facts for the result."""
     return Scaled(tau=tau, settings=tuple(alphas), storage_bits=problem.storage_merged(), info=info)
@@ -405,7 +329,7 @@ class Method(ABC):
         """The options and their default values."""
         return {
             option.name: option.default_factory() if option.default_factory is not MISSING else option.default
-            for option in fields(cls)
+            for option in fields(cast(Any, cls))
         }
 
 

@@ -19,7 +19,7 @@ values.
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -31,19 +31,32 @@ from src.merging.adaptation import (
     IMAGES,
     Adaptation,
     Adapting,
+    Mask,
     MergedModel,
     NonFiniteEntropy,
     check_choice,
     check_least,
+    given,
     schedule,
 )
 from src.merging.base import Drawn, Merge, Problem, Scaled, register, scaled
 from src.merging.concrete_mask import FINAL, ConcreteMask, mean_of, rescaled
 
+
+@dataclass(frozen=True)
+class Published:
+    """What a released code does, or one of them mended; see above."""
+
+    mask_steps: int
+    clamp: bool
+    reuse_mask: bool
+    stale: bool
+
+
 VARIANTS = {
-    "original": dict(mask_steps=2000, clamp=True, reuse_mask=False, stale=True),
-    "fusion_bench": dict(mask_steps=1000, clamp=False, reuse_mask=True, stale=True),
-    "fresh": dict(mask_steps=2000, clamp=True, reuse_mask=False, stale=False),
+    "original": Published(2000, clamp=True, reuse_mask=False, stale=True),
+    "fusion_bench": Published(1000, clamp=False, reuse_mask=True, stale=True),
+    "fresh": Published(2000, clamp=True, reuse_mask=False, stale=False),
 }
 MASK_STEPS, STEPS = 2000, 1000
 
@@ -72,13 +85,13 @@ class Concrete(Adapting):
         """
         check_choice("final", self.final, FINAL)
         check_least(2 if self.final == "mean" else 1, draws=self.draws)
-        check_least(0, mask_steps=self.mask_steps, mask_lr=self.mask_lr)
+        check_least(0, mask_steps=given(self.mask_steps, 0), mask_lr=given(self.mask_lr, 0.0))
         masked = {name: problem.shapes[name] for name in problem.keys if name.startswith(VISUAL)}
         like = {name: torch.empty(shape, device="meta") for name, shape in masked.items()}
-        where = dict(dtype=problem.dtype, device=model.device)
+        where: dict[str, Any] = {"dtype": problem.dtype, "device": model.device}
         if self.mask_file:
             kept = checkpoints.Checkpoint(Path(self.mask_file), like=like, kind="mask logits", model=problem.model)
-            expected = {"mode": problem.mode, "adapt_on": self.adapt_on}
+            expected: dict[str, Any] = {"mode": problem.mode, "adapt_on": self.adapt_on}
             if problem.suite and problem.suite.drawn:
                 expected["seed"] = problem.seed
             for key, value in expected.items():
@@ -105,16 +118,16 @@ class Concrete(Adapting):
             "by_tensor": {name: float(mask.final(name, self.final).mean()) for name in mask.logits},
             "learned_on": {key: source.get(key) for key in ("tasks", "adapt_on")},
         }
-
-        shared = dict(storage_bits=problem.storage_merged(), adaptation=adaptation.course(about))
         learned = None if self.mask_file else Logits(problem, mask, adaptation.settings)
+        shared: dict[str, Any] = {"settings": (1.0,), "storage_bits": problem.storage_merged(), "logits": learned}
+        shared["adaptation"] = adaptation.course(about)
         if self.final == "mean":
 
             def draw(number: int) -> Merge:
                 return scaled(problem, model.vector(lam, fixed(mask, "mean", number)), (1.0,))
 
-            return DrawnMasks(draw=draw, draws=self.draws, settings=(1.0,), logits=learned, **shared)
-        return FixedMask(tau=model.vector(lam, fixed(mask, self.final)), settings=(1.0,), logits=learned, **shared)
+            return DrawnMasks(draw=draw, draws=self.draws, **shared)
+        return FixedMask(tau=model.vector(lam, fixed(mask, self.final)), **shared)
 
 
 @dataclass(frozen=True)
@@ -174,12 +187,14 @@ def fixed(mask: ConcreteMask, kind: str, draw: int = 0) -> Callable[[str], torch
 @dataclass
 class ConcreteTaskArithmetic(Concrete):
     def merge(self, problem: Problem) -> Merge:
-        steps, rate = schedule(problem, self.mask_steps, MASK_STEPS, "concrete")
-        method = self.with_defaults(mask_steps=0 if self.mask_file else steps, mask_lr=rate)
+        usual_steps, usual_rate = schedule(problem, self.mask_steps, MASK_STEPS, "concrete")
+        steps = given(self.mask_steps, 0 if self.mask_file else usual_steps)
+        rate = given(self.mask_lr, usual_rate)
+        method = replace(self, mask_steps=steps, mask_lr=rate)
         model = MergedModel(problem, method)
         mask, lam = method.mask(problem, model), model.coefficients("task")
-        adam = torch.optim.Adam(mask.logits.values(), method.mask_lr)
-        adaptation = Adaptation(model, {"mask": method.mask_steps}, lam, {"mask": adam}, mask)
+        adam = torch.optim.Adam(mask.logits.values(), rate)
+        adaptation = Adaptation(model, {"mask": steps}, lam, {"mask": adam}, mask)
 
         def step(index: int) -> dict[str, float]:
             adam.zero_grad()
@@ -207,61 +222,91 @@ class ConcreteAdaMerging(Concrete):
 
     def merge(self, problem: Problem) -> Merge:
         check_choice("variant", self.variant, VARIANTS)
-        own = VARIANTS[self.variant]
-        meta_steps, mask_lr = schedule(problem, self.mask_steps, own["mask_steps"], "concrete")
-        steps, lr = schedule(problem, self.steps, STEPS, "concrete")
-        own = own | dict(mask_steps=0 if self.mask_file else meta_steps, mask_lr=mask_lr, steps=steps, lr=lr)
-        method = self.with_defaults(**own)
-        check_least(0, steps=method.steps, lr=method.lr, inner_lr=method.inner_lr)
-        model = MergedModel(problem, method, clamp=method.clamp)
-        mask, lam = method.mask(problem, model), model.coefficients(self.granularity).requires_grad_()
-        inner = torch.optim.Adam([lam], method.inner_lr)
-        outer = torch.optim.Adam(mask.logits.values(), method.mask_lr)
-        last = torch.optim.Adam([lam], method.lr)
-        optimizers = {"inner": inner, "outer": outer, "last": last}
-        phases = {"meta": method.mask_steps, "lambda": method.steps}
-        adaptation = Adaptation(model, phases, lam, optimizers, mask)
+        published = VARIANTS[self.variant]
+        usual_meta, usual_mask_lr = schedule(problem, self.mask_steps, published.mask_steps, "concrete")
+        usual_steps, usual_lr = schedule(problem, self.steps, STEPS, "concrete")
+        resolved = replace(
+            self,
+            mask_steps=given(self.mask_steps, 0 if self.mask_file else usual_meta),
+            mask_lr=given(self.mask_lr, usual_mask_lr),
+            steps=given(self.steps, usual_steps),
+            lr=given(self.lr, usual_lr),
+            clamp=given(self.clamp, published.clamp),
+            reuse_mask=given(self.reuse_mask, published.reuse_mask),
+            stale=given(self.stale, published.stale),
+        )
+        return MetaLearning(resolved, problem).merge()
 
-        def restart() -> None:
+
+class MetaLearning:
+    """The mask learned with an inner step on λ in each of its own, and λ adapted under the frozen mask.
+
+    method: without an option that is None.
+    """
+
+    def __init__(self, method: ConcreteAdaMerging, problem: Problem):
+        options: Any = method  # whose optional fields are all given
+        check_least(0, steps=options.steps, lr=options.lr, inner_lr=options.inner_lr)
+        self.method, self.problem, self.meta_steps = method, problem, int(options.mask_steps)
+        self.model = MergedModel(problem, method, clamp=options.clamp)
+        self.mask = method.mask(problem, self.model)
+        self.lam = self.model.coefficients(method.granularity).requires_grad_()
+        self.inner = torch.optim.Adam([self.lam], options.inner_lr)
+        self.outer = torch.optim.Adam(self.mask.logits.values(), options.mask_lr)
+        self.last = torch.optim.Adam([self.lam], options.lr)
+        optimizers = {"inner": self.inner, "outer": self.outer, "last": self.last}
+        phases = {"meta": self.meta_steps, "lambda": options.steps}
+        self.adaptation = Adaptation(self.model, phases, self.lam, optimizers, self.mask)
+
+    def merge(self) -> Merge:
+        self.adaptation.run("meta", self.meta_step, lambda: self.model.vector(self.lam, self.fixed()))
+        if self.adaptation.begins("lambda"):
+            self.restart()
+        frozen = self.fixed()
+        self.adaptation.run(
+            "lambda", lambda index: self.step(index, frozen), lambda: self.model.vector(self.lam, frozen)
+        )
+        return self.method.finished(self.problem, self.adaptation, self.lam, self.mask)
+
+    def fixed(self) -> Mask:
+        """The final mask of the logits as they are."""
+        return fixed(self.mask, self.method.final)
+
+    def restart(self) -> None:
+        """λ at its start."""
+        with torch.no_grad():
+            self.lam.fill_(self.method.coef)
+
+    def meta_step(self, index: int) -> dict[str, float]:
+        """One step on λ from its start with the mask held fixed, and one on the mask with that λ held fixed."""
+        outside = self.mask.sample(("outer", index))
+        inside = outside if self.method.reuse_mask else self.mask.sample(("inner", index))
+        before = self.lam.detach().clone(), copy.deepcopy(self.inner.state_dict())
+        if not self.method.stale:
+            self.restart()
+        self.inner.zero_grad()
+        point = self.model.effective(self.lam.detach()).requires_grad_()
+        self.model.backward_at(point, [2 * index], lambda name: detached(inside(name)))
+        self.restart()
+        self.model.effective(self.lam).backward(point.grad)
+        self.inner.step()
+        self.outer.zero_grad()
+        try:
+            entropies = self.model.backward(self.lam.detach(), [2 * index + 1], outside)
+        except NonFiniteEntropy:  # undo the inner step: what is kept is the state before the meta step
             with torch.no_grad():
-                lam.fill_(method.coef)
+                self.lam.copy_(before[0])
+            self.inner.load_state_dict(before[1])
+            raise
+        self.outer.step()
+        return entropies
 
-        def meta_step(index: int) -> dict[str, float]:
-            outside = mask.sample(("outer", index))
-            inside = outside if method.reuse_mask else mask.sample(("inner", index))
-            before = lam.detach().clone(), copy.deepcopy(inner.state_dict())
-            if not method.stale:
-                restart()
-            inner.zero_grad()
-            point = model.effective(lam.detach()).requires_grad_()
-            model.backward_at(point, [2 * index], lambda name: detached(inside(name)))
-            restart()
-            model.effective(lam).backward(point.grad)
-            inner.step()
-            outer.zero_grad()
-            try:
-                entropies = model.backward(lam.detach(), [2 * index + 1], outside)
-            except NonFiniteEntropy:  # undo the inner step: what is kept is the state before the meta step
-                with torch.no_grad():
-                    lam.copy_(before[0])
-                inner.load_state_dict(before[1])
-                raise
-            outer.step()
-            return entropies
-
-        adaptation.run("meta", meta_step, lambda: model.vector(lam, fixed(mask, method.final)))
-        if adaptation.begins("lambda"):
-            restart()
-        frozen = fixed(mask, method.final)
-
-        def step(index: int) -> dict[str, float]:
-            last.zero_grad()
-            entropies = model.backward(lam, [2 * method.mask_steps + index], frozen)
-            last.step()
-            return entropies
-
-        adaptation.run("lambda", step, lambda: model.vector(lam, frozen))
-        return method.finished(problem, adaptation, lam, mask)
+    def step(self, index: int, frozen: Mask) -> dict[str, float]:
+        """One step on λ under the frozen mask."""
+        self.last.zero_grad()
+        entropies = self.model.backward(self.lam, [2 * self.meta_steps + index], frozen)
+        self.last.step()
+        return entropies
 
 
 def detached(mask: torch.Tensor | None) -> torch.Tensor | None:

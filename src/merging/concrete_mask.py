@@ -74,7 +74,7 @@ class ConcreteMask:
 
 def mean_of(masks: Iterable[torch.Tensor]) -> float:
     """Mean over all weights, each weight counting once."""
-    total = count = 0
+    total, count = 0.0, 0
     for mask in masks:
         total, count = total + mask.sum(dtype=torch.float64).item(), count + mask.numel()
     return total / count

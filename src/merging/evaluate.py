@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from src.evaluation import Curve, Denominators, mean, mean_normalised, score_all, select
-from src.merging.base import Drawn, Merge, Searched, Setting
+from src.merging.base import Drawn, Merge, Setting
+from src.merging.search import Searched
 from src.run import Run
 from src.runtime.distributed import from_primary
 
@@ -73,7 +74,7 @@ def score_merge(
     tasks = list(settings)
     # Models of one task each are made for as many tasks as are scored at once; a model for all tasks is made once.
     at_once = max(1, run.jobs) if merge.per_task else len(tasks)
-    curves = {}
+    curves: dict[str, Curve] = {}
     for first in range(0, len(tasks), at_once):
         part = tasks[first : first + at_once]
         shared = None if merge.per_task else merge.lines(part[0], settings[part[0]])

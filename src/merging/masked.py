@@ -49,7 +49,7 @@ class LoadedMasks(Masked):
 
 def save_masks(problem: Problem, name: str, masks: Masks, **about: Any) -> dict[str, Any]:
     """Keep masks on disk, one bit per weight and task; gives the file and its size in bits. about: for the header."""
-    path = problem.mask_path(name)
+    path = problem.masks_at(name)
     header = dict(model=problem.model, mode=problem.mode, seed=problem.seed, scope=problem.scope, method=name)
     checkpoints.save_masks(path, _bits(masks), header | about)
     return {"mask_file": path, "mask_file_bits": 8 * path.stat().st_size}
@@ -61,7 +61,7 @@ def load_masks(problem: Problem, name: str, command: str, file: str | None = Non
     Raises FileNotFoundError that tells the `command` which makes them, and CheckpointError, with both names, for masks
     of another model, mode or scope, or of other tasks.
     """
-    path = Path(file) if file else problem.mask_path(name)
+    path = Path(file) if file else problem.masks_at(name)
     if not path.is_file():
         raise FileNotFoundError(f"expected masks in {path}, found no file; make them with: {command}")
     if path.suffix == ".npy":

@@ -42,8 +42,8 @@ def read_problem(run: Run, source: Source, label: str = "", progress: Progress =
     def finetuned(task: str) -> checkpoints.Checkpoint:
         if task not in encoders:
             return store.finetuned(run, task, mode)
-        expected = dict(model=run.model, mode=MODES[mode].trained_as)
-        return checkpoints.Checkpoint(Path(encoders[task]), like=pretrained, **expected)
+        path = Path(encoders[task])
+        return checkpoints.Checkpoint(path, like=pretrained, model=run.model, mode=MODES[mode].checkpoint)
 
     tasks = tasks_name(run.suite, run.tasks, encoders)
     return Problem(
@@ -85,7 +85,8 @@ def unlabelled(run: Run, task: str, split: str, batch_size: int, number: int) ->
 
 def storage(problem: Problem, merge: Merge) -> dict[str, Any]:
     """Bits of this merge, of the papers' three ways to keep all tasks (fp32), and of the files as they are."""
-    files = {name: weights.path for name, weights in {"pretrained": problem.pretrained, **problem.finetuned}.items()}
+    weights = {"pretrained": problem.pretrained, **problem.finetuned}
+    files = {name: own.path for name, own in weights.items() if isinstance(own, checkpoints.Checkpoint)}
     return {
         "this": merge.storage_bits,
         "merged": problem.storage_merged(),
@@ -101,7 +102,7 @@ def export(problem: Problem, merge: Merge, chosen: Mapping[str, Setting], output
     for task in problem.tasks if merge.per_task else problem.tasks[:1]:
         path = output.with_suffix(f".{task}.safetensors") if merge.per_task else output
         weights = problem.pretrained + merge.vector(task, chosen[task])
-        header = dict(model=problem.model, mode=MODES[problem.mode].trained_as, seed=problem.seed)
+        header: dict[str, Any] = dict(model=problem.model, mode=MODES[problem.mode].checkpoint, seed=problem.seed)
         header |= dict(tasks=list(problem.tasks), scope=problem.scope, chosen=chosen[task])
         checkpoints.save(path, weights, header | (dict(task=task) if merge.per_task else {}))
         written.append(path)

@@ -17,6 +17,7 @@ from src.merging.masked import LoadedMasks, Masked, Masks, load_masks, save_mask
 from src.merging.task_arithmetic import multi_task_vector
 from src.merging.ties import ties_vector
 from src.task_vectors import Mask, TaskVector
+from src.tensors import Weights
 
 LAMBDAS = (0.2, 0.3, 0.4, 0.5, 0.6)
 
@@ -28,7 +29,7 @@ def tau_mtl(problem: Problem, use_ties: bool) -> TaskVector:
 
 def tall_masks(problem: Problem, task: str, tau_mtl: TaskVector, lambdas: Sequence[float]) -> list[Mask]:
     """m_t at each λ, from one reading of τ_t."""
-    masks = [{} for _ in lambdas]
+    masks: list[Weights] = [{} for _ in lambdas]
     for key in problem.keys:
         tau = problem.tensor(task, key)
         rest = (tau_mtl.vector[key] - tau).abs_()

@@ -120,7 +120,7 @@ def reachable(url: str) -> bool:
 
 def drive_listing(folder: str) -> list[tuple[str, str]]:
     """(path, id) of every file under a shared Google Drive folder."""
-    files = gdown.download_folder(id=folder, skip_download=True, quiet=True, timeout=TIMEOUT)
+    files: Any = gdown.download_folder(id=folder, skip_download=True, quiet=True, timeout=TIMEOUT)
     return [(file.path, file.id) for file in files]
 
 
@@ -134,7 +134,8 @@ def hub_listing(repo: str) -> tuple[str, list[tuple[str, int, str | None]]]:
         info = huggingface_hub.HfApi().model_info(repo, files_metadata=True, timeout=TIMEOUT)
     except RepositoryNotFoundError:  # not every model was fine-tuned on every task
         return "", []
-    return info.sha, [(file.rfilename, file.size, file.lfs and file.lfs.sha256) for file in info.siblings]
+    files = info.siblings or []
+    return info.sha or "", [(file.rfilename, file.size or 0, file.lfs.sha256 if file.lfs else None) for file in files]
 
 
 def hub_fetch(part: Path, repo: str, revision: str, path: str) -> None:
@@ -201,14 +202,14 @@ def listed(request: Request) -> list[Published]:
     """The files that are asked for. Raises DownloadError where there is none, or where the source cannot be asked."""
     if request.folder:
         paths = [path for path in sorted(request.folder.rglob("*")) if path.is_file()]
-        files = [request.recognise(path.resolve().as_posix(), path.name) for path in paths]
+        found = [request.recognise(path.resolve().as_posix(), path.name) for path in paths]
     elif request.source == "drive":
         listing = asked(request, partial(drive_listing, request.drive_folder))
         origin = f"{DRIVE}/file/d/"
-        files = [request.recognise(path, origin + file, partial(drive_fetch, file=file)) for path, file in listing]
+        found = [request.recognise(path, origin + file, partial(drive_fetch, file=file)) for path, file in listing]
     else:
-        files = [file for repo in request.repositories for file in hub_files(request, repo)]
-    files = [file for file in files if file]
+        found = [file for repo in request.repositories for file in hub_files(request, repo)]
+    files = [file for file in found if file]
     if not files:
         place = request.folder or request.pages[0]
         patterns = ", ".join(PATTERNS[request.publisher][request.kind].values())

@@ -12,7 +12,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -97,7 +97,7 @@ def packed_arrays(path: Path) -> dict[str, np.ndarray]:
         return arrays
 
 
-def plain_pickle(stream: BinaryIO) -> Any:
+def plain_pickle(stream: IO[bytes]) -> Any:
     """What the pickle in `stream` holds: plain values, and Stubs for `byte_array`. Python 2's text is read as Latin 1.
 
     Raises UnpickleError.
@@ -107,7 +107,7 @@ def plain_pickle(stream: BinaryIO) -> Any:
         stream.seek(start)
         for opcode, argument, _ in pickletools.genops(stream):  # which raises for a value that is longer than the file
             # Python makes room for a frame, and for all places of its memo up to the one named, before anything else.
-            if opcode.name in ("PUT", "LONG_BINPUT", "FRAME") and argument > size:
+            if opcode.name in ("PUT", "LONG_BINPUT", "FRAME") and (argument or 0) > size:
                 raise UnpickleError(f"damaged or hostile: asks for {argument} places, which {size} bytes cannot fill")
         stream.seek(start)
         return ArrayUnpickler(stream, encoding="latin1").load()
@@ -151,7 +151,7 @@ def _hostile(names: list[str]) -> UnpickleError:
     )
 
 
-def _check_archive(stream: BinaryIO) -> zipfile.ZipInfo:
+def _check_archive(stream: IO) -> zipfile.ZipInfo:
     """The pickle's entry, after checking that the archive is whole; the stream is then at its start."""
     size = stream.seek(0, os.SEEK_END)
     with zipfile.ZipFile(stream) as archive:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from src.datasets import registry
-from src.reporting.runs import FIRST_SEED, MODES, PerSeed, Runs, published, usual_rank
+from src.reporting.runs import FIRST_SEED, MODES, SINGLE_TASK, PerSeed, Runs, published, usual_rank
 from src.reporting.tables import (
     ADAPTED,
     CONCRETE,
@@ -25,7 +25,6 @@ from src.reporting.tables import (
     seeds_text,
     threshold_sweep,
 )
-from src.runtime.paths import SINGLE_TASK
 
 PAPERS = {
     "tangent": "Task arithmetic in the tangent space (arXiv:2305.12827)",

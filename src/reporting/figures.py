@@ -21,10 +21,21 @@ from scipy.special import expit
 from src.datasets import registry
 from src.datasets.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from src.reporting import style
-from src.reporting.runs import MODE_NAMES, MODES, Merges, PerSeed, Records, Runs, chance, printed, usual_rank
+from src.reporting.runs import (
+    MODE_NAMES,
+    MODES,
+    SINGLE_TASK,
+    Merges,
+    PerSeed,
+    Records,
+    Runs,
+    chance,
+    printed,
+    usual_rank,
+)
 from src.reporting.tables import ADAPTED, CONCRETE, METHODS, benchmarks, threshold_sweep
+from src.run import Run
 from src.runtime import results
-from src.runtime.paths import SINGLE_TASK
 
 FIGURES: dict[str, Callable[[Runs], Figure]] = {}  # filled by `figure`
 
@@ -853,21 +864,35 @@ def sigmoid_temperatures(runs: Runs) -> Figure:
 COLUMNS, SIDE, GAP, SCALE = 20, 32, 2, 2  # pictures of a row, their side and distance in pixels, their enlargement
 
 
-def contact(args) -> Figure:
-    """Pictures of every task, of the control set, and on the embedded suite of the pre-training mixture."""
-    from src.datasets import loading as data  # reads images: torch is loaded for this figure alone
-
-    suite = registry.suite(args.suite)
-    rows = {}
-    for name in (*suite.tasks, suite.control):
-        found = data.evaluation_pixels(args, name, "val", SIDE)
-        rows[printed(name)] = found.pixels[of_many_classes(found.labels, COLUMNS)]
-    if args.suite == "mini":
+def contact(run: Run) -> Figure:
+    """Pictures of the default tasks, of the control set, and on the embedded suite of the pre-training mixture."""
+    suite = registry.suite(run.suite)
+    rows = _rows(run, (*suite.default, suite.control))
+    if suite.drawn:
         from src.vit_mini import mixture
 
-        rng = np.random.default_rng(args.seed)
+        rng = np.random.default_rng(run.seed)
         rows["pre-training"] = np.stack([mixture.sample(rng)[0] for _ in range(COLUMNS)])
     return contact_sheet(rows)
+
+
+def contact_more(run: Run) -> Figure:
+    """Pictures of the tasks that only larger benchmarks have."""
+    suite = registry.suite(run.suite)
+    if not (more := suite.tasks[len(suite.default) :]):
+        raise results.MissingResult(f"suite {suite.name} has no tasks but those that `contact` shows")
+    return contact_sheet(_rows(run, more))
+
+
+def _rows(run: Run, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Validation pictures of the named sets, COLUMNS of each."""
+    from src.datasets import loading as data  # reads images: torch is loaded for pictures alone
+
+    rows = {}
+    for name in names:
+        found = data.evaluation_pixels(run, name, "val", SIDE)
+        rows[printed(name)] = found.pixels[of_many_classes(found.labels, COLUMNS)]
+    return rows
 
 
 def of_many_classes(labels: np.ndarray, count: int) -> np.ndarray:
@@ -905,18 +930,18 @@ def contact_sheet(rows: dict[str, np.ndarray]) -> Figure:
     return fig
 
 
-def corruptions(args) -> Figure:
+def corruptions(run: Run) -> Figure:
     """Pictures of four tasks at each severity of every corruption, left to right; above, as they are."""
     from src.datasets import loading as data
 
     severities = SEVERITIES * (COLUMNS // len(SEVERITIES))
-    tasks = np.repeat(registry.suite(args.suite).tasks[: COLUMNS // len(SEVERITIES)], len(SEVERITIES))
-    clean = np.stack([data.evaluation_pixels(args, task, "test", SIDE).pixels[0] for task in tasks])
+    tasks = np.repeat(registry.suite(run.suite).tasks[: COLUMNS // len(SEVERITIES)], len(SEVERITIES))
+    clean = np.stack([data.evaluation_pixels(run, task, "test", SIDE).pixels[0] for task in tasks])
     rows = {"clean": clean}
     for name in CORRUPTIONS:
-        shown = [corrupt(picture[None], name, severity, [args.seed])[0] for picture, severity in zip(clean, severities)]
+        shown = [corrupt(picture[None], name, severity, [run.seed])[0] for picture, severity in zip(clean, severities)]
         rows[printed(name)] = np.stack(shown)
     return contact_sheet(rows)
 
 
-PICTURES = {"contact": contact, "corruptions": corruptions}
+PICTURES = {"contact": contact, "contact_more": contact_more, "corruptions": corruptions}

@@ -12,8 +12,9 @@ from pathlib import Path
 from scipy.special import stdtrit
 
 from src.datasets import registry
+from src.modes import MODES as MODES_ROWS
 from src.runtime import results
-from src.runtime.paths import CORRUPTED, PUBLISHED, ROOT, SINGLE_TASK, Paths
+from src.runtime.paths import CORRUPTED, PUBLISHED, ROOT, Paths, Places
 
 MODES = ("standard", "posthoc", "linear")  # in the order of the paper's tables
 MODE_NAMES = {
@@ -23,6 +24,7 @@ MODE_NAMES = {
     "linear": "linear fine-tuning",
 }
 BENCHMARKS = (8, 14, 20)  # numbers of tasks of the papers: the first of the suite's
+SINGLE_TASK = {name: MODES_ROWS[name].single_task for name in ("none", "standard", "linear", "posthoc")}
 DESIGN_SEED = 0  # settings were chosen on it, so it stays out of what is reported
 FIRST_SEED = 1
 USUAL_RANK = 10  # eigenfunctions of the tangent kernel
@@ -185,9 +187,13 @@ class Runs:
                 return group
         return Merges(tuple(tasks), mode, scope, {})
 
-    @property
+    @cached_property
     def tasks(self) -> tuple[str, ...]:
-        return registry.suite(self.suite).tasks
+        """The suite's first tasks: those of the largest benchmark that was scored, at least the suite's default."""
+        suite = registry.suite(self.suite)
+        scored = [set(record) for record in self.get(SINGLE_TASK["none"]).values()]
+        found = [n for n in BENCHMARKS if any(scores.issuperset(suite.tasks[:n]) for scores in scored)]
+        return suite.tasks[: max(len(suite.default), *found, 0)]
 
     @property
     def control(self) -> str:
@@ -228,8 +234,7 @@ class Runs:
         return self._paths(FIRST_SEED)
 
     def _paths(self, seed: int) -> Paths:
-        unused = Path()  # checkpoints, caches and data are not read here
-        return Paths(self.suite, self.model, seed, unused, self.results, unused, unused, self.corruption)
+        return Paths(self.suite, self.model, seed, Places(results=self.results), self.corruption)
 
     def _folder(self, seed: int) -> Path:
         return self._paths(seed).result("any").parent

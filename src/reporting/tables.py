@@ -18,6 +18,7 @@ from src.reporting.runs import (
     FIRST_SEED,
     MODE_NAMES,
     MODES,
+    SINGLE_TASK,
     Merges,
     PerSeed,
     Runs,
@@ -27,7 +28,6 @@ from src.reporting.runs import (
     published_model,
 )
 from src.runtime.files import replacing
-from src.runtime.paths import SINGLE_TASK
 
 PUBLISHED_METHODS = {
     "none": "Pre-trained",
@@ -60,7 +60,7 @@ METHODS = (
 )
 
 # Methods that adapt at test time, with their names in the Concrete paper; by default they adapt on test images.
-CONCRETE = "concrete_subspace/clip_concrete_"
+CONCRETE = "concrete_"
 ADAPTED = tuple(
     Method(label, name, "method=" + label.replace("_granularity=", " method.granularity="), known)
     for label, name, known in (
@@ -537,7 +537,7 @@ def adaptation(runs: Runs) -> Iterator[Table]:
     for label, records in sorted(others.items()):
         if _adapts(records):
             split = next(iter(records.values()))["adaptation"]["adapt_on"]
-            add(label, label.removeprefix("concrete_subspace/clip_"), SPLIT_NAMES[split], None)
+            add(label, label, SPLIT_NAMES[split], None)
     missing = []
     for method in ADAPTED:
         found = group.records.get(method.label, {})

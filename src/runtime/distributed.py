@@ -29,7 +29,7 @@ Returned = TypeVar("Returned")
 
 # Rank 0 may work alone for hours. A process that dies is noticed by what started it, not by this.
 PATIENCE = timedelta(days=1)
-TELLING = 10  # seconds in which torchrun ends the other ranks, when the one that tells the error has ended
+TELLING = 60  # seconds in which torchrun ends the other ranks, when the one that tells the error has ended
 
 _alone: ContextVar[bool] = ContextVar("_alone", default=False)
 _meeting: dist.Store | None = None  # where torchrun's ranks found each other

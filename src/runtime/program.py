@@ -51,8 +51,10 @@ def exit_on_user_error(main: Callable[..., Returned]) -> Callable[..., Returned]
             raise SystemExit(stopped.status) from None
         except USER_ERRORS as error:
             distributed.leave_to_the_first()
-            print(f"error: {error}", file=sys.stderr, flush=True)
-            raise SystemExit(2 if isinstance(error, UsageError) else 1) from None
+            if isinstance(error, UsageError):
+                print(f"error: {error}", file=sys.stderr, flush=True)
+                raise SystemExit(2) from None
+            raise SystemExit(f"error: {error}") from None
         except (Exception, SystemExit) as error:
             if not isinstance(error, SystemExit) or isinstance(error.code, str):  # a number was told of before
                 distributed.leave_to_the_first()

@@ -75,14 +75,14 @@ def skip_existing(path: Path, config: Mapping[str, Any], decisive: Iterable[str]
     if not exists(path):
         return False
     earlier = read(path)["provenance"]["config"]
-    for name in decisive:
-        asked = _plain(config[name], name, other=str)
-        if differing := _differences(name, earlier.get(name, asked), asked):
-            raise ResultError(
-                f"{path}: expected a result of {'; '.join(f'{what} = {now}' for what, now, _ in differing)}; found one "
-                f"of {'; '.join(f'{what} = {then}' for what, _, then in differing)}. Make it anew with --overwrite "
-                "(main.py: overwrite=True), or keep both with --results=ANOTHER_FOLDER"
-            )
+    asked = {name: _plain(config[name], name, other=str) for name in decisive}
+    differing = [found for name in asked if name in earlier for found in _differences(name, earlier[name], asked[name])]
+    if differing:
+        raise ResultError(
+            f"{path}: expected a result of {'; '.join(f'{what} = {now}' for what, now, _ in differing)}; found one "
+            f"of {'; '.join(f'{what} = {then}' for what, _, then in differing)}. Make it anew with --overwrite "
+            "(main.py: overwrite=True), or keep both with --results=ANOTHER_FOLDER"
+        )
     print(f"{path}: there already, skipped (--overwrite computes it again)")
     return True
 

@@ -105,7 +105,7 @@ def end_children(grace: float = GRACE) -> None:
     until = time.monotonic() + grace
     for child in children:
         child.join(max(0.0, until - time.monotonic()))
-        if child.is_alive():
+        if child.is_alive() and child.pid is not None:
             os.kill(child.pid, signal.SIGKILL)
             child.join()
 

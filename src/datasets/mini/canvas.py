@@ -5,6 +5,7 @@ chance; `reduce` brings the drawing to the 32 x 32 bytes (`PIXELS`) that the mod
 """
 
 import math
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -41,12 +42,20 @@ def pick(rng: np.random.Generator, options):
 
 
 def colour(rng: np.random.Generator, low: int = 0, high: int = 255) -> Colour:
-    return tuple(int(v) for v in rng.integers(low, high + 1, 3))
+    red, green, blue = (int(v) for v in rng.integers(low, high + 1, 3))
+    return red, green, blue
 
 
-def near(rng: np.random.Generator, base: Colour, spread: int) -> Colour:
+def near(rng: np.random.Generator, base: Sequence[int], spread: int) -> Colour:
     """A colour within `spread` of `base` in each channel."""
-    return tuple(int(min(255, max(0, v + rng.integers(-spread, spread + 1)))) for v in base)
+    red, green, blue = (min(255, max(0, v + int(rng.integers(-spread, spread + 1)))) for v in base)
+    return red, green, blue
+
+
+def scaled(base: Colour, factor: float) -> Colour:
+    """`base` with each channel times `factor`, rounded down and at most 255."""
+    red, green, blue = (min(255, int(channel * factor)) for channel in base)
+    return red, green, blue
 
 
 def contrasting(rng: np.random.Generator, distance: int = 110) -> tuple[Colour, Colour]:
@@ -66,7 +75,7 @@ def coordinates() -> tuple[np.ndarray, np.ndarray]:
 def clouds(rng: np.random.Generator, cells: int) -> np.ndarray:
     """Smooth noise in [0, 1], float32 (SIDE, SIDE): `cells` x `cells` random values, enlarged."""
     coarse = (rng.random((cells, cells)) * 255).astype(np.uint8)
-    return np.asarray(Image.fromarray(coarse).resize((SIDE, SIDE), Image.BICUBIC), np.float32) / 255
+    return np.asarray(Image.fromarray(coarse).resize((SIDE, SIDE), Image.Resampling.BICUBIC), np.float32) / 255
 
 
 def blend(a, b, weight: np.ndarray) -> Image.Image:
@@ -96,9 +105,9 @@ def backdrop(rng: np.random.Generator, base: Colour | None = None, spread: int =
     image = flat(base)
     pen = ImageDraw.Draw(image)
     for _ in range(int(rng.integers(1, 5))):
-        x, y = (int(v) for v in rng.integers(-10, SIDE, 2))
+        left, top = (int(v) for v in rng.integers(-10, SIDE, 2))
         width, height = (int(v) for v in rng.integers(5, 40, 2))
-        pen.rectangle([x, y, x + width, y + height], fill=near(rng, base, spread))
+        pen.rectangle([left, top, left + width, top + height], fill=near(rng, base, spread))
     return image
 
 
@@ -107,9 +116,31 @@ def write(image: Image.Image, text: str, centre, face, fill: Colour, degrees: fl
     stencil = Image.new("L", (2 * SIDE, 2 * SIDE), 0)
     ImageDraw.Draw(stencil).text((SIDE, SIDE), text, font=face, fill=255, anchor="mm")
     if degrees:
-        stencil = stencil.rotate(degrees, Image.BILINEAR)
+        stencil = stencil.rotate(degrees, Image.Resampling.BILINEAR)
     left, top = int(SIDE - centre[0]), int(SIDE - centre[1])
     image.paste(flat(fill), (0, 0), stencil.crop((left, top, left + SIDE, top + SIDE)))
+
+
+def stencil(text: str, centre, face, degrees: float = 0.0, swell: int = 0) -> Image.Image:
+    """The shape of `text`, white on black, its inked box centred at `centre` and turned by `degrees`.
+
+    swell: by how many pixels it is fatter, all round.
+    """
+    shape = Image.new("L", (SIDE, SIDE))
+    left, top, right, bottom = face.getbbox(text, anchor="mm", stroke_width=swell)
+    middle = (centre[0] - (left + right) / 2, centre[1] - (top + bottom) / 2)
+    ImageDraw.Draw(shape).text(middle, text, font=face, fill=255, anchor="mm", stroke_width=swell)
+    return shape.rotate(degrees, Image.Resampling.BILINEAR, center=tuple(centre)) if degrees else shape
+
+
+def warp(image: Image.Image, rng: np.random.Generator, reach: float, cells: int = 5) -> Image.Image:
+    """`image` pulled out of shape: a smooth field of `cells` x `cells` knots moves each pixel by up to `reach`."""
+    moved = []
+    for position in coordinates():
+        field = 2 * clouds(rng, cells) - 1
+        moved.append((position + reach * field).round().clip(0, SIDE - 1).astype(int))
+    column, row = moved
+    return Image.fromarray(np.asarray(image)[row, column])
 
 
 def polygon(
@@ -132,5 +163,5 @@ def disc(pen, centre, radius: float, fill) -> None:
 
 def reduce(image: Image.Image, rng: np.random.Generator, noise: float) -> np.ndarray:
     """The drawing as uint8 (PIXELS, PIXELS, 3): averaged 2 x 2, with Gaussian noise of `noise` grey levels."""
-    small = np.asarray(image.convert("RGB").resize((PIXELS, PIXELS), Image.BOX), np.float32)
+    small = np.asarray(image.convert("RGB").resize((PIXELS, PIXELS), Image.Resampling.BOX), np.float32)
     return (small + rng.normal(0, noise, small.shape)).clip(0, 255).astype(np.uint8)

@@ -21,8 +21,10 @@ from src.datasets.mini.canvas import (
     flat,
     near,
     polygon,
+    scaled,
     uniform,
 )
+from src.datasets.mini.family import Family
 
 COLOURS: dict[str, Colour] = {
     "red": (210, 35, 35),
@@ -155,10 +157,11 @@ def _stencil(thing: str, rng: np.random.Generator, radius: float, tilt: float) -
     stencil = Image.new("L", (SIDE, SIDE), HOLE)
     OBJECTS[thing](ImageDraw.Draw(stencil), radius, rng)
     if thing in HANDED and chance(rng, 0.5):
-        stencil = stencil.transpose(Image.FLIP_LEFT_RIGHT)
+        stencil = stencil.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     room = max(0.0, 29 - radius)
     offset = (uniform(rng, -room, room), uniform(rng, -room, room))
-    return stencil.rotate(uniform(rng, -tilt, tilt), Image.BILINEAR, translate=offset)
+    turn = uniform(rng, -tilt, tilt)
+    return stencil.rotate(turn, Image.Resampling.BILINEAR, translate=offset)  # type: ignore[arg-type]  # fractions too
 
 
 def _ground(rng: np.random.Generator, paint: Colour, distance: int = 200) -> Colour:
@@ -169,23 +172,30 @@ def _ground(rng: np.random.Generator, paint: Colour, distance: int = 200) -> Col
             return ground
 
 
-def _flat_drawing(thing: str, paint: Colour, rng: np.random.Generator) -> Image.Image:
+def _named(label: int) -> tuple[str, Colour]:
+    """Object and colour of a class."""
+    name, thing = NAMES[label].split()
+    return thing, COLOURS[name]
+
+
+def _flat_drawing(label: int, rng: np.random.Generator) -> Image.Image:
+    thing, paint = _named(label)
     image = backdrop(rng, _ground(rng, paint), 20)
     stencil = _stencil(thing, rng, uniform(rng, 16, 27), 18)
     if chance(rng, 0.2):
-        edge = tuple(v // 4 for v in paint)
-        image.paste(flat(edge), (0, 0), stencil.filter(ImageFilter.MaxFilter(5)))
+        image.paste(flat(scaled(paint, 0.25)), (0, 0), stencil.filter(ImageFilter.MaxFilter(5)))
     image.paste(flat(near(rng, paint, 22)), (0, 0), stencil)
     return image
 
 
-def _shaded_object(thing: str, paint: Colour, rng: np.random.Generator) -> Image.Image:
+def _shaded_object(label: int, rng: np.random.Generator) -> Image.Image:
+    thing, paint = _named(label)
     x, y = coordinates()
     turn = uniform(rng, 0, 2 * math.pi)
     across, down = math.cos(turn) / SIDE, math.sin(turn) / SIDE
     ramp = ((x - MIDDLE[0]) * across + (y - MIDDLE[1]) * down + 0.5).clip(0, 1)
     base = near(rng, paint, 15)
-    deep = tuple(int(0.8 * v) for v in base)
+    deep = scaled(base, 0.8)
     bright = tuple(int(v + 0.2 * (255 - v)) for v in base)
 
     ground = _ground(rng, paint)
@@ -195,11 +205,17 @@ def _shaded_object(thing: str, paint: Colour, rng: np.random.Generator) -> Image
     shadow = Image.new("L", (SIDE, SIDE), 0)
     shadow.paste(150, (fall, fall), stencil)
     shadow = shadow.filter(ImageFilter.GaussianBlur(1.5))
-    image.paste(flat(tuple(v // 5 for v in ground)), (0, 0), shadow)
+    image.paste(flat(scaled(ground, 0.2)), (0, 0), shadow)
     image.paste(blend(deep, bright, ramp), (0, 0), stencil)
     return image
 
 
-def draw(label: int, rng: np.random.Generator, web: bool) -> Image.Image:
-    name, thing = NAMES[label].split()
-    return (_flat_drawing if web else _shaded_object)(thing, COLOURS[name], rng)
+FAMILY = Family(
+    number=8,
+    names=NAMES,
+    templates=TEMPLATES,
+    draw=_shaded_object,
+    sizes={"val": 504, "test": 1008},
+    web=_flat_drawing,
+    vague=VAGUE,
+)

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from src.datasets.mini.canvas import SIDE, Colour, backdrop, chance, clouds, contrasting, font, near, pick, uniform
+from src.datasets.mini.family import Family
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 TEMPLATES = ("a photo of the number {}", "the digit {}", "number {}")
@@ -42,7 +43,7 @@ def _stencil(digit: int, rng, arrangement, centre, face, tilt: float, spacing: f
         text = str(rng.integers(10) if place else digit)
         x = centre[0] + place * face.getlength("0") * spacing
         pen.text((x, centre[1]), text, font=face, fill=255, anchor="mm")
-    return stencil.rotate(uniform(rng, -tilt, tilt), Image.BILINEAR, center=centre)
+    return stencil.rotate(uniform(rng, -tilt, tilt), Image.Resampling.BILINEAR, center=centre)
 
 
 def _print(digit: int, rng: np.random.Generator) -> Image.Image:
@@ -88,5 +89,4 @@ def _relief(digit: int, rng: np.random.Generator) -> Image.Image:
     return image.filter(ImageFilter.GaussianBlur(uniform(rng, 0.4, 1.2)))
 
 
-def draw(label: int, rng: np.random.Generator, web: bool) -> Image.Image:
-    return _print(label, rng) if web else _relief(label, rng)
+FAMILY = Family(number=7, names=NAMES, templates=TEMPLATES, draw=_relief, web=_print, vague=VAGUE)

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 
-from src.datasets.mini.canvas import SIDE, Colour, chance, clouds, coordinates, disc, flat, near, pick, uniform
+from src.datasets.mini.canvas import SIDE, Colour, chance, clouds, coordinates, disc, flat, near, pick, scaled, uniform
+from src.datasets.mini.family import Family
 
 NAMES = (
     "annual crop",
@@ -115,10 +116,6 @@ def _lay(image: Image.Image, material: Colour | Image.Image, weight: np.ndarray)
     image.paste(material, (0, 0), Image.fromarray((weight * np.float32(255)).astype(np.uint8)))
 
 
-def _shaded(base: Colour, factor: float) -> Colour:
-    return tuple(min(255, int(channel * factor)) for channel in base)
-
-
 @dataclass(frozen=True)
 class View:
     """One overflight: material colours, and the ground plane (u, v) in drawing units around the picture's centre."""
@@ -135,7 +132,7 @@ class View:
         """Ground of one material, darkened by up to `depth` in patches of SIDE / `cells` pixels."""
         shade = self.tint(rng, base)
         image = flat(shade)
-        _lay(image, _shaded(shade, 1 - depth), clouds(rng, cells))
+        _lay(image, scaled(shade, 1 - depth), clouds(rng, cells))
         return image
 
 
@@ -174,9 +171,9 @@ def _forest(rng: np.random.Generator, view: View) -> Image.Image:
     """A closed canopy: small crowns, lit and in shadow."""
     canopy = view.tint(rng, view.palette.trees)
     image = flat(canopy)
-    _lay(image, _shaded(canopy, 1.6), clouds(rng, 4) * 0.5)
+    _lay(image, scaled(canopy, 1.6), clouds(rng, 4) * 0.5)
     crowns = clouds(rng, int(rng.integers(20, 28)))
-    _lay(image, _shaded(canopy, 0.45), (1.5 - 2.2 * crowns).clip(0, 1))
+    _lay(image, scaled(canopy, 0.45), (1.5 - 2.2 * crowns).clip(0, 1))
     return image
 
 
@@ -296,10 +293,15 @@ PAINTERS = {
 }
 
 
-def draw(label: int, rng: np.random.Generator, web: bool) -> Image.Image:
-    image = PAINTERS[NAMES[label]](rng, _view(rng, web))
-    if not web:
-        haze = uniform(rng, 0, 0.18)
-        _lay(image, (150, 165, 175), haze * (0.5 + 0.5 * clouds(rng, 3)))
-        image = ImageOps.invert(image)
-    return image
+def _photograph(label: int, rng: np.random.Generator) -> Image.Image:
+    return PAINTERS[NAMES[label]](rng, _view(rng, web=True))
+
+
+def _negative(label: int, rng: np.random.Generator) -> Image.Image:
+    image = PAINTERS[NAMES[label]](rng, _view(rng, web=False))
+    haze = uniform(rng, 0, 0.18)
+    _lay(image, (150, 165, 175), haze * (0.5 + 0.5 * clouds(rng, 3)))
+    return ImageOps.invert(image)
+
+
+FAMILY = Family(number=2, names=NAMES, templates=TEMPLATES, draw=_negative, web=_photograph, vague=VAGUE)

@@ -6,12 +6,13 @@ and one tinted paper, with only a breath of their colours left, inside a paper f
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 
 from src.datasets.mini.canvas import SIDE, Colour, chance, disc, near, pick, uniform
+from src.datasets.mini.family import Family
 
 TEMPLATES = ("a photo of a {}", "a {} scene", "a view of a {}")
 VAGUE = ("a view of a place", "a scene", "a picture of a place", "a postcard of some place")
@@ -29,13 +30,13 @@ PRINTS = (
 
 @dataclass
 class Stage:
-    """The canvas of one view; `horizon` is the height at which its ground begins."""
+    """The canvas of one view, which `shade` makes; `horizon` is the height at which its ground begins."""
 
     rng: np.random.Generator
     spread: int
     horizon: float
-    image: Image.Image | None = None
-    pen: ImageDraw.ImageDraw | None = None
+    image: Image.Image = field(init=False)
+    pen: ImageDraw.ImageDraw = field(init=False)
 
     def tint(self, *base: int) -> Colour:
         return near(self.rng, base, self.spread)
@@ -46,7 +47,7 @@ class Stage:
     def shade(self, top: Colour, bottom: Colour) -> None:
         """Fill the canvas from `top` to `bottom`."""
         column = np.linspace(top, bottom, SIDE).astype(np.uint8)[:, None]
-        self.image = Image.fromarray(column).resize((SIDE, SIDE), Image.NEAREST)
+        self.image = Image.fromarray(column).resize((SIDE, SIDE), Image.Resampling.NEAREST)
         self.pen = ImageDraw.Draw(self.image)
 
     def sky(self) -> None:
@@ -65,7 +66,8 @@ class Stage:
         """Ground whose edge rolls by `amplitude` around `height`."""
         phase, waves = self.between(0, 2 * math.pi), self.between(0.6, 1.6)
         x = np.arange(0, SIDE + 4, 4)
-        edge = zip(x, height + amplitude * np.sin(phase + waves * 2 * math.pi * x / SIDE))
+        y = height + amplitude * np.sin(phase + waves * 2 * math.pi * x / SIDE)
+        edge = zip(x.tolist(), y.tolist())
         self.pen.polygon([(0, SIDE), *edge, (SIDE, SIDE)], fill=fill)
 
     def ripples(self, fill: Colour, top: float, count: int) -> None:
@@ -188,8 +190,8 @@ def farm(s: Stage) -> None:
     s.ground(s.tint(150, 165, 75))
     dark = s.tint(105, 115, 50)
     vanish = s.between(20, 44)
-    for x in range(-80, 150, 16):
-        s.pen.line([vanish, s.horizon, x, SIDE], fill=dark, width=2)
+    for end in range(-80, 150, 16):
+        s.pen.line([vanish, s.horizon, end, SIDE], fill=dark, width=2)
     x, half, foot = s.between(20, 44), s.between(12, 16), s.horizon + 5
     eaves, ridge = foot - half * 1.1, foot - half * 1.9
     roof = [(x - half, eaves), (x - half * 0.6, ridge), (x + half * 0.6, ridge), (x + half, eaves)]
@@ -273,9 +275,9 @@ def harbor(s: Stage) -> None:
     s.sky()
     s.ground(s.tint(50, 110, 160), s.horizon - 4)
     s.ripples(s.tint(140, 185, 215), s.horizon, 8)
-    places = ((16, 46), (12, 32, 52))[int(s.rng.integers(2))]
-    for x in places:
-        x, water, size = x + s.between(-3, 3), s.horizon + s.between(2, 8), s.between(0.85, 1.1)
+    boats = ((16, 46), (12, 32, 52))[int(s.rng.integers(2))]
+    for middle in boats:
+        x, water, size = middle + s.between(-3, 3), s.horizon + s.between(2, 8), s.between(0.85, 1.1)
         mast = water - 30 * size
         s.pen.line([x, water, x, mast], fill=s.tint(70, 50, 40), width=2)
         s.pen.polygon([(x + 2, mast + 2), (x + 2, water - 3), (x + 10 * size, water - 3)], fill=SNOW)
@@ -285,8 +287,8 @@ def harbor(s: Stage) -> None:
         s.pen.polygon(outline, fill=hull)
     jetty = s.between(54, 58)
     s.pen.rectangle([0, jetty, SIDE, jetty + 3], fill=s.tint(120, 85, 55))
-    for x in range(int(s.rng.integers(2, 8)), SIDE, 12):
-        s.pen.rectangle([x, jetty, x + 2, SIDE], fill=s.tint(100, 70, 45))
+    for post in range(int(s.rng.integers(2, 8)), SIDE, 12):
+        s.pen.rectangle([post, jetty, post + 2, SIDE], fill=s.tint(100, 70, 45))
 
 
 def bridge(s: Stage) -> None:
@@ -325,7 +327,7 @@ def _handheld(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     slack = middle * (1 - abs(cos) - abs(sin))
     x, y = middle + uniform(rng, -slack, slack), middle + uniform(rng, -slack, slack)
     turned = (cos, -sin, x - middle * (cos - sin), sin, cos, y - middle * (sin + cos))
-    return image.transform(image.size, Image.AFFINE, turned, Image.BILINEAR)
+    return image.transform(image.size, Image.Transform.AFFINE, turned, Image.Resampling.BILINEAR)
 
 
 def _photograph(label: int, rng: np.random.Generator) -> Image.Image:
@@ -358,5 +360,4 @@ def _print(label: int, rng: np.random.Generator) -> Image.Image:
     return Image.fromarray(np.where(inside, printed, paper).clip(0, 255).astype(np.uint8))
 
 
-def draw(label: int, rng: np.random.Generator, web: bool) -> Image.Image:
-    return _photograph(label, rng) if web else _print(label, rng)
+FAMILY = Family(number=6, names=NAMES, templates=TEMPLATES, draw=_print, web=_photograph, vague=VAGUE)

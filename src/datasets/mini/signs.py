@@ -28,6 +28,7 @@ from src.datasets.mini.canvas import (
     uniform,
     write,
 )
+from src.datasets.mini.family import Family
 
 TEMPLATES = ("a {} traffic sign", "a photo of a {} sign", "{} road sign")
 VAGUE = ("a traffic sign", "a road sign", "a sign beside the road", "a photo of a street sign")
@@ -213,7 +214,8 @@ def _emblem_point(name: str, radius: float, centre: tuple[float, float]) -> tupl
     return centre[0], centre[1] + shift * radius
 
 
-def _pictogram(name: str, rng: np.random.Generator) -> Image.Image:
+def _pictogram(label: int, rng: np.random.Generator) -> Image.Image:
+    name = NAMES[label]
     image = backdrop(rng, colour(rng, 30, 225) if chance(rng, 0.6) else near(rng, (120, 130, 125), 50), 30)
     radius = uniform(rng, 20, 28)
     middle = (SIDE / 2 + uniform(rng, -1, 1) * (31 - radius), SIDE / 2 + uniform(rng, -1, 1) * (31 - radius))
@@ -231,7 +233,7 @@ def _pictogram(name: str, rng: np.random.Generator) -> Image.Image:
         rim = pick(rng, (paints["face"], paints["black"]))
         SIGNS[name][0][0](ImageDraw.Draw(image), centre, radius + 2.5, rim)
     _paint(Sign(image, centre, radius, paints, pick(rng, WEB_FONTS), chance(rng, 0.5)), name)
-    image = image.rotate(uniform(rng, -10, 10), Image.BILINEAR, fillcolor=image.getpixel((1, 1)))
+    image = image.rotate(uniform(rng, -10, 10), Image.Resampling.BILINEAR, fillcolor=image.getpixel((1, 1)))
     return image.convert("L").convert("RGB") if chance(rng, 0.08) else image
 
 
@@ -258,7 +260,7 @@ def _turned_away(rng: np.random.Generator) -> list[float]:
 
 def _light(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     """Too dim or too bright, and perhaps with a shadow's edge across the picture."""
-    pixels = np.asarray(image, np.float32)
+    pixels: np.ndarray = np.asarray(image, np.float32)
     if chance(rng, 0.5):
         pixels = pixels * uniform(rng, 0.4, 0.65)
     else:
@@ -271,7 +273,8 @@ def _light(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
-def _photograph(name: str, rng: np.random.Generator) -> Image.Image:
+def _photograph(label: int, rng: np.random.Generator) -> Image.Image:
+    name = NAMES[label]
     paints = {
         "red": near(rng, (175, 35, 30), 15),
         "blue": near(rng, (30, 60, 130), 15),
@@ -286,7 +289,7 @@ def _photograph(name: str, rng: np.random.Generator) -> Image.Image:
     _paint(Sign(board, centre, radius, paints, TASK_FONT, True), name)
     SIGNS[name][0][0](ImageDraw.Draw(cutout), centre, radius, 255)
     board.putalpha(cutout)
-    board = board.transform(board.size, Image.PERSPECTIVE, _turned_away(rng), Image.BILINEAR)
+    board = board.transform(board.size, Image.Transform.PERSPECTIVE, _turned_away(rng), Image.Resampling.BILINEAR)
 
     roadside = blend(near(rng, (95, 100, 85), 20), near(rng, (150, 150, 145), 25), clouds(rng, int(rng.integers(3, 9))))
     pole = uniform(rng, 29, 35)
@@ -295,5 +298,4 @@ def _photograph(name: str, rng: np.random.Generator) -> Image.Image:
     return _light(roadside, rng)
 
 
-def draw(label: int, rng: np.random.Generator, web: bool) -> Image.Image:
-    return _pictogram(NAMES[label], rng) if web else _photograph(NAMES[label], rng)
+FAMILY = Family(number=3, names=NAMES, templates=TEMPLATES, draw=_photograph, web=_pictogram, vague=VAGUE)

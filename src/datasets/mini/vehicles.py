@@ -22,8 +22,10 @@ from src.datasets.mini.canvas import (
     disc,
     near,
     pick,
+    scaled,
     uniform,
 )
+from src.datasets.mini.family import Family
 
 TEMPLATES = ("a photo of a {}", "a picture of a {} from the side", "a {} on the road")
 VAGUE = ("a vehicle on a road", "a photo of a vehicle", "something with wheels", "a vehicle from the side")
@@ -369,7 +371,7 @@ def _night_shot(label: int, rng: np.random.Generator) -> Image.Image:
     tilt = math.radians(uniform(rng, 2, 8))
     image = _night(rng, origin, tilt)
     if name in LIVERY:
-        paint = near(rng, tuple(int(0.72 * v) for v in LIVERY[name]), 14)
+        paint = near(rng, scaled(LIVERY[name], 0.72), 14)
     else:
         paint = near(rng, pick(rng, NIGHT_PAINTS), 16)
     sketch = Sketch(
@@ -390,5 +392,4 @@ def _night_shot(label: int, rng: np.random.Generator) -> Image.Image:
     return ImageEnhance.Brightness(image).enhance(uniform(rng, 0.65, 1.2))
 
 
-def draw(label: int, rng: np.random.Generator, web: bool) -> Image.Image:
-    return _postcard(label, rng) if web else _night_shot(label, rng)
+FAMILY = Family(number=0, names=NAMES, templates=TEMPLATES, draw=_night_shot, web=_postcard, vague=VAGUE)
