@@ -8,10 +8,11 @@ import torch
 
 from src import checkpoints
 from src.merging import base
-from src.merging.base import Merge, Method, Problem, Progress, Searched, label, load_methods, part_of_state, register
+from src.merging.base import Merge, Method, Problem, Progress, label, load_methods, part_of_state, register
 from src.merging.consensus import Consensus
 from src.merging.geometry import describe, vector_geometry
 from src.merging.mag_masking import MagnitudeMasking
+from src.merging.search import Searched
 from src.merging.tall_mask import TallMask
 from src.merging.ties import Ties
 from src.runtime.messages import UsageError
