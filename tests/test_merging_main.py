@@ -295,10 +295,9 @@ def test_what_a_methods_file_says_makes_its_rows_and_the_names_of_its_results(pl
     assert row.title == "half of the sum" and row.published_name("tall") is None
     run = replace(place.run, tasks=PAIRED)
     other = next(variant for variant in base.variants() if variant.title == "a third of the sum")
-    written = {row: run.paths.result(merging.variant_result(run, row))}
-    written[other] = run.paths.result(merging.variant_result(run, other))
-    assert len(set(written.values())) == 2 and not any(path.exists() for path in written.values())
-    for variant, path in written.items():
+    written = [(variant, run.paths.result(merging.variant_result(run, variant))) for variant in (row, other)]
+    assert written[0][1] != written[1][1] and not any(path.exists() for _, path in written)
+    for variant, path in written:
         place.call(PAIR, *variant.overrides)
         assert json.loads(path.read_text())["chosen"] == dict.fromkeys(PAIRED, variant.options.get("alpha", 0.5))
     before = place.files()
