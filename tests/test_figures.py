@@ -78,7 +78,8 @@ def test_accuracy_of_zero_shot_against_the_number_of_tasks_needs_no_run_of_its_o
     for file in tmp_path.rglob("zeroshot.json"):
         file.unlink()
     drawn = figures.FIGURES["number_of_tasks"](Runs("mini", "ViT-Mini", tmp_path))
-    assert [line.get_label() for line in drawn.axes[0].lines][:2] == ["zero-shot", "task arithmetic"]
+    labels = [line.get_label() for line in drawn.axes[0].lines]
+    assert labels[0] == "zero-shot" and "task arithmetic" in labels
     plt.close(drawn)
 
 

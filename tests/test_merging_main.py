@@ -35,6 +35,7 @@ from src.run import Run
 from src.runtime import results
 from src.runtime.paths import ROOT
 
+base.load_methods()  # before a test puts another registry in its place
 IMAGES = 10  # of each split
 SUITE = registry.suite("mini")
 TASKS, LARGER = SUITE.default, SUITE.tasks[:14]
