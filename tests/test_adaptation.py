@@ -780,12 +780,63 @@ def test_what_cannot_be_done_is_told_in_a_line(place, capsys, options, message):
 
 
 @pytest.mark.parametrize(
-    "method",
-    ["adamerging_pp", "clip_concrete_task_arithmetic", "concrete_subspace/clip_concrete_task_wise_adamerging"],
+    "spelling, name",
+    [
+        ("adamerging_pp", "adamerging_pp"),
+        ("adamerging++", "adamerging_pp"),
+        ("concrete_task_arithmetic", "concrete_task_arithmetic"),
+        ("clip_concrete_task_arithmetic", "concrete_task_arithmetic"),
+        ("concrete_subspace/clip_concrete_task_arithmetic", "concrete_task_arithmetic"),
+        ("clip_concrete_task_wise_adamerging", "concrete_task_wise_adamerging"),
+        ("concrete_subspace/clip_concrete_layer_wise_adamerging", "concrete_layer_wise_adamerging"),
+    ],
 )
-def test_every_spelling_is_known_to_the_command_line(place, method, capsys):
+def test_every_spelling_is_known_to_the_command_line(place, spelling, name, capsys):
     flags = ["method.adapt_on=val", "method.batch_size=2", "eval_every=0", "save_every=0"]
-    steps = ["method.steps=1"] if "ada" in method else []
-    steps += ["method.mask_steps=1"] if "concrete" in method else []
-    main.main([*place, "tasks=[digits,signs]", f"method={method}", *flags, *steps])
+    steps = [f"method.{option}=1" for option in ("mask_steps", "steps") if option in base.METHODS[name].defaults()]
+    main.main([*place, "tasks=[digits,signs]", f"method={spelling}", *flags, *steps])
     assert "% absolute" in capsys.readouterr().out
+    folder = Path(next(flag.removeprefix("results=") for flag in place if flag.startswith("results=")))
+    (path,) = (path for path in folder.rglob("merging/**/*.json") if path.stem != "vectors")
+    assert path.stem.startswith(f"{name}_adapt_on=val") and path.parent.name == "standard-visual"
+    assert json.loads(path.read_text())["method"] == name
+
+
+def test_a_killed_search_over_a_random_method_goes_on_and_tells_of_the_chosen_options(place, monkeypatch):
+    """Validation chooses the temperature of a mask that is drawn anew for each of two models."""
+    options = ["tasks=[digits,signs]", "method=concrete_task_arithmetic", "method.final=mean", "method.draws=2"]
+    options += ["method.mask_steps=2", "method.batch_size=4", "save_every=1", "eval_every=1"]
+    command = [*place, *options, "+search.temperature=[0.5,5]"]
+    label = "concrete_task_arithmetic_mask_steps=2_final=mean_draws=2_search_temperature=0.5+5"
+    name = result_name(label.replace("_mask_steps", "_batch_size=4_mask_steps"))
+    main.main(command)
+    whole = result_of(place, name)
+    assert whole["settings"] == [{"temperature": t, "setting": 1} for t in (0.5, 5)]
+    chosen = whole["chosen"]["signs"]
+    assert whole["chosen"]["digits"] == chosen
+    assert chosen == whole["settings"][int(np.argmax(whole["val"]["mean_normalised"]))]
+    assert whole["adaptation"]["settings"]["temperature"] == chosen["temperature"]
+    assert whole["adaptation"]["watched"] is None and whole["draws"]["n"] == 2
+    assert whole["info"]["search"] == {"temperature": [0.5, 5]}
+    assert "search" in Path(whole["info"]["mask_file"]).name, "it is not the file of the method without a search"
+    folder = Path(place[3].removeprefix("save=")) / "mini/ViT-Mini/seed_0/adaptation" / Path(name).parent
+    assert not list(folder.iterdir()), "the states go when the result is there"
+
+    backward, count = MergedModel.backward, []
+
+    def killing(*which):
+        count.append(1)
+        if len(count) == 4:  # in the last step of the second adaptation
+            raise Killed
+        return backward(*which)
+
+    monkeypatch.setattr(MergedModel, "backward", killing)
+    with pytest.raises(Killed):
+        main.main([*command, "overwrite=True"])
+    assert len(list(folder.iterdir())) == 2
+    main.main(command)  # the old result is there, but so are states: it goes on
+    assert len(count) == 5, "one step was left"
+    again = result_of(place, name)
+    for record in (whole, again):
+        del record["provenance"]
+    assert again == whole and not list(folder.iterdir())

@@ -189,6 +189,53 @@ def test_validation_chooses_among_options_and_settings_together(monkeypatch, mak
     json.dumps(record)
 
 
+@dataclass
+class RandomSearchable(Searchable):
+    """Draw n has the model p·q·(n + 1)."""
+
+    name = "random searchable"
+
+    def merge(self, problem):
+        return Drawn(
+            draw=lambda number: one_weight(self.p * self.q * (number + 1), (0.5, 1.0)),
+            draws=2,
+            settings=(0.5, 1.0),
+            storage_bits=0,
+        )
+
+
+def test_a_search_over_a_random_method_compares_means_over_draws_and_reads_test_for_those_of_one(monkeypatch, make_run):
+    asked = []
+    monkeypatch.setattr(evaluate, "score_all", counting_scores(asked))
+    merge = Searched.over(RandomSearchable(q=0.1), {"p": [1.0, 3.0, 2.0]}, Problem({}, {"signs": {}}))
+    run = make_run("--tasks", "signs", "digits")
+    write_single_task(run, "standard", 0.8)
+    write_single_task(run, "none", 0.4)
+    record = evaluate_merge(run, merge, run.tasks, "standard")
+    assert record["val"]["accuracy"]["signs"] == pytest.approx([0.075, 0.15, 0.225, 0.45, 0.15, 0.3])
+    assert record["chosen"]["signs"] == {"p": 3.0, "setting": 1.0} and record["at_edge"]
+    assert [len(lines) for lines in asked] == [2] * 8, "three searched and one chosen, at two draws each"
+    assert asked[-2:] == [[pytest.approx((0.3,))] * 2, [pytest.approx((0.6,))] * 2]
+    assert record["test"]["accuracy"]["digits"] == pytest.approx(0.45)
+    assert record["draws"]["accuracy"]["digits"] == pytest.approx([0.3, 0.6]) and record["draws"]["n"] == 2
+    json.dumps(record)
+
+
+def test_the_edge_of_a_search_is_that_of_the_chosen_options():
+    merge = Searched.over(Searchable(), {"p": [1.0, 2.0]}, Problem({}, {"signs": {}}))
+    assert [merge.at_edge(setting) for setting in merge.settings] == [False, True, False, True]
+    assert not one_weight(1.0, (1.0,)).at_edge(1.0), "one setting has no edge"
+
+
+@pytest.mark.parametrize(
+    "search, told",
+    [({"p": [1.0, "much"]}, "search.p: Value 'much' of type 'str'"), ({"k": [1]}, "no option k; it has p, q")],
+)
+def test_a_value_that_an_option_cannot_have_is_refused(search, told):
+    with pytest.raises(UsageError, match=told):
+        Searched.over(Searchable(), search, Problem({}, {"signs": {}}))
+
+
 def test_an_option_that_the_method_does_not_have_is_refused():
     with pytest.raises(UsageError, match="search: searchable has no option k; it has p, q"):
         Searched.over(Searchable(), {"k": [1]}, None)

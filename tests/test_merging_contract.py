@@ -1,6 +1,6 @@
 """The contract around the methods: problems, storage, registration, masks on disk and their analysis."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -8,10 +8,14 @@ import torch
 
 from src import checkpoints
 from src.merging import base
-from src.merging.base import Merge, Method, Problem, load_methods, register
+from src.merging.base import Merge, Method, Problem, Progress, label, load_methods, part_of_state, register
 from src.merging.consensus import Consensus
 from src.merging.geometry import describe, vector_geometry
+from src.merging.mag_masking import MagnitudeMasking
+from src.merging.search import Searched
 from src.merging.tall_mask import TallMask
+from src.merging.ties import Ties
+from src.runtime.messages import UsageError
 
 W = "model.visual.w"
 
@@ -27,15 +31,15 @@ def problem(tmp_path=None, tasks=("a", "b"), **fields) -> Problem:
 
 def test_foreign_checkpoints_are_refused_with_the_keys_or_shapes_that_differ():
     start = {W: torch.zeros(2, 3)}
-    with pytest.raises(ValueError, match="other.visual.w"):
+    with pytest.raises(checkpoints.CheckpointError, match="other.visual.w"):
         Problem(start, {"t": {"other.visual.w": torch.zeros(2, 3)}})
-    with pytest.raises(ValueError, match=r"\(3, 2\) in t, but \(2, 3\)"):
-        Problem(start, {"t": {W: torch.zeros(3, 2)}}).vector("t")
-    with pytest.raises(ValueError, match="at least one task"):
+    with pytest.raises(checkpoints.CheckpointError, match=rf"{W}: expected \(2, 3\), found \(3, 2\)"):
+        Problem(start, {"t": {W: torch.zeros(3, 2)}})
+    with pytest.raises(UsageError, match="at least one task"):
         Problem(start, {})
-    with pytest.raises(ValueError, match="visual, published"):
+    with pytest.raises(UsageError, match="visual, published"):
         Problem(start, {"t": start}, scope="text")
-    with pytest.raises(ValueError, match="model.visual"):
+    with pytest.raises(checkpoints.CheckpointError, match="model.visual"):
         Problem({"w": torch.zeros(2)}, {"t": {"w": torch.zeros(2)}}).vector("t")
 
 
@@ -163,6 +167,72 @@ def test_published_mask_files_are_read_in_their_own_scope(tmp_path):
         TallMask(mask_file=file).merge(problem())
     with pytest.raises(checkpoints.CheckpointError, match="'c'"):
         TallMask(mask_file=file).merge(problem(scope="published", tasks=("a", "c")))
+
+
+@pytest.mark.parametrize("method", [MagnitudeMasking(), TallMask()])
+def test_a_searched_mask_is_that_of_its_options(tmp_path, method):
+    found = problem(tmp_path)
+    search = {"k": [20.0, 60.0]} if "k" in method.defaults() else {"use_ties": [False, True]}
+    (option, values) = next(iter(search.items()))
+    merge = Searched.over(method, search, found)
+    own = merge.settings[-1]["setting"]
+    chosen = {"a": {option: values[0], "setting": own}, "b": {option: values[1], "setting": own}}
+    alone = [replace(method, **{option: value}).merge(found) for value in values]
+    for (task, setting), one in zip(chosen.items(), alone):
+        vector, expected = merge.vector(task, setting).vector, one.vector(task, own).vector
+        assert all(torch.equal(vector[key], expected[key]) for key in expected)
+
+    facts = merge.finish(chosen)["by_options"]
+    assert [(part["options"], part["tasks"]) for part in facts] == [({option: v}, [t]) for v, t in zip(values, "ab")]
+    for part, one, task in zip(facts, alone, "ab"):
+        assert part["masks"]["density"] == {task: pytest.approx(one.mask(task, own).density())}
+    assert not list(tmp_path.iterdir()), "masks of some of the tasks are of no use to consensus"
+    same = {task: {option: values[1], "setting": own} for task in "ab"}
+    told = merge.finish(same)
+    assert told == alone[1].finish(dict.fromkeys("ab", own)) and set(told["masks"]["density"]) == {"a", "b"}
+    assert bool(list(tmp_path.iterdir())) == ("mask_file" in told) == isinstance(method, TallMask)
+
+
+def test_every_merge_of_a_search_has_a_state_of_its_own_and_no_watcher(tmp_path):
+    parts = []
+
+    @dataclass
+    class Remembering(Ties):
+        def merge(self, problem: Problem) -> Merge:
+            parts.append(problem.progress)
+            return super().merge(problem)
+
+    state, log = tmp_path / "ties.state", lambda values, step: None
+    given = problem(progress=Progress(lambda *which: None, log, state, save_every=5))
+    Searched.over(Remembering(), {"k": [10.0, 20.0], "reduce": ["mean", "sum"]}, given)
+    assert parts == [Progress(None, log, part_of_state(state, number), 5) for number in range(4)]
+    assert len({part.state for part in parts} | {state}) == 5
+
+
+def test_labels_tell_options_and_searches_apart():
+    methods = [Ties(), Ties(k=10), Ties(k=10.5), Ties(reduce="sum"), Ties(k=10, reduce="sum"), Ties(alphas=[1.0])]
+    labels = [label(method) for method in methods]
+    assert labels == [
+        "ties",
+        "ties_k=10",
+        "ties_k=10.5",
+        "ties_reduce=sum",
+        "ties_k=10_reduce=sum",
+        "ties_alphas=-1.0-",
+    ]
+    searches = [{"k": [10]}, {"k": [10, 20]}, {"k": [20, 10]}, {"k": [10.5, 20.0]}, {"k": [10], "reduce": ["sum"]}]
+    labels += [label(Ties(), search) for search in searches]
+    assert label(Ties(), {"k": [10.5, 20.0], "reduce": ["mean", "sum"]}) == "ties_search_k=10.5+20_reduce=mean+sum"
+    files = [label(TallMask(mask_file=f"{folder}/a.safetensors")) for folder in ("x", "y")]
+    labels += [*files, label(TallMask(), {"mask_file": ["x/a.safetensors", "y/a.safetensors"]})]
+    assert len(set(labels)) == len(labels) and not any("/" in text or "[" in text for text in labels)
+    assert files[0].removeprefix("tall_mask_mask_file=") in labels[-1]
+
+
+def test_a_merge_without_settings_is_refused():
+    for method in (Ties(alphas=[]), TallMask(tall_mask_lambda=[])):
+        with pytest.raises(UsageError, match="at least one coefficient"):
+            method.merge(problem())
 
 
 def test_mask_analysis_counts_what_it_says():

@@ -1,0 +1,43 @@
+"""Every benchmark runs at a tiny size, and the ways that it compares agree, which it checks itself."""
+
+import os
+import subprocess
+import sys
+
+from src.runtime import results
+from tests.conftest import ROOT
+
+TOWER = ("--tasks=2", "--layers=1", "--width=64", "--rounds=1", "--batch-size=2")
+
+
+def run(script: str, *flags: str) -> str:
+    command = [sys.executable, str(ROOT / "benchmarks" / script), *flags]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_adaptation_step(tmp_path):
+    file = tmp_path / "found.json"
+    run("adaptation_step.py", *TOWER, "--methods=concrete", "--ways", "ours", "one graph", f"--output={file}")
+    found = results.read(file)
+    assert set(found["concrete"]) == {"ours", "one graph"} and found["provenance"]["config"]["tasks"] == 2
+    assert all(row["seconds"] > 0 and row["bytes"] > 0 for row in found["concrete"].values())
+
+
+def test_merge_memory(tmp_path):
+    file = tmp_path / "found.json"
+    run("merge_memory.py", "--tasks=2", "--scale=0.01", "--scope=visual", "--methods=consensus", f"--output={file}")
+    found = results.read(file)
+    assert set(found["consensus"]) == {"streaming", "published"} and found["provenance"]["config"]["scope"] == "visual"
+
+
+def test_coefficient_sweep(mini_cache):
+    told = run("coefficient_sweep.py", "--n-eval-points=2", "--rounds=1", "--seed=0", f"--cache-dir={mini_cache}")
+    assert told.count("differ from the loop's by") == 2 and "linear: 2 coefficients cost" in told
+
+
+def test_image_cache():
+    told = run("image_cache.py", "--images=5", "--side=32", "--height=64", "--rounds=1")
+    assert "with the cache" in told and "over 5 images" in told
