@@ -67,7 +67,11 @@ class Workplace:
     @contextmanager
     def started(self, *command: str) -> Iterator[subprocess.Popen]:
         """The script in a session of its own, whose processes can be counted and, as a terminal does, be signalled."""
-        called = dict(stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, cwd=self.folder)
+
+        def heed() -> None:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # which is ignored where the tests run in the background
+
+        called = dict(stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, cwd=self.folder, preexec_fn=heed)
         with subprocess.Popen(self.command(*command), start_new_session=True, **called) as process:
             try:
                 yield process
