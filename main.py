@@ -35,7 +35,7 @@ from src.args import shared_flags
 from src.experiments import merging
 from src.merging.base import Method, load_methods
 from src.merging.names import listing
-from src.runtime.distributed import spmd, world_size
+from src.runtime.distributed import leave_to_the_first, spmd, world_size
 from src.runtime.messages import UsageError
 from src.runtime.program import USER_ERRORS, exit_on_user_error
 
@@ -66,7 +66,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             if "HYDRA_FULL_ERROR" in os.environ:
                 raise
             if world_size() > 1:  # the ranks could come to the next job one by one
-                raise
+                leave_to_the_first()
+                print(f"error: {error}", file=sys.stderr, flush=True)
+                raise SystemExit(_status([error])) from None  # which Hydra lets through
             print(f"error: {error}", file=sys.stderr)
             failed.append(error)
 
@@ -76,7 +78,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         with hydra.initialize(config_path="config", version_base="1.3"):
             job(hydra.compose("config", overrides=list(argv)))
     if failed:
-        raise SystemExit(2 if all(isinstance(error, UsageError) for error in failed) else 1)
+        raise SystemExit(_status(failed))
+
+
+def _status(errors: Sequence[Exception]) -> int:
+    return 2 if all(isinstance(error, UsageError) for error in errors) else 1
 
 
 if __name__ == "__main__":

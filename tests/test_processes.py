@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import vision_files as files
+from drawn_checkpoints import draw_checkpoints
 from safetensors import safe_open
 
 from src import checkpoints, training
@@ -66,7 +67,11 @@ class Workplace:
     @contextmanager
     def started(self, *command: str) -> Iterator[subprocess.Popen]:
         """The script in a session of its own, whose processes can be counted and, as a terminal does, be signalled."""
-        called = dict(stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, cwd=self.folder)
+
+        def heed() -> None:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # which is ignored where the tests run in the background
+
+        called = dict(stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, cwd=self.folder, preexec_fn=heed)
         with subprocess.Popen(self.command(*command), start_new_session=True, **called) as process:
             try:
                 yield process
@@ -76,6 +81,13 @@ class Workplace:
 
     def states(self) -> list[Path]:
         return [path for path in self.folder.rglob("*.state") if not path.name.startswith(".")]
+
+
+@pytest.fixture
+def drawn(make_run, tmp_path, mini_cache) -> Workplace:
+    """Checkpoints and single-task results that took no time to make."""
+    draw_checkpoints(make_run("--tasks=digits,signs"))
+    return Workplace(tmp_path, mini_cache)
 
 
 @pytest.fixture(scope="module")
@@ -94,39 +106,32 @@ def test_scripts_run_where_few_files_may_be_open(place, command):
 
 
 STOPPED = "stopped; the same command goes on"
+TRAIN = ("finetune.py", "--steps=1000000", "--checkpoint-every=1", "--overwrite")
+ADAPT = ("main.py", "method=adamerging", "method.steps=99999", "save_every=1", "eval_every=0")
 
 
 @two_cores
 @pytest.mark.parametrize(
     "number, to_all, states, command",
     [
-        (signal.SIGTERM, False, 2, ("finetune.py", "--steps=1000000", "--checkpoint-every=1")),
-        (signal.SIGINT, True, 1, ("finetune.py", "--steps=1000000", "--world-size=2", "--checkpoint-every=1")),
-        (signal.SIGINT, True, 0, ("eval_task_negation.py", "--n-eval-points=20001", "--overwrite")),
-        (
-            signal.SIGTERM,
-            True,
-            1,
-            ("main.py", "method=adamerging", "method.steps=99999", "save_every=1", "eval_every=0"),
-        ),
+        (signal.SIGTERM, False, 2, TRAIN),
+        (signal.SIGINT, True, 1, (*TRAIN, "--world-size=2")),
+        (signal.SIGINT, True, 0, ("eval_task_negation.py", "--n-eval-points=20001")),
+        (signal.SIGTERM, True, 1, ADAPT),
     ],
     ids=("workers", "ranks", "evaluation", "adaptation"),
 )
-def test_a_signal_ends_a_script_with_a_line_and_all_its_processes(place, tmp_path, number, to_all, states, command):
-    work = place
-    if command[0] == "finetune.py":
-        work = Workplace(tmp_path, place.flags["cache_dir"])
-    with work.started(*command) as process:
+def test_a_signal_ends_a_script_with_a_line_and_all_its_processes(drawn, number, to_all, states, command):
+    with drawn.started(*command) as process:
         # Where there is no state: its workers and their helpers.
-        _until(lambda: len(work.states()) >= states if states else len(_session(process.pid)) > 3, process)
+        _until(lambda: len(drawn.states()) >= states if states else len(_session(process.pid)) > 3, process)
         (os.killpg if to_all else os.kill)(process.pid, number)
         _, errors = process.communicate()
         assert (process.returncode, errors.splitlines()) == (128 + number, [STOPPED])
         _until(lambda: not _session(process.pid))
-    for state in work.states():
+    for state in drawn.states():
         with safe_open(state, "pt") as file:  # whole
             assert file.keys()
-        state.unlink()
 
 
 @two_cores
@@ -136,7 +141,7 @@ def test_a_schedulers_signal_ends_the_decoding_processes_last(tmp_path, mini_cac
     files.class_folders("EuroSAT", tmp_path / "data/eurosat", {"2750": 20}, files.EUROSAT)
     prepare(FACTS["EuroSAT"], tmp_path / "data", as_is=True)
     place.flags |= {"tasks": "EuroSAT", "jobs": "1", "data_location": tmp_path / "data", "suite": "vision"}
-    steps = ("--steps=1000000", "--checkpoint-every=3", "--batch-size=8", "--workers=2", "--model=ViT-Mini")
+    steps = ("--steps=20000", "--checkpoint-every=3", "--batch-size=8", "--workers=2", "--model=ViT-Mini")
     with place.started("finetune.py", *steps) as process:
         _until(place.states, process)
         (state,) = place.states()

@@ -8,6 +8,7 @@ What they are sent, and what they give, is pickled by value: no tensor takes a f
 import os
 import signal
 import tempfile
+import threading
 import traceback
 from collections.abc import Callable, Iterable
 from concurrent.futures.process import BrokenProcessPool
@@ -68,6 +69,7 @@ def map_tasks(function: Callable[[Item], Result], items: Iterable[Item], jobs: i
 def _start_worker(parent: int) -> None:
     global _worker
     _worker = True
+    tqdm.set_lock(threading.RLock())  # its own is a semaphore, which a worker that is ended would leave behind
     signals.follow(parent)
 
 
