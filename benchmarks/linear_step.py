@@ -37,23 +37,23 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--dataset", default="signs", help="whose head the loss uses")
-    args = parse(parser)
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(args.seed)
-    head = get_classification_head(args, args.dataset)
+    run, options = parse(parser)
+    torch.set_num_threads(options["threads"])
+    torch.manual_seed(run.seed)
+    head = get_classification_head(run, options["dataset"])
     encoders = {
-        "standard": ImageEncoder(args),
-        "linear": LinearizedImageEncoder(args),
-        "linear, plain": LinearizedImageEncoder(args),
+        "standard": ImageEncoder(run),
+        "linear": LinearizedImageEncoder(run),
+        "linear, plain": LinearizedImageEncoder(run),
     }
     encoders["linear, plain"].fused = False
     trained = {name: [p for p in e.parameters() if p.requires_grad] for name, e in encoders.items()}
     optimizers = {name: torch.optim.AdamW(parameters, lr=1e-5) for name, parameters in trained.items()}
     side = encoders["standard"].image_size
     seconds = {name: [] for name in encoders}
-    for _ in range(args.rounds + 3):
-        images = torch.randn(args.batch_size, 3, side, side)
-        labels = torch.randint(head.out_features, (args.batch_size,))
+    for _ in range(options["rounds"] + 3):
+        images = torch.randn(options["batch_size"], 3, side, side)
+        labels = torch.randint(head.out_features, (options["batch_size"],))
         for name, encoder in encoders.items():
             start = time.process_time()
             optimizers[name].zero_grad()

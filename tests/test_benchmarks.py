@@ -1,6 +1,7 @@
 """Every benchmark runs at a tiny size, and the ways that it compares agree, which it checks itself."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -33,9 +34,16 @@ def test_merge_memory(tmp_path):
     assert set(found["consensus"]) == {"streaming", "published"} and found["provenance"]["config"]["scope"] == "visual"
 
 
-def test_coefficient_sweep(mini_cache):
-    told = run("coefficient_sweep.py", "--n-eval-points=2", "--rounds=1", "--seed=0", f"--cache-dir={mini_cache}")
+def test_coefficient_sweep(tmp_path, mini_cache):
+    places = (f"--save={tmp_path}", f"--cache-dir={mini_cache}")
+    told = run("coefficient_sweep.py", "--n-eval-points=2", "--rounds=1", "--seed=0", *places)
     assert told.count("differ from the loop's by") == 2 and "linear: 2 coefficients cost" in told
+
+
+def test_linear_step(tmp_path):
+    told = run("linear_step.py", "--batch-size=2", "--rounds=1", f"--save={tmp_path}")
+    difference = float(re.search(r"differ by (\S+) of their norm", told).group(1))
+    assert told.count("ms of CPU time per step") == 3 and difference < 1e-4
 
 
 def test_image_cache():
