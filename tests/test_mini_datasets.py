@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import reproduce
 from src import args as arguments
 from src.datasets import registry
 from src.datasets.base import validation_indices
 from src.datasets.mini import draw
 from src.datasets.mini.canvas import PIXELS, reduce
+from src.experiments import reproduction
+from src.runtime.messages import UsageError
 from src.vit_mini import clip, mixture
 
 # sha256 (first 16 digits) of the first eight test pictures of each set at seed 0, for these versions.
@@ -144,21 +145,22 @@ def test_a_new_task_says_nothing_that_the_shipped_model_cannot_read():
 
 def test_tasks_by_name_and_by_number():
     def tasks(*words):
-        return arguments.parse(arguments.base_parser(""), [*(("--tasks", *words) if words else ())]).tasks
+        return arguments.parse(arguments.base_parser(""), [*(("--tasks", *words) if words else ())])[0].tasks
 
     assert tasks() == draw.TASKS[:8]
     assert tasks("symbols,script") == tasks("symbols", "script") == ("symbols", "script")
     assert [tasks(str(n)) for n in (8, 14, 20)] == [draw.TASKS[:n] for n in (8, 14, 20)]
-    with pytest.raises(SystemExit):
+    with pytest.raises(UsageError, match="a number from 1 to 20"):
         tasks("21")
 
 
 def test_a_reproduction_is_of_the_default_tasks_and_of_every_benchmark_when_asked():
     def sizes(*flags):
-        args = arguments.parse(arguments.base_parser("", modes=None), flags)
-        commands = [*reproduce._fine_tune(args), *reproduce._addition(args), *reproduce._merging(args)]
+        run, _ = arguments.parse(arguments.base_parser("", modes=None), flags)
+        stages = {stage.name: stage.commands(run) for stage in reproduction.STAGES}
+        commands = [*stages["fine-tuning"], *stages["addition"], *stages["merging"]]
         named = {flag for command in commands for flag in command.flags if "tasks" in flag or "DATASETS" in flag}
-        return named, len(reproduce._fine_tune(args)[0].outputs)
+        return named, len(stages["fine-tuning"][0].outputs)
 
     assert sizes() == (set(), 8)
     assert sizes("--tasks=20") == ({f"--tasks={','.join(draw.TASKS)}", "num_tasks=14", "num_tasks=20"}, 20)

@@ -55,7 +55,7 @@ def test_a_command_parses(command, monkeypatch, capsys, tmp_path):
         assert "would run" in capsys.readouterr().out
     else:
         module = importlib.import_module(script.removesuffix(".py"))
-        name = "parse" if hasattr(module, "parse") else "parse_runs"  # those that read results alone
+        name = "parse" if hasattr(module, "parse") else "parse_reporting"  # those that read results alone
         monkeypatch.setattr(module, name, stopping_after(getattr(module, name)))
         with pytest.raises(Parsed):
             module.main(flags)

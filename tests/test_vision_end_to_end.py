@@ -67,7 +67,7 @@ def place(tmp_path_factory, patch):
         run(eval_single_task, place, f"--finetuning-mode={mode}")
     yield place
     model_names.open_clip_names.cache_clear()
-    for cached in (store.encoder, data._examples, data._decodable, data._decoded):
+    for cached in (store.encoder, data.examples, data._decodable, data._decoded):
         cached.cache_clear()
 
 
