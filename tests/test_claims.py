@@ -6,7 +6,7 @@ import synthetic_results
 
 from src.reporting.claim import FAILS, HOLDS, NOT_RUN, UNDECIDED, Claim, Merged, examine, judge, ledger
 from src.reporting.concrete.claims import OnUnseen
-from src.reporting.methods import the
+from src.reporting.methods import variant_row
 from src.reporting.papers import offered
 from src.reporting.runs import Runs
 from src.reporting.tall.claims import ABSOLUTE
@@ -53,7 +53,7 @@ def test_the_made_up_results_hold_by_construction(runs):
 def test_a_claim_against_the_results_does_not_hold(runs):
     turned = Claim("", "turned", claim("Addition, absolute").quantities[::-1])
     assert examine(turned, runs).verdict == FAILS
-    ties, arithmetic = (Merged(the("consensus", **options), ABSOLUTE) for options in ({"use_ties": True}, {}))
+    ties, arithmetic = (Merged(variant_row("consensus", **options), ABSOLUTE) for options in ({"use_ties": True}, {}))
     close = Claim("", "with a margin", (ties, arithmetic))
     assert examine(close, runs).verdict != HOLDS
     granted = Claim("", "with a margin", close.quantities, margin=2.0)
@@ -104,13 +104,13 @@ def test_a_ratio_over_no_energy_leaves_its_seed_out(tmp_path):
 
 
 def test_unseen_tasks_are_a_mean_over_the_splits_that_were_run(runs):
-    quantity = OnUnseen(the("sum"))
+    quantity = OnUnseen(variant_row("sum"))
     records = runs.find("merging", task_list=synthetic_results.SEEN, method="sum", unseen=synthetic_results.UNSEEN)
     assert quantity.values(runs).to_dict() == pytest.approx(
         {seed: 100 * record["unseen"]["mean_accuracy"] for seed, record in records.items()}
     )
     assert quantity.published(runs) == 61.4
-    command = OnUnseen(the("adamerging")).commands(runs)[0]
+    command = OnUnseen(variant_row("adamerging")).commands(runs)[0]
     assert "DATASETS=[vehicles,textures,signs,letters,scenes,house_numbers] unseen=[land,digits]" in command
 
 

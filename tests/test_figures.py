@@ -12,7 +12,7 @@ import make_figures
 from src.experiments.registry import DISENTANGLEMENT
 from src.merging import base
 from src.reporting import figures, pictures, style, tables
-from src.reporting.methods import Group, results_of, the
+from src.reporting.methods import Group, results_of, variant_row
 from src.reporting.result import VECTORS
 from src.reporting.runs import Runs
 from src.run import Run
@@ -86,7 +86,7 @@ def test_accuracy_of_zero_shot_against_the_number_of_tasks_needs_no_run_of_its_o
 
 def records(runs: Runs, method: str) -> list[dict]:
     """Of a method with its default options on the eight tasks."""
-    options = the(method).options
+    options = variant_row(method).options
     return [r.record for r in results_of(runs, Group(runs.main_tasks)) if (r.method, r.options) == (method, options)]
 
 

@@ -116,7 +116,7 @@ def shown(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def the(method: str, **options: Any) -> Row:
+def variant_row(method: str, **options: Any) -> Row:
     """The registered variant with these options. Raises KeyError where there is none."""
     for variant in variants():
         if variant.method == canonical(method) and dict(variant.options) == options:
@@ -126,9 +126,9 @@ def the(method: str, **options: Any) -> Row:
 
 def groups(runs: Runs) -> list[Group]:
     """Everything that was merged on clean images, smallest first."""
-    there = {Group(r.task_list, r.mode, r.scope) for r in runs.read if r.experiment == MERGING and not r.corruption}
+    merged = {Group(r.task_list, r.mode, r.scope) for r in runs.read if r.experiment == MERGING and not r.corruption}
     modes = list(MODES)
-    return sorted(there, key=lambda g: (len(g.tasks), g.tasks, modes.index(g.mode), g.scope))
+    return sorted(merged, key=lambda g: (len(g.tasks), g.tasks, modes.index(g.mode), g.scope))
 
 
 def in_order(rows: Iterable[Row]) -> list[Row]:
@@ -172,6 +172,5 @@ def absent_seeds(runs: Runs, seeds: pd.Index) -> list[int]:
 
 def missing_command(runs: Runs, group: Group, row: Row) -> list[str]:
     """The command that makes the results of a row, for the seeds that lack them, if any does."""
-    there = runs.values(metric="accuracy", **group.columns, **row.columns).index
-    absent = absent_seeds(runs, there)
+    absent = absent_seeds(runs, runs.values(metric="accuracy", **group.columns, **row.columns).index)
     return [runs.merge_command(row.overrides, group.tasks, group.mode, absent)] if absent else []

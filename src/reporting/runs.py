@@ -4,9 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from statistics import (
-    fmean as mean,  # rounded exactly, where pandas' depends on how it sums: a printed digit can differ
-)
+from statistics import fmean as mean
 from typing import Any
 
 import numpy as np
@@ -123,7 +121,10 @@ class Runs:
         return self.select(**columns).groupby("seed")["value"].first()
 
     def mean_over(self, tasks: Sequence[str] | None, geometric: bool = False, **columns: Any) -> pd.Series:
-        """For each seed that has all of them, the mean over tasks, or over pairs of them; None: over all of each."""
+        """For each seed that has all of them, the mean over tasks, or over pairs of them; None: over all of each.
+
+        Sums are rounded once, as in the results; pandas' own mean can differ in a printed digit.
+        """
         rows = self.select(task=... if tasks is None else list(tasks), **columns)
         numbers = np.log(rows["value"]) if geometric else rows["value"]
         of_seed = numbers.groupby(rows["seed"]).agg(["count", "size", mean])

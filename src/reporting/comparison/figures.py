@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from src.modes import MODES
 from src.reporting import style
-from src.reporting.methods import FINETUNED, Group, Row, adapts, groups, registered_rows, results_of, the
+from src.reporting.methods import FINETUNED, Group, Row, adapts, groups, registered_rows, results_of, variant_row
 from src.reporting.plots import Drawing, legend_below, matrices, method_looks
 from src.reporting.result import VECTORS
 from src.reporting.runs import Runs
@@ -44,7 +44,7 @@ def number_of_tasks(runs: Runs) -> Figure:
 
 def _normalised(runs: Runs, sets: Iterable[Group], row: Row) -> list[pd.Series]:
     """Of a method on each set; every result tells what zero-shot scores."""
-    if row == the("zeroshot"):
+    if row == variant_row("zeroshot"):
         what = {"metric": "zeroshot_normalised", "method": ..., "options": ...}
         return [100 * runs.any_of(**what, **group.columns) for group in sets]
     return [100 * runs.values(metric="normalised", **group.columns, **row.columns) for group in sets]
@@ -90,7 +90,7 @@ def _merged(runs: Runs, group: Group) -> pd.Series:
 def radar(runs: Runs) -> Figure:
     """Test accuracy of every task under every method that does not adapt, with its default options."""
     group = Group(runs.main_tasks)
-    firsts = [row for row in registered_rows() if row == the(row.method) and not adapts(runs, row)]
+    firsts = [row for row in registered_rows() if row == variant_row(row.method) and not adapts(runs, row)]
     looks = method_looks(runs, firsts)
     lines = {row: _by_task(runs, group, row) for row in firsts}
     lines = {row: values for row, values in lines.items() if values}

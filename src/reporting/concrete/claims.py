@@ -8,7 +8,7 @@ import pandas as pd
 from src.datasets import registry
 from src.reporting.claim import Claim, Merged, Quantity
 from src.reporting.concrete.tables import published_unseen, splits
-from src.reporting.methods import Group, Row, groups, the
+from src.reporting.methods import Group, Row, groups, variant_row
 from src.reporting.runs import Runs
 
 MAIN = ("concrete", "multi-task", "average", "accuracy")
@@ -65,27 +65,27 @@ CLAIMS = (
     Claim(
         "main table",
         "Concrete task arithmetic is better than task arithmetic.",
-        (Merged(the("concrete_task_arithmetic"), MAIN), Merged(the("sum"), MAIN)),
+        (Merged(variant_row("concrete_task_arithmetic"), MAIN), Merged(variant_row("sum"), MAIN)),
     ),
     Claim(
         "main table",
         "Layer-wise AdaMerging is better than task-wise.",
         (
-            Merged(the("adamerging"), MAIN, name="layer-wise"),
-            Merged(the("adamerging", granularity="task"), MAIN, name="task-wise"),
+            Merged(variant_row("adamerging"), MAIN, name="layer-wise"),
+            Merged(variant_row("adamerging", granularity="task"), MAIN, name="task-wise"),
         ),
     ),
     Claim(
         "main table",
         "Layer-wise Concrete AdaMerging is better than layer-wise AdaMerging.",
         (
-            Merged(the("concrete_layer_wise_adamerging"), MAIN, name="Concrete"),
-            Merged(the("adamerging"), MAIN, name="layer-wise"),
+            Merged(variant_row("concrete_layer_wise_adamerging"), MAIN, name="Concrete"),
+            Merged(variant_row("adamerging"), MAIN, name="layer-wise"),
         ),
     ),
     Claim(
         "generalisation",
         "A shared mask helps on tasks that it was not learned on: there Concrete task arithmetic > task arithmetic.",
-        (OnUnseen(the("concrete_task_arithmetic")), OnUnseen(the("sum"))),
+        (OnUnseen(variant_row("concrete_task_arithmetic")), OnUnseen(variant_row("sum"))),
     ),
 )

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from src.reporting.claim import Claim, Key, Merged, Quantity, Threshold
-from src.reporting.methods import Group, Row, absent_seeds, groups, the
+from src.reporting.methods import Group, Row, absent_seeds, groups, variant_row
 from src.reporting.runs import Runs
 from src.reporting.tall.tables import SWEPT, THRESHOLD, threshold_sweep
 
@@ -26,7 +26,7 @@ class AtThreshold(Quantity):
         return "the best other k" if self.best_of_others else f"k = {PAPERS_K}"
 
     def values(self, runs: Runs) -> pd.Series:
-        sweep = threshold_sweep(runs, Group(runs.main_tasks), the(SWEPT))
+        sweep = threshold_sweep(runs, Group(runs.main_tasks), variant_row(SWEPT))
         if not self.best_of_others:
             return 100 * sweep.get(PAPERS_K, pd.Series(dtype=float))
         others = [values for k, values in sweep.items() if k != PAPERS_K]
@@ -35,7 +35,7 @@ class AtThreshold(Quantity):
         return 100 * pd.concat(others, axis=1, join="inner").max(axis=1)
 
     def commands(self, runs: Runs) -> list[str]:
-        sweep = threshold_sweep(runs, Group(runs.main_tasks), the(SWEPT))
+        sweep = threshold_sweep(runs, Group(runs.main_tasks), variant_row(SWEPT))
         commands = []
         for k in range(1, len(runs.main_tasks) + 1):
             absent = absent_seeds(runs, sweep.get(k, pd.Series(dtype=float)).index)
@@ -80,14 +80,14 @@ class ChangeWithTasks(Quantity):
 
 
 def _merged(method: str, **options: object) -> Merged:
-    return Merged(the(method, **options), ABSOLUTE)
+    return Merged(variant_row(method, **options), ABSOLUTE)
 
 
 CLAIMS = (
     Claim(
         "main table",
         "TALL masks with task arithmetic keep 99 % of single-task accuracy.",
-        (Merged(the("tall_mask"), NORMALISED, "normalised"), Threshold(99.0, "99 %")),
+        (Merged(variant_row("tall_mask"), NORMALISED, "normalised"), Threshold(99.0, "99 %")),
     ),
     Claim(
         "main table",
@@ -118,11 +118,11 @@ CLAIMS = (
     Claim(
         "figure on tasks",
         "TALL masks stay flat as tasks grow: normalised accuracy falls by less than two points.",
-        (ChangeWithTasks(the("tall_mask")), Threshold(-2.0, "−2 points")),
+        (ChangeWithTasks(variant_row("tall_mask")), Threshold(-2.0, "−2 points")),
     ),
     Claim(
         "figure on tasks",
         "Task arithmetic falls as tasks grow.",
-        (Threshold(0.0, "no change"), ChangeWithTasks(the("sum"))),
+        (Threshold(0.0, "no change"), ChangeWithTasks(variant_row("sum"))),
     ),
 )

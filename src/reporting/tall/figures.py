@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from src.reporting import style
-from src.reporting.methods import Group, Row, in_order, results_of, the
+from src.reporting.methods import Group, Row, in_order, results_of, variant_row
 from src.reporting.plots import Drawing, bars, legend_below, matrices, method_looks, sd
 from src.reporting.runs import Runs
 from src.reporting.table import printed
@@ -107,7 +107,7 @@ def consensus_thresholds(runs: Runs) -> Figure:
                 values = [100 * v.mean() for v in sweep.values()]
                 spread = [100 * (sd(v) or 0) for v in sweep.values()]
                 axes.errorbar(list(sweep), values, yerr=spread, label=row.title(), elinewidth=0.8, **looks[row])
-        zeroshot = runs.values(metric="accuracy", **groups[count].columns, **the("zeroshot").columns)
+        zeroshot = runs.values(metric="accuracy", **groups[count].columns, **variant_row("zeroshot").columns)
         if not zeroshot.empty:
             _floor(axes, 100 * zeroshot.mean())
         axes.set(xlabel="k: tasks that must use a weight", title=f"{count} tasks")

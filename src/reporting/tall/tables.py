@@ -17,7 +17,7 @@ from src.reporting.methods import (
     registered_rows,
     results_of,
     rows,
-    the,
+    variant_row,
 )
 from src.reporting.published import beside, published
 from src.reporting.runs import Runs
@@ -148,7 +148,7 @@ def consensus_thresholds(runs: Runs) -> Iterator[Table]:
 
 def consensus_rows() -> tuple[Row, Row]:
     """Consensus TA and consensus TIES."""
-    return the(SWEPT), the(SWEPT, use_ties=True)
+    return variant_row(SWEPT), variant_row(SWEPT, use_ties=True)
 
 
 def threshold_sweep(runs: Runs, group: Group, row: Row) -> dict[int, pd.Series]:
@@ -159,8 +159,8 @@ def threshold_sweep(runs: Runs, group: Group, row: Row) -> dict[int, pd.Series]:
         if of_sweep and set(other.further_options()) <= {THRESHOLD}:
             k = other.further_options().get(THRESHOLD, default_threshold())
             sweep[k] = runs.values(metric="accuracy", **group.columns, **other.columns)
-    if sweep and row == the(SWEPT) and 0 not in sweep:
-        arithmetic = runs.values(metric="accuracy", **group.columns, **the("sum").columns)
+    if sweep and row == variant_row(SWEPT) and 0 not in sweep:
+        arithmetic = runs.values(metric="accuracy", **group.columns, **variant_row("sum").columns)
         sweep |= {} if arithmetic.empty else {0: arithmetic}
     return dict(sorted(sweep.items()))
 
