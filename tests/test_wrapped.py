@@ -227,10 +227,8 @@ def test_svc_of_one_task_gives_it_back():
 def test_tasks_in_orthogonal_spaces_are_added():
     """s = 1 for the task that has a direction; the others have nothing along it, and count as `clip`."""
     left, right = (torch.linalg.qr(random(6, 6, seed=seed))[0] for seed in (1, 2))
-    spaces = {slice(0, 3): [1.0, 2, 3], slice(3, 6): [4.0, 5, 6]}
-    deltas = [
-        left[:, rows] * torch.tensor(values, dtype=left.dtype) @ right[:, rows].T for rows, values in spaces.items()
-    ]
+    spaces = [(slice(0, 3), [1.0, 2, 3]), (slice(3, 6), [4.0, 5, 6])]
+    deltas = [left[:, rows] * torch.tensor(values, dtype=left.dtype) @ right[:, rows].T for rows, values in spaces]
     problem = one_matrix(*deltas)
     both = Deltas(problem, Matrix(W))
     s = responses(both.svd(sum(deltas)), both)

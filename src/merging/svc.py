@@ -15,7 +15,7 @@ TIES α .3, clip .1; TSV-M α 1, clip 1; Iso-C α 1.5, clip .1; Iso-CTS α 1.5, 
 
 FusionBench's checkpoints have q, k and v apart (`split_qkv`) and the projection [out, in], as here by `transpose_proj`.
 Its implementation has s = ⟨a_r, a_r^t⟩/10⁻¹² where ‖a_r^t‖² is less than 10⁻¹². That depends on the scale of τ; here
-s is 0 where a task has nothing along u_r, which is where ‖a_r^t‖ <= √max(m, n) · eps · ‖Δ_t‖.
+s is 0 where a task has nothing along u_r but rounding, ‖a_r^t‖ <= 10 √max(m, n) · eps · ‖Δ_t‖.
 """
 
 from collections.abc import Mapping, Sequence
@@ -39,7 +39,7 @@ def responses(svd: SVD, deltas: Deltas) -> Tensor:
     for delta in deltas:
         own = svd.u.T @ delta  # a_r^t
         norm = own.norm(dim=1)
-        nothing = max(delta.shape) ** 0.5 * torch.finfo(delta.dtype).eps * delta.norm()
+        nothing = 10 * max(delta.shape) ** 0.5 * torch.finfo(delta.dtype).eps * delta.norm()
         s.append((rows * own).sum(1) / norm.square().where(norm > nothing, torch.inf))
     return torch.stack(s)
 
