@@ -103,9 +103,6 @@ def test_iso_cts_takes_proj_as_a_map_to_its_outputs(golden):
     assert_equal(ours[PROJ], iso_cts(Deltas(transposed, Matrix(W)), 0.5).T)
 
 
-# ---- identities
-
-
 def orthogonal(size: int, seed: int) -> torch.Tensor:
     return torch.linalg.qr(random(size, size, seed=seed))[0]
 
@@ -180,7 +177,7 @@ def test_singular_values_of_iso_cts_are_those_of_the_two_kinds_of_space():
     [(768, 8, 0.8, 616, 19), (128, 8, 0.8, 104, 3), (50, 20, 0.8, 50, 0), (6, 4, 0.0, 2, 1), (7, 4, 0.0, 3, 1)],
 )
 def test_spaces_of_iso_cts(r, tasks, fraction, k, s):
-    """The released k of the last, 7 − 4 round(7/4), is -1: it drops the last direction and keeps no common space."""
+    """The released k of the last is 7 − 4 round(7/4) = -1, and the released code stops there."""
     assert iso_spaces(r, tasks, fraction) == (k, s)
 
 
@@ -246,9 +243,6 @@ def test_a_task_without_a_direction_of_its_own_changes_nothing_at_random():
         assert_equal(tsv_m(deltas_of(delta, second), 3), truncated(delta, 3))
 
 
-# ---- which tensors are matrices
-
-
 def test_split_qkv_merges_three_matrices():
     problem = draw(3)
     whole, split = merged(TSVM(), problem), merged(TSVM(split_qkv=True), problem)
@@ -309,9 +303,6 @@ def test_the_rest_is_the_mean_the_sum_or_zero(method, rest, factor):
 def test_options_that_make_no_sense_are_told(method, named):
     with pytest.raises(ValueError, match=named):
         method.merge(draw(2))
-
-
-# ---- decompositions
 
 
 @pytest.fixture
@@ -410,9 +401,6 @@ def test_a_damaged_checkpoint_is_named_with_the_command_that_mends_it(method):
         method.merge(problem)
     for words in (QKV, "task1", "18 x 6", "python finetune.py --model=tiny --tasks", "--finetuning-mode=standard"):
         assert words in str(told.value)
-
-
-# ---- storage
 
 
 def test_storage_of_compressed_vectors():

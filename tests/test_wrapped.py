@@ -3,9 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import hydra
 import numpy as np
 import pytest
 import torch
+from hydra.core.config_store import ConfigStore
 from merging_problems import (
     BLOCK_MATRICES,
     MATRICES,
@@ -19,7 +21,9 @@ from merging_problems import (
     problem_of,
     random,
 )
+from omegaconf import OmegaConf
 
+from src.args import shared_flags
 from src.merging import base
 from src.merging.base import Affine, Drawn, Merge, Method, Problem, Scaled, load_methods, register, scaled
 from src.merging.consensus import Consensus
@@ -27,7 +31,7 @@ from src.merging.lines import BETAS, Lines, depths
 from src.merging.matrices import Deltas, Matrix
 from src.merging.svc import SingularValueCalibration, responses
 from src.merging.task_arithmetic import Average, multi_task_vector
-from src.merging.ties import ties_vector
+from src.merging.ties import Ties, ties_vector
 from src.task_vectors import TaskVector
 
 GOLDEN = Path(__file__).parent / "golden" / "spectral.npz"
@@ -55,9 +59,6 @@ def assert_same(ours: TaskVector, expected) -> None:
 def every_second(total: TaskVector) -> TaskVector:
     """A vector whose norm is not the sum's: the weights at odd places of each tensor."""
     return total.map(lambda tensor: (tensor.flatten() * (torch.arange(tensor.numel()) % 2)).view(tensor.shape))
-
-
-# ---- LiNeS
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -126,9 +127,6 @@ def test_the_slopes_are_the_settings():
     for beta in (0.1, 1.5):
         along = TaskVector(vector=line.offset) + beta * TaskVector(vector=line.direction)
         assert_same(merge.vector("", beta), along.vector)
-
-
-# ---- SVC
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -243,9 +241,6 @@ def test_a_task_that_does_not_move_a_matrix_counts_as_clipped():
     assert_equal(ours, 2 / 1.5 * delta)
 
 
-# ---- bases
-
-
 @dataclass
 class Shaken(Method):
     """The sum, shaken at random: three draws."""
@@ -296,6 +291,17 @@ def test_a_base_goes_by_any_of_its_names_and_has_options():
     assert_equal(ratio, ratio[0, 0].expand_as(ratio))
     norms = [sum(t.abs().sum() for t in v.values()) for v in (ours, average.vector)]
     assert_equal(*norms)
+
+
+def test_options_of_a_base_are_given_on_the_command_line():
+    load_methods()
+    ConfigStore.instance().store(name="flags", node=shared_flags())
+    with hydra.initialize(config_path="../config", version_base="1.3"):
+        overrides = ["method=lines", "method.base=ties", "+method.base_options.k=10"]
+        method = OmegaConf.to_object(hydra.compose("config", overrides=overrides).method)
+    assert method == Lines(base="ties", base_options={"k": 10})
+    assert method.base_method() == Ties(k=10.0)
+    assert base.label(method) == "lines_base=ties_base_options=-k-10-"
 
 
 @pytest.mark.parametrize("wrapper", [Lines, SVC])

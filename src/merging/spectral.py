@@ -27,7 +27,7 @@ Equal to the published code, but for this:
   in there, so that a task that does not move a matrix, or two equal tasks, change the merge at random.
 * Iso-CTS takes visual.proj, which is [in, out], transposed: it projects the output side away, as in the other matrices.
   `transpose_proj=False` takes it as it lies, as published. TSV, Iso-C and CART do not depend on the orientation.
-* Iso-CTS has s <= r/T; the published code comes to a negative k where c is near 0 and T does not divide r.
+* Iso-CTS has s <= r/T; the published code stops where c is near 0 and rounding makes s T more than r.
 * Validation sees every α; the published Iso stops after three that are not better. TSV's README has α = 1.
 * CART's (λ, rank) are published by model and number of tasks: ViT-B/32 2.0, .12 (8 tasks); 1.5, .16 (14); 1.9, .32
   (20), without saying how they were chosen. Here rank is .12, and `+search.rank=[0.12,0.16,0.32]` searches it.
@@ -54,9 +54,6 @@ class MergedMatrices(MatrixMethod):
 
     rest: str = "mean"
     alphas: list[float] = field(default_factory=lambda: list(ALPHAS))
-
-
-# ---- task singular vectors
 
 
 def tsv_rank(deltas: Deltas, rank: float | None) -> int:
@@ -146,9 +143,6 @@ class TSVC(MatrixMethod):
         return Compressed(problem=problem, triplets=triplets, settings=(1.0,), storage_bits=32 * numbers)
 
 
-# ---- isotropic merging
-
-
 def iso_c(deltas: Deltas) -> Tensor:
     """Δ of Iso-C."""
     whole = deltas.svd_of_total()
@@ -200,9 +194,6 @@ class IsoCTS(MergedMatrices):
         layout = self.layout(transpose=self.transpose_proj)
         tau = map_matrices(problem, layout, lambda deltas: iso_cts(deltas, self.common_space_fraction), self.rest)
         return scaled(problem, tau, self.alphas)
-
-
-# ---- CART
 
 
 @register("cart", title="CART", paper="2412.12153", published={CART: "CART"})
