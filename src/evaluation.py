@@ -5,12 +5,13 @@ per coefficient, each image being decoded once. The linear model's features are 
 
     f_lin(x; θ0 + α·τ) = f(x; θ0) + α · J(x; θ0) τ,
 
-so one jvp gives all of its coefficients. Source: https://arxiv.org/abs/2305.12827, equation (3).
+so one jvp gives all of its coefficients; two do where the line does not pass through θ0.
+Source: https://arxiv.org/abs/2305.12827, equation (3).
 """
 
 import math
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
@@ -35,10 +36,11 @@ Key = TypeVar("Key", bound=Hashable)
 
 @dataclass(frozen=True)
 class Line:
-    """θ0 + α·direction for every α of `coefs`; no direction stands for θ0 itself."""
+    """θ0 + offset + α·direction for every α of `coefs`; no direction and no offset stand for θ0 itself."""
 
     direction: Mapping[str, torch.Tensor]
     coefs: tuple[float, ...] = (1.0,)
+    offset: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
 ORIGIN = Line({}, (0.0,))
@@ -67,11 +69,14 @@ def features(encoder, images: torch.Tensor, line: Line, tangent: bool) -> Iterat
     theta0 = dict(encoder.named_parameters())
     if tangent and line.direction:
         f0, slope = forward_and_jvp(encoder, theta0, line.direction, images)
+        if line.offset:
+            f0 = f0 + forward_and_jvp(encoder, theta0, line.offset, images)[1]
         for alpha in line.coefs:
             yield f0 + alpha * slope
         return
+    start = moved(theta0, line.offset, 1.0)
     for alpha in line.coefs:
-        yield functional_call(encoder, moved(theta0, line.direction, alpha), (images,))
+        yield functional_call(encoder, moved(start, line.direction, alpha), (images,))
 
 
 @dataclass(frozen=True)
@@ -98,7 +103,8 @@ def sums(run: Run, dataset: str, split: str, line: Line, tangent: bool, share: t
     """
     encoder = store.encoder(run)
     head = get_classification_head(run, dataset).to(run.device)
-    line = Line(store.to_device(line.direction, run.device), line.coefs)
+    direction, offset = (store.to_device(part, run.device) for part in (line.direction, line.offset))
+    line = Line(direction, line.coefs, offset)
     correct = torch.zeros(len(line.coefs), dtype=torch.int64, device=run.device)
     loss = torch.zeros(len(line.coefs), dtype=torch.float64, device=run.device)
     finite = torch.ones(len(line.coefs), dtype=torch.bool, device=run.device)

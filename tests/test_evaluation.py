@@ -67,6 +67,16 @@ def test_a_line_gives_what_each_coefficient_gives(make_run, tangent):
         assert loss == pytest.approx(expected_loss, rel=1e-4)
 
 
+@pytest.mark.parametrize("tangent", [False, True])
+def test_a_line_beside_the_origin_gives_what_its_sums_give(make_run, tangent):
+    run = make_run()
+    offset, direction = small_vector(run), 0.5 * small_vector(run, seed=1)
+    curve = score(run, "digits", "val", Line(direction.vector, COEFS, offset.vector), tangent)
+    for alpha, loss in zip(COEFS, curve.loss, strict=True):
+        summed = score(run, "digits", "val", Line((offset + alpha * direction).vector), tangent)
+        assert loss == pytest.approx(summed.loss[0], rel=1e-4)
+
+
 def test_images_are_read_once_whatever_the_number_of_coefficients(make_run, monkeypatch):
     run = make_run()
     seen = []

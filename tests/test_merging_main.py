@@ -51,6 +51,7 @@ METHODS = {
     "tall_mask_use_ties=True": "method=tall_mask_ties",
     "consensus": "method=consensus",
     "consensus_use_ties=True": "method=consensus_ties",
+    **{name: f"method={name}" for name in ("tsv_m", "tsv_c", "iso_c", "iso_cts", "cart", "lines", "svc")},
 }
 
 

@@ -91,6 +91,7 @@ class Problem:
     mode: a name of modes.py: how the merged weights will be evaluated.
     mask_path(name) is where masks of this problem lie on disk; label: the name of those that these settings make.
     images: for methods that need some; None where there are none.
+    memo: what methods have worked out and may want again, at other settings or options; it goes with the problem.
     Raises UsageError for an unknown scope and for no task; CheckpointError with the keys or shapes unlike θ0's.
     """
 
@@ -105,6 +106,7 @@ class Problem:
     label: str = ""
     images: Unlabelled | None = None
     progress: Progress = Progress()
+    memo: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self):
         if self.scope not in SCOPES:
@@ -255,6 +257,20 @@ class Scaled(Merge):
 
     def lines(self, task: str, settings: Sequence[Setting]) -> list[Line]:
         return [Line(self.tau.vector, tuple(settings))]
+
+
+@dataclass(kw_only=True)
+class Affine(Merge):
+    """One model for all tasks, θ0 + offset + α·τ, α among the settings; linear models take every α from two jvps."""
+
+    offset: TaskVector
+    tau: TaskVector
+
+    def vector(self, task: str, setting: Setting) -> TaskVector:
+        return self.offset + setting * self.tau
+
+    def lines(self, task: str, settings: Sequence[Setting]) -> list[Line]:
+        return [Line(self.tau.vector, tuple(settings), self.offset.vector)]
 
 
 @dataclass(kw_only=True)

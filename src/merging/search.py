@@ -24,10 +24,8 @@ class Searched(Merge):
     @classmethod
     def over(cls, method: Method, search: Mapping[str, Sequence[Any]], problem: Problem) -> "Searched":
         """search: option -> values. Raises UsageError for an option or a value that the method does not take."""
-        if unknown := [option for option in search if option not in method.defaults()]:
-            raise UsageError(f"search: {method.name} has no option {unknown[0]}; it has {', '.join(method.defaults())}")
         combinations = [dict(zip(search, values)) for values in itertools.product(*search.values())]
-        methods = [_with_options(method, options) for options in combinations]
+        methods = [with_options(method, options, "search") for options in combinations]
         parts = [replace(problem, progress=problem.progress.part(number)) for number in range(len(methods))]
         merges = [(options, m.merge(part)) for options, m, part in zip(combinations, methods, parts)]
         first = merges[0][1]
@@ -75,10 +73,15 @@ class Searched(Merge):
         return found
 
 
-def _with_options(method: Method, options: Mapping[str, Any]) -> Method:
-    """A copy with other options, of the types that the schema says. Raises UsageError for a value of another type."""
+def with_options(method: Method, options: Mapping[str, Any], where: str) -> Method:
+    """A copy with other options, of the types that the schema says.
+
+    Raises UsageError, in whose message the options stand under `where`, for an unknown one and a value of another type.
+    """
+    if unknown := [option for option in options if option not in method.defaults()]:
+        raise UsageError(f"{where}: {method.name} has no option {unknown[0]}; it has {', '.join(method.defaults())}")
     try:
         copy: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(method), dict(options)))
         return copy
     except ValidationError as error:
-        raise UsageError(f"search.{error.full_key}: {str(error).splitlines()[0]}") from None
+        raise UsageError(f"{where}.{error.full_key}: {str(error).splitlines()[0]}") from None

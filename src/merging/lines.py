@@ -1,0 +1,79 @@
+"""LiNeS: deeper blocks get more of a merged vector (Wang et al., 2025, arXiv:2410.17146).
+
+    τ^l ← (α + β l/(L − 1)) τ^l in block l = 0 … L − 1,    τ ← α τ elsewhere,    α = (‖Σ_t τ_t‖₁ / ‖τ‖₁) / T
+
+of the vector τ of another method, `base`, with validation's β. Blocks are found by their names, `blocks.<l>.`.
+Nothing of the base's own coefficients is used. For β = 0 and task arithmetic this is the average of the weights.
+
+As in the published code, `elsewhere` are the stem and the embeddings, which are shallow, and also ln_post and proj,
+which come after the last block; `tail="deep"` scales them as the last block. The published code finds block l by ".l."
+anywhere in a name, which would also be a convolution of a stem such as ViT-Mini's conv1.2. The grid of β is the one
+that it has for TIES; for others it ends at 1.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from src.checkpoints import VISUAL
+from src.merging.adaptation import check_choice
+from src.merging.base import Affine, Merge, Problem, Variant, register
+from src.merging.task_arithmetic import multi_task_vector
+from src.merging.wrapped import Wrapper
+from src.runtime.messages import UsageError, few
+from src.task_vectors import TaskVector
+
+BETAS = tuple(tenth / 10 for tenth in range(1, 16))
+TAILS = ("shallow", "deep")
+BLOCK = re.compile(rf"{re.escape(VISUAL)}.*?blocks\.(\d+)\.")
+AFTER_BLOCKS = (f"{VISUAL}ln_post.", f"{VISUAL}proj")
+
+
+def depths(keys: Iterable[str], tail: str = "shallow") -> dict[str, float]:
+    """l/(L − 1) of every tensor; 0 elsewhere, and 1 behind the blocks where the tail is deep.
+
+    Raises UsageError where the names show fewer than two blocks.
+    """
+    check_choice("tail", tail, TAILS)
+    keys = list(keys)
+    blocks = {key: int(found[1]) for key in keys if (found := BLOCK.match(key))}
+    last = max(blocks.values(), default=0)
+    if last == 0:
+        raise UsageError(f"lines: expected two blocks or more, named {VISUAL}...blocks.<l>.; found {few(keys)}")
+    behind = float(tail == "deep")
+    return {key: blocks[key] / last if key in blocks else behind * key.startswith(AFTER_BLOCKS) for key in keys}
+
+
+def l1_norm(vector: TaskVector) -> float:
+    return sum(float(tensor.abs().sum(dtype=torch.float64)) for tensor in vector.vector.values())
+
+
+@register(
+    "lines",
+    title="LiNeS, task arithmetic",
+    paper="2410.17146",
+    variants=(
+        Variant("LiNeS, TIES", {"base": "ties"}),
+        Variant("LiNeS, consensus TA", {"base": "consensus"}),
+    ),
+)
+@dataclass
+class Lines(Wrapper):
+    tail: str = "shallow"
+    betas: list[float] = field(default_factory=lambda: list(BETAS))
+
+    def wrapped(self, problem: Problem, tau: TaskVector, alphas: Sequence[float]) -> Merge:
+        depth = depths(problem.keys, self.tail)
+        norm = l1_norm(tau)
+        if not norm:
+            raise UsageError(f"base: lines scales the vector of a method; that of {self.base} is 0")
+        alpha = l1_norm(multi_task_vector(problem)) / norm / len(problem.tasks)
+        return Affine(
+            offset=alpha * tau,
+            tau=TaskVector(vector={key: depth[key] * tensor for key, tensor in tau.vector.items()}),
+            settings=tuple(self.betas),
+            storage_bits=problem.storage_merged(),
+            info={"lines_alpha": alpha},
+        )
