@@ -13,9 +13,9 @@ unlabelled images of each task, 256 training images as published. `normalise=fal
 
 which is the square of a sum, not a sum of squares: images and classes cancel, and it is not a Fisher information.
 
-`floor` keeps a weight that no task's predictions hang on from being 0/0: there the merge is an average. The authors take
-max(F_t, floor) (`floor_by=max`; their default floors the first model alone), MergeLM and FusionBench F_t + floor
-(`sum`), and both before λ_t. The published floor is 1e-6.
+`floor` keeps a weight that no task depends on from being 0/0: there the merge is an average, weighted by λ_t. The
+authors take max(F_t, floor) and 1 / ‖F_t‖ (`floor_by=max`; their default floors the first model alone), MergeLM and
+FusionBench F_t + floor and 1 / (‖F_t‖ + floor) (`sum`), with a floor of 1e-6.
 
 On a tangent model p is that of f_lin, whose derivatives are f's at θ0, weighted by what f_lin predicts.
 """
@@ -26,6 +26,7 @@ from functools import partial
 
 import torch
 from torch.func import functional_call, grad, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from src.merging.adaptation import IMAGES, check_choice, check_least
 from src.merging.base import Merge, Method, Problem, register, scaled
@@ -56,7 +57,8 @@ def diagonal(
     total = {name: torch.zeros_like(weight) for name, weight in theta.items()}
     pairs = (part.flatten().split(pass_size) for part in (rows, labels, weights))
     for row, label, weight in zip(*pairs, strict=True):
-        gradients = vmap(grad(log_likelihood), (None, 0, 0))(theta, images[row], label)
+        with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no rule for vmap
+            gradients = vmap(grad(log_likelihood), (None, 0, 0))(theta, images[row], label)
         for name, gradient in gradients.items():
             total[name] += torch.tensordot(weight, gradient.square(), dims=1)
     return total
@@ -108,13 +110,16 @@ class Fisher(Method):
         for task in problem.tasks:
             information = self.information(problem, task, encoder)
             norms[task] = float(torch.stack([f.double().norm() for f in information.values()]).norm())
-            lam = 1 / (norms[task] or self.floor) if self.normalise else 1.0
+            lam = 1 / self.floored(torch.tensor(norms[task])) if self.normalise else 1.0
             for key, f in information.items():
-                f = lam * (f.clamp(min=self.floor) if self.floor_by == "max" else f + self.floor)
+                f = lam * self.floored(f)
                 weighted[key] += f * problem.tensor(task, key)
                 total[key] += f
         merged = TaskVector(vector={key: weighted[key] / total[key] for key in problem.keys})
         return scaled(problem, merged, [1.0], fisher_norm=norms)
+
+    def floored(self, x: torch.Tensor) -> torch.Tensor:
+        return x.clamp(min=self.floor) if self.floor_by == "max" else x + self.floor
 
     def information(self, problem: Problem, task: str, encoder: torch.nn.Module) -> Weights:
         """F_t, on the CPU."""

@@ -15,6 +15,8 @@ import torch
 from src.merging.base import Merge, Method, Problem, register, scaled
 from src.task_vectors import TaskVector
 
+POLE = 1e-8  # FusionBench adds as much to the denominator
+
 
 def mean_cosine(taus: torch.Tensor) -> float:
     """Mean of the cosines between pairs of rows, (tasks, weights); 1 for one row. A row of zeros has cosine 0."""
@@ -31,7 +33,7 @@ def interpolation(cosine: float, tasks: int, clamp: bool) -> float:
     """s, the place between θ0 (0) and the mean of the weights (1)."""
     if clamp:
         cosine = max(cosine, 0.0)
-    return tasks * cosine / ((tasks - 1) * cosine + 1)
+    return tasks * cosine / max((tasks - 1) * cosine + 1, POLE)
 
 
 @register("model_stock", title="Model Stock", paper="2403.19522")
