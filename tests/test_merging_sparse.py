@@ -18,6 +18,7 @@ import pytest
 import torch
 from torch import nn
 from torch.func import functional_call, jacrev
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from src.linearize import LinearizedModel
 from src.merging import fisher as fisher_module
@@ -597,7 +598,8 @@ def dense_fisher(problem: Problem, task: str, encoder: nn.Module, count: int) ->
         def log_p(theta, image=image):
             return classifier(functional_call(encoder, theta, (image[None],))).log_softmax(-1)[0]
 
-        p, jacobian = log_p(theta).exp(), jacrev(log_p)(theta)
+        with sdpa_kernel(SDPBackend.MATH):
+            p, jacobian = log_p(theta).exp(), jacrev(log_p)(theta)
         for key in found:
             found[key] += torch.einsum("c,c...->...", p, jacobian[key].square()) / count
     return found

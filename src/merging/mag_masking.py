@@ -59,7 +59,9 @@ class MagnitudePruned(Merge):
     per_task: bool = True
 
     def vector(self, task: str, setting: Setting) -> TaskVector:
-        return magnitude_mask(self.problem, task, self.k) * self.problem.vector(task)
+        threshold = magnitude_threshold(self.problem, task, self.k)
+        taus = ((key, self.problem.tensor(task, key)) for key in self.problem.keys)
+        return TaskVector(vector={key: tau.where(tau.abs() >= threshold, 0.0) for key, tau in taus})
 
 
 @register(
