@@ -36,6 +36,7 @@ from src.experiments import merging
 from src.merging.base import Method, load_methods
 from src.merging.names import listing
 from src.runtime.distributed import spmd, world_size
+from src.runtime.messages import UsageError
 from src.runtime.program import USER_ERRORS, exit_on_user_error
 
 
@@ -44,15 +45,16 @@ from src.runtime.program import USER_ERRORS, exit_on_user_error
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line; `argv`: overrides in the place of the process's own, run once.
 
-    An error that a user can mend is told in a line; the other jobs of a --multirun run all the same, and the exit
-    status is then 1 (under Hydra's own launcher: a job that another launcher sent away tells its error in its log).
+    An error that a user can mend is told in a line; the other jobs of a --multirun run all the same. The exit status is
+    then 2 where there were errors of usage alone, else 1 (under Hydra's own launcher: a job that another launcher sent
+    away tells its error in its log).
     """
     if "--methods" in (sys.argv[1:] if argv is None else argv):
         print(listing())
         return
     load_methods()
     ConfigStore.instance().store(name="flags", node=shared_flags())
-    failed = []
+    failed: list[Exception] = []
 
     def job(cfg: DictConfig) -> None:
         flags = {str(key): value for key, value in cast(dict, OmegaConf.to_container(cfg, resolve=True)).items()}
@@ -74,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         with hydra.initialize(config_path="config", version_base="1.3"):
             job(hydra.compose("config", overrides=list(argv)))
     if failed:
-        raise SystemExit(1)
+        raise SystemExit(2 if all(isinstance(error, UsageError) for error in failed) else 1)
 
 
 if __name__ == "__main__":

@@ -9,39 +9,18 @@ Writes results/<suite>/figures/*.png and .pdf. A figure whose results are missin
 makes them.
 """
 
-from argparse import Namespace
-from pathlib import Path
-
-from src.reporting import figures, style
-from src.reporting.runs import parse_runs, reporting_parser
-from src.runtime import results
-from src.runtime.messages import nearest
+from src.args import parse_reporting, reporting_parser
+from src.reporting.figures import FIGURES, PICTURES, make_figures
+from src.reporting.runs import Runs
 from src.runtime.program import exit_on_user_error
 
 
 @exit_on_user_error
 def main(argv=None) -> None:
-    parser = reporting_parser(__doc__)
-    parser.add_argument(
-        "names", nargs="*", metavar="FIGURE", help=f"{', '.join([*figures.FIGURES, *figures.PICTURES])}"
-    )
-    parser.add_argument("--seed", type=int, default=1, help="whose pictures the contact sheet shows")
-    parser.add_argument("--data-location", type=Path, default=Path("data"), help="folder of the real data sets")
-    parser.add_argument("--cache-dir", type=Path, default=Path("cache"), help="drawn images")
-    args = parser.parse_args(argv)
-    runs = parse_runs(parser, args)
-    complete = Namespace(**vars(args) | {"suite": runs.suite, "model": runs.model, "save": Path("checkpoints")})
-    known = figures.FIGURES | figures.PICTURES
-    for name in args.names:
-        if name not in known:
-            parser.error(f"figure {name!r} does not exist{nearest(name, list(known))} Known: {', '.join(known)}")
-    for name in args.names or figures.FIGURES:
-        try:
-            drawn = figures.PICTURES[name](complete) if name in figures.PICTURES else figures.FIGURES[name](runs)
-        except results.MissingResult as missing:
-            print(f"{name}: skipped: {missing}")
-            continue
-        print(f"{name} -> {', '.join(map(str, style.save(drawn, runs.paths.figures(), runs.stem(name))))}")
+    parser = reporting_parser(__doc__, images=True)
+    parser.add_argument("names", nargs="*", metavar="FIGURE", help=", ".join([*FIGURES, *PICTURES]))
+    run, options = parse_reporting(parser, argv)
+    make_figures(Runs(run.suite, run.model, run.paths.results, options["seeds"]), run, options["names"])
 
 
 if __name__ == "__main__":

@@ -4,34 +4,24 @@
     python make_tables.py --suite vision --model ViT-B-32
     python make_tables.py --readme README.md                # also put them between the markers of README.md
 
-Writes results/<suite>/tables/*.md, .tex and .csv, and results/<suite>/claims.md. Seed 0, on which settings were chosen,
-is left out where there are others. A missing result leaves an empty cell; the command that fills it stands below.
+Writes results/<suite>/tables/*.md, .tex and .csv, results/<suite>/claims.md, and results/<suite>/accuracies.csv: every
+number of every result, one a row, for tables and plots of your own. Seed 0, on which settings were chosen, is left out
+of tables and claims where there are others. A missing result leaves an empty cell, and below the table stands the
+command that fills it.
 """
 
-from pathlib import Path
-
-from src.reporting import claims, tables
-from src.reporting.runs import parse_runs, reporting_parser
-from src.runtime.paths import ROOT
+from src.args import parse_reporting, reporting_parser
+from src.reporting.runs import Runs
+from src.reporting.tables import make_tables
 from src.runtime.program import exit_on_user_error
 
 
 @exit_on_user_error
 def main(argv=None) -> None:
     parser = reporting_parser(__doc__)
-    parser.add_argument("--readme", type=Path, help="file whose block between the markers is replaced")
-    args = parser.parse_args(argv)
-    runs = parse_runs(parser, args)
-    made = tables.make(runs)
-    tables.write(made, runs.paths.tables())
-    ledger = runs.paths.claims().with_stem(runs.stem("claims"))
-    tables.write_text(ledger, f"# Claims of the papers, tested\n\n{claims.ledger(runs)}")
-    if args.readme:
-        shown = [tables.markdown(table) for table in made if table.in_readme]
-        tables.embed(ROOT / args.readme, "\n".join([*shown, "### Claims", "", claims.ledger(runs, "####")]))
-    print(
-        f"{len(made)} tables over seeds {', '.join(map(str, runs.seeds)) or 'none'} -> {runs.paths.tables()}, {ledger}"
-    )
+    parser.add_argument("--readme", help="file whose block between the markers is replaced")
+    run, options = parse_reporting(parser, argv)
+    make_tables(Runs(run.suite, run.model, run.paths.results, options["seeds"]), options["readme"])
 
 
 if __name__ == "__main__":

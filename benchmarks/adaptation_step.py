@@ -36,7 +36,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from src.merging.adamerging import AdaMerging  # noqa: E402
 from src.merging.adaptation import MergedModel, entropy  # noqa: E402
-from src.merging.base import Problem  # noqa: E402
+from src.merging.base import Problem, Unlabelled  # noqa: E402
 from src.merging.concrete_mask import ConcreteMask  # noqa: E402
 from src.runtime import results  # noqa: E402
 from src.runtime.seeds import event_seed  # noqa: E402
@@ -81,12 +81,12 @@ def synthetic(args: argparse.Namespace) -> Problem:
     tower = tower.to(args.device)
     heads = {task: nn.Linear(args.features, 10).requires_grad_(False) for task in tasks}
 
-    def batches(task: str, split: str, batch_size: int, number: int) -> torch.Tensor:
+    def batch(task: str, split: str, batch_size: int, number: int) -> torch.Tensor:
         generator = torch.Generator().manual_seed(event_seed(task, number))
         return torch.randn(batch_size, 3, args.side, args.side, generator=generator).to(args.device)
 
     finetuned = {task: Drawn(start, number) for number, task in enumerate(tasks)}
-    return Problem(start, finetuned, encoder=lambda: tower, batches=batches, head=heads.__getitem__)
+    return Problem(start, finetuned, images=Unlabelled(lambda: tower, batch, heads.__getitem__))
 
 
 class OneGraph(MergedModel):
@@ -182,7 +182,7 @@ def main() -> None:
                 f"   {times:5.2f} x the time, {memory:5.2f} x the memory"
             )
     if args.output:
-        results.write(args.output, record, args, started)
+        results.write(args.output, record, vars(args), started)
 
 
 if __name__ == "__main__":

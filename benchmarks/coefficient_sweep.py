@@ -12,7 +12,6 @@ import io
 import statistics
 import sys
 import time
-from argparse import Namespace
 from contextlib import nullcontext
 from pathlib import Path
 from unittest import mock
@@ -28,9 +27,11 @@ from src.args import add_search, base_parser, parse
 from src.datasets import loading as data
 from src.datasets.base import Pixels
 from src.evaluation import Line, score
+from src.experiments.addition import coefficients
 from src.heads import get_classification_head
 from src.linearize import LinearizedImageEncoder
 from src.modeling import ImageEncoder
+from src.run import Run
 
 TASK, SPLIT = "signs", "val"
 
@@ -61,16 +62,16 @@ def random_direction(encoder) -> dict[str, torch.Tensor]:
 
 
 @torch.no_grad()
-def published_loop(args, direction, coefs, tangent: bool) -> list[float]:
+def published_loop(run: Run, direction, coefs, tangent: bool) -> list[float]:
     """Accuracy at each coefficient, every one by loading the weights and reading the images again."""
-    encoder = ImageEncoder(args)
-    model = LinearizedImageEncoder(args, image_encoder=encoder) if tangent else encoder
+    encoder = ImageEncoder(run)
+    model = LinearizedImageEncoder(run, image_encoder=encoder) if tangent else encoder
     theta0 = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    head = get_classification_head(args, TASK)
+    head = get_classification_head(run, TASK)
     accuracies = []
     for alpha in coefs:
         model.load_state_dict({n: w + alpha * direction[n] if n in direction else w for n, w in theta0.items()})
-        batches = data.evaluation_batches(args, encoder, TASK, SPLIT)
+        batches = data.evaluation_batches(run, encoder, TASK, SPLIT)
         right = [(head(model(images)).argmax(1) == labels) for images, labels in batches]
         accuracies.append(torch.cat(right).float().mean().item())
     return accuracies
@@ -81,25 +82,25 @@ def main() -> None:
     add_search(parser)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
-    args: Namespace = parse(parser)
-    torch.set_num_threads(args.threads)
-    coefs = tuple(float(a) for a in np.linspace(0, 1, args.n_eval_points))
-    encoder = store.encoder(args)
+    run, options = parse(parser)
+    torch.set_num_threads(options["threads"])
+    coefs = coefficients(options["n_eval_points"] or run.protocol.n_eval_points)
+    encoder = store.encoder(run)
     direction = random_direction(encoder)
-    jpegs = Jpegs(data.examples(args, TASK, SPLIT), encoder.image_size)
+    jpegs = Jpegs(data.examples(run, TASK, SPLIT), encoder.image_size)
 
     def swept(points, tangent):
-        return lambda: [s.accuracy for s in score(args, TASK, SPLIT, [Line(direction, points)], tangent)[0]]
+        return lambda: score(run, TASK, SPLIT, Line(direction, points), tangent).accuracy
 
     ways = {
         "linear, one coefficient": (swept((1.0,), True), None),
         "linear, one jvp for all": (swept(coefs, True), None),
-        "linear, published loop": (lambda: published_loop(args, direction, coefs, True), None),
+        "linear, published loop": (lambda: published_loop(run, direction, coefs, True), None),
         "standard, decoded once": (swept(coefs, False), jpegs),
-        "standard, published loop": (lambda: published_loop(args, direction, coefs, False), jpegs),
+        "standard, published loop": (lambda: published_loop(run, direction, coefs, False), jpegs),
     }
     seconds, accuracies = {name: [] for name in ways}, {}
-    for _ in range(args.rounds):
+    for _ in range(options["rounds"]):
         for name, (way, source) in ways.items():
             with mock.patch.object(data, "evaluation_pixels", source) if source else nullcontext():
                 start = time.perf_counter()

@@ -216,7 +216,7 @@ def main() -> None:
             record[method] = {way: measure(way, method, Path(folder), args) for way in args.ways}
             compare(record[method])
     if args.output:
-        results.write(args.output, record, args, started)
+        results.write(args.output, record, vars(args), started)
 
 
 if __name__ == "__main__":

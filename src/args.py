@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from src.datasets.corruptions import SEVERITIES
+from src.datasets.registry import SUITES
 from src.modes import EVALUATED, TRAINED
 from src.run import Corruption, Run, pair_names
 from src.runtime.distributed import check_devices, leave_to_the_first, under_torchrun
@@ -30,6 +31,11 @@ class Parser(argparse.ArgumentParser):
         super().error(message)
 
 
+def command_parser(prog: str, doc: str | None) -> Parser:
+    """Of a module that is run as `python -m`, without the flags of the scripts."""
+    return Parser(prog=f"python -m {prog}", description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
 def base_parser(doc: str | None, modes: Sequence[str] | None = EVALUATED) -> Parser:
     """The flags of every script; `modes` are the choices of `--finetuning-mode`, None leaves it out."""
     parser = Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -38,7 +44,10 @@ def base_parser(doc: str | None, modes: Sequence[str] | None = EVALUATED) -> Par
     parser.add_argument("--model", help="ViT-Mini (default), ViT-B-32, ViT-B-16, ViT-L-14, any open_clip name")
     parser.add_argument("--suite", help="mini or vision; by default the suite that the model is meant for")
     parser.add_argument(
-        "--tasks", nargs="+", metavar="TASK", help="names (commas or spaces); default: all of the suite"
+        "--tasks",
+        nargs="+",
+        metavar="TASK",
+        help="names, or how many of the suite's first; default: 8 on mini, 20",
     )
     parser.add_argument("--seed", type=int, default=1, help="of everything; mini draws its images from it too")
     parser.add_argument("--save", type=Path, default=Places.save, help="folder of checkpoints")
@@ -102,6 +111,31 @@ def reproduction_parser(doc: str | None, stages: Sequence[str]) -> Parser:
     parser.add_argument("--extended", action="store_true", help="also merging-*, unseen, adaptation-more, robustness")
     parser.add_argument("--dry-run", action="store_true", help="print the commands; run nothing")
     return parser
+
+
+def reporting_parser(doc: str | None, images: bool = False) -> Parser:
+    """The flags of make_tables.py and make_figures.py; images: those too that say whose images are shown."""
+    parser = Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--suite", choices=SUITES, help="by default the suite that the model is meant for")
+    parser.add_argument("--model", help="default: the suite's own, ViT-Mini without --suite")
+    parser.add_argument("--results", type=Path, default=Places.results, help="folder of results")
+    parser.add_argument(
+        "--seeds", type=_numbers, help="such as 1,2,5-7; default: all but 0, on which settings were chosen"
+    )
+    if images:
+        parser.add_argument("--seed", type=int, default=1, help="whose pictures the contact sheet shows")
+        parser.add_argument("--data-location", type=Path, default=Places.data, help="folder of the real data sets")
+        parser.add_argument("--cache-dir", type=Path, default=Places.cache, help="drawn images")
+    return parser
+
+
+def parse_reporting(parser: Parser, argv: Sequence[str] | None = None) -> tuple[Run, dict[str, Any]]:
+    """The run whose results are reported, with the seed whose images are shown, and all other flags by name."""
+    flags = vars(parser.parse_args(argv))
+    folders = {"data_location": "data", "cache_dir": "cache", "results": "results"}
+    places = Places(**{field: flags.pop(flag) for flag, field in folders.items() if flag in flags})
+    run = Run.of(flags.pop("model"), flags.pop("suite"), seed=flags.pop("seed", 1), device="cpu", places=places)
+    return run, flags | {"seeds": tuple(flags["seeds"]) if flags["seeds"] else None}
 
 
 def _numbers(text: str) -> list[int]:

@@ -278,6 +278,6 @@ def _unpack(packed: np.ndarray, shape: Sequence[int]) -> torch.Tensor:
 
 
 if __name__ == "__main__":
-    from src.published.convert import main  # here, because the converters read and write through this file
+    import runpy  # `convert` has moved; its documented address stays
 
-    main()
+    runpy.run_module("src.published.convert", run_name="__main__")

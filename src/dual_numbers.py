@@ -48,7 +48,10 @@ def fused_jvp(
 
 def _split(x: Any) -> tuple[Any, Tensor | None]:
     """(value, tangent) of a dual number; the tangent of anything else is None."""
-    return tuple(forward_ad.unpack_dual(x)) if isinstance(x, Tensor) and x.is_floating_point() else (x, None)
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        return x, None
+    dual = forward_ad.unpack_dual(x)
+    return dual.primal, dual.tangent
 
 
 def _tangent(x: Any) -> Any:

@@ -27,7 +27,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from src.dual_numbers import fused_jvp
 from src.modeling import ImageEncoder
 
-Weights = dict[str, torch.Tensor]
+Weights = Mapping[str, torch.Tensor]
 
 
 def plain_jvp(
@@ -39,10 +39,10 @@ def plain_jvp(
     module's own. Both results have the structure of the module's output.
     """
     with forward_mode_attention():
-        f0, jd, *_ = torch.func.jvp(
-            lambda p: functional_call(module, p | fixed, inputs, kwargs), (params,), (direction,)
+        terms = torch.func.jvp(
+            lambda p: functional_call(module, {**p, **fixed}, inputs, kwargs), (params,), (direction,)
         )
-    return f0, jd
+    return terms[0], terms[1]
 
 
 class LinearizedModel(nn.Module):
@@ -81,7 +81,7 @@ class LinearizedModel(nn.Module):
     def forward(self, *inputs: Any, **kwargs: Any) -> Any:
         self._keep_evaluating()
         _refuse_gradients_of(inputs, kwargs)
-        params: Weights = {**dict(self.named_parameters())}
+        params = dict(self.named_parameters())
         plain = not self.fused or _transformed(params, inputs, kwargs)
         with _forward_mode(self._function):
             f0, jd = (self._plain if plain else self._fused)(params, inputs, kwargs)
@@ -100,7 +100,7 @@ class LinearizedModel(nn.Module):
             direction = {name: p - self.params0[name] for name, p in moved.items()}
         start = {name: _AtStart.apply(p, self.params0[name]) for name, p in moved.items()}
         fixed = {name: p0 for name, p0 in self.params0.items() if name not in moved}
-        return fused_jvp(self._function, start, direction, self.buffers0 | fixed, inputs, kwargs)
+        return fused_jvp(self._function, start, direction, {**self.buffers0, **fixed}, inputs, kwargs)
 
     def train(self, mode: bool = True) -> "LinearizedModel":
         """Remember `mode` in `training`; the function that is linearized stays in evaluation mode."""
@@ -129,8 +129,8 @@ class LinearizedModel(nn.Module):
     def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
         self._function._save_to_state_dict(destination, prefix, keep_vars)
 
-    def _load_from_state_dict(self, *args: Any) -> None:
-        self._function._load_from_state_dict(*args)
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._function._load_from_state_dict(*args, **kwargs)
 
 
 class LinearizedImageEncoder(LinearizedModel):
@@ -223,11 +223,11 @@ class _AtStart(torch.autograd.Function):
         return theta0.view_as(theta0)
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
         if torch.is_grad_enabled():
             # A second derivative would see θ0's second derivatives of f, which f_lin does not have.
             raise RuntimeError("second derivatives need LinearizedModel(model, fused=False)")
-        return gradient, None
+        return gradients[0], None
 
 
 def _tensors(*nests: Any) -> Iterator[torch.Tensor]:
@@ -249,7 +249,7 @@ def _transformed(*nests: Any) -> bool:
     return any(debug_unwrap(tensor, recurse=False) is not tensor for tensor in _tensors(*nests))
 
 
-def _copies(what: str, source: Weights, like: Weights) -> Weights:
+def _copies(what: str, source: Weights, like: Weights) -> dict[str, torch.Tensor]:
     """Copies of `source` with the devices and types of `like`, after checking that names and shapes agree."""
     if names := sorted(source.keys() ^ like.keys()):
         raise ValueError(f"model and init_model differ in their {what}: {', '.join(names[:4])}")

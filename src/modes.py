@@ -12,7 +12,7 @@ class Mode:
     """A row. Every experiment, table and figure takes what it says of a mode from here.
 
     name: what --finetuning-mode calls it.
-    title: its name in tables and figures.
+    title: its name in tables and figures; short: where room is short.
     published: its name in the tangent paper's tables, as published.csv has it.
     single_task: the published file name of its single-task accuracies.
     trained_as: the mode of finetune.py whose checkpoints it takes; None for the pre-trained model, which has none.
@@ -22,6 +22,7 @@ class Mode:
 
     name: str
     title: str
+    short: str
     published: str
     single_task: str
     trained_as: str | None
@@ -44,6 +45,7 @@ MODES: dict[str, Mode] = {
         Mode(
             "none",
             "pre-trained",
+            "pre-trained",
             published="Pre-trained",
             single_task="zeroshot_accuracies",
             trained_as=None,
@@ -54,6 +56,7 @@ MODES: dict[str, Mode] = {
         Mode(
             "standard",
             "non-linear fine-tuning",
+            "non-linear",
             published="Non-lin. FT",
             single_task="ft_accuracies",
             trained_as="standard",
@@ -64,6 +67,7 @@ MODES: dict[str, Mode] = {
         Mode(
             "posthoc",
             "post-hoc linearization",
+            "post-hoc",
             published="Post-hoc lin.",
             single_task="posthoc_ft_accuracies",
             trained_as="standard",
@@ -75,6 +79,7 @@ MODES: dict[str, Mode] = {
         Mode(
             "linear",
             "linear fine-tuning",
+            "linear",
             published="Linear. FT",
             single_task="linear_ft_accuracies",
             trained_as="linear",

@@ -120,11 +120,18 @@ def default_device() -> str:
 
 
 def task_names(names: str | Iterable[str] | None, suite: registry.Suite) -> tuple[str, ...]:
-    """Names of the suite's tasks; all of them for None. Raises UsageError for an unknown one, and for a name twice."""
+    """Names of the suite's tasks, also from how many of its first; its default for None.
+
+    Raises UsageError for an unknown name, for a name twice, for none, and for more than there are.
+    """
     if names is None:
-        return suite.tasks
+        return suite.default
     chunks = [names] if isinstance(names, str) else names
     tasks = tuple(name for chunk in chunks for name in chunk.split(",") if name)
+    if len(tasks) == 1 and tasks[0].isdecimal():
+        if not 1 <= (count := int(tasks[0])) <= len(suite.tasks):
+            raise UsageError(f"--tasks: expected a number from 1 to {len(suite.tasks)}, or names; found {count}")
+        return suite.tasks[:count]
     for name in tasks:
         if name not in suite.tasks:
             raise UsageError(

@@ -1,29 +1,38 @@
-"""Made-up results in the shapes that the scripts write, for tests of tables, figures and claims: no model is run.
+"""Made-up results in the schema that the scripts write, for tests of tables, figures and claims: no model is run.
 
-Numbers follow formulas, not a random generator, so that they are the same with every version of every library.
+Every record is checked against src/records.py before it is written. Numbers follow formulas, not a random generator, so
+that they are the same with every version of every library.
 """
 
 import json
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from src import records
 from src.datasets import registry
+from src.experiments.registry import ADDITION, DISENTANGLEMENT, EXPERIMENTS, NEGATION, NTK, SINGLE_TASK
+from src.merging.base import METHODS, label, load_methods
+from src.merging.names import folder, unseen_label
+from src.modes import EVALUATED, TRAINED
 
 SUITE = registry.suite("mini")
-TASKS, CONTROL = SUITE.tasks, SUITE.control
-MODES = ("standard", "linear", "posthoc")
+TASKS, CONTROL = SUITE.default, SUITE.control
 SINGLE = {"none": 0.52, "standard": 0.94, "linear": 0.92, "posthoc": 0.85}
 ADDED = {"standard": 0.74, "linear": 0.78, "posthoc": 0.70}
-MERGED = {
-    "zeroshot": 0.52,
-    "average": 0.66,
-    "sum": 0.74,
-    "ties": 0.75,
-    "consensus": 0.76,
-    "consensus_use_ties=True": 0.755,
-    "mag_masking": 0.86,
-    "tall_mask": 0.935,
-    "tall_mask_use_ties=True": 0.937,
+Chosen = tuple[str, tuple[tuple[str, Any], ...]]  # a method, and options that are not its defaults
+TIES = (("use_ties", True),)
+MERGED: dict[Chosen, float] = {
+    ("zeroshot", ()): 0.52,
+    ("average", ()): 0.66,
+    ("sum", ()): 0.74,
+    ("ties", ()): 0.75,
+    ("consensus", ()): 0.76,
+    ("consensus", TIES): 0.755,
+    ("mag_masking", ()): 0.86,
+    ("tall_mask", ()): 0.935,
+    ("tall_mask", TIES): 0.937,
 }
 
 
@@ -37,33 +46,37 @@ def write(folder: Path, seeds=(1, 2, 3), model: str = SUITE.model, merges: bool 
     return folder
 
 
-def dump(path: Path, record: dict) -> None:
+def dump(path: Path, record: Mapping[str, Any]) -> None:
+    """Write a record with its provenance, checked against the schema that its name stands for."""
+    names = {row.result(choice): row.name for row in EXPERIMENTS.values() for choice in row.choices}
+    merged = "vectors" if path.stem == "vectors" else "merging"
+    document = json.loads(json.dumps({**record, "provenance": {"command": "made up", "config": {}}}))
+    records.checked(document, records.SCHEMAS[names.get(path.stem, merged)], path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record | {"provenance": {"command": "made up"}}), encoding="utf-8")
+    path.write_text(json.dumps(document), encoding="utf-8")
 
 
-def pretrained(seed: int, merges: bool = True) -> dict[str, dict]:
+def pretrained(seed: int, merges: bool = True) -> dict[str, Mapping[str, Any]]:
     """name -> record, of one seed."""
-    found = {"zeroshot_accuracies": single_task("none", seed)}
-    names = {"standard": "ft_accuracies", "linear": "linear_ft_accuracies", "posthoc": "posthoc_ft_accuracies"}
-    for mode in MODES:
-        found[names[mode]] = single_task(mode, seed)
-        found[f"addition_{mode}"] = addition(mode, seed)
-        found[f"negation_{mode}"] = negation(mode, seed)
-        found[f"disentanglement_{mode}"] = disentanglement(mode, seed)
-    for reduction in ("trace", "sum"):
-        found[f"ntk_{reduction}"] = ntk(seed, 6.0 if reduction == "trace" else 4.0)
+    made: dict[str, Mapping[str, Any]] = {SINGLE_TASK.result("none"): single_task("none", seed)}
+    for mode in EVALUATED:
+        made[SINGLE_TASK.result(mode)] = single_task(mode, seed)
+        made[ADDITION.result(mode)] = addition(mode, seed)
+        made[NEGATION.result(mode)] = negation(mode, seed)
+        made[DISENTANGLEMENT.result(mode)] = disentanglement(mode, seed)
+    for reduction in NTK.choices:
+        made[NTK.result(reduction)] = ntk(seed, reduction, 6.0 if reduction == "trace" else 4.0)
     if merges:
-        found |= merging(seed) | adapting(seed)
-    return found
+        made |= merging(seed) | adapting(seed)
+    return made
 
 
-def random_init(seed: int) -> dict[str, dict]:
-    found = {"zeroshot_accuracies": single_task("none", seed, level=0.08)}
-    for mode, name, level in (("standard", "ft_accuracies", 0.55), ("linear", "linear_ft_accuracies", 0.43)):
-        found[name] = single_task(mode, seed, level=level)
-        found[f"addition_{mode}"] = merge(TASKS, mode, seed, 0.10, 0.08, level) | {"settings": [0.0, 1.0]}
-    return found | {f"ntk_{reduction}": ntk(seed, 1.2) for reduction in ("trace", "sum")}
+def random_init(seed: int) -> dict[str, Mapping[str, Any]]:
+    made: dict[str, Mapping[str, Any]] = {SINGLE_TASK.result("none"): single_task("none", seed, level=0.08)}
+    for mode, level in zip(TRAINED, (0.55, 0.43)):
+        made[SINGLE_TASK.result(mode)] = single_task(mode, seed, level=level)
+        made[ADDITION.result(mode)] = merge(TASKS, mode, seed, 0.10, 0.08, level)
+    return made | {NTK.result(reduction): ntk(seed, reduction, 1.2) for reduction in NTK.choices}
 
 
 def wobble(*key: float) -> float:
@@ -71,46 +84,64 @@ def wobble(*key: float) -> float:
     return math.sin(sum((12.9898 + 65.233 * i) * (value + 1) for i, value in enumerate(key)))
 
 
-def single_task(mode: str, seed: int, level: float | None = None) -> dict:
+def single_task(mode: str, seed: int, level: float | None = None) -> Mapping[str, Any]:
     level = SINGLE[mode] if level is None else level
     spread = 0.5 * level * (1 - level)
-    record = {task: level + spread * wobble(i) + 0.006 * wobble(i, seed) for i, task in enumerate(TASKS)}
-    record |= {f"{task}Val": value + 0.002 for task, value in record.items()}
+    accuracies = {task: level + spread * wobble(i) + 0.006 * wobble(i, seed) for i, task in enumerate(TASKS)}
+    accuracies |= {f"{task}{records.VALIDATION}": value + 0.002 for task, value in accuracies.items()}
     control = 0.97 if mode == "none" else 0.9 + 0.01 * wobble(seed)
-    return record | {CONTROL: control, f"{CONTROL}Val": control, "losses": {}, "n": {}, "control_per_task": {}}
+    accuracies |= {CONTROL: control, f"{CONTROL}{records.VALIDATION}": control}
+    about: records.SingleTask = {
+        "losses": {field: 1.5 * (1 - value) for field, value in accuracies.items()},
+        "n": dict.fromkeys(accuracies, 1000),
+        "control_per_task": {},
+    }
+    return {**accuracies, **about}
 
 
-def merge(tasks, mode: str, seed: int, level: float, start: float, single: float, setting=(0.0, 0.5, 1.0)) -> dict:
-    """A record of evaluation.evaluate_merge. level, start, single: accuracies of the merge, of θ0, of fine-tuning."""
-    middle = len(setting) // 2
+def merge(
+    tasks: Sequence[str],
+    mode: str,
+    seed: int,
+    level: float,
+    start: float,
+    single: float,
+    settings: Sequence[float] = (0.0, 0.5, 1.0),
+) -> records.Addition:
+    """A record of merging/evaluate.py. level, start, single: accuracies of the merge, of θ0, of fine-tuning."""
+    middle = len(settings) // 2
     accuracy = {t: level + 0.05 * wobble(i) + 0.005 * wobble(i, seed, level) for i, t in enumerate(tasks)}
     zeroshot = {t: start + 0.5 * start * (1 - start) * wobble(i) for i, t in enumerate(tasks)}
     alone = {t: single + 0.02 * wobble(i, 7) for i, t in enumerate(tasks)}
-    curves = {t: [accuracy[t] - 0.3 * (s - setting[middle]) ** 2 for s in setting] for t in tasks}
+    curves = {t: [accuracy[t] - 0.3 * (s - settings[middle]) ** 2 for s in settings] for t in tasks}
     return {
         "tasks": list(tasks),
         "finetuning_mode": mode,
-        "settings": list(setting),
+        "settings": list(settings),
         "chosen_per_task": False,
-        "chosen": dict.fromkeys(tasks, setting[middle]),
+        "chosen": dict.fromkeys(tasks, settings[middle]),
         "at_edge": False,
         "val": {
             "accuracy": curves,
-            "mean_accuracy": [mean(c[i] for c in curves.values()) for i in range(len(setting))],
-            "mean_normalised": [mean(c[i] / alone[t] for t, c in curves.items()) for i in range(len(setting))],
+            "mean_accuracy": [mean(c[i] for c in curves.values()) for i in range(len(settings))],
+            "mean_normalised": [mean(c[i] / alone[t] for t, c in curves.items()) for i in range(len(settings))],
         },
-        "test": summary(accuracy, alone),
+        "test": {**summary(accuracy, alone), "loss": {task: 1.5 * (1 - value) for task, value in accuracy.items()}},
         "zeroshot": summary(zeroshot, alone),
         "denominators": {"val": alone, "test": alone},
-        "n": {},
+        "n": {"val": dict.fromkeys(tasks, 400), "test": dict.fromkeys(tasks, 1000)},
         "info": {},
     }
 
 
-def summary(accuracy: dict, alone: dict) -> dict:
+def summary(accuracy: Mapping[str, float], alone: Mapping[str, float]) -> records.Summary:
     normalised = {task: value / alone[task] for task, value in accuracy.items()}
-    means = {"mean_accuracy": mean(accuracy.values()), "mean_normalised": mean(normalised.values())}
-    return {"accuracy": accuracy, "normalised": normalised, **means}
+    return {
+        "accuracy": accuracy,
+        "normalised": normalised,
+        "mean_accuracy": mean(accuracy.values()),
+        "mean_normalised": mean(normalised.values()),
+    }
 
 
 def mean(values) -> float:
@@ -118,11 +149,11 @@ def mean(values) -> float:
     return math.fsum(values) / len(values)
 
 
-def addition(mode: str, seed: int) -> dict:
+def addition(mode: str, seed: int) -> records.Addition:
     return merge(TASKS, mode, seed, ADDED[mode], SINGLE["none"], SINGLE[mode], [i / 20 for i in range(21)])
 
 
-def negation(mode: str, seed: int) -> dict:
+def negation(mode: str, seed: int) -> records.Negation:
     """Target falls and control slowly after it; the third task's control is never kept in posthoc."""
     coefs = [i / 20 for i in range(21)]
     speed = {"standard": 2.0, "linear": 4.0, "posthoc": 3.0}[mode]
@@ -147,11 +178,11 @@ def negation(mode: str, seed: int) -> dict:
         "tasks": tasks,
         "mean_target": mean(r["test"]["target"] for r in tasks.values()),
         "mean_control": mean(r["test"]["control"] for r in tasks.values()),
-        "n": {},
+        "n": {"val": {CONTROL: 504}, "test": {CONTROL: 1008}},
     }
 
 
-def disentanglement(mode: str, seed: int, points: int = 13) -> dict:
+def disentanglement(mode: str, seed: int, points: int = 13) -> records.Disentanglement:
     """ξ grows away from the axes, where one coefficient is zero and nothing can interfere."""
     alphas = [-3 + 6 * i / (points - 1) for i in range(points)]
     width = {"standard": 1.2, "posthoc": 2.0, "linear": 2.4}[mode]
@@ -177,7 +208,7 @@ def disentanglement(mode: str, seed: int, points: int = 13) -> dict:
     return {"finetuning_mode": mode, "pairs": pairs}
 
 
-def ntk(seed: int, ratio: float, points: int = 24) -> dict:
+def ntk(seed: int, reduction: str, ratio: float, points: int = 24) -> records.Kernel:
     """Energies of a task, of held-out images of it, and of a control that has a `ratio`-th of them."""
     pairs = []
     for number, (task, control) in enumerate(SUITE.ntk_pairs):
@@ -195,69 +226,88 @@ def ntk(seed: int, ratio: float, points: int = 24) -> dict:
             "control": control,
             "ranks": [5, 10, 20, 0.9],
             "nystrom": shared | {"energy": energy, "ratio": ratios, "ratio_heldout": ratios},
-            "joint": shared | {"energy": joint, "ratio": ratios, "ratio_of_shuffled_labels": [1.3] * 4},
+            "joint": shared
+            | {"energy": joint, "ratio": ratios, "ratio_of_shuffled_labels": [1.3] * 4, "task_share": [0.5] * 4},
         })  # fmt: skip
-    return {"reduction": "trace", "num_samples": points, "pairs": pairs}
+    return {"reduction": reduction, "num_samples": points, "pairs": pairs}
 
 
-def merging(seed: int) -> dict[str, dict]:
+def place(method: str, tasks: Sequence[str], mode: str = "standard", unseen: Sequence[str] = (), **options: Any) -> str:
+    """The name of a result of main.py."""
+    load_methods()
+    named = unseen_label(label(METHODS[method](**options)), unseen)
+    return f"{folder(SUITE.name, tasks, mode, 'visual')}/{named}"
+
+
+def merging(seed: int) -> dict[str, Mapping[str, Any]]:
     """main.py's results: every method on 8 tasks, some on fewer, the sweep over k, tangent modes, cosines."""
-    found = {}
+    made: dict[str, Mapping[str, Any]] = {}
     for count in (2, 4, 6, 8):
         tasks = TASKS[:count]
-        for label, level in MERGED.items():
-            fall = 0.012 if label.startswith("tall") else 0.25 if label not in ("zeroshot", "mag_masking") else 0.0
-            level = level + fall * (8 - count) / 6 * (0.94 - level if level < 0.9 else 0.01)
-            found[f"merging/{count}task/standard-visual/{label}"] = merged(label, tasks, "standard", seed, level)
+        for (method, options), level in MERGED.items():
+            falls = 0.012 if method == "tall_mask" else 0.25 if method not in ("zeroshot", "mag_masking") else 0.0
+            level = level + falls * (8 - count) / 6 * (0.94 - level if level < 0.9 else 0.01)
+            record = merged(method, tasks, "standard", seed, level, **dict(options))
+            made[place(method, tasks, **dict(options))] = record
     for mode in ("linear", "posthoc"):
-        for label in ("sum", "tall_mask"):
-            record = merged(label, TASKS, mode, seed, MERGED[label] - 0.01)
-            found[f"merging/8task/{mode}-visual/{label}"] = record
+        for method in ("sum", "tall_mask"):
+            level = MERGED[method, ()] - 0.01
+            made[place(method, TASKS, mode)] = merged(method, TASKS, mode, seed, level)
     for k in (1, 3, 4, 5, 6, 7, 8, 9):
-        for use_ties in (False, True):
-            label = f"consensus_prun_thre_k={k}{'_use_ties=True' if use_ties else ''}"
-            level = max(0.52, 0.755 - 0.035 * abs(k - 2) ** 1.2 * (1.4 if use_ties else 1))
-            found[f"merging/8task/standard-visual/{label}"] = merged(label, TASKS, "standard", seed, level)
+        for options in ({}, dict(TIES)):
+            level = max(0.52, 0.755 - 0.035 * abs(k - 2) ** 1.2 * (1.4 if options else 1))
+            options = {"prun_thre_k": k, **options}
+            record = merged("consensus", TASKS, "standard", seed, level, **options)
+            made[place("consensus", TASKS, **options)] = record
     cosine = [[1.0 if i == j else 0.1 + 0.08 * wobble(min(i, j), max(i, j)) for i in range(8)] for j in range(8)]
-    found["merging/8task/standard-visual/vectors"] = {
+    vectors: records.Vectors = {
         "finetuning_mode": "standard",
         "scope": "visual",
         "tasks": list(TASKS),
         "cosine": cosine,
         "norm": [1.0] * 8,
     }
-    return found
+    return made | {f"{folder(SUITE.name, TASKS, 'standard', 'visual')}/vectors": vectors}
 
 
-def merged(label: str, tasks, mode: str, seed: int, level: float) -> dict:
-    method = next(
-        name
-        for name in ("consensus", "tall_mask", "mag_masking", "zeroshot", "average", "sum", "ties")
-        if label.startswith(name)
-    )
+def merged(
+    method: str, tasks: Sequence[str], mode: str, seed: int, level: float, encoders: Any = None, **options: Any
+) -> records.Merging:
+    """options: those that are not the defaults."""
+    load_methods()
     count, size = len(tasks), 0.9e6
-    record = merge(tasks, mode, seed, level, SINGLE["none"], SINGLE["standard"], (0.2, 0.3, 0.4))
-    options = {"use_ties": "use_ties=True" in label}
-    if method == "consensus":
-        options["prun_thre_k"] = int(label.partition("k=")[2][0]) if "k=" in label else 2
     masked = method in ("tall_mask", "mag_masking")
-    if masked:
-        record |= {"chosen_per_task": True, "info": {"masks": masks(tasks, seed, options["use_ties"])}}
     bits = {"merged": 32 * size, "finetuned": 32 * size * count, "masked": (64 + count) * size}
-    storage = bits | {"this": bits["masked" if masked else "merged"]}
-    about = {"method": method, "label": label, "options": options, "scope": "visual", "storage": storage}
-    return record | about
+    record: records.Merging = {
+        **merge(tasks, mode, seed, level, SINGLE["none"], SINGLE["standard"], (0.2, 0.3, 0.4)),
+        "method": method,
+        "label": label(METHODS[method](**options)),
+        "options": METHODS[method].defaults() | options,
+        "scope": "visual",
+        "encoders": encoders or {},
+        "parameters": {"scope": 900_000, "encoder": 900_000},
+        "storage": {
+            "this": bits["masked" if masked else "merged"],
+            "merged": bits["merged"],
+            "finetuned": bits["finetuned"],
+            "masked": bits["masked"],
+        },
+    }
+    if masked:
+        record["chosen_per_task"] = True
+        record["info"] = {"masks": masks(tasks, seed, "use_ties" in options)}
+    return record
 
 
-CONCRETE = "concrete_subspace/clip_concrete_"
-ADAPTED = {
-    f"{CONCRETE}task_arithmetic": 0.79,
-    "adamerging_granularity=task": 0.76,
-    "adamerging_pp_granularity=task": 0.77,
-    f"{CONCRETE}task_wise_adamerging": 0.80,
-    "adamerging": 0.85,
-    "adamerging_pp": 0.855,
-    f"{CONCRETE}layer_wise_adamerging": 0.89,
+TASK_WISE = (("granularity", "task"),)
+ADAPTED: dict[Chosen, float] = {
+    ("concrete_task_arithmetic", ()): 0.79,
+    ("adamerging", TASK_WISE): 0.76,
+    ("adamerging_pp", TASK_WISE): 0.77,
+    ("concrete_task_wise_adamerging", ()): 0.80,
+    ("adamerging", ()): 0.85,
+    ("adamerging_pp", ()): 0.855,
+    ("concrete_layer_wise_adamerging", ()): 0.89,
 }
 UNSEEN = "digits", "land"
 SEEN = tuple(task for task in TASKS if task not in UNSEEN)
@@ -269,45 +319,65 @@ LAYERS = ["conv1.weight", "positional_embedding"] + [
 LAYERS = sorted(f"model.visual.{name}" for name in [*LAYERS, "ln_post.weight", "proj"])
 
 
-def adapting(seed: int) -> dict[str, dict]:
+def adapting(seed: int) -> dict[str, Mapping[str, Any]]:
     """main.py's results of methods that adapt: on test, one on validation, on six tasks, on corrupted images."""
-    found, folder = {}, "merging/8task/standard-visual"
-    for label, level in ADAPTED.items():
-        found[f"{folder}/{label}"] = adapted(label, TASKS, seed, level)
-    found[f"{folder}/adamerging_adapt_on=val"] = adapted("adamerging_adapt_on=val", TASKS, seed, 0.84)
-    unseen = f"_unseen={'+'.join(UNSEEN)}"
+    made: dict[str, Mapping[str, Any]] = {}
+    for (method, options), level in ADAPTED.items():
+        made[place(method, TASKS, **dict(options))] = adapted(method, TASKS, seed, level, **dict(options))
+    made[place("adamerging", TASKS, adapt_on="val")] = adapted("adamerging", TASKS, seed, 0.84, adapt_on="val")
     on_six = {
-        f"sum{unseen}": (0.60, merged(f"sum{unseen}", SEEN, "standard", seed, 0.78)),
-        f"{CONCRETE}task_arithmetic{unseen}": (0.66, adapted(f"{CONCRETE}task_arithmetic{unseen}", SEEN, seed, 0.82)),
+        "sum": (0.60, merged("sum", SEEN, "standard", seed, 0.78)),
+        "concrete_task_arithmetic": (0.66, adapted("concrete_task_arithmetic", SEEN, seed, 0.82)),
     }
-    for label, (level, record) in on_six.items():
-        accuracy = {task: level + 0.03 * wobble(i) + 0.004 * wobble(i, seed) for i, task in enumerate(UNSEEN)}
-        alone = dict.fromkeys(UNSEEN, 0.94)
-        record["unseen"] = {"tasks": list(UNSEEN), "zeroshot": summary(dict.fromkeys(UNSEEN, 0.55), alone)}
-        record["unseen"] |= summary(accuracy, alone)
-        found[f"merging/6task_0/standard-visual/{label}"] = record
-    for corruption, loss in (("motion_blur_5", 0.1), ("contrast_5", 0.2)):
-        place = f"corrupted/{corruption}/{folder}"
-        found[f"{place}/sum"] = merged("sum", TASKS, "standard", seed, MERGED["sum"] - loss)
-        found[f"{place}/adamerging"] = adapted("adamerging", TASKS, seed, ADAPTED["adamerging"] - loss / 2)
-    return found
+    for method, (level, record) in on_six.items():
+        made[place(method, SEEN, unseen=UNSEEN)] = {**record, "unseen": unseen(seed, level)}
+    for name, loss in (("motion_blur", 0.1), ("contrast", 0.2)):
+        corruption: records.Corruption = {"name": name, "severity": 5, "splits": ["test"]}
+        arithmetic = merged("sum", TASKS, "standard", seed, MERGED["sum", ()] - loss)
+        layer_wise = adapted("adamerging", TASKS, seed, ADAPTED["adamerging", ()] - loss / 2)
+        for record in (arithmetic, layer_wise):
+            where = f"corrupted/{name}_5/{place(record['method'], TASKS)}"
+            made[where] = {**record, "corruption": corruption}
+    return made
 
 
-def adapted(label: str, tasks, seed: int, level: float) -> dict:
-    """A record of a method that adapts: accuracies climb and entropies fall exponentially, step by step."""
-    method = label.partition("_unseen")[0].partition("_granularity")[0].partition("_adapt_on")[0]
-    concrete, layers = method.startswith(CONCRETE), method != f"{CONCRETE}task_arithmetic" and "task" not in label
+def unseen(seed: int, level: float) -> records.Unseen:
+    accuracy = {task: level + 0.03 * wobble(i) + 0.004 * wobble(i, seed) for i, task in enumerate(UNSEEN)}
+    alone = dict.fromkeys(UNSEEN, 0.94)
+    return {
+        **summary(accuracy, alone),
+        "tasks": list(UNSEEN),
+        "loss": dict.fromkeys(UNSEEN, 0.5),
+        "zeroshot": summary(dict.fromkeys(UNSEEN, 0.55), alone),
+        "denominators": alone,
+    }
+
+
+def adapted(method: str, tasks: Sequence[str], seed: int, level: float, **options: Any) -> records.Merging:
+    """A record of a method that adapts, λ fixed at 1: nothing is left to choose."""
+    record = merged(method, tasks, "standard", seed, level, **options)
+    settled = merge(tasks, "standard", seed, level, SINGLE["none"], SINGLE["standard"], (1.0,))
+    return {**record, **settled, "adaptation": course(method, tasks, seed, level, record["options"])}
+
+
+def course(
+    method: str, tasks: Sequence[str], seed: int, level: float, options: Mapping[str, Any]
+) -> records.Adaptation:
+    """Accuracies climb and entropies fall exponentially, step by step."""
+    concrete = method.startswith("concrete")
+    layer_wise = options.get("granularity") == "layer" or method == "concrete_layer_wise_adamerging"
     phases = {"lambda": 25}
     if concrete:
-        phases = {"mask": 50} if method.endswith("task_arithmetic") else {"meta": 50, "lambda": 25}
-    split = "val" if "adapt_on=val" in label else "test"
-    steps, watched = list(range(1, sum(phases.values()) + 1)), []
+        phases = {"mask": 50} if method == "concrete_task_arithmetic" else {"meta": 50, "lambda": 25}
+    steps = list(range(1, sum(phases.values()) + 1))
+    watched: list[tuple[int, str]] = []
     for phase, count in phases.items():
         first = watched[-1][0] if watched else 0
         watched += [(first + step, phase) for step in range(0, count + 1, 5)]
-    names = LAYERS if layers else ["all"]
-    about = {
-        "adapt_on": split,
+    columns = len(LAYERS) if layer_wise else 1
+    by_tensor = {name: 0.5 + 0.1 * wobble(j, 3) + 0.01 * wobble(j, seed) for j, name in enumerate(LAYERS)}
+    return {
+        "adapt_on": options["adapt_on"],
         "variant": "original",
         "settings": {"coef": 0.3},
         "steps": phases,
@@ -329,33 +399,20 @@ def adapted(label: str, tasks, seed: int, level: float) -> dict:
         },
         "lambda": {
             "tasks": list(tasks),
-            "layers": LAYERS if layers else None,
-            "values": [[0.3 + 0.2 * wobble(i, j) for j in range(len(names))] for i in range(len(tasks))],
+            "layers": LAYERS if layer_wise else None,
+            "values": [[0.3 + 0.2 * wobble(i, j) for j in range(columns)] for i in range(len(tasks))],
         },
         "lambda_curve": {
             "step": steps,
             "tasks": {t: [0.3 + 0.002 * s * wobble(i) for s in steps] for i, t in enumerate(tasks)},
         },
-        "mask": None,
+        "lambda_layers_curve": None,
+        "density_curve": None,
+        "mask": {"final": "seeded", "density": 0.5, "probability": 0.51, "by_tensor": by_tensor} if concrete else None,
     }
-    if concrete:
-        by_tensor = {name: 0.5 + 0.1 * wobble(j, 3) + 0.01 * wobble(j, seed) for j, name in enumerate(LAYERS)}
-        about["mask"] = {"final": "seeded", "density": 0.5, "probability": 0.51, "by_tensor": by_tensor}
-    options = {"adapt_on": split} | ({} if concrete else {"granularity": "layer" if layers else "task"})
-    record = merge(tasks, "standard", seed, level, SINGLE["none"], SINGLE["standard"], (1.0,))
-    storage = {"this": 32 * 0.9e6, "merged": 32 * 0.9e6, "finetuned": 32 * 0.9e6 * len(tasks), "masked": 72 * 0.9e6}
-    about = {
-        "method": method,
-        "label": label,
-        "options": options,
-        "scope": "visual",
-        "storage": storage,
-        "adaptation": about,
-    }
-    return record | about
 
 
-def masks(tasks, seed: int, use_ties: bool) -> dict:
+def masks(tasks: Sequence[str], seed: int, use_ties: bool) -> records.Masks:
     count, peak = len(tasks), 2 if use_ties else 3
     weights = [
         math.exp(-((k - peak) ** 2) / (3 if use_ties else 9)) + 0.02 + 0.002 * wobble(seed, k) for k in range(count + 1)
@@ -366,5 +423,11 @@ def masks(tasks, seed: int, use_ties: bool) -> dict:
         for j in range(count)
     ]
     density = {task: 0.32 + 0.06 * wobble(i, use_ties) + 0.004 * wobble(i, seed) for i, task in enumerate(tasks)}
-    shares = {"catastrophic": usage[0], "selfish": usage[1], "universal": usage[-1]}
-    return {"density": density, "usage": usage, "iou": iou, **shares}
+    return {
+        "density": density,
+        "usage": usage,
+        "iou": iou,
+        "catastrophic": usage[0],
+        "selfish": usage[1],
+        "universal": usage[-1],
+    }

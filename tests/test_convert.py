@@ -214,7 +214,7 @@ def test_both_commands_convert(tmp_path, path, module):
     assert len(Checkpoint(path, model="small")) == len(encoder_weights(small_clip()))
     (tmp_path / "x.pt").write_bytes(b"PK and no more")
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 1 and done.stderr.startswith(f"{tmp_path / 'x.pt'}: damaged or truncated file")
+    assert done.returncode == 1 and done.stderr.startswith(f"error: {tmp_path / 'x.pt'}: damaged or truncated file")
 
 
 @pytest.mark.parametrize("writer", ["np.save", "np.save, old", "torch.save"])

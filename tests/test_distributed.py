@@ -4,24 +4,28 @@ import json
 import os
 import subprocess
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from src import training
+from src import checkpoints, store, training
 from src.datasets import loading as data
 from src.datasets.base import Pixels
 from src.datasets.examples import BadFile, CorruptImage
 from src.evaluation import ORIGIN, Line, score
 from src.modeling import ImageEncoder
+from src.runtime import results
 from src.runtime.distributed import World, check_devices, cores
 from src.runtime.messages import UsageError
 from src.runtime.parallel import map_tasks
 from src.runtime.paths import ROOT
 
 two_cores = pytest.mark.skipif(cores() < 2, reason="needs 2 cores")
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 
 
 def test_cores_are_those_of_this_process(monkeypatch):
@@ -122,9 +126,8 @@ def test_ranks_count_every_image_once_and_hand_their_errors_on(make_run, tmp_pat
     ]
     program = tmp_path / "program.py"
     program.write_text(SHARING.format(root=str(ROOT), tests=str(ROOT / "tests")))
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(program)]
     flags = ("--seed=0", "--device=cpu", f"--cache-dir={mini_cache}", f"--save={run.places.save}")
-    done = subprocess.run([*launcher, *flags], capture_output=True, text=True, timeout=400)
+    done = subprocess.run([*TORCHRUN, str(program), *flags], capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr
     found, after = done.stdout.strip().splitlines()  # rank 0 alone speaks
     for ours, theirs in zip(expected, json.loads(found), strict=True):
@@ -179,8 +182,7 @@ def test_evaluation_scripts_under_torchrun(tmp_path, mini_cache):
         return subprocess.run(command, capture_output=True, text=True, timeout=400, env=environment)
 
     found = {}
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    for name, launcher in (("two", torchrun), ("one", [sys.executable])):
+    for name, launcher in (("two", TORCHRUN), ("one", [sys.executable])):
         done = run(launcher, "eval_single_task.py", "--finetuning-mode=none", f"--results={tmp_path}/{name}")
         assert done.returncode == 0, done.stderr
         (file,) = (tmp_path / name).rglob("zeroshot_accuracies.json")
@@ -188,7 +190,74 @@ def test_evaluation_scripts_under_torchrun(tmp_path, mini_cache):
     for field in ("digits", "digitsVal", "control", "controlVal", "n"):
         assert found["two"][field] == found["one"][field]
     # What a user has to mend ends rank 0 with its line, and the other rank with it.
-    done = run(torchrun, "eval_task_addition.py", f"--results={tmp_path}/two")
+    done = run(TORCHRUN, "eval_task_addition.py", f"--results={tmp_path}/two")
     assert done.returncode != 0
     assert done.stderr.count("error: expected") + done.stderr.count("error: /") == 1, done.stderr
     assert "python finetune.py" in done.stderr
+
+
+@two_cores
+def test_ranks_adapt_as_one_process_does(make_run, tmp_path):
+    """Rank 0 adapts, watches and saves; the others get what it learned."""
+    run = make_run("--tasks=digits,signs")
+    store.write_pretrained(run)
+    start, generator = dict(store.pretrained(run)), torch.Generator().manual_seed(0)
+    for task in run.tasks:
+        moved = {k: p + 0.01 * torch.randn(p.shape, generator=generator) for k, p in start.items() if p.ndim}
+        header = dict(model=run.model, task=task, mode="standard", seed=0)
+        checkpoints.save(run.paths.checkpoint(task, "standard"), start | moved, header)
+    one = dict.fromkeys(("digits", "digitsVal", "signs", "signsVal"), 0.5)
+    found, heard = {}, {}
+    for name, launcher in (("two", TORCHRUN), ("one", [sys.executable])):
+        own = replace(run, places=replace(run.places, results=tmp_path / name))
+        for mode in ("none", "standard"):
+            results.write(own.paths.single_task(mode), one, own.config(), time.time())
+        flags = ("method=concrete_task_arithmetic", "method.mask_steps=3", "eval_every=2", "save_every=1", "jobs=1")
+        places = (f"save={own.places.save}", f"results={own.places.results}", f"cache_dir={own.places.cache}")
+        command = [*launcher, str(ROOT / "main.py"), *flags, *places, "tasks=[digits,signs]", "seed=0", "device=cpu"]
+        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        assert done.returncode == 0, done.stderr
+        (file,) = own.places.results.rglob("concrete_task_arithmetic*.json")
+        found[name], heard[name] = json.loads(file.read_text()), len(done.stdout.splitlines())
+    assert heard["two"] == heard["one"] and not list(run.places.save.rglob("*.state"))
+    for part in ("test", "val"):
+        assert found["two"][part]["accuracy"] == found["one"][part]["accuracy"]
+    assert found["two"]["n"] == found["one"]["n"]
+    for part in ("entropy", "watched", "density_curve"):
+        assert found["two"]["adaptation"][part] == found["one"]["adaptation"][part]
+
+
+APART = """
+import sys
+sys.path.insert(0, {root!r})
+from src.runtime.distributed import gathered, rank, spmd
+from src.runtime.program import exit_on_user_error
+
+@exit_on_user_error
+@spmd
+def main(argv=None):
+    if rank() == {which}:
+        raise FileNotFoundError("no such file")
+    gathered(None)
+
+main()
+"""
+
+
+@two_cores
+@pytest.mark.parametrize("which", ["rank()", "1"], ids=["all ranks", "one rank"])
+def test_ranks_tell_an_error_once(tmp_path, which):
+    program = tmp_path / "program.py"
+    program.write_text(APART.format(root=str(ROOT), which=which))
+    done = subprocess.run([*TORCHRUN, str(program)], capture_output=True, text=True)
+    assert done.returncode != 0
+    assert done.stderr.count("error: no such file") == 1, done.stderr
+    assert "onnection" not in done.stderr and "stopped;" not in done.stderr, done.stderr
+
+
+@two_cores
+@pytest.mark.parametrize("script", ["finetune.py", "eval_task_addition.py"])
+def test_ranks_tell_a_wrong_flag_once(script):
+    command = [*TORCHRUN, str(ROOT / script), "--tasks=sings", "--device=cpu"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode != 0 and done.stderr.count("did you mean signs") == 1, done.stderr

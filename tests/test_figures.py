@@ -1,5 +1,7 @@
 """Every figure is drawn from made-up results; what is missing is skipped with the command that makes it."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 import synthetic_results
@@ -7,7 +9,11 @@ from matplotlib import pyplot as plt
 from PIL import Image
 
 import make_figures
-from src.reporting import figures, style, tables
+from src.experiments.registry import DISENTANGLEMENT
+from src.merging import base
+from src.reporting import figures, pictures, style, tables
+from src.reporting.methods import Group, results_of, the
+from src.reporting.result import VECTORS
 from src.reporting.runs import Runs
 from src.runtime.results import MissingResult
 
@@ -34,7 +40,7 @@ def test_every_figure_says_what_it_misses(tmp_path, name):
 def test_heat_maps_show_error_over_both_coefficients_and_the_box(folder):
     runs = Runs("mini", "ViT-Mini", folder)
     drawn = figures.FIGURES["fig10_disentanglement_linear"](runs)
-    first = [record["pairs"][0] for record in runs.get("disentanglement_linear").values()]
+    first = [record["pairs"][0] for record in runs.of(DISENTANGLEMENT, "linear").values()]
     error = 100 * np.mean([pair["error"] for pair in first], 0)
     shown = drawn.axes[0].collections[0].get_array().reshape(13, 13)
     assert np.allclose(shown, error.T)  # a row for each α2
@@ -45,7 +51,7 @@ def test_heat_maps_show_error_over_both_coefficients_and_the_box(folder):
 
 def test_a_ratio_over_no_energy_has_no_point_and_no_cell(tmp_path):
     synthetic_results.write(tmp_path, seeds=(1,), merges=False)
-    record = synthetic_results.ntk(1, 6.0)
+    record = synthetic_results.ntk(1, "trace", 6.0)
     record["pairs"][0]["nystrom"]["ratio_heldout"][1] = None
     record["pairs"][0]["joint"]["ratio_of_shuffled_labels"][1] = None
     synthetic_results.dump(tmp_path / "mini/ViT-Mini/seed_1/ntk_trace.json", record)
@@ -61,7 +67,7 @@ def test_a_ratio_over_no_energy_has_no_point_and_no_cell(tmp_path):
 def test_cosines_of_task_vectors_are_those_of_the_results(folder):
     runs = Runs("mini", "ViT-Mini", folder)
     drawn = figures.FIGURES["task_vector_cosines"](runs)
-    record = next(iter(runs.get("merging/8task/standard-visual/vectors").values()))
+    record = next(iter(runs.find(VECTORS, mode="standard").values()))
     shown = drawn.axes[0].images[0].get_array()
     assert np.allclose(shown[0, 1:], record["cosine"][0][1:]) and shown.mask.diagonal().all()
     plt.close(drawn)
@@ -72,8 +78,46 @@ def test_accuracy_of_zero_shot_against_the_number_of_tasks_needs_no_run_of_its_o
     for file in tmp_path.rglob("zeroshot.json"):
         file.unlink()
     drawn = figures.FIGURES["number_of_tasks"](Runs("mini", "ViT-Mini", tmp_path))
-    assert [line.get_label() for line in drawn.axes[0].lines][:2] == ["zero-shot", "task arithmetic"]
+    labels = [line.get_label() for line in drawn.axes[0].lines]
+    assert labels[0] == "zero-shot" and "task arithmetic" in labels
     plt.close(drawn)
+
+
+def records(runs: Runs, method: str) -> list[dict]:
+    """Of a method with its default options on the eight tasks."""
+    options = the(method).options
+    return [r.record for r in results_of(runs, Group(runs.main_tasks)) if (r.method, r.options) == (method, options)]
+
+
+def test_a_new_method_is_in_the_figures_that_compare_methods(tmp_path):
+    synthetic_results.write(tmp_path, seeds=(1,))
+
+    @base.register("mine", title="My method", paper="2401.00001")
+    @dataclass
+    class Mine(base.Method):
+        def merge(self, problem):
+            raise NotImplementedError
+
+    try:
+        for count in (4, 8):
+            tasks = synthetic_results.TASKS[:count]
+            name = synthetic_results.place("mine", tasks)
+            record = synthetic_results.merged("mine", tasks, "standard", 1, 0.8)
+            synthetic_results.dump(tmp_path / f"mini/ViT-Mini/seed_1/{name}.json", record)
+        for name in ("radar", "number_of_tasks"):
+            drawn = figures.FIGURES[name](Runs("mini", "ViT-Mini", tmp_path))
+            assert "My method" in [line.get_label() for line in drawn.axes[0].lines]
+            plt.close(drawn)
+        adapted = {
+            **record,
+            "adaptation": synthetic_results.course("mine", record["tasks"], 1, 0.8, {"adapt_on": "test"}),
+        }
+        synthetic_results.dump(next(tmp_path.rglob("8task/*/mine.json")), adapted)
+        drawn = figures.FIGURES["adaptation"](Runs("mini", "ViT-Mini", tmp_path))
+        assert "My method" in [line.get_label() for line in drawn.axes[1].lines]
+        plt.close(drawn)
+    finally:
+        del base.METHODS["mine"]
 
 
 def test_learning_is_shown_phase_by_phase_on_a_shared_axis(folder):
@@ -82,8 +126,7 @@ def test_learning_is_shown_phase_by_phase_on_a_shared_axis(folder):
     left, right = drawn.axes
     assert left.get_shared_y_axes().joined(left, right)
     assert [line.get_label() for line in right.lines][-1] == "Concrete AdaMerging, layer-wise"
-    course = runs.merged(runs.main_tasks).records["concrete_subspace/clip_concrete_layer_wise_adamerging"]
-    watched = [record["adaptation"]["watched"] for record in course.values()]
+    watched = [record["adaptation"]["watched"] for record in records(runs, "concrete_layer_wise_adamerging")]
     means = np.mean([np.mean(list(w["accuracy"].values()), 0) for w in watched], 0)
     steps, accuracies = right.lines[-1].get_data()
     assert list(steps) == [0, 5, 10, 15, 20, 25]  # counted from the start of the phase
@@ -94,13 +137,13 @@ def test_learning_is_shown_phase_by_phase_on_a_shared_axis(folder):
 def test_coefficients_stand_in_the_order_of_the_network(folder):
     runs = Runs("mini", "ViT-Mini", folder)
     drawn = figures.FIGURES["lambda_heat_map"](runs)
-    records = runs.merged(runs.main_tasks).records["adamerging"].values()
-    layers = next(iter(records))["adaptation"]["lambda"]["layers"]
-    values = np.mean([record["adaptation"]["lambda"]["values"] for record in records], 0)
+    coefficients = [record["adaptation"]["lambda"] for record in records(runs, "adamerging")]
+    layers = coefficients[0]["layers"]
+    values = np.mean([of_seed["values"] for of_seed in coefficients], 0)
     shown = drawn.axes[0].images[0].get_array()
     assert np.allclose(shown[:, 0], values[:, layers.index("model.visual.conv1.weight")])
     assert np.allclose(shown[:, -1], values[:, layers.index("model.visual.proj")])
-    assert [label.get_text() for label in drawn.axes[1].get_xticklabels()] == [
+    assert [label.get_text() for label in drawn.axes[2].get_xticklabels()] == [
         "input", "block 1", "block 2", "block 3", "block 4", "output",
     ]  # fmt: skip
     plt.close(drawn)
@@ -129,7 +172,7 @@ def test_an_unknown_figure_is_refused_with_the_nearest(folder, capsys):
 def test_contact_sheet_shows_the_pictures_as_they_are(tmp_path):
     random = np.random.default_rng(0)
     rows = {name: random.integers(0, 256, (20, 32, 32, 3), dtype=np.uint8) for name in ("one", "two words")}
-    png, _ = style.save(figures.contact_sheet(rows), tmp_path, "contact")
+    png, _ = style.save(pictures.contact_sheet(rows), tmp_path, "contact")
     sheet = np.asarray(Image.open(png).convert("RGB"))
     shown = sheet[68 : 68 + 64 : 2, -68 : -68 + 64 : 2]  # the last picture of the second row, every other pixel
     assert np.array_equal(shown, rows["two words"][-1])
@@ -137,9 +180,9 @@ def test_contact_sheet_shows_the_pictures_as_they_are(tmp_path):
 
 def test_examples_of_a_contact_sheet_are_of_many_classes():
     labels = np.random.default_rng(0).permutation(np.arange(600) % 84)
-    picked = figures.of_many_classes(labels, 20)
+    picked = pictures.of_many_classes(labels, 20)
     assert len(set(labels[picked])) == 20 and labels[picked].max() - labels[picked].min() > 70
     labels = np.arange(100) % 8
-    picked = figures.of_many_classes(labels, 20)
+    picked = pictures.of_many_classes(labels, 20)
     assert len(set(picked)) == 20 and set(labels[picked]) == set(range(8))
-    assert len(figures.of_many_classes(np.array([0, 1, 1]), 20)) == 3
+    assert len(pictures.of_many_classes(np.array([0, 1, 1]), 20)) == 3

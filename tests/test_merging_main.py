@@ -5,9 +5,14 @@ The first images of the mini suite, seed 0; checkpoints are drawn instead of tra
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 import time
+from collections import Counter
+from contextlib import contextmanager
+from dataclasses import replace
 
 import hydra
 import numpy as np
@@ -21,15 +26,19 @@ import reproduce
 import src.merging
 from src import args as arguments
 from src import checkpoints, store
-from src.datasets import loading as data
-from src.datasets import registry
+from src.datasets import loading, registry
 from src.datasets.base import Pixels
-from src.merging import base
+from src.experiments import merging, reproduction
+from src.merging import base, names
+from src.merging.ties import Ties
+from src.run import Run
 from src.runtime import results
-from src.runtime.paths import ROOT, Paths
+from src.runtime.paths import ROOT
 
+base.load_methods()  # before a test puts another registry in its place
 IMAGES = 10  # of each split
-TASKS = registry.suite("mini").tasks
+SUITE = registry.suite("mini")
+TASKS, LARGER = SUITE.default, SUITE.tasks[:14]
 PAIRED = ("digits", "signs")
 PAIR = "DATASETS=[digits,signs]"
 METHODS = {
@@ -54,12 +63,12 @@ class Workplace:
         self.overrides = [f"{name}={place}" for name, place in places.items()]
         self.overrides += ["model=ViT-Mini", "seed=0", "device=cpu", "jobs=1"]
         self.flags = [f"--{text.replace('_', '-', 1)}" for text in self.overrides]
-        self.args = arguments.parse(arguments.base_parser(""), self.flags)
-        self.paths = Paths.of(self.args)
+        self.run = arguments.parse(arguments.base_parser(""), self.flags)[0]
+        self.paths = self.run.paths
 
     def draw(self, mode: str, tasks) -> None:
         """θ0, and θ0 plus noise for each task."""
-        store.save_pretrained(self.args)
+        store.write_pretrained(self.run)
         start, generator = checkpoints.load(self.paths.pretrained()), torch.Generator().manual_seed(0)
         for task in tasks:
             weights = dict(start)
@@ -69,7 +78,7 @@ class Workplace:
             header = dict(model="ViT-Mini", task=task, mode=mode, seed=0)
             checkpoints.save(self.paths.checkpoint(task, mode), weights, header)
 
-    def run(self, *overrides: str) -> None:
+    def call(self, *overrides: str) -> None:
         main.main([*self.overrides, *overrides])
 
     def record(self, label: str, group: str = "8task/standard-visual") -> dict:
@@ -80,7 +89,7 @@ class Workplace:
 
     @property
     def pair_name(self) -> str:
-        return main.tasks_name(arguments.parse(arguments.base_parser(""), ["--tasks=digits,signs"]), {})
+        return names.tasks_name("mini", PAIRED)
 
     def files(self) -> dict:
         return {path: path.stat().st_mtime_ns for path in self.folder.rglob("*") if path.is_file()}
@@ -88,28 +97,28 @@ class Workplace:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory, mini_cache):
-    whole = data.evaluation_pixels
+    whole = loading.evaluation_pixels
 
     def first(*which) -> Pixels:
         found = whole(*which)
         return Pixels(found.pixels[:IMAGES], found.labels[:IMAGES])
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data, "evaluation_pixels", first)
+        patch.setattr(loading, "evaluation_pixels", first)
         made = Workplace(tmp_path_factory.mktemp("merging"), mini_cache)
-        made.draw("standard", TASKS)
+        made.draw("standard", LARGER)
         made.draw("linear", PAIRED)
         for mode, accuracy in {"none": 0.5, "standard": 0.9, "linear": 0.8, "posthoc": 0.7}.items():
-            fields = {task + suffix: accuracy for task in TASKS for suffix in ("", "Val")}
-            results.write(made.paths.single_task(mode), fields, made.args, started=time.time())
+            fields = {task + suffix: accuracy for task in LARGER for suffix in ("", "Val")}
+            results.write(made.paths.single_task(mode), fields, made.run.config(), started=time.time())
         yield made
-    store._encoder.cache_clear()
+    store.encoder.cache_clear()
 
 
 @pytest.mark.parametrize("mode", ["standard", "linear", "posthoc"])
 def test_every_method_runs_in_every_mode(place, mode):
     for label, override in METHODS.items():
-        place.run(PAIR, override, f"finetuning_mode={mode}")
+        place.call(PAIR, override, f"finetuning_mode={mode}")
         found = place.pair(label, mode)
         assert found["label"] == label and found["tasks"] == ["digits", "signs"] and found["finetuning_mode"] == mode
         assert found["n"] == {split: {"digits": IMAGES, "signs": IMAGES} for split in ("val", "test")}
@@ -123,7 +132,7 @@ def test_every_method_runs_in_every_mode(place, mode):
 
 
 def test_storage_is_in_bits_and_of_the_files(place):
-    place.run(PAIR, "method=tall_mask", "overwrite=True")
+    place.call(PAIR, "method=tall_mask", "overwrite=True")
     found = place.pair("tall_mask")
     weights, encoder = found["parameters"]["scope"], found["parameters"]["encoder"]
     assert 0.8e6 < weights < encoder < 1.2e6
@@ -136,7 +145,7 @@ def test_storage_is_in_bits_and_of_the_files(place):
 
 def test_published_scope_counts_the_frozen_tensors_and_scores_the_same(place):
     for scope in ("visual", "published"):
-        place.run(PAIR, "method=sum", f"scope={scope}", "overwrite=True")
+        place.call(PAIR, "method=sum", f"scope={scope}", "overwrite=True")
     visual, published = place.pair("sum"), place.record("sum", f"{place.pair_name}/standard-published")
     assert published["scope"] == "published" and published["test"] == visual["test"]
     assert published["parameters"]["scope"] == published["parameters"]["encoder"] > visual["parameters"]["scope"]
@@ -158,7 +167,7 @@ def test_published_scope_counts_the_frozen_tensors_and_scores_the_same(place):
     ],
 )
 def test_the_published_commands(place, command, label):
-    place.run(*command.split())
+    place.call(*command.split())
     found = place.record(label)
     assert found["tasks"] == list(TASKS)
     if "load_mask" in command:
@@ -167,70 +176,290 @@ def test_the_published_commands(place, command, label):
 
 
 def test_tasks_by_number_and_by_name(place):
-    place.run("num_tasks=3", "method=zeroshot")
+    place.call("num_tasks=3", "method=zeroshot")
     assert place.record("zeroshot", "3task/standard-visual")["tasks"] == list(TASKS[:3])
-    place.run("num_tasks=20", "method=zeroshot")  # all there are
+    place.call("num_tasks=14", "method=zeroshot")
+    assert place.record("zeroshot", "14task/standard-visual")["tasks"] == list(LARGER)
+    place.call("method=zeroshot")
     assert place.record("zeroshot")["tasks"] == list(TASKS)
-    place.run(f"tasks=[{TASKS[0]}]", "method=average", "num_tasks=8")
+    place.call(f"tasks=[{TASKS[0]}]", "method=average", "num_tasks=8")
     assert place.record("average", "1task/standard-visual")["chosen"] == {TASKS[0]: 1}
 
 
 def test_a_result_is_computed_once(place, capsys):
-    place.run(PAIR, "method=average")
+    place.call(PAIR, "method=average")
     before = place.files()
-    place.run(PAIR, "method=average")
+    place.call(PAIR, "method=average")
     assert "there already" in capsys.readouterr().out and place.files() == before
+
+
+@contextmanager
+def edited(path, change):
+    """A result with changes, as if another version of the program had written it; afterwards it is as it was."""
+    before = path.read_text()
+    record = json.loads(before)
+    change(record)
+    path.write_text(json.dumps(record))
+    yield
+    path.write_text(before)
+
+
+@pytest.mark.parametrize(
+    ("entry", "earlier", "said"),
+    [
+        (("method", "k"), 10.0, ("method.k = 20.0", "method.k = 10.0")),
+        (("method", "reduce"), "sum", ("method.reduce = mean", "method.reduce = sum")),
+        (("tasks",), ["digits", "letters"], ("['digits', 'signs']", "['digits', 'letters']")),
+    ],
+)
+def test_a_result_of_other_options_under_the_same_name_is_refused_before_work(
+    place, capsys, monkeypatch, entry, earlier, said
+):
+    """As after a default was changed: the name tells the options that are not their defaults."""
+    place.call(PAIR, "method=ties")
+    path = place.paths.result(f"merging/{place.pair_name}/standard-visual/ties")
+    monkeypatch.setattr(Ties, "merge", lambda *which: pytest.fail("it merges before it looks"))
+
+    def change(record):
+        *outer, last = ("provenance", "config", *entry)
+        for key in outer:
+            record = record[key]
+        record[last] = earlier
+
+    with edited(path, change):
+        before = place.files()
+        with pytest.raises(SystemExit) as ended:
+            place.call(PAIR, "method=ties")
+        told = capsys.readouterr().err
+        assert ended.value.code == 1 and told.startswith("error: ") and told.count("\n") == 1
+        asked, found = told.split("; found one of ")
+        assert said[0] in asked and said[1] in found and str(path) in asked and "overwrite=True" in found
+        assert place.files() == before
+
+
+def test_an_option_that_an_older_result_does_not_tell_is_no_difference(place, capsys):
+    place.call(PAIR, "method=ties")
+    path = place.paths.result(f"merging/{place.pair_name}/standard-visual/ties")
+    with edited(path, lambda record: record["provenance"]["config"]["method"].pop("reduce")):
+        place.call(PAIR, "method=ties")
+        assert "there already" in capsys.readouterr().out
 
 
 HALF = """
 from dataclasses import dataclass
 
-from src.merging.base import Merge, Method, Problem, register, scaled
+from src.merging.base import Merge, Method, Problem, Variant, register, scaled
 from src.merging.task_arithmetic import multi_task_vector
+from src.runtime.messages import UsageError
 
 
-@register("half")
+@register(
+    "half",
+    title="half of the sum",
+    paper="2601.00001",
+    stage="merging",
+    variants=[Variant("a third of the sum", {"alpha": 1 / 3}, spelling="third")],
+)
 @dataclass
 class Half(Method):
     alpha: float = 0.5
 
     def merge(self, problem: Problem) -> Merge:
+        if self.alpha == 13:
+            raise ValueError("the author's own fault")
+        if self.alpha > 1:
+            raise UsageError(f"alpha: expected at most 1; got {self.alpha}")
         return scaled(problem, multi_task_vector(problem), [self.alpha])
 """
 
 
-def test_a_method_is_one_file(place, tmp_path, monkeypatch):
+@pytest.fixture
+def half(tmp_path, monkeypatch):
+    """A folder with somebody's method, which main.py finds."""
     (tmp_path / "half.py").write_text(HALF)
     monkeypatch.setattr(src.merging, "__path__", [*src.merging.__path__, str(tmp_path)])
-    place.run(PAIR, "method=half", "method.alpha=0.4")
-    base.METHODS.pop("half"), sys.modules.pop("src.merging.half")
-    place.run(PAIR, "method=sum", "method.alphas=[0.4]")
+    monkeypatch.setattr(base, "METHODS", dict(base.METHODS))
+    yield tmp_path
+    sys.modules.pop("src.merging.half", None)
+
+
+def test_a_method_is_one_file(place, half):
+    place.call(PAIR, "method=half", "method.alpha=0.4")
+    place.call(PAIR, "method=sum", "method.alphas=[0.4]")
     assert place.pair("half_alpha=0.4")["test"] == place.pair("sum_alphas=-0.4-")["test"]
+
+
+def test_what_a_methods_file_says_makes_its_rows_and_the_names_of_its_results(place, half):
+    titles = [variant.title for variant in base.variants()]
+    assert titles.index("a third of the sum") == titles.index("half of the sum") + 1
+    (row,) = [variant for variant in base.variants("merging") if variant.method == "half"]
+    assert row.title == "half of the sum" and row.published_name("tall") is None
+    run = replace(place.run, tasks=PAIRED)
+    other = next(variant for variant in base.variants() if variant.title == "a third of the sum")
+    written = [(variant, run.paths.result(merging.variant_result(run, variant))) for variant in (row, other)]
+    assert written[0][1] != written[1][1] and not any(path.exists() for _, path in written)
+    for variant, path in written:
+        place.call(PAIR, *variant.overrides)
+        assert json.loads(path.read_text())["chosen"] == dict.fromkeys(PAIRED, variant.options.get("alpha", 0.5))
+    before = place.files()
+    place.call(PAIR, "method=third")
+    assert place.files() == before, "the spelling stands for the same options"
+
+
+def test_an_error_of_somebodys_own_method_keeps_its_traceback(place, half):
+    with pytest.raises(ValueError, match="the author's own fault") as raised:
+        place.call(PAIR, "method=half", "method.alpha=13")
+    assert raised.traceback[-1].path.name == "half.py"
+
+
+def test_a_misused_option_of_somebodys_own_method_is_told_in_a_line(place, half, capsys):
+    with pytest.raises(SystemExit) as ended:
+        place.call(PAIR, "method=half", "method.alpha=2")
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "error: alpha: expected at most 1; got 2.0\n"
+
+
+def test_a_traceback_passes_hydra_too(place, half):
+    """As a user sees it, in a process of its own: the first job is misused, the second is at fault itself."""
+    flags = [*place.overrides, PAIR, "method=half", "method.alpha=2,13", "--multirun"]
+    start = f"import src.merging; src.merging.__path__.append({str(half)!r}); import runpy, sys; "
+    start += f"sys.argv[0] = {str(ROOT / 'main.py')!r}; runpy.run_path(sys.argv[0], run_name='__main__')"
+    done = subprocess.run(
+        [sys.executable, "-c", start, *flags],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        timeout=600,
+    )
+    assert done.returncode == 1
+    first, _, rest = done.stderr.partition("\n")
+    assert first == "error: alpha: expected at most 1; got 2.0"
+    assert "Traceback" in rest and 'half.py", line' in rest and "ValueError: the author's own fault" in rest
+
+
+def test_the_list_of_methods_has_them_all_with_title_paper_and_options(half, capsys):
+    main.main(["--methods"])
+    told = capsys.readouterr().out
+    blocks = [block.splitlines() for block in re.split(r"\n(?=\S)", told)]
+    methods = base.registered()
+    assert len(methods) == len(blocks) >= 12 and "half" in {cls.name for cls in methods}
+    for cls, (first, about, *options) in zip(methods, blocks, strict=True):
+        assert first == f"{cls.name}: {cls.title}, arXiv:{cls.paper} (needs {cls.needs})"
+        assert cls.title and re.fullmatch(r"\d{4}\.\d{5}", cls.paper)
+        assert about.startswith("    ") and len(about.strip()) > 10 and not about.strip().startswith(f"{cls.__name__}(")
+        assert options == [f"    method.{name}={value}" for name, value in vars(cls()).items()]
+
+
+@contextmanager
+def counted_passes(monkeypatch):
+    """How often each split of each task is read to be scored."""
+    asked = Counter()
+    batches = loading.evaluation_batches
+
+    def counting(run, encoder, dataset, split, share):
+        asked[dataset, split] += 1
+        return batches(run, encoder, dataset, split, share)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loading, "evaluation_batches", counting)
+        yield asked
+
+
+def test_validation_chooses_an_option_and_test_is_read_once(place, monkeypatch, capsys):
+    """The best of what main.py gives for each value by itself, as validation sees it."""
+    search = (PAIR, "method=ties", "+search.k=[10,40]")
+    with counted_passes(monkeypatch) as asked:
+        place.call(*search)
+    assert asked == {(task, split): {"val": 2, "test": 1}[split] for task in PAIRED for split in ("val", "test")}
+    found, alone = place.pair("ties_search_k=10+40"), {}
+    for k in (10, 40):
+        place.call(PAIR, "method=ties", f"method.k={k}")
+        alone[k] = place.pair(f"ties_k={k}")
+    for split in ("accuracy", "mean_normalised"):
+        joined = [alone[k]["val"][split] for k in (10, 40)]
+        if split == "accuracy":
+            assert found["val"][split] == {task: joined[0][task] + joined[1][task] for task in PAIRED}
+        else:
+            assert found["val"][split] == joined[0] + joined[1]
+    best = max((10, 40), key=lambda k: max(alone[k]["val"]["mean_normalised"]))
+    chosen = {"k": best, "setting": alone[best]["chosen"]["digits"]}
+    assert found["chosen"] == dict.fromkeys(PAIRED, chosen) and found["test"] == alone[best]["test"]
+    assert found["at_edge"] == alone[best]["at_edge"]
+    assert found["label"] == "ties_search_k=10+40" and found["info"]["search"] == {"k": [10, 40]}
+    assert found["provenance"]["config"]["search"] == {"k": [10, 40]}
+
+    before = place.files()
+    capsys.readouterr()
+    place.call(*search)
+    assert "there already" in capsys.readouterr().out and place.files() == before
+    for other in ("+search.k=[40,10]", "+search.k=[10]", "+search.reduce=[mean,sum]"):
+        place.call(PAIR, "method=ties", other)
+        added = place.files().keys() - before.keys()
+        assert len(added) == 1 and before.items() <= place.files().items()
+        (path,) = added
+        option, values = next(iter(json.loads(path.read_text())["info"]["search"].items()))
+        assert f"+search.{option}=[{','.join(map(str, values))}]" == other
+        before = place.files()
+
+
+def test_a_search_may_choose_another_option_for_each_task(place, tmp_path):
+    place.call(PAIR, "method=mag_masking", "+search.k=[1,100]")
+    found = place.pair("mag_masking_search_k=1+100")
+    alone = {}
+    for k in (1, 100):
+        place.call(PAIR, "method=mag_masking", f"method.k={k}")
+        alone[k] = place.pair(f"mag_masking_k={k}")
+    for task in PAIRED:
+        best = max((1, 100), key=lambda k: alone[k]["val"]["accuracy"][task])
+        assert found["chosen"][task] == {"k": best, "setting": 1}
+        assert found["test"]["accuracy"][task] == alone[best]["test"]["accuracy"][task]
+    place.call(PAIR, "method=mag_masking", "+search.k=[1,100]", f"output={tmp_path}/masked.safetensors")
+    for task in PAIRED:
+        assert checkpoints.header(tmp_path / f"masked.{task}.safetensors")["chosen"] == found["chosen"][task]
+
+
+def test_results_of_other_checkpoints_lie_apart_and_say_so(place, tmp_path):
+    place.call(PAIR, "method=tall_mask", "overwrite=True")
+    plain, before = place.pair("tall_mask"), place.files()
+    assert plain["encoders"] == {} == plain["provenance"]["config"]["encoders"]
+    masks = {plain["info"]["mask_file"]}
+    for name in ("one", "two"):
+        file = tmp_path / f"{name}.safetensors"
+        shutil.copyfile(place.paths.checkpoint("letters", "standard"), file)
+        encoders = {"signs": str(file)}
+        place.call(PAIR, "method=tall_mask", f"+encoders.signs={file}")
+        found = place.record("tall_mask", f"{names.tasks_name('mini', PAIRED, encoders)}/standard-visual")
+        assert found["encoders"] == encoders == found["provenance"]["config"]["encoders"]
+        assert found["storage"]["files"]["signs"] == 8 * file.stat().st_size
+        assert found["val"]["accuracy"]["signs"] != plain["val"]["accuracy"]["signs"]
+        masks.add(found["info"]["mask_file"])
+    assert len(masks) == 3 and before.items() <= place.files().items()
 
 
 def test_an_exported_encoder_is_read_back(place, tmp_path):
     """By eval_single_task.py, and by main.py as another checkpoint of a task."""
     output = tmp_path / "merged.safetensors"
-    place.run(PAIR, "method=ties", f"output={output}")
+    place.call(PAIR, "method=ties", f"output={output}")
     merged = place.pair("ties")["test"]["accuracy"]
     flags = [*place.flags, f"--encoder={output}", "--name=merged", "--tasks=digits,signs"]
     eval_single_task.main([*flags, "--finetuning-mode=standard"])
     single = json.loads(place.paths.result("merged").read_text())
     assert {task: single[task] for task in merged} == merged
     encoders = {task: str(output) for task in ("digits", "signs")}
-    place.run(PAIR, "method=average", *(f"+encoders.{task}={path}" for task, path in encoders.items()))
-    name = main.tasks_name(arguments.parse(arguments.base_parser(""), ["--tasks=digits,signs"]), encoders)
+    place.call(PAIR, "method=average", *(f"+encoders.{task}={path}" for task, path in encoders.items()))
+    name = names.tasks_name("mini", PAIRED, encoders)
     assert name != place.pair_name
     assert place.record("average", f"{name}/standard-visual")["test"]["accuracy"] == merged
 
 
 def test_a_masking_method_exports_a_file_for_each_task(place, tmp_path):
-    place.run(PAIR, "method=tall_mask", f"output={tmp_path}/tall.safetensors")
+    place.call(PAIR, "method=tall_mask", f"output={tmp_path}/tall.safetensors")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tall.digits.safetensors", "tall.signs.safetensors"]
     chosen = place.pair("tall_mask")
     assert checkpoints.header(tmp_path / "tall.signs.safetensors")["chosen"] == chosen["chosen"]["signs"]
     encoders = [f"+encoders.{task}={tmp_path}/tall.{task}.safetensors" for task in ("digits", "signs")]
-    place.run(PAIR, "method=mag_masking", "method.k=100", *encoders)  # of one τ_MTL, with everything kept
+    place.call(PAIR, "method=mag_masking", "method.k=100", *encoders)  # of one τ_MTL, with everything kept
 
 
 def test_two_jobs_of_which_one_fails(place, mini_cache):
@@ -242,39 +471,39 @@ def test_two_jobs_of_which_one_fails(place, mini_cache):
     )
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "error: expected masks in" in done.stderr and "method=tall_mask" in done.stderr
-    args = arguments.parse(arguments.base_parser(""), [f"--tasks={','.join(TASKS[5:7])}"])
-    folder = place.paths.result(f"merging/{main.tasks_name(args, {})}/standard-visual/any").parent
+    folder = place.paths.result(f"merging/{names.tasks_name('mini', TASKS[5:7])}/standard-visual/any").parent
     assert sorted(path.stem for path in folder.iterdir()) == ["average", "vectors", "zeroshot"]
 
 
 def test_reproduce_expects_the_results_where_main_writes_them(place):
     """With the tasks of each: 8, 14 and 20 of the vision suite, random ones of mini."""
-    place.run(PAIR, "method=average")  # registers the configuration
-    commands = reproduce._sweeps(place.args)
+    place.call(PAIR, "method=average")  # registers the configuration
+    commands = reproduction._sweeps(place.run)
     sizes = [1, 3, 4, 5, 6, 7, 8]
     assert [command.flags[:2] for command in commands[:7]] == [
         ("method=consensus", f"method.prun_thre_k={k}") for k in sizes
     ]
     two, four = ({*commands[i].flags[1][len("DATASETS=[") : -1].split(",")} for i in (7, 10))
     assert len(two) == 2 and len(four) == 4 and two < four
-    vision = arguments.parse(arguments.base_parser(""), ["--model=ViT-B-32"])
-    commands += [*reproduce._merging(vision)[::4], *reproduce._tangent_merging(vision)[::20]]
+    vision = Run.of("ViT-B-32")
+    commands += [*reproduction._merging(vision)[::4], *reproduction._tangent_merging(vision)[::20]]
     with hydra.initialize(config_path="../config", version_base="1.3"):
         for command in commands:
             cfg = hydra.compose("config", overrides=list(command.flags))
-            args = main.arguments(cfg)
-            folder = f"merging/{main.tasks_name(args, {})}/{args.finetuning_mode}-visual"
-            written = Paths.of(args).result(f"{folder}/{main.label(OmegaConf.to_object(cfg.method))}")
-            assert command.outputs == (written,)
+            flags = OmegaConf.to_container(cfg, resolve=True)
+            del flags["method"]
+            run, options = merging.take_options(flags)
+            name = merging.result_name(run, OmegaConf.to_object(cfg.method), options)
+            assert command.outputs == (run.paths.result(name),)
 
 
 def test_reproduce_takes_seeds_by_either_flag(place, capsys):
-    for flag in ("--seed=7", "--seeds=7"):
+    for flag in ("--seed=7", "--seeds=7", "--seeds=7-7"):
         reproduce.main(["--dry-run", "--only", "merging", flag])
-        assert capsys.readouterr().out.count("seed=7") == len(reproduce.MERGING)
+        assert capsys.readouterr().out.count("seed=7") == len(base.variants("merging"))
     with pytest.raises(SystemExit):
         reproduce.main(["--seeds=a"])
-    assert "expected numbers such as 1,2,3; got 'a'" in capsys.readouterr().err
+    assert "expected numbers such as 1,2,5-7; got 'a'" in capsys.readouterr().err
 
 
 def damaged(place, folder, kind: str):
@@ -306,7 +535,7 @@ def test_foreign_checkpoints_are_refused(place, tmp_path, capsys, kind, said):
     path = damaged(place, tmp_path, kind)
     before = place.files()
     with pytest.raises(SystemExit):
-        place.run(PAIR, "method=sum", f"+encoders.signs={path}")
+        place.call(PAIR, "method=sum", f"+encoders.signs={path}")
     told = capsys.readouterr().err
     assert said in told and str(path) in told and place.files() == before
 
@@ -321,11 +550,11 @@ def test_foreign_checkpoints_are_refused(place, tmp_path, capsys, kind, said):
 )
 @pytest.mark.parametrize("method", ["tall_mask", "consensus"])
 def test_masks_of_another_problem_are_refused_with_both_names(place, capsys, overrides, said, method):
-    place.run(PAIR, "method=tall_mask")
+    place.call(PAIR, "method=tall_mask")
     mask = place.pair("tall_mask")["info"]["mask_file"]
     before = place.files()
     with pytest.raises(SystemExit):
-        place.run(*overrides, f"method={method}", f"method.mask_file={mask}")
+        place.call(*overrides, f"method={method}", f"method.mask_file={mask}")
     told = capsys.readouterr().err
     assert all(name in told for name in said) and place.files() == before
 
@@ -342,7 +571,7 @@ def test_masks_of_another_problem_are_refused_with_both_names(place, capsys, ove
 def test_unknown_methods_keys_and_types_get_hydras_message(place, overrides, said):
     before = place.files()
     with pytest.raises(Exception, match="(?s).*") as refused:
-        place.run(*overrides)
+        place.call(*overrides)
     causes = [refused.value, refused.value.__cause__]
     assert said in " ".join(map(str, causes)) and place.files() == before
 
@@ -353,20 +582,27 @@ def test_unknown_methods_keys_and_types_get_hydras_message(place, overrides, sai
         (["finetuning_mode=linaer"], "Known: "),
         (["DATASETS=[sings]"], "did you mean signs"),
         (["num_tasks=0"], "expected at least 1"),
+        (["num_tasks=21"], "from 1 to 20"),
         (["scope=text"], "visual, published"),
         (["method=ties", "method.k=0"], "percent"),
         (["method=ties", "method.reduce=max"], "mean or sum"),
         (["method=consensus", "method.prun_thre_k=-1"], "prun_thre_k"),
         (["output=merged.pt", "overwrite=True"], ".safetensors"),
         (["+encoders.letters=x.safetensors", "num_tasks=2"], "expected tasks among"),
+        (["method=sum", "method.alphas=[]"], "at least one coefficient"),
+        (["method=ties", "+search.kk=[1]"], "ties has no option kk; it has k, reduce, alphas"),
+        (["method=ties", "+search.k=[10,ten]"], "search.k: Value 'ten' of type 'str' could not be converted to Float"),
+        (["method=ties", "+search.reduce=sum"], "search.reduce: expected a list of values, as in +search.k=[10,20]"),
+        (["method=ties", "+search.k=[]"], "search.k: expected a list of values"),
         (["method=sum", "finetuning_mode=linear"], "python finetune.py"),
     ],
 )
 def test_wrong_options_end_with_a_line(place, capsys, overrides, said):
-    place.run("method=tall_mask")
+    place.call("method=tall_mask")
     before = place.files()
     with pytest.raises(SystemExit) as ended:
-        place.run(*overrides)
+        place.call(*overrides)
     told = capsys.readouterr().err
-    assert ended.value.code == 1 and said in told and told.startswith("error: ")
+    assert said in told and told.startswith("error: ") and told.count("\n") == 1
+    assert ended.value.code == (1 if "finetune.py" in said else 2)  # what is missing is no error of usage
     assert place.files() == before

@@ -4,15 +4,18 @@ import hashlib
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+import reproduce
+from src import args as arguments
 from src.datasets import registry
 from src.datasets.base import validation_indices
 from src.datasets.mini import draw
 from src.datasets.mini.canvas import PIXELS, reduce
-from src.vit_mini import mixture
+from src.vit_mini import clip, mixture
 
 # sha256 (first 16 digits) of the first eight test pictures of each set at seed 0, for these versions.
 VERSIONS = {"numpy": "2.4.6", "pillow": "13.0.0", "matplotlib": "3.11.2", "scikit-learn": "1.9.1"}
@@ -26,6 +29,33 @@ HASHES = {
     "scenes": "ea56ee1d2ffee41c",
     "house_numbers": "7418f4223c949e8e",
     "control": "edb2f5f9b718254d",
+    "symbols": "68136886ac6a4131",
+    "toys": "c3d64777c1c63c21",
+    "garden": "1bb6d2c57a021535",
+    "chess": "bc4c5bf53701f533",
+    "tissue": "43d12bcef78a887f",
+    "faces": "ae37df70005173b2",
+    "characters": "e4dfb84474f87ba7",
+    "thumbnails": "fe9439633f393b83",
+    "biscuits": "cf29375f37c1d6b2",
+    "silhouettes": "e5ec432a331514e8",
+    "headlines": "c435447a4951c0b3",
+    "script": "f8fa26250039880b",
+}
+# What each of the larger benchmarks' tasks shares: another set and how many of its classes bear the same name.
+SHARED = {
+    "symbols": {},
+    "toys": {"vehicles": 2, "symbols": 3},
+    "garden": {"control": 12},
+    "chess": {"symbols": 6},
+    "tissue": {"textures": 2},
+    "faces": {"symbols": 4},
+    "characters": {"digits": 10, "letters": 23, "house_numbers": 10},
+    "thumbnails": {"vehicles": 3, "symbols": 2, "toys": 9},
+    "biscuits": {"control": 52, "garden": 8},
+    "silhouettes": {"vehicles": 16, "toys": 2, "thumbnails": 3},
+    "headlines": {},
+    "script": {"symbols": 10},
 }
 
 
@@ -37,10 +67,10 @@ def picture_hashes(name: str, split: str, cache) -> set[bytes]:
     return {image.tobytes() for image in draw.load(name, split, cache, seed=0).pixels}
 
 
-def first_pictures(name: str) -> np.ndarray:
-    if name == "digits":
-        return draw._digits(seed=0)["test"][0][:8]
-    return draw._draw_chunk((name, "test", 0, 0))[3][:8]
+def first_pictures(name: str, seed: int = 0) -> np.ndarray:
+    if draw.FAMILIES[name].pictures:
+        return draw._dealt(name, seed)["test_x"][:8]
+    return draw._draw_chunk((name, "test", seed, 0))[3][:8]
 
 
 @pytest.mark.parametrize("name", draw.FAMILIES)
@@ -54,15 +84,13 @@ def test_bytes_are_pinned(name):
 @pytest.mark.parametrize("name", ["vehicles", "digits"])
 def test_same_seed_same_bytes_other_seed_other_bytes(name):
     assert digest(first_pictures(name)) == digest(first_pictures(name))
-    if name != "digits":
-        other = draw._draw_chunk((name, "test", 1, 0))[3][:8]
-        assert digest(other) != digest(first_pictures(name))
+    assert digest(first_pictures(name)) != digest(first_pictures(name, seed=1))
 
 
 def test_no_picture_is_in_two_splits_or_two_sets(mini_cache):
     seen: dict[bytes, str] = {}
-    for name, sizes in draw.SIZES.items():
-        for split in sizes:
+    for name, family in draw.FAMILIES.items():
+        for split in family.sizes:
             for picture in picture_hashes(name, split, mini_cache):
                 assert seen.setdefault(picture, f"{name} {split}") == f"{name} {split}"
 
@@ -72,20 +100,69 @@ def test_rows_are_complete(name, mini_cache):
     row = registry.get(name)
     assert row.suite == "mini" and len(row.templates) == 3 and all(t.count("{}") == 1 for t in row.templates)
     assert len(set(row.classnames)) == len(row.classnames)
-    for split, size in draw.SIZES[name].items():
+    for split, size in draw.FAMILIES[name].sizes.items():
         examples = row.load(split, mini_cache, 0)
         assert examples.pixels.shape == (size, PIXELS, PIXELS, 3) and examples.pixels.dtype == np.uint8
         assert set(examples.labels) == set(range(len(row.classnames)))
 
 
-@pytest.mark.parametrize("family", mixture.FAMILIES, ids=lambda f: f.__name__.rpartition(".")[2])
-def test_every_class_is_drawn_in_both_looks(family):
+@pytest.mark.parametrize("family", draw.FAMILIES.values(), ids=draw.FAMILIES)
+def test_every_class_is_drawn_in_every_look(family):
     rng = np.random.default_rng(5)
-    for label in range(len(family.NAMES)):
-        for web in (True, False):
-            picture = family.draw(label, rng, web)
+    for look in filter(None, (family.draw, family.web)):
+        for label, name in enumerate(family.names):
+            picture = look(label, rng)
             assert picture.size == (64, 64) and picture.mode == "RGB"
-            assert reduce(picture, rng, 0).std() > 2, f"{family.NAMES[label]} is blank"
+            assert reduce(picture, rng, 0).std() > 2, f"{name} is blank"
+
+
+def test_the_order_is_that_of_the_numbers_which_are_distinct():
+    assert [family.number for family in draw.FAMILIES.values()] == list(range(21))
+    assert draw.TASKS == tuple(name for name in HASHES if name != "control") and draw.FIRST == draw.TASKS[:8]
+
+
+def bare(family) -> set[str]:
+    """Class names, as the sets of letters or digits alone have them."""
+    return {name.removeprefix("letter ").removeprefix("number ") for name in family.names}
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_classes_are_shared_with_earlier_sets(name):
+    earlier = {n: f for n, f in draw.FAMILIES.items() if f.number < draw.FAMILIES[name].number}
+    counts = {other: len(bare(family) & bare(draw.FAMILIES[name])) for other, family in earlier.items()}
+    assert {other: count for other, count in counts.items() if count} == SHARED[name]
+
+
+def test_a_new_task_says_nothing_that_the_shipped_model_cannot_read():
+    _, tokenizer = clip.load()
+    for family in draw.FAMILIES.values():
+        texts = [template.format(name) for template in family.templates for name in family.names]
+        assert {word for text in texts for word in text.lower().split()} <= set(tokenizer.words)
+        assert max(len(text.split()) for text in texts) <= tokenizer.context_length - 2
+        assert len({tuple(row.tolist()) for row in tokenizer(texts)}) == len(set(texts))
+
+
+def test_tasks_by_name_and_by_number():
+    def tasks(*words):
+        return arguments.parse(arguments.base_parser(""), [*(("--tasks", *words) if words else ())]).tasks
+
+    assert tasks() == draw.TASKS[:8]
+    assert tasks("symbols,script") == tasks("symbols", "script") == ("symbols", "script")
+    assert [tasks(str(n)) for n in (8, 14, 20)] == [draw.TASKS[:n] for n in (8, 14, 20)]
+    with pytest.raises(SystemExit):
+        tasks("21")
+
+
+def test_a_reproduction_is_of_the_default_tasks_and_of_every_benchmark_when_asked():
+    def sizes(*flags):
+        args = arguments.parse(arguments.base_parser("", modes=None), flags)
+        commands = [*reproduce._fine_tune(args), *reproduce._addition(args), *reproduce._merging(args)]
+        named = {flag for command in commands for flag in command.flags if "tasks" in flag or "DATASETS" in flag}
+        return named, len(reproduce._fine_tune(args)[0].outputs)
+
+    assert sizes() == (set(), 8)
+    assert sizes("--tasks=20") == ({f"--tasks={','.join(draw.TASKS)}", "num_tasks=14", "num_tasks=20"}, 20)
+    assert sizes("--tasks=toys,script")[0] == {"--tasks=toys,script", "DATASETS=[toys,script]"}
 
 
 def test_captions_of_the_mixture():
@@ -102,21 +179,56 @@ def test_published_validation_split_is_pinned():
     assert len(validation_indices(3_760)[1]) == 376
 
 
-def test_two_processes_that_start_at_once_build_one_cache(tmp_path):
-    """Each draws, one wins the rename; both then read the same whole files."""
-    code = (
-        "import sys; from pathlib import Path; from src.datasets.mini import draw\n"
-        "draw.SIZES = {'signs': dict(val=40), 'digits': draw.SIZES['digits']}\n"
-        "if __name__ == '__main__': print(draw.cached(Path(sys.argv[1]), 0))\n"
+def run_at_once(folder, *programs: str) -> list[subprocess.CompletedProcess]:
+    """Python programs that start together, with the names `draw` and `cache`, a folder, and two small sets to draw."""
+    root = registry.__file__.rpartition("/src/")[0]
+    head = (
+        f"import sys; sys.path.insert(0, {root!r})\nfrom dataclasses import replace\nfrom pathlib import Path\n"
+        "from src.datasets.mini import draw\n"
+        "for name in ('signs', 'toys'):\n"
+        "    draw.FAMILIES[name] = replace(draw.FAMILIES[name], sizes={'val': 40})\n"
+        "drawer = draw.draw\n"
+        "draw.draw = lambda names, seed: print('drawing', *names, file=sys.stderr) or drawer(names, seed)\n"
+        f"cache = Path({str(folder / 'cache')!r})\n"
     )
-    program = tmp_path / "program.py"
-    program.write_text(f"import sys; sys.path.insert(0, {str(registry.__file__.rpartition('/src/')[0])!r})\n{code}")
-    run = [sys.executable, str(program), str(tmp_path / "cache")]
-    with ThreadPoolExecutor(2) as pool:
-        done = list(pool.map(lambda _: subprocess.run(run, capture_output=True, text=True), range(2)))
-    assert [p.returncode for p in done] == [0, 0], done[0].stderr + done[1].stderr
-    assert done[0].stdout == done[1].stdout
-    assert [f.name for f in (tmp_path / "cache").iterdir()] == [done[0].stdout.strip().rpartition("/")[2]]
+    files = [folder / f"program_{number}.py" for number in range(len(programs))]
+    for file, program in zip(files, programs):
+        file.write_text(f"{head}if __name__ == '__main__':\n    {program}\n")
+    with ThreadPoolExecutor(len(files)) as pool:
+        commands = [[sys.executable, str(file)] for file in files]
+        done = list(pool.map(lambda command: subprocess.run(command, capture_output=True, text=True), commands))
+    assert not any(program.returncode for program in done), [program.stderr for program in done]
+    return done
+
+
+def test_two_processes_that_start_at_once_build_one_cache(tmp_path):
+    """One draws, the other waits; both read the same whole files, and nothing else stays."""
+    program = "print(draw.cached(cache, 0, ('signs', 'digits'))['signs'])"
+    first, second = run_at_once(tmp_path, program, program)
+    assert first.stdout == second.stdout
+    assert ("drawing" in first.stderr) != ("drawing" in second.stderr)
+    assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == [".mini.lock", "mini_seed0"]
+    drawn = sorted(folder.name.rpartition("_")[0] for folder in (tmp_path / "cache" / "mini_seed0").iterdir())
+    assert drawn == ["digits", "signs"]
+
+
+def test_a_set_is_drawn_when_it_is_needed(tmp_path):
+    for name in ("signs", "toys"):
+        (done,) = run_at_once(tmp_path, f"print(draw.cached(cache, 0, ({name!r},))[{name!r}])")
+    assert len(list((tmp_path / "cache" / "mini_seed0").iterdir())) == 2
+    assert [file.name for file in sorted(Path(done.stdout.strip()).iterdir())] == ["val_x.npy", "val_y.npy"]
+    assert draw.TOGETHER == (*draw.FIRST, "control")
+
+
+def test_the_stamp_of_a_set_is_of_what_it_draws_with():
+    def names(family):
+        return {file.stem for file in draw._sources(family)}
+
+    assert names("signs") == {"signs", "canvas", "family"}
+    assert names("thumbnails") == {
+        *("thumbnails", "toys", "sprites", "control", "vehicles", "extras", "canvas", "family")
+    }
+    assert draw.stamp("signs") != draw.stamp("toys")
 
 
 def test_unknown_names_say_the_nearest():

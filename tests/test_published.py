@@ -9,12 +9,15 @@ import pytest
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 
-import main as merging
 import reproduce
 from src import args as arguments
 from src.datasets import __main__ as datasets_command
+from src.experiments import reproduction
+from src.experiments.merging import take_options
 from src.merging.base import load_methods
+from src.run import Run
 from src.runtime.paths import ROOT
 
 PAGE = (ROOT / "PUBLISHED.md").read_text(encoding="utf-8")
@@ -35,7 +38,7 @@ def stopping_after(parse):
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_parses(command, monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(arguments, "check_devices", lambda args: None)  # another machine has more of them
+    monkeypatch.setattr(arguments, "check_devices", lambda device: None)  # another machine has more of them
     launcher, *rest = shlex.split(command)
     if launcher == "torchrun":
         script = next(place for place, word in enumerate(rest) if word.endswith(".py"))
@@ -52,9 +55,8 @@ def test_a_command_parses(command, monkeypatch, capsys, tmp_path):
         assert "would run" in capsys.readouterr().out
     else:
         module = importlib.import_module(script.removesuffix(".py"))
-        library = getattr(module, "download", module)  # download_checkpoints.py is one call
-        name = "parse" if hasattr(library, "parse") else "parse_runs"  # those that read results alone
-        monkeypatch.setattr(library, name, stopping_after(getattr(library, name)))
+        name = "parse" if hasattr(module, "parse") else "parse_runs"  # those that read results alone
+        monkeypatch.setattr(module, name, stopping_after(getattr(module, name)))
         with pytest.raises(Parsed):
             module.main(flags)
 
@@ -65,14 +67,16 @@ def compose(flags: list[str]) -> None:
     if any(word.startswith("hydra/launcher=") for word in words):
         pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     load_methods()
-    ConfigStore.instance().store(name="flags", node=merging.shared_flags())
+    ConfigStore.instance().store(name="flags", node=arguments.shared_flags())
     overrides = OverridesParser.create().parse_overrides(words)
     (jobs,) = BasicSweeper.split_arguments(overrides, max_batch_size=None)
     assert len(jobs) == 1 or "--multirun" in flags
     with hydra.initialize_config_dir(str(ROOT / "config"), version_base="1.3"):
         for job in jobs:
             cfg = hydra.compose("config", overrides=list(job), return_hydra_config=True)
-            assert merging.arguments(cfg).suite == "vision"
+            flags = OmegaConf.to_container(cfg, resolve=True)
+            del flags["hydra"], flags["method"]
+            assert take_options(flags)[0].suite == "vision"
 
 
 def test_the_page_has_commands_of_every_kind():
@@ -82,8 +86,8 @@ def test_the_page_has_commands_of_every_kind():
 
 
 def test_reproduce_adds_and_negates_the_tasks_of_the_papers():
-    args = arguments.parse(arguments.base_parser("", modes=None), ["--suite=vision"])
-    stages = (reproduce._addition, reproduce._negation, reproduce._random_init)
-    commands = [command for stage in stages for command in stage(args)]
-    assert len(args.tasks) == 20
-    assert all(f"--tasks={','.join(args.tasks[:8])}" in command.flags for command in commands)
+    run = Run.of(suite="vision")
+    stages = [stage for stage in reproduction.STAGES if stage.name in ("addition", "negation", "random-init")]
+    commands = [command for stage in stages for command in stage.commands(run)]
+    assert len(run.tasks) == 20 and len(stages) == 3
+    assert all(f"--tasks={','.join(run.tasks[:8])}" in command.flags for command in commands)

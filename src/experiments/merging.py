@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -61,9 +61,7 @@ def take_options(flags: dict[str, Any]) -> tuple[Run, Options]:
         raise UsageError(f"finetuning_mode: {mode!r} does not exist{nearest(mode, EVALUATED)} Known: {EVALUATED}")
     if not (isinstance(count, int) and count >= 1):
         raise UsageError(f"num_tasks: expected at least 1; got {count}")
-    run = take_run(flags | {"tasks": named or None})
-    if not named:
-        run = replace(run, tasks=run.tasks[:count])
+    run = take_run(flags | {"tasks": named or str(count)})
     steps = {name: flags[name] for name in ("save_every", "eval_every")}
     if steps["eval_every"] is None:
         steps["eval_every"] = run.protocol.watch_every

@@ -115,7 +115,7 @@ def _random_init(run: Run) -> list[Command]:
 
 def _merging(run: Run, modes: tuple[str, ...] = ("standard",)) -> list[Command]:
     """Every method on the papers' benchmarks, the first 8, 14 and 20 of the suite's tasks, or on those of --tasks."""
-    every = run.tasks == run.suite_row.tasks
+    every = run.tasks in (run.suite_row.default, run.suite_row.tasks)
     sizes = [count for count in BENCHMARKS if count <= len(run.tasks)] if every else [len(run.tasks)]
     return [
         _merge(replace(run, tasks=run.tasks[:count]), variant, mode=mode)
@@ -241,7 +241,7 @@ def common_flags(run: Run) -> tuple[str, ...]:
     flags = [f"--model={run.model}", f"--seed={run.seed}"]
     changed = {name: value for name, value in values.items() if str(value) != str(defaults[name])}
     flags += [f"--{name.replace('_', '-')}={value}" for name, value in changed.items()]
-    if run.tasks != run.suite_row.tasks:
+    if run.tasks != run.suite_row.default:
         flags.append(f"--tasks={','.join(run.tasks)}")
     return tuple(flags)
 

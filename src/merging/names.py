@@ -32,8 +32,9 @@ def listing() -> str:
     lines = []
     for cls in registered():
         doc = (cls.__doc__ if not (cls.__doc__ or "").startswith(f"{cls.__name__}(") else None) or _module_doc(cls)
+        first = next(iter(doc.strip().splitlines()), "")
         paper = f", arXiv:{cls.paper}" if cls.paper else ""
-        lines += [f"{cls.name}: {cls.title}{paper} (needs {cls.needs})", f"    {doc.strip().splitlines()[0]}"]
+        lines += [f"{cls.name}: {cls.title}{paper} (needs {cls.needs})", f"    {first}"]
         lines += [f"    method.{option}={value}" for option, value in cls.defaults().items()]
     return "\n".join(lines)
 

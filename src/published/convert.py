@@ -7,7 +7,6 @@
 where ZERO is the checkpoint of the pre-trained encoder. `python -m src.published.convert` does the same.
 """
 
-import argparse
 import math
 import re
 import sys
@@ -21,10 +20,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from src import checkpoints
+from src.args import command_parser
 from src.checkpoints import VISUAL, Checkpoint, CheckpointError, Masks
 from src.published import unpickle
 from src.runtime.files import file_hash
 from src.runtime.messages import few
+from src.runtime.program import exit_on_user_error
 from src.tensors import Weights, check_same, shapes
 
 # Hugging Face's CLIPVisionModel -> open_clip's visual tower. Keys and values are fused with the query.
@@ -201,15 +202,12 @@ def _head(weights: Weights) -> Weights:
     return {"weight": weights["weight"]}
 
 
+@exit_on_user_error
 def main(arguments: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments[:1] == ["convert"]:  # as in `python -m src.checkpoints convert`
         del arguments[0]
-    parser = argparse.ArgumentParser(
-        prog="python -m src.published.convert",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("src.published.convert", __doc__)
     parser.add_argument("source", type=Path, help="published file: .pt, .safetensors or TALL_mask_*task.npy")
     parser.add_argument("destination", type=Path, help="file to write, in the one format")
     parser.add_argument("--model", required=True)
@@ -218,21 +216,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=1, help="of the runs that will read it")
     parser.add_argument("--pretrained", type=Path, help="checkpoint of the pre-trained encoder, in the one format")
     parser.add_argument("--names", type=Path, help="text file of parameter names in order, for params.{i} files")
-    args = parser.parse_args(arguments)
-    try:
-        convert(
-            args.source,
-            args.destination,
-            model=args.model,
-            task=args.task,
-            mode=args.mode,
-            seed=args.seed,
-            pretrained=args.pretrained and Checkpoint(args.pretrained, model=args.model),
-            names=args.names and args.names.read_text().split(),
-        )
-    except (CheckpointError, FileNotFoundError) as error:
-        raise SystemExit(str(error)) from None
-    print(f"wrote {args.destination}")
+    flags = vars(parser.parse_args(arguments))
+    source, destination, pretrained, names = (flags.pop(k) for k in ("source", "destination", "pretrained", "names"))
+    lent = pretrained and Checkpoint(pretrained, model=flags["model"])
+    convert(source, destination, pretrained=lent, names=names and names.read_text().split(), **flags)
+    print(f"wrote {destination}")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, cast
 
 import matplotlib
 
@@ -10,6 +11,8 @@ matplotlib.use("Agg")  # before pyplot: figures go to files, also where there is
 
 import matplotlib.pyplot as plt
 from cycler import cycler
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from src.runtime.files import replacing
 
@@ -17,10 +20,10 @@ from src.runtime.files import replacing
 BLUE, VERMILION, GREEN, ORANGE, SKY, PURPLE = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7"
 BLACK, GREY, PALE = "#222222", "#767676", "#D9D9D9"
 PALETTE = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK, GREY)
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
-MODE_COLOURS = {"none": GREY, "standard": VERMILION, "posthoc": GREEN, "linear": BLUE}
-MODE_MARKERS = {"none": "D", "standard": "o", "posthoc": "^", "linear": "s"}
-MODE_LINES = {"standard": "-", "posthoc": (0, (5, 1.5)), "linear": "-"}
+# Two of Paul Tol's beside them, for methods that are merged without images: as many colours as are registered.
+METHOD_PALETTE = (GREY, "#882255", SKY, GREEN, PURPLE, VERMILION, "#332288", BLUE, ORANGE)
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
+DASHED, DOTTED = (0, (4, 1.8)), (0, (1, 1.5))
 ERRORS = "YlGnBu"  # light where the error is small, and red lines stand out on all of it
 WIDTH = 7.2  # inches: a page's text
 
@@ -57,11 +60,11 @@ PARAMETERS = {
 
 @contextmanager
 def styled() -> Iterator[None]:
-    with plt.rc_context(PARAMETERS):
+    with plt.rc_context(cast(Any, PARAMETERS)):
         yield
 
 
-def save(figure, folder: Path, name: str) -> list[Path]:
+def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     """Write PNG and PDF whole, and close the figure. The files of equal figures are equal."""
     written = []
     with styled():
@@ -74,7 +77,7 @@ def save(figure, folder: Path, name: str) -> list[Path]:
     return written
 
 
-def outlined(axes) -> None:
+def outlined(axes: Axes) -> None:
     """All four borders and no grid, for pictures and heat maps."""
     axes.grid(False)
     for spine in axes.spines.values():

@@ -8,12 +8,13 @@ The state is saved every `--checkpoint-every` steps beside the mixture in `--wor
 At every save it prints what decides the suite, on design seed 0 only: zero-shot accuracy and a linear probe.
 """
 
-import argparse
 import hashlib
 import json
 import math
 import os
 import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -25,34 +26,34 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
+from src.args import command_parser
 from src.datasets.loading import normalise
 from src.datasets.mini import draw
+from src.run import default_device
 from src.runtime.distributed import cores
 from src.runtime.parallel import map_tasks
 from src.runtime.program import exit_on_user_error
 from src.vit_mini import mixture
 from src.vit_mini.clip import MEAN, SHIPPED, STD, Tokenizer, build, load
 
-NOT_SETTINGS = ("device", "work", "output", "checkpoint_every", "measure")  # flags that do not change the weights
 
+@dataclass(frozen=True)
+class PreTraining:
+    """How ViT-Mini is made. These decide the weights: a state belongs to them alone.
 
-def parse(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=240_000, help="pictures in the mixture")
-    parser.add_argument("--steps", type=int, default=3200)
-    parser.add_argument("--horizon", type=int, default=5000, help="steps at which the cosine would reach 0")
-    parser.add_argument("--cooldown", type=int, default=1200, help="last steps, over which a line takes the rate to 0")
-    parser.add_argument("--batch-size", type=int, default=256)
-    parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--wd", type=float, default=0.1)
-    parser.add_argument("--warmup_length", type=int, default=200)
-    parser.add_argument("--checkpoint-every", type=int, default=1000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--work", type=Path, default=Path("cache") / "pretrain", help="mixture and training state")
-    parser.add_argument("--output", type=Path, default=SHIPPED)
-    parser.add_argument("--measure", action="store_true", help="only measure the shipped weights")
-    return parser.parse_args(argv)
+    images: pictures in the mixture. horizon: steps at which the cosine would reach 0. cooldown: last steps, over which
+    a line takes the rate to 0.
+    """
+
+    images: int = 240_000
+    steps: int = 3200
+    horizon: int = 5000
+    cooldown: int = 1200
+    batch_size: int = 256
+    lr: float = 1e-3
+    wd: float = 0.1
+    warmup_length: int = 200
+    seed: int = 0
 
 
 def draw_mixture(folder: Path, images: int, seed: int) -> tuple[np.ndarray, list[str]]:
@@ -101,23 +102,30 @@ def contrastive_loss(model, images: torch.Tensor, tokens: torch.Tensor) -> torch
 
 
 @torch.no_grad()
-def measure(model, tokenizer: Tokenizer, tasks: Path, device: str) -> dict[str, dict[str, float]]:
-    """Test accuracy (%) per task, zero-shot and of a logistic regression on frozen features, on design seed 0."""
+def measure(
+    model, tokenizer: Tokenizer, names: Sequence[str], folder: Path, device: str
+) -> dict[str, dict[str, float]]:
+    """Test accuracy (%) of the named sets, zero-shot and of a logistic regression on frozen features, on design seed 0.
+
+    folder: of the drawn pictures.
+    """
     model.eval()
 
     def features(name, split):
-        images = torch.from_numpy(np.load(tasks / f"{name}_{split}_x.npy"))
+        pictures = draw.load(name, split, folder, seed=0)
+        images = torch.from_numpy(pictures.pixels)
         parts = [model.encode_image(normalise(part.to(device), MEAN, STD)) for part in images.split(500)]
-        return torch.cat(parts).cpu(), np.load(tasks / f"{name}_{split}_y.npy")
+        return torch.cat(parts).cpu(), pictures.labels
 
     scores: dict[str, dict[str, float]] = {"zero-shot": {}, "linear probe": {}}
-    for name, family in draw.FAMILIES.items():
-        prompts = [tokenizer([t.format(c) for t in family.TEMPLATES]).to(device) for c in family.NAMES]
+    for name in names:
+        family = draw.FAMILIES[name]
+        prompts = [tokenizer([t.format(c) for t in family.templates]).to(device) for c in family.names]
         per_prompt = [F.normalize(model.encode_text(p), dim=-1).mean(0) for p in prompts]
         head = F.normalize(torch.stack(per_prompt), dim=-1).cpu()
         x, y = features(name, "test")
         scores["zero-shot"][name] = 100 * float(((F.normalize(x, dim=-1) @ head.T).argmax(1).numpy() == y).mean())
-        if "train" in draw.SIZES[name]:
+        if "train" in family.sizes:
             probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=300))
             probe.fit(*(a if isinstance(a, np.ndarray) else a.numpy() for a in features(name, "train")))
             scores["linear probe"][name] = 100 * float(probe.score(x.numpy(), y))
@@ -127,87 +135,101 @@ def measure(model, tokenizer: Tokenizer, tasks: Path, device: str) -> dict[str, 
 
 def report(what: str, scores: dict[str, dict[str, float]]) -> None:
     for kind, per_task in scores.items():
-        mean = np.mean([per_task[t] for t in draw.TASKS])
+        mean = np.mean([accuracy for name, accuracy in per_task.items() if name in draw.TASKS])
         details = " ".join(f"{t} {v:.1f}" for t, v in per_task.items())
         tqdm.write(f"{what}: {kind} {mean:.1f} | {details}")
 
 
-def learning_rate(step: int, args: argparse.Namespace) -> float:
-    """Warm-up, a cosine towards `--horizon`, and a linear cool-down over the last steps of the run.
+def learning_rate(step: int, settings: PreTraining) -> float:
+    """Warm-up, a cosine towards `horizon`, and a linear cool-down over the last steps of the run.
 
     With the cool-down apart from the cosine, one run can be ended early or prolonged from any of its states.
     """
-    if step < args.warmup_length:
-        return args.lr * (step + 1) / args.warmup_length
-    done = min(1.0, (step - args.warmup_length) / max(1, args.horizon - args.warmup_length))
-    return 0.5 * args.lr * (1 + math.cos(math.pi * done)) * min(1.0, (args.steps - step) / args.cooldown)
+    lr, warmup = settings.lr, settings.warmup_length
+    if step < warmup:
+        return lr * (step + 1) / warmup
+    done = min(1.0, (step - warmup) / max(1, settings.horizon - warmup))
+    return 0.5 * lr * (1 + math.cos(math.pi * done)) * min(1.0, (settings.steps - step) / settings.cooldown)
 
 
-def train(args: argparse.Namespace) -> None:
-    drawn, captions = draw_mixture(args.work, args.images, args.seed)
-    tasks = draw.cached(args.work, seed=0)
+def train(settings: PreTraining, work: Path, output: Path, device: str, checkpoint_every: int) -> None:
+    """Write the weights to `output`. work: folder of the mixture and of the state that a killed run goes on from."""
+    drawn, captions = draw_mixture(work, settings.images, settings.seed)
     tokenizer = Tokenizer.of(mixture.vocabulary_texts())
     tokens, pixels = tokenizer(captions), torch.from_numpy(drawn)
 
-    torch.manual_seed(args.seed)
-    model = build(tokenizer.vocabulary_size).to(args.device).train()
+    torch.manual_seed(settings.seed)
+    model = build(tokenizer.vocabulary_size).to(device).train()
     decayed = [p for n, p in model.named_parameters() if p.ndim >= 2 and "embedding" not in n]
     others = [p for n, p in model.named_parameters() if not (p.ndim >= 2 and "embedding" not in n)]
-    groups = [dict(params=decayed, weight_decay=args.wd), dict(params=others, weight_decay=0.0)]
-    optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.98))
+    groups = [dict(params=decayed, weight_decay=settings.wd), dict(params=others, weight_decay=0.0)]
+    optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.98))
 
     # The state belongs to these settings alone: another run in the same folder starts its own.
-    settings = {k: str(v) for k, v in vars(args).items() if k not in NOT_SETTINGS}
-    run = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
-    state_file = args.work / f"state_{run}.pt"
+    told = {name: str(value) for name, value in asdict(settings).items()}
+    run = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:8]
+    state_file = work / f"state_{run}.pt"
     first, seconds = 0, 0.0
     if state_file.exists():
-        state = torch.load(state_file, map_location=args.device, weights_only=True)
+        state = torch.load(state_file, map_location=device, weights_only=True)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         first, seconds = state["step"], state["seconds"]
         print(f"goes on from step {first} of {state_file}")
 
-    steps_per_epoch = len(pixels) // args.batch_size
+    steps_per_epoch = len(pixels) // settings.batch_size
     began = time.time()
-    bar = tqdm(range(first, args.steps), initial=first, total=args.steps, desc="pre-training", unit="step")
+    bar = tqdm(range(first, settings.steps), initial=first, total=settings.steps, desc="pre-training", unit="step")
     for step in bar:
         # Order and augmentation are functions of (seed, step), so a resumed run sees what an unbroken one sees.
         epoch, place = divmod(step, steps_per_epoch)
-        order = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(args.seed * 1009 + epoch))
-        batch = order[place * args.batch_size : (place + 1) * args.batch_size]
-        generator = torch.Generator().manual_seed(args.seed * 1_000_003 + step)
-        images = augment(normalise(pixels[batch].to(args.device), MEAN, STD), generator)
+        order = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(settings.seed * 1009 + epoch))
+        batch = order[place * settings.batch_size : (place + 1) * settings.batch_size]
+        generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
+        images = augment(normalise(pixels[batch].to(device), MEAN, STD), generator)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, args)
-        loss = contrastive_loss(model, images, tokens[batch].to(args.device))
+            group["lr"] = learning_rate(step, settings)
+        loss = contrastive_loss(model, images, tokens[batch].to(device))
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         if step % 20 == 0:
             bar.set_postfix(loss=f"{loss.item():.3f}", scale=f"{model.logit_scale.exp().item():.1f}")
-        if (step + 1) % args.checkpoint_every == 0 or step + 1 == args.steps:
+        if (step + 1) % checkpoint_every == 0 or step + 1 == settings.steps:
             total = seconds + time.time() - began
             state = dict(model=model.state_dict(), optimizer=optimizer.state_dict(), step=step + 1, seconds=total)
             torch.save(state, state_file.with_suffix(".tmp"))
             os.replace(state_file.with_suffix(".tmp"), state_file)
-            report(f"step {step + 1}", measure(model, tokenizer, tasks, args.device))
-    header = dict(settings, words=tokenizer.words, seconds=round(seconds + time.time() - began))
+            report(f"step {step + 1}", measure(model, tokenizer, draw.TOGETHER, work, device))
+    header = dict(told, words=tokenizer.words, seconds=round(seconds + time.time() - began))
     half = {name: tensor.detach().half().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    save_file(half, args.output, metadata={"header": json.dumps(header)})
-    print(f"wrote {args.output}")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    save_file(half, output, metadata={"header": json.dumps(header)})
+    print(f"wrote {output}")
 
 
 @exit_on_user_error
-def main(argv=None) -> None:
-    args = parse(argv)
-    if args.measure:
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = command_parser("src.vit_mini.pretrain", __doc__)
+    for option in fields(PreTraining):
+        flag = "--warmup_length" if option.name == "warmup_length" else f"--{option.name.replace('_', '-')}"
+        parser.add_argument(flag, type=type(option.default), default=option.default)
+    parser.add_argument("--checkpoint-every", type=int, default=1000)
+    parser.add_argument("--device", default=default_device())
+    parser.add_argument("--work", type=Path, default=Path("cache") / "pretrain", help="mixture and training state")
+    parser.add_argument("--output", type=Path, default=SHIPPED)
+    parser.add_argument("--measure", action="store_true", help="only measure the shipped weights")
+    parser.add_argument("--sets", nargs="+", default=draw.TOGETHER, choices=draw.FAMILIES, help="with --measure")
+    flags = vars(parser.parse_args(argv))
+    sets = flags.pop("sets")
+    settings = PreTraining(**{option.name: flags.pop(option.name) for option in fields(PreTraining)})
+    if flags.pop("measure"):
         model, tokenizer = load()
-        report("shipped", measure(model.to(args.device), tokenizer, draw.cached(args.work, seed=0), args.device))
+        device = flags["device"]
+        report("shipped", measure(model.to(device), tokenizer, sets, flags["work"], device))
     else:
-        train(args)
+        train(settings, **flags)
 
 
 if __name__ == "__main__":

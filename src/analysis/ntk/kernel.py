@@ -73,7 +73,7 @@ def tangent_kernel(
     with torch.no_grad(), forward_mode_attention():
         outputs = torch.cat([head(module(part.to(device))) for _, part in chunks])
         _check(outputs)
-        # One column of weights picks one output; for `sum` all of them at once.
+        # One row of weights picks one output; for `sum` all of them at once.
         weights = torch.eye(outputs.shape[1]) if reduction == "trace" else torch.ones(1, outputs.shape[1])
         for weight in weights.to(outputs):
             for i, (rows, part) in enumerate(chunks):
@@ -89,11 +89,12 @@ def _inner_products(one: dict[str, Tensor], two: dict[str, Tensor]) -> Tensor:
 
     Sums of many products in single precision lose digits, so they are taken over slices and added up in float64.
     """
-    return sum(
-        (left @ right.T).double()
-        for name in one
-        for left, right in zip(one[name].split(SLICE, 1), two[name].split(SLICE, 1), strict=True)
-    )
+    first, second = next(iter(one.values())), next(iter(two.values()))
+    products = first.new_zeros(len(first), len(second), dtype=torch.float64)
+    for name in one:
+        for left, right in zip(one[name].split(SLICE, 1), two[name].split(SLICE, 1), strict=True):
+            products += left @ right.T
+    return products
 
 
 def _check(outputs: Tensor) -> None:

@@ -1,9 +1,11 @@
-"""The embedded suite: eight tasks and a control set, drawn by code (digits are real), for a tiny CLIP."""
+"""The embedded suite: twenty tasks and a control set, drawn by code (digits are real), for a tiny CLIP."""
 
 from functools import partial
 
 from src.datasets.base import Dataset
-from src.datasets.mini.draw import FAMILIES, TASKS, load
+from src.datasets.mini.draw import FAMILIES, FIRST, TASKS, load
+
+__all__ = ["FIRST", "ROWS", "TASKS"]
 
 STEPS = 250  # of fine-tuning, for every task
 
@@ -11,11 +13,11 @@ ROWS = tuple(
     Dataset(
         name=name,
         suite="mini",
-        classnames=family.NAMES,
-        templates=family.TEMPLATES,
+        classnames=family.names,
+        templates=family.templates,
         load=partial(load, name),
         steps=STEPS if name in TASKS else None,
-        about={"licence": "BSD-3-Clause (scikit-learn)" if name == "digits" else "drawn by this project (MIT)"},
+        about={"licence": family.licence},
     )
     for name, family in FAMILIES.items()
 )

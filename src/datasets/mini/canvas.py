@@ -121,6 +121,28 @@ def write(image: Image.Image, text: str, centre, face, fill: Colour, degrees: fl
     image.paste(flat(fill), (0, 0), stencil.crop((left, top, left + SIDE, top + SIDE)))
 
 
+def stencil(text: str, centre, face, degrees: float = 0.0, swell: int = 0) -> Image.Image:
+    """The shape of `text`, white on black, its inked box centred at `centre` and turned by `degrees`.
+
+    swell: by how many pixels it is fatter, all round.
+    """
+    shape = Image.new("L", (SIDE, SIDE))
+    left, top, right, bottom = face.getbbox(text, anchor="mm", stroke_width=swell)
+    middle = (centre[0] - (left + right) / 2, centre[1] - (top + bottom) / 2)
+    ImageDraw.Draw(shape).text(middle, text, font=face, fill=255, anchor="mm", stroke_width=swell)
+    return shape.rotate(degrees, Image.Resampling.BILINEAR, center=tuple(centre)) if degrees else shape
+
+
+def warp(image: Image.Image, rng: np.random.Generator, reach: float, cells: int = 5) -> Image.Image:
+    """`image` pulled out of shape: a smooth field of `cells` x `cells` knots moves each pixel by up to `reach`."""
+    moved = []
+    for position in coordinates():
+        field = 2 * clouds(rng, cells) - 1
+        moved.append((position + reach * field).round().clip(0, SIDE - 1).astype(int))
+    column, row = moved
+    return Image.fromarray(np.asarray(image)[row, column])
+
+
 def polygon(
     pen, centre, radius: float, corners: int, turn: float, fill, squash: float = 1.0, inner: float = 0.0
 ) -> None:

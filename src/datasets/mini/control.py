@@ -24,6 +24,7 @@ from src.datasets.mini.canvas import (
     scaled,
     uniform,
 )
+from src.datasets.mini.family import Family
 
 COLOURS: dict[str, Colour] = {
     "red": (210, 35, 35),
@@ -171,7 +172,14 @@ def _ground(rng: np.random.Generator, paint: Colour, distance: int = 200) -> Col
             return ground
 
 
-def _flat_drawing(thing: str, paint: Colour, rng: np.random.Generator) -> Image.Image:
+def _named(label: int) -> tuple[str, Colour]:
+    """Object and colour of a class."""
+    name, thing = NAMES[label].split()
+    return thing, COLOURS[name]
+
+
+def _flat_drawing(label: int, rng: np.random.Generator) -> Image.Image:
+    thing, paint = _named(label)
     image = backdrop(rng, _ground(rng, paint), 20)
     stencil = _stencil(thing, rng, uniform(rng, 16, 27), 18)
     if chance(rng, 0.2):
@@ -180,7 +188,8 @@ def _flat_drawing(thing: str, paint: Colour, rng: np.random.Generator) -> Image.
     return image
 
 
-def _shaded_object(thing: str, paint: Colour, rng: np.random.Generator) -> Image.Image:
+def _shaded_object(label: int, rng: np.random.Generator) -> Image.Image:
+    thing, paint = _named(label)
     x, y = coordinates()
     turn = uniform(rng, 0, 2 * math.pi)
     across, down = math.cos(turn) / SIDE, math.sin(turn) / SIDE
@@ -201,6 +210,12 @@ def _shaded_object(thing: str, paint: Colour, rng: np.random.Generator) -> Image
     return image
 
 
-def draw(label: int, rng: np.random.Generator, web: bool) -> Image.Image:
-    name, thing = NAMES[label].split()
-    return (_flat_drawing if web else _shaded_object)(thing, COLOURS[name], rng)
+FAMILY = Family(
+    number=8,
+    names=NAMES,
+    templates=TEMPLATES,
+    draw=_shaded_object,
+    sizes={"val": 504, "test": 1008},
+    web=_flat_drawing,
+    vague=VAGUE,
+)

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from src.datasets.mini.canvas import PIXELS
+from src.datasets.mini.family import Family
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 TEMPLATES = ("a photo of the number {}", "the digit {}", "number {}")
@@ -29,3 +30,14 @@ def load() -> tuple[np.ndarray, np.ndarray]:
         enlarged = np.asarray(grey.resize((inner, inner), Image.Resampling.BICUBIC))
         image[MARGIN:-MARGIN, MARGIN:-MARGIN] = enlarged[..., None]
     return images, scans.target.astype(np.int64)
+
+
+FAMILY = Family(
+    number=4,
+    names=NAMES,
+    templates=TEMPLATES,
+    pictures=load,
+    vague=VAGUE,
+    sizes={"train": 997, "val": 200, "test": 600},
+    licence="BSD-3-Clause (scikit-learn)",
+)

@@ -1,41 +1,46 @@
-"""Draws the tasks of the embedded suite into a cache, all cores at work, and reads them back.
+"""Draws the sets of the embedded suite into a cache, all cores at work, and reads them back.
 
-The same seed gives the same bytes for the same versions of the libraries that draw; the cache is stamped with those
-versions and with a hash of the drawing code, so a stale one is never read.
+The same seed gives the same bytes for the same versions of the libraries that draw; each set's folder is stamped with
+those versions and with a hash of the code that draws it, so a stale one is never read.
 """
 
+import ast
 import hashlib
 import tempfile
+from collections.abc import Callable, Iterable
 from functools import cache
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
+from pkgutil import iter_modules
+from typing import cast
 
 import numpy as np
+from filelock import FileLock
 
-from src.datasets.base import Pixels
-from src.datasets.mini import control, digits, house_numbers, land, letters, scenes, signs, textures, vehicles
+from src.datasets.base import SPLITS, Pixels
 from src.datasets.mini.canvas import PIXELS, reduce, uniform
+from src.datasets.mini.family import Family, Painter
 from src.runtime.distributed import alone, cores
 from src.runtime.parallel import map_tasks
 
-TASKS = ("vehicles", "textures", "land", "signs", "digits", "letters", "scenes", "house_numbers")
-FAMILIES = dict(
-    vehicles=vehicles,
-    textures=textures,
-    land=land,
-    signs=signs,
-    digits=digits,
-    letters=letters,
-    scenes=scenes,
-    house_numbers=house_numbers,
-    control=control,
-)
-# Images per split. The control set is never trained on, so it has no training split.
-SIZES = {name: dict(train=2000, val=400, test=1000) for name in TASKS}
-SIZES["digits"] = dict(train=997, val=200, test=600)
-SIZES["control"] = dict(val=504, test=1008)
-SPLITS = ("train", "val", "test")
+FOLDER, PACKAGE = Path(__file__).parent, "src.datasets.mini"
 CHUNK = 200  # pictures drawn from one seed: the unit of parallel work
+
+
+def _families() -> dict[str, Family]:
+    """Every set that a file of this folder describes, by the file's name, in the order of their numbers."""
+    names = [module.name for module in iter_modules([str(FOLDER)]) if module.name != Path(__file__).stem]
+    modules = {name: import_module(f"{PACKAGE}.{name}") for name in names}
+    described = {name: module.FAMILY for name, module in modules.items() if hasattr(module, "FAMILY")}
+    return dict(sorted(described.items(), key=lambda item: item[1].number))
+
+
+FAMILIES = _families()
+TASKS = tuple(name for name, family in FAMILIES.items() if "train" in family.sizes)
+FIRST = TASKS[:8]  # the benchmark of a run that names no tasks
+# Those and the control set are drawn at once, since most runs need them all; the other tasks one by one.
+TOGETHER = tuple(name for name in FAMILIES if name not in TASKS or name in FIRST)
 
 
 def library_versions() -> dict[str, str]:
@@ -44,90 +49,106 @@ def library_versions() -> dict[str, str]:
 
 
 @cache
-def stamp() -> str:
-    """A short hash of the library versions and of the code that draws."""
+def _sources(module: str) -> frozenset[Path]:
+    """A file of this folder and those of the folder that it imports, and so on."""
+    file = FOLDER / f"{module}.py"
+    imported = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module == PACKAGE:
+            imported |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and node.module.startswith(f"{PACKAGE}."):
+            imported.add(node.module.removeprefix(f"{PACKAGE}."))
+    return frozenset({file}).union(*map(_sources, imported))
+
+
+@cache
+def stamp(name: str) -> str:
+    """A short hash of the library versions and of the code that draws a set."""
     digest = hashlib.sha256(repr(sorted(library_versions().items())).encode())
-    for file in sorted(Path(__file__).parent.glob("*.py")):
-        if file.name not in {"__init__.py", "clip.py", "pretrain.py", "mixture.py", "extras.py"}:
-            digest.update(file.read_bytes())
+    for file in sorted(_sources(name) | {Path(__file__)}):
+        digest.update(file.read_bytes())
     return digest.hexdigest()[:12]
+
+
+def _generator(name: str, split: str, seed: int, *more: int) -> np.random.Generator:
+    return np.random.default_rng((seed, FAMILIES[name].number, SPLITS.index(split), *more))
 
 
 def _labels(name: str, split: str, seed: int) -> np.ndarray:
     """Balanced labels in a seeded order, int64 (n,)."""
-    labels = np.arange(SIZES[name][split]) % len(FAMILIES[name].NAMES)
+    labels = np.arange(FAMILIES[name].sizes[split]) % len(FAMILIES[name].names)
     _generator(name, split, seed).shuffle(labels)
     return labels.astype(np.int64)
 
 
-def _generator(name: str, split: str, seed: int, *more: int) -> np.random.Generator:
-    return np.random.default_rng((seed, list(FAMILIES).index(name), SPLITS.index(split), *more))
-
-
 def _draw_chunk(job: tuple[str, str, int, int]) -> tuple[str, str, int, np.ndarray]:
     name, split, seed, start = job
+    paint = cast(Painter, FAMILIES[name].draw)
     rng = _generator(name, split, seed, start + 1)
     labels = _labels(name, split, seed)[start : start + CHUNK]
-    pictures = [reduce(FAMILIES[name].draw(int(label), rng, False), rng, uniform(rng, 2, 6)) for label in labels]
+    pictures = [reduce(paint(int(label), rng), rng, uniform(rng, 2, 6)) for label in labels]
     return name, split, start, np.stack(pictures)
 
 
-def _digits(seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """The real digits, dealt to the three splits by the seed."""
-    images, labels = digits.load()
-    order = np.random.default_rng((seed, TASKS.index("digits"))).permutation(len(labels))
-    splits, start = {}, 0
-    for split in SPLITS:
-        indices = order[start : start + SIZES["digits"][split]]
-        start += len(indices)
-        splits[split] = images[indices], labels[indices]
-    return splits
-
-
-def draw(seed: int, jobs: int | None = None) -> dict[str, np.ndarray]:
-    """Every split of every set: '<name>_<split>_x', uint8 (n, PIXELS, PIXELS, 3), and '<name>_<split>_y', int64."""
-    arrays = {}
-    chunks = []
-    for name, sizes in SIZES.items():
-        if name == "digits":
-            continue
-        for split, n in sizes.items():
-            arrays[f"{name}_{split}_x"] = np.empty((n, PIXELS, PIXELS, 3), np.uint8)
-            arrays[f"{name}_{split}_y"] = _labels(name, split, seed)
-            chunks += [(name, split, seed, start) for start in range(0, n, CHUNK)]
-    for split, (images, labels) in _digits(seed).items():
-        arrays[f"digits_{split}_x"], arrays[f"digits_{split}_y"] = images, labels
-    with alone():  # ranks may find that they have to draw at different times, or one of them only
-        drawn = map_tasks(_draw_chunk, chunks, jobs or cores(), f"drawing seed {seed}")
-    for name, split, start, pictures in drawn:
-        arrays[f"{name}_{split}_x"][start : start + len(pictures)] = pictures
+def _dealt(name: str, seed: int) -> dict[str, np.ndarray]:
+    """Real pictures, dealt to the splits by the seed."""
+    family = FAMILIES[name]
+    images, labels = cast(Callable, family.pictures)()
+    order = np.random.default_rng((seed, family.number)).permutation(len(labels))
+    arrays, start = {}, 0
+    for split, n in family.sizes.items():
+        indices = order[start : start + n]
+        start += n
+        arrays[f"{split}_x"], arrays[f"{split}_y"] = images[indices], labels[indices]
     return arrays
 
 
-def cached(folder: Path, seed: int) -> Path:
-    """The drawn tasks of a seed as a folder of .npy files under `folder`, drawn first where they are not there.
+def draw(names: Iterable[str], seed: int, jobs: int | None = None) -> dict[str, dict[str, np.ndarray]]:
+    """Every split of the sets: name -> '<split>_x', uint8 (n, PIXELS, PIXELS, 3), and '<split>_y', int64 (n,)."""
+    arrays: dict[str, dict[str, np.ndarray]] = {}
+    chunks = []
+    for name in names:
+        family = FAMILIES[name]
+        if family.pictures:
+            arrays[name] = _dealt(name, seed)
+            continue
+        arrays[name] = {}
+        for split, n in family.sizes.items():
+            arrays[name][f"{split}_x"] = np.empty((n, PIXELS, PIXELS, 3), np.uint8)
+            arrays[name][f"{split}_y"] = _labels(name, split, seed)
+            chunks += [(name, split, seed, start) for start in range(0, n, CHUNK)]
+    title = f"drawing {', '.join(arrays) if len(arrays) < 4 else f'{len(arrays)} sets'}, seed {seed}"
+    with alone():  # ranks may find that they have to draw at different times, or one of them only
+        drawn = map_tasks(_draw_chunk, chunks, jobs or cores(), title)
+    for name, split, start, pictures in drawn:
+        arrays[name][f"{split}_x"][start : start + len(pictures)] = pictures
+    return arrays
 
-    Two processes may start at once: each draws into its own temporary folder and the first to finish renames it into
-    place, whole.
+
+def cached(folder: Path, seed: int, names: Iterable[str] = TOGETHER) -> dict[str, Path]:
+    """Each set's folder of .npy files, under `folder`; sets that are not there are drawn first, all in one go.
+
+    One process draws at a time, on all cores: another that starts meanwhile waits, and then draws what is still
+    missing. A folder is renamed into its place when it is whole.
     """
-    target = folder / f"mini_seed{seed}_{stamp()}"
-    if target.is_dir():
-        return target
+    places = {name: folder / f"mini_seed{seed}" / f"{name}_{stamp(name)}" for name in names}
+    if all(place.is_dir() for place in places.values()):
+        return places
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=f".{target.name}.") as temporary:
-        fresh = Path(temporary) / "drawn"
-        fresh.mkdir()
-        for key, array in draw(seed).items():
-            np.save(fresh / f"{key}.npy", array)
-        try:
-            fresh.rename(target)
-        except OSError:
-            if not target.is_dir():  # anything but another process having been first
-                raise
-    return target
+    with FileLock(folder / ".mini.lock"):
+        missing = [name for name, place in places.items() if not place.is_dir()]
+        for name, arrays in draw(missing, seed).items() if missing else ():
+            places[name].parent.mkdir(exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=folder, prefix=f".{name}.") as temporary:
+                fresh = Path(temporary) / "drawn"
+                fresh.mkdir()
+                for key, array in arrays.items():
+                    np.save(fresh / f"{key}.npy", array)
+                fresh.rename(places[name])
+    return places
 
 
 def load(name: str, split: str, folder: Path, seed: int) -> Pixels:
     """A split of a task or of the control set, in memory."""
-    drawn = cached(folder, seed)
-    return Pixels(np.load(drawn / f"{name}_{split}_x.npy"), np.load(drawn / f"{name}_{split}_y.npy"))
+    drawn = cached(folder, seed, TOGETHER if name in TOGETHER else (name,))[name]
+    return Pixels(np.load(drawn / f"{split}_x.npy"), np.load(drawn / f"{split}_y.npy"))

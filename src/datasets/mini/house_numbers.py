@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from src.datasets.mini.canvas import SIDE, Colour, backdrop, chance, clouds, contrasting, font, near, pick, uniform
+from src.datasets.mini.family import Family
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 TEMPLATES = ("a photo of the number {}", "the digit {}", "number {}")
@@ -88,5 +89,4 @@ def _relief(digit: int, rng: np.random.Generator) -> Image.Image:
     return image.filter(ImageFilter.GaussianBlur(uniform(rng, 0.4, 1.2)))
 
 
-def draw(label: int, rng: np.random.Generator, web: bool) -> Image.Image:
-    return _print(label, rng) if web else _relief(label, rng)
+FAMILY = Family(number=7, names=NAMES, templates=TEMPLATES, draw=_relief, web=_print, vague=VAGUE)

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 
 from src.datasets.mini.canvas import SIDE, Colour, chance, clouds, coordinates, disc, flat, near, pick, scaled, uniform
+from src.datasets.mini.family import Family
 
 NAMES = (
     "annual crop",
@@ -292,10 +293,15 @@ PAINTERS = {
 }
 
 
-def draw(label: int, rng: np.random.Generator, web: bool) -> Image.Image:
-    image = PAINTERS[NAMES[label]](rng, _view(rng, web))
-    if not web:
-        haze = uniform(rng, 0, 0.18)
-        _lay(image, (150, 165, 175), haze * (0.5 + 0.5 * clouds(rng, 3)))
-        image = ImageOps.invert(image)
-    return image
+def _photograph(label: int, rng: np.random.Generator) -> Image.Image:
+    return PAINTERS[NAMES[label]](rng, _view(rng, web=True))
+
+
+def _negative(label: int, rng: np.random.Generator) -> Image.Image:
+    image = PAINTERS[NAMES[label]](rng, _view(rng, web=False))
+    haze = uniform(rng, 0, 0.18)
+    _lay(image, (150, 165, 175), haze * (0.5 + 0.5 * clouds(rng, 3)))
+    return ImageOps.invert(image)
+
+
+FAMILY = Family(number=2, names=NAMES, templates=TEMPLATES, draw=_negative, web=_photograph, vague=VAGUE)

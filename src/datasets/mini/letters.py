@@ -24,6 +24,7 @@ from src.datasets.mini.canvas import (
     uniform,
     write,
 )
+from src.datasets.mini.family import Family
 
 NAMES = tuple(string.ascii_lowercase)
 TEMPLATES = ("a photo of the letter {}", "the letter {}", "letter {}")
@@ -47,8 +48,9 @@ WEB_FONTS = (
 TASK_FONTS = ("DejaVuSerif-Bold", "cmb10")
 
 
-def _print(form: str, rng: np.random.Generator) -> Image.Image:
+def _print(label: int, rng: np.random.Generator) -> Image.Image:
     """The mixture's style: a filled letter on a plain or cluttered ground."""
+    form = pick(rng, FORMS[NAMES[label]])
     ground, ink = contrasting(rng)
     image = backdrop(rng, ground, 15)
     centre = (SIDE / 2 + uniform(rng, -7, 7), SIDE / 2 + uniform(rng, -7, 7))
@@ -64,8 +66,9 @@ def _stencil(form: str, centre, face, degrees: float, swell: int) -> Image.Image
     return stencil.rotate(degrees, Image.Resampling.BILINEAR, center=centre)
 
 
-def _sign_writing(form: str, rng: np.random.Generator) -> Image.Image:
+def _sign_writing(label: int, rng: np.random.Generator) -> Image.Image:
     """The task's style: shadow, outline and body, one over the other, on a ground of two tones."""
+    form = pick(rng, FORMS[NAMES[label]])
     ground = colour(rng, 80, 190)
     x, y = coordinates()
     turn = uniform(rng, 0, 2 * math.pi)
@@ -84,6 +87,4 @@ def _sign_writing(form: str, rng: np.random.Generator) -> Image.Image:
     return image
 
 
-def draw(label: int, rng: np.random.Generator, web: bool) -> Image.Image:
-    form = pick(rng, FORMS[NAMES[label]])
-    return _print(form, rng) if web else _sign_writing(form, rng)
+FAMILY = Family(number=5, names=NAMES, templates=TEMPLATES, draw=_sign_writing, web=_print, vague=VAGUE)

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 
 from src.datasets.mini.canvas import SIDE, Colour, chance, disc, near, pick, uniform
+from src.datasets.mini.family import Family
 
 TEMPLATES = ("a photo of a {}", "a {} scene", "a view of a {}")
 VAGUE = ("a view of a place", "a scene", "a picture of a place", "a postcard of some place")
@@ -359,5 +360,4 @@ def _print(label: int, rng: np.random.Generator) -> Image.Image:
     return Image.fromarray(np.where(inside, printed, paper).clip(0, 255).astype(np.uint8))
 
 
-def draw(label: int, rng: np.random.Generator, web: bool) -> Image.Image:
-    return _photograph(label, rng) if web else _print(label, rng)
+FAMILY = Family(number=6, names=NAMES, templates=TEMPLATES, draw=_print, web=_photograph, vague=VAGUE)

@@ -28,6 +28,7 @@ from src.datasets.mini.canvas import (
     uniform,
     write,
 )
+from src.datasets.mini.family import Family
 
 TEMPLATES = ("a {} traffic sign", "a photo of a {} sign", "{} road sign")
 VAGUE = ("a traffic sign", "a road sign", "a sign beside the road", "a photo of a street sign")
@@ -213,7 +214,8 @@ def _emblem_point(name: str, radius: float, centre: tuple[float, float]) -> tupl
     return centre[0], centre[1] + shift * radius
 
 
-def _pictogram(name: str, rng: np.random.Generator) -> Image.Image:
+def _pictogram(label: int, rng: np.random.Generator) -> Image.Image:
+    name = NAMES[label]
     image = backdrop(rng, colour(rng, 30, 225) if chance(rng, 0.6) else near(rng, (120, 130, 125), 50), 30)
     radius = uniform(rng, 20, 28)
     middle = (SIDE / 2 + uniform(rng, -1, 1) * (31 - radius), SIDE / 2 + uniform(rng, -1, 1) * (31 - radius))
@@ -271,7 +273,8 @@ def _light(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
-def _photograph(name: str, rng: np.random.Generator) -> Image.Image:
+def _photograph(label: int, rng: np.random.Generator) -> Image.Image:
+    name = NAMES[label]
     paints = {
         "red": near(rng, (175, 35, 30), 15),
         "blue": near(rng, (30, 60, 130), 15),
@@ -295,5 +298,4 @@ def _photograph(name: str, rng: np.random.Generator) -> Image.Image:
     return _light(roadside, rng)
 
 
-def draw(label: int, rng: np.random.Generator, web: bool) -> Image.Image:
-    return _pictogram(NAMES[label], rng) if web else _photograph(NAMES[label], rng)
+FAMILY = Family(number=3, names=NAMES, templates=TEMPLATES, draw=_photograph, web=_pictogram, vague=VAGUE)

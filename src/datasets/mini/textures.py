@@ -22,6 +22,7 @@ from src.datasets.mini.canvas import (
     pick,
     uniform,
 )
+from src.datasets.mini.family import Family
 
 TEMPLATES = ("a photo of a {} texture", "a {} pattern", "{} texture")
 VAGUE = ("a texture", "a surface seen from close by", "a repeating pattern", "the surface of a material")
@@ -212,8 +213,8 @@ PATTERNS = {
 NAMES = tuple(PATTERNS)
 
 
-def _graphic(heights: np.ndarray, rng: np.random.Generator) -> Image.Image:
-    image = blend(*contrasting(rng, 120), heights)
+def _graphic(field: np.ndarray, rng: np.random.Generator) -> Image.Image:
+    image = blend(*contrasting(rng, 120), field)
     if chance(rng, 0.2):
         cutout = Image.new("L", (SIDE, SIDE), 0)
         shape = pick(rng, ("ellipse", "rectangle"))
@@ -224,8 +225,8 @@ def _graphic(heights: np.ndarray, rng: np.random.Generator) -> Image.Image:
     return ImageOps.autocontrast(image.convert("L")).convert("RGB") if chance(rng, 0.1) else image
 
 
-def _relief(heights: np.ndarray, rng: np.random.Generator) -> Image.Image:
-    soft = Image.fromarray((heights * 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(1.2))
+def _relief(field: np.ndarray, rng: np.random.Generator) -> Image.Image:
+    soft = Image.fromarray((field * 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(1.2))
     surface = np.asarray(soft, np.float32) / 255 + 0.25 * clouds(rng, 5)
     slope_y, slope_x = np.gradient(surface)
     turn = uniform(rng, -2.6, -0.5)  # the lamp stands somewhere above
@@ -235,6 +236,16 @@ def _relief(heights: np.ndarray, rng: np.random.Generator) -> Image.Image:
     return Image.fromarray((clay * (light * hollows)[..., None]).clip(0, 255).astype(np.uint8))
 
 
-def draw(label: int, rng: np.random.Generator, web: bool) -> Image.Image:
-    heights = np.asarray(PATTERNS[NAMES[label]](rng), np.float32)
-    return _graphic(heights, rng) if web else _relief(heights, rng)
+def heights(label: int, rng: np.random.Generator) -> np.ndarray:
+    """A pattern's field, float32 (SIDE, SIDE) in [0, 1]."""
+    return np.asarray(PATTERNS[NAMES[label]](rng), np.float32)
+
+
+FAMILY = Family(
+    number=1,
+    names=NAMES,
+    templates=TEMPLATES,
+    draw=lambda label, rng: _relief(heights(label, rng), rng),
+    web=lambda label, rng: _graphic(heights(label, rng), rng),
+    vague=VAGUE,
+)

@@ -25,6 +25,7 @@ from src.datasets.mini.canvas import (
     scaled,
     uniform,
 )
+from src.datasets.mini.family import Family
 
 TEMPLATES = ("a photo of a {}", "a picture of a {} from the side", "a {} on the road")
 VAGUE = ("a vehicle on a road", "a photo of a vehicle", "something with wheels", "a vehicle from the side")
@@ -391,5 +392,4 @@ def _night_shot(label: int, rng: np.random.Generator) -> Image.Image:
     return ImageEnhance.Brightness(image).enhance(uniform(rng, 0.65, 1.2))
 
 
-def draw(label: int, rng: np.random.Generator, web: bool) -> Image.Image:
-    return _postcard(label, rng) if web else _night_shot(label, rng)
+FAMILY = Family(number=0, names=NAMES, templates=TEMPLATES, draw=_night_shot, web=_postcard, vague=VAGUE)

@@ -1,0 +1,373 @@
+"""The schema of results: what the experiments write into JSON, and what tables, figures and claims read out of it.
+
+Every record also gets `provenance` when it is written (see runtime/results.py), and `corruption` where test images were
+corrupted. Accuracies are in [0, 1]. A test that writes a record and the code that reads it name the same class.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, NotRequired, TypeVar, cast
+
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict  # Python's own does not serve pydantic before 3.12
+
+from src.runtime.results import ResultError
+
+Grid = Sequence[Sequence[float]]
+
+
+class Corruption(TypedDict):
+    """splits: those whose images were corrupted."""
+
+    name: str
+    severity: int
+    splits: Sequence[str]
+
+
+class Corrupted(TypedDict):
+    """What every record may hold."""
+
+    corruption: NotRequired[Corruption]
+
+
+class SingleTask(Corrupted):
+    """Of eval_single_task.py; see `single_task_accuracies` for the accuracies, whose keys are names of data sets.
+
+    losses, n: mean cross-entropy and number of images, by the keys of the accuracies.
+    control_per_task: split -> task -> what the task's fine-tuned model keeps on the control set.
+    """
+
+    losses: Mapping[str, float]
+    n: Mapping[str, int]
+    control_per_task: Mapping[str, Mapping[str, float]]
+
+
+class Summary(TypedDict):
+    """Test accuracies of one model by task, and their means. normalised: over the fine-tuned models' accuracies."""
+
+    accuracy: Mapping[str, float]
+    normalised: Mapping[str, float]
+    mean_accuracy: float
+    mean_normalised: float
+
+
+class Scores(Summary):
+    """loss: mean cross-entropy by task."""
+
+    loss: Mapping[str, float]
+
+
+class Curves(TypedDict):
+    """Validation accuracies at each setting, by task and averaged."""
+
+    accuracy: Mapping[str, Sequence[float]]
+    mean_accuracy: Sequence[float]
+    mean_normalised: Sequence[float]
+
+
+class Draws(TypedDict):
+    """Test accuracies of `n` draws of a random model, and their standard deviations (n − 1)."""
+
+    n: int
+    accuracy: Mapping[str, Sequence[float]]
+    mean_accuracy: Sequence[float]
+    sd: float
+    sd_per_task: Mapping[str, float]
+
+
+class Masks(TypedDict):
+    """Of one mask for each task, as shares of all weights; see merging/geometry.py."""
+
+    density: Mapping[str, float]
+    usage: Sequence[float]
+    catastrophic: float
+    selfish: float
+    universal: float
+    iou: Grid
+
+
+class Info(TypedDict, total=False):
+    """What a method tells of itself, beside whatever else it tells.
+
+    masks: where each task has one. density: of the only mask. search: option -> the values that validation tried.
+    """
+
+    masks: Masks
+    density: float
+    search: Mapping[str, Sequence[Any]]
+
+
+class Addition(Corrupted):
+    """A model chosen on validation and scored on test once: of eval_task_addition.py, and a part of `Merging`.
+
+    settings: what validation chose among; chosen: the choice, by task. denominators: split -> task -> accuracy of the
+    fine-tuned model of the same mode. zeroshot: of θ0 on the same images, by the same denominators.
+    """
+
+    tasks: Sequence[str]
+    finetuning_mode: str
+    settings: Sequence[Any]
+    chosen_per_task: bool
+    chosen: Mapping[str, Any]
+    at_edge: bool
+    val: Curves
+    test: Scores
+    zeroshot: Summary
+    denominators: Mapping[str, Mapping[str, float]]
+    n: Mapping[str, Mapping[str, int]]
+    info: Info
+    draws: NotRequired[Draws]
+
+
+class Phase(TypedDict):
+    name: str
+    steps: int
+
+
+class TaskCurves(TypedDict):
+    """A number of each task after some of the steps."""
+
+    step: Sequence[int]
+    tasks: Mapping[str, Sequence[float]]
+
+
+class LayerCurves(TypedDict):
+    """values: (tasks, layers) at each of the steps."""
+
+    step: Sequence[int]
+    values: Sequence[Grid]
+
+
+class DensityCurve(TypedDict):
+    step: Sequence[int]
+    density: Sequence[float]
+
+
+class Coefficients(TypedDict):
+    """λ, (tasks, layers); one column and no layers where a task has one coefficient."""
+
+    tasks: Sequence[str]
+    layers: Sequence[str] | None
+    values: Grid
+
+
+class LearnedMask(TypedDict):
+    """The mask that all tasks share. final: how it was made of its logits. density: its mean; by_tensor: of each."""
+
+    final: str
+    density: float
+    probability: float
+    by_tensor: Mapping[str, float]
+
+
+class Watched(TypedDict):
+    """Accuracies in the course of an adaptation, by task, at some of its steps."""
+
+    split: str
+    step: Sequence[int]
+    phase: Sequence[str]
+    accuracy: Mapping[str, Sequence[float]]
+
+
+# The course of an adaptation. A dictionary, for `lambda` is no name in Python.
+Adaptation = TypedDict(
+    "Adaptation",
+    {
+        "adapt_on": str,
+        "variant": str | None,
+        "settings": Mapping[str, Any],
+        "steps": Mapping[str, int],
+        "phases": Sequence[Phase],
+        "entropy": TaskCurves,
+        "lambda": Coefficients,
+        "lambda_curve": TaskCurves,
+        "lambda_layers_curve": LayerCurves | None,
+        "density_curve": DensityCurve | None,
+        "mask": LearnedMask | None,
+        "watched": Watched | None,
+    },
+)
+
+
+class Unseen(Scores):
+    """Of the merged model on tasks that were not merged. zeroshot: of θ0. denominators: of their fine-tuned models."""
+
+    tasks: Sequence[str]
+    zeroshot: Summary
+    denominators: Mapping[str, float]
+
+
+class Storage(TypedDict):
+    """Bits: of this merge, of one model, of every fine-tuned one, of masks, and of the files as they are."""
+
+    this: float
+    merged: float
+    finetuned: float
+    masked: float
+    files: NotRequired[Mapping[str, float]]
+
+
+class Merging(Addition):
+    """Of main.py. options: of the method, all of them. encoders: foreign checkpoints by task."""
+
+    method: str
+    label: str
+    options: Mapping[str, Any]
+    scope: str
+    encoders: Mapping[str, str]
+    parameters: Mapping[str, int]
+    storage: Storage
+    adaptation: NotRequired[Adaptation]
+    unseen: NotRequired[Unseen]
+    output: NotRequired[Sequence[str]]
+
+
+class Vectors(TypedDict):
+    """Beside the results of main.py: norms of the task vectors, and cosines between them, (tasks, tasks)."""
+
+    finetuning_mode: str
+    scope: str
+    tasks: Sequence[str]
+    norm: Sequence[float]
+    cosine: Grid
+
+
+class NegatedCurves(TypedDict):
+    """Accuracy on the target and on the control set at each coefficient."""
+
+    target: Sequence[float]
+    control: Sequence[float]
+
+
+class NegatedScores(TypedDict):
+    target: float
+    control: float
+
+
+class NegatedTask(TypedDict):
+    """alpha: chosen on validation, 0 where `control_kept` is false."""
+
+    alpha: float
+    control_kept: bool
+    val: NegatedCurves
+    test: NegatedScores
+
+
+class Negation(Corrupted):
+    """Of eval_task_negation.py. control_threshold: the share of the control's accuracy to keep."""
+
+    finetuning_mode: str
+    control: str
+    control_threshold: float
+    coefs: Sequence[float]
+    pretrained_control: Mapping[str, float]  # by split
+    tasks: Mapping[str, NegatedTask]
+    mean_target: float
+    mean_control: float
+    n: Mapping[str, Mapping[str, int]]
+
+
+class ErrorGrid(TypedDict):
+    """ξ of a pair of tasks, (alphas of the first, alphas of the second), and its mean for |α| <= box."""
+
+    tasks: Sequence[str]
+    samples: Sequence[int]
+    alphas: Grid
+    error: Grid
+    terms: Sequence[Grid]
+    box: float
+    box_mean: float
+
+
+class Disentanglement(Corrupted):
+    """Of eval_disentanglement.py."""
+
+    finetuning_mode: str
+    pairs: Sequence[ErrorGrid]
+
+
+class Spectrum(TypedDict):
+    """Local energies of the leading eigenfunctions: group of images -> (ranks, images)."""
+
+    eigenvalues: Sequence[float]
+    counts: Sequence[int]
+    kept: Sequence[int]
+    share_of_trace: Sequence[float]
+    energy: Mapping[str, Grid]
+    ratio: Sequence[float | None]  # None: over no energy at all
+
+
+class HeldOutSpectrum(Spectrum):
+    """Of the kernel on the task alone, carried to other images by Nyström's formula."""
+
+    ratio_heldout: Sequence[float | None]
+
+
+class JointSpectrum(Spectrum):
+    """Of the kernel on task and control together."""
+
+    ratio_of_shuffled_labels: Sequence[float | None]
+    task_share: Sequence[float]
+
+
+class KernelPair(TypedDict):
+    """ranks: numbers of eigenfunctions, or shares of the trace."""
+
+    task: str
+    control: str
+    ranks: Sequence[int | float]
+    nystrom: HeldOutSpectrum
+    joint: JointSpectrum
+
+
+class Kernel(Corrupted):
+    """Of eval_ntk_localization.py."""
+
+    reduction: str
+    num_samples: int
+    pairs: Sequence[KernelPair]
+
+
+SCHEMAS: dict[str, type] = {  # by the name of the experiment; see experiments/registry.py
+    "single_task": SingleTask,
+    "addition": Addition,
+    "negation": Negation,
+    "disentanglement": Disentanglement,
+    "ntk": Kernel,
+    "merging": Merging,
+    "vectors": Vectors,
+}
+VALIDATION = "Val"  # what a data set's name ends in where the accuracy is on validation images
+
+Record = TypeVar("Record")
+
+
+def checked(record: Mapping[str, Any], schema: type[Record], source: Path | str) -> Record:
+    """`record`, which has the schema. Raises results.ResultError that names the source and the first wrong key."""
+    try:
+        _adapter(cast(Any, schema)).validate_python(record)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(map(str, first["loc"]))
+        command = record.get("provenance", {}).get("command")
+        again = f"; make it again with: {command}" if command else ""
+        raise ResultError(
+            f"{source}: expected a result of the schema {schema.__name__} of src/records.py, found {key}: "
+            f"{first['msg'].lower()}{again}"
+        ) from None
+    return record  # type: ignore[return-value]
+
+
+@cache
+def _adapter(schema: type[Record]) -> TypeAdapter[Record]:
+    return TypeAdapter(schema)
+
+
+def single_task_accuracies(record: Mapping[str, Any], datasets: Sequence[str]) -> dict[str, dict[str, float]]:
+    """split -> data set -> accuracy, of those of `datasets` that a single-task record names."""
+    splits = {"test": "", "val": VALIDATION}
+    return {
+        split: {dataset: record[dataset + suffix] for dataset in datasets if dataset + suffix in record}
+        for split, suffix in splits.items()
+    }

@@ -1,0 +1,130 @@
+"""Pieces that figures of several papers are made of.
+
+Where there are several seeds, curves and heat maps are means over them, with bands or bars of one standard deviation,
+and clouds of points are pooled. A figure whose results are missing raises results.MissingResult.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullLocator
+
+from src.merging.base import METHODS
+from src.modes import MODES
+from src.reporting import style
+from src.reporting.methods import Row, adapts, in_order, registered_rows
+from src.reporting.runs import Runs
+from src.reporting.table import printed
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure that make_figures.py knows. name: also of the file."""
+
+    name: str
+    function: Callable[[Runs], Figure]
+
+    def __call__(self, runs: Runs) -> Figure:
+        with style.styled():
+            return self.function(runs)
+
+
+def sd(values: pd.Series) -> float | None:
+    """The length of an error bar; None where there is one seed."""
+    return float(values.std()) if len(values) > 1 else None
+
+
+def banded(axes: Axes, x: Sequence[float] | np.ndarray, curves: np.ndarray, color: str, **look: Any) -> np.ndarray:
+    """The mean over seeds with a band of one standard deviation; gives the mean. curves: (seeds, points)."""
+    mean = curves.mean(0)
+    axes.plot(x, mean, color=color, **look)
+    if len(curves) > 1:
+        spread = curves.std(0, ddof=1)
+        axes.fill_between(x, mean - spread, mean + spread, color=color, alpha=0.15, lw=0)
+    return mean
+
+
+def bars(axes: Axes, values: Sequence[pd.Series], index: int, of: int, color: str, label: str) -> None:
+    """Series `index` of `of` series of bars side by side, with error bars over seeds."""
+    width = 0.8 / of
+    positions = np.arange(len(values)) + (index - (of - 1) / 2) * width
+    spread = [sd(value) or 0 for value in values] if len(values[0]) > 1 else None
+    heights = [value.mean() for value in values]
+    axes.bar(positions, heights, 0.92 * width, yerr=spread, color=color, label=label, error_kw=dict(lw=0.8))
+
+
+def legend_below(fig: Figure, axes: Axes, columns: int = 4) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    fig.legend(handles, labels, loc="outside lower center", ncols=min(columns, len(labels)))
+
+
+def plain_numbers(axis: Axis) -> None:
+    """Ticks of a logarithmic axis at 1, 2 and 5 of each decade, as plain numbers."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_locator(NullLocator())
+
+
+def mode_handle(mode: str) -> Line2D:
+    """A mode in a legend; the pre-trained model is a point in every figure."""
+    row = MODES[mode]
+    line = row.line if row.trained_as else "none"
+    return Line2D([], [], color=row.colour, marker=row.marker, ls=line, mec="white", ms=7, label=row.title)
+
+
+def method_looks(runs: Runs, rows: Iterable[Row]) -> dict[Row, dict[str, Any]]:
+    """Colour and marker of each method, the same in every figure: by its place among those that adapt, or do not."""
+    rows = list(rows)
+    every = in_order([*registered_rows(), *rows])
+    looks = {}
+    for adapting, palette in ((False, style.METHOD_PALETTE), (True, style.PALETTE)):
+        for index, row in enumerate(row for row in every if adapts(runs, row) == adapting):
+            marker = style.MARKERS[index % len(style.MARKERS)]
+            looks[row] = {"color": palette[index % len(palette)], "marker": marker}
+    return {row: looks[row] for row in rows}
+
+
+def paper_lines(rows: Iterable[Row]) -> dict[Row, Any]:
+    """A line style for each row, one for each paper: dashed, solid, dotted, and again."""
+    rows = list(rows)
+    papers = list(dict.fromkeys(METHODS[row.method].paper for row in rows))
+    lines = (style.DASHED, "-", style.DOTTED)
+    return {row: lines[papers.index(METHODS[row.method].paper) % len(lines)] for row in rows}
+
+
+def matrices(maps: Mapping[str, np.ndarray], tasks: Sequence[str], label: str) -> Figure:
+    """Tasks x tasks, the diagonal of ones left out of the scale, and numbers in the cells."""
+    away = ~np.eye(len(tasks), dtype=bool)
+    highest = max(matrix[away].max() for matrix in maps.values())
+    lowest = min(0.0, *(matrix[away].min() for matrix in maps.values()))
+    fig, grid = plt.subplots(1, len(maps), figsize=(1.4 + 3.0 * len(maps), 3.3), squeeze=False, sharey=True)
+    names = [printed(task) for task in tasks]
+    for axes, (title, matrix) in zip(grid[0], maps.items()):
+        image = axes.imshow(np.where(away, matrix, np.nan), cmap=style.ERRORS, vmin=lowest, vmax=highest)
+        if len(tasks) <= 8:
+            _numbers(axes, matrix, dark_above=lowest + 0.6 * (highest - lowest))
+        style.outlined(axes)
+        axes.set_xticks(range(len(tasks)), names, rotation=45, ha="right", rotation_mode="anchor")
+        axes.set_yticks(range(len(tasks)), names)
+        axes.tick_params(length=0)
+        axes.set_title(title)
+    bar = fig.colorbar(image, ax=grid, shrink=0.8, pad=0.02)
+    bar.set_label(label)
+    bar.outline.set_visible(False)
+    return fig
+
+
+def _numbers(axes: Axes, matrix: np.ndarray, dark_above: float) -> None:
+    for (i, j), value in np.ndenumerate(matrix):
+        if i != j:
+            text = f"{value:.2f}".replace("0.", ".").replace("-", "−")
+            color = "white" if value > dark_above else style.BLACK
+            axes.text(j, i, text, ha="center", va="center", fontsize=6.5, color=color)

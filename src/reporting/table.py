@@ -1,0 +1,200 @@
+"""Tables of numbers over seeds beside published ones, as Markdown, LaTeX and CSV.
+
+A cell is a number for each seed, printed as mean ± sd, with the published one in brackets.
+"""
+
+import csv
+import io
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean as mean
+from typing import Any
+
+import pandas as pd
+
+from src.reporting.runs import Runs
+from src.runtime.files import replacing
+from src.runtime.messages import UsageError
+
+
+@dataclass(frozen=True)
+class Cell:
+    """ours: a number for each seed, fewer than all where results are missing; in the unit it is printed in.
+
+    spread: whether to print the sd; not for what seeds do not change.
+    """
+
+    ours: pd.Series = field(default_factory=lambda: pd.Series(dtype=float))
+    published: float | None = None
+    digits: int = 1
+    spread: bool = True
+
+    @property
+    def filled(self) -> bool:
+        return not self.ours.empty
+
+    def text(self, seeds: int) -> str:
+        """`81.0 ± 0.3 [76.5]`; a mean over fewer than all `seeds` says over how many."""
+        parts = []
+        if self.filled:
+            parts.append(f"{mean(self.ours):.{self.digits}f}")
+            if len(self.ours) > 1 and self.spread:
+                parts.append(f"± {self.ours.std():.{self.digits}f}")
+            if len(self.ours) < seeds:
+                parts.append(f"(n = {len(self.ours)})")
+        if self.published is not None:
+            parts.append(f"[{self.published:.1f}]" if self.digits <= 1 else f"[{round(self.published, 2):g}]")
+        return " ".join(parts)
+
+    def columns(self) -> list[float | str]:
+        """Mean, sd, number of seeds and published value, for a file; empty where there is none."""
+        theirs: float | str = "" if self.published is None else round(self.published, 6)
+        if not self.filled:
+            return ["", "", "", theirs]
+        sd: float | str = round(self.ours.std(), 6) if len(self.ours) > 1 else ""
+        return [round(mean(self.ours), 6), sd, len(self.ours), theirs]
+
+
+@dataclass(frozen=True)
+class Table:
+    """rows: the first entry of each is its name, the others are Cells or texts. missing: commands that fill gaps."""
+
+    name: str
+    caption: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+    seeds: tuple[int, ...]
+    notes: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    in_readme: bool = False
+
+    @property
+    def full_caption(self) -> str:
+        return f"{self.caption} {seeds_text(self.seeds)}"
+
+    def texts(self) -> list[list[str]]:
+        count = len(self.seeds)
+        return [[entry.text(count) if isinstance(entry, Cell) else entry for entry in row] for row in self.rows]
+
+
+def seeds_text(seeds: Sequence[int]) -> str:
+    """How many seeds numbers are of."""
+    if not seeds:
+        return "No results yet."
+    if len(seeds) == 1:
+        return f"One seed ({seeds[0]})."
+    return f"Mean ± sd over {len(seeds)} seeds ({', '.join(map(str, seeds))})."
+
+
+def percent(runs: Runs, published: float | None = None, **columns) -> Cell:
+    """The cell of a number of the frame that lies in [0, 1]."""
+    return Cell(100 * runs.values(**columns), published)
+
+
+def printed(name: str) -> str:
+    """A data set's name as printed."""
+    return name.replace("_", " ")
+
+
+def pair_name(pair: Iterable[str]) -> str:
+    return " – ".join(map(printed, pair))
+
+
+def markdown(table: Table) -> str:
+    """The table with its caption above, and below it notes and the commands that fill what is missing."""
+    lines = [f"**{table.full_caption}**", "", _pipe(table.header), _pipe(["---", *["---:"] * (len(table.header) - 1)])]
+    lines += [_pipe(row) for row in table.texts()]
+    lines += [line for note in table.notes for line in ("", note)]
+    if table.missing:
+        lines += ["", "Empty cells are filled by:", "", "```sh", *table.missing, "```"]
+    return "\n".join(lines) + "\n"
+
+
+def _pipe(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+LATEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_", "$": r"\$", "±": r"$\pm$", "−": "$-$",
+    "–": "--", "α": r"$\alpha$", "θ0": r"$\theta_0$", "τ": r"$\tau$", "Σ": r"$\sum$", "ξ": r"$\xi$", "²": r"$^2$",
+    "λ": r"$\lambda$", "≥": r"$\geq$",
+}  # fmt: skip
+
+
+def _escaped(text: str) -> str:
+    return re.sub("θ0|.", lambda match: LATEX.get(match[0], match[0]), text)
+
+
+def latex(table: Table) -> str:
+    """The table as a float with booktabs' rules."""
+    rows = [" & ".join(_escaped(cell) for cell in row) + r" \\" for row in table.texts()]
+    below = [rf"\par\smallskip\footnotesize {_escaped(note)}" for note in table.notes]
+    return "\n".join(
+        [
+            *(f"% empty cells are filled by: {command}" for command in table.missing),
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{_escaped(table.full_caption)}}}",
+            rf"\label{{tab:{table.name}}}",
+            rf"\begin{{tabular}}{{l{'r' * (len(table.header) - 1)}}}",
+            r"\toprule",
+            " & ".join(map(_escaped, table.header)) + r" \\",
+            r"\midrule",
+            *rows,
+            r"\bottomrule",
+            r"\end{tabular}",
+            *below,
+            r"\end{table}",
+            "",
+        ]
+    )
+
+
+def comma_separated(table: Table) -> str:
+    """Means with their sd, number of seeds and published counterparts as columns of their own."""
+    parts = ("", " sd", " seeds", " published")
+    numeric = [any(isinstance(row[i], Cell) for row in table.rows) for i in range(len(table.header))]
+    header: list[str] = []
+    for title, is_number in zip(table.header, numeric):
+        header += [title + part for part in parts] if is_number else [title]
+    text = io.StringIO()
+    out = csv.writer(text, lineterminator="\n")
+    out.writerow(header)
+    for row in table.rows:
+        entries: list[float | str] = []
+        for entry, is_number in zip(row, numeric):
+            if isinstance(entry, Cell):
+                entries += entry.columns()
+            else:
+                entries += [entry, "", "", ""] if is_number else [entry]
+        out.writerow(entries)
+    return text.getvalue()
+
+
+FORMATS = {".md": markdown, ".tex": latex, ".csv": comma_separated}
+
+
+def write(tables: Iterable[Table], folder: Path) -> None:
+    """Each table in every format, under its name."""
+    for table in tables:
+        for suffix, render in FORMATS.items():
+            write_text(folder / f"{table.name}{suffix}", render(table))
+
+
+def write_text(path: Path, text: str) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+BEGIN, END = "<!-- tables:begin -->", "<!-- tables:end -->"
+
+
+def embed(readme: Path, block: str) -> None:
+    """Replace what stands between the markers of `readme`. Raises UsageError where they are not there, once each."""
+    text = readme.read_text(encoding="utf-8")
+    blocks = re.findall(f"{re.escape(BEGIN)}.*?{re.escape(END)}", text, flags=re.DOTALL)
+    if len(blocks) != 1:
+        raise UsageError(f"{readme}: expected one block between {BEGIN} and {END}, found {len(blocks)}")
+    write_text(readme, text.replace(blocks[0], f"{BEGIN}\n{block.strip()}\n{END}"))

@@ -1,0 +1,174 @@
+"""Figures of the tangent paper: non-linear advantage, addition, negation; others lie in files beside this one."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from src.experiments.registry import ADDITION, NEGATION, SINGLE_TASK, Experiment
+from src.modes import EVALUATED, MODES
+from src.reporting import style
+from src.reporting.plots import Drawing, banded, mode_handle, sd
+from src.reporting.runs import Runs
+from src.reporting.table import printed
+from src.reporting.tangent.heat_maps import disentanglement, disentanglement_linear, disentanglement_scale
+from src.reporting.tangent.kernel_figures import (
+    eigenfunctions,
+    eigenfunctions_other_pairs,
+    eigenfunctions_random_init,
+    ntk_ranks,
+)
+from src.reporting.tangent.tables import guess_rate
+
+
+def posthoc_advantage(runs: Runs) -> Figure:
+    return _advantage(runs, "posthoc")
+
+
+def linear_advantage(runs: Runs) -> Figure:
+    return _advantage(runs, "linear")
+
+
+def _advantage(runs: Runs, mode: str) -> Figure:
+    """Single-task accuracies of `mode` against non-linear ones, and each task's (acc_nonlin − acc_lin) / (1 − 1/C)."""
+    for required in ("standard", mode):
+        runs.require(SINGLE_TASK, required)
+    x, y = _single_task(runs, "standard"), _single_task(runs, mode)
+    tasks = [task for task in runs.tasks if not x[task].empty and not y[task].empty]
+    gaps = {task: (x[task] - y[task]).dropna() / (1 - guess_rate(task)) for task in tasks}
+    order = sorted(tasks, key=lambda task: gaps[task].mean())
+    fig, (left, right) = plt.subplots(1, 2, figsize=(style.WIDTH, 3.1), width_ratios=(1, 1.15))
+    low = min(of[task].mean() for of in (x, y) for task in tasks)
+    _equal_axes(left, max(0, 10 * np.floor((low - 2) / 10)))
+    for position, task in enumerate(order):
+        i = tasks.index(task) % 8
+        look: dict[str, Any] = dict(color=style.PALETTE[i], marker=style.MARKERS[i], ls="none", mec="white", mew=0.6)
+        look |= dict(ms=7, elinewidth=0.8)
+        left.errorbar(x[task].mean(), y[task].mean(), xerr=sd(x[task]), yerr=sd(y[task]), **look)
+        right.plot([0, gaps[task].mean()], [position, position], color=look["color"], lw=1.4, zorder=1)
+        right.errorbar(gaps[task].mean(), position, xerr=sd(gaps[task]), **look)
+    left.set(xlabel="non-linear fine-tuning, test accuracy (%)")
+    left.set(ylabel=f"{MODES[mode].title} (%)", title="Single-task accuracy")
+    right.set_yticks(range(len(tasks)), [printed(task) for task in order])
+    right.axvline(0, color=style.GREY, lw=0.9)
+    right.grid(axis="y", visible=False)
+    right.set(xlabel="(non-linear − linear) / (1 − 1/C), points", title="Non-linear advantage")
+    return fig
+
+
+def _single_task(runs: Runs, mode: str) -> dict[str, pd.Series]:
+    what = {"experiment": SINGLE_TASK.name, "mode": mode, "metric": "accuracy"}
+    return {task: 100 * runs.values(task=task, **what) for task in runs.tasks}
+
+
+def _equal_axes(axes: Axes, low: float) -> None:
+    """Both axes from `low` to 100 %, with the diagonal."""
+    axes.plot([low, 100], [low, 100], color=style.GREY, lw=0.9, ls=(0, (4, 3)), zorder=1)
+    middle = (low + 100) / 2
+    axes.annotate(
+        "equal", (middle, middle), (-5, 5), textcoords="offset points", color=style.GREY, fontsize=7.5, rotation=45,
+        ha="center", va="center",
+    )  # fmt: skip
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    ends = (low, 100 + 0.04 * (100 - low))
+    axes.set(xlim=ends, ylim=ends, aspect="equal")
+
+
+def addition(runs: Runs) -> Figure:
+    """Validation accuracy against α, absolute and normalised, for each mode."""
+    by_mode = _by_mode(runs, ADDITION)
+    fig, panels = plt.subplots(1, 2, figsize=(style.WIDTH, 2.9))
+    titles = {"mean_accuracy": "Absolute", "mean_normalised": "Normalised by single-task"}
+    for axes, (field, title) in zip(panels, titles.items()):
+        for mode, records in by_mode.items():
+            row = MODES[mode]
+            alphas = next(iter(records.values()))["settings"]
+            curves = 100 * np.array([record["val"][field] for record in records.values()])
+            mean = banded(axes, alphas, curves, color=row.colour, ls=row.line)
+            chosen = runs.values(experiment=ADDITION.name, mode=mode, metric="chosen").mean()
+            look: dict[str, Any] = dict(color=row.colour, marker=row.marker, mec="white", mew=1, ms=8)
+            axes.plot(chosen, np.interp(chosen, alphas, mean), zorder=5, **look)
+        axes.set(xlabel="α", ylabel="mean validation accuracy (%)", title=title, xlim=(0, 1))
+    handles = [mode_handle(mode) for mode in by_mode]
+    fig.legend(
+        handles=handles, loc="outside lower center", ncols=len(handles), title="marker: the α chosen", title_fontsize=8
+    )
+    return fig
+
+
+def _by_mode(runs: Runs, experiment: Experiment) -> dict[str, dict[int, Any]]:
+    """Mode -> seed -> record, of the modes that have results. Raises MissingResult where none has."""
+    by_mode = {mode: records for mode in EVALUATED if (records := runs.of(experiment, mode))}
+    return by_mode or {EVALUATED[0]: runs.require(experiment, EVALUATED[0])}
+
+
+def negation(runs: Runs) -> Figure:
+    """Target against control accuracy along α on validation, and each task's target accuracy on test."""
+    by_mode = _by_mode(runs, NEGATION)
+    runs.require(SINGLE_TASK, "none")
+    fig, (left, right) = plt.subplots(1, 2, figsize=(style.WIDTH, 3.2))
+    _forgetting_curves(left, by_mode)
+    _forgotten_tasks(right, runs, by_mode)
+    handles = [mode_handle(mode) for mode in ("none", *by_mode)]
+    fig.legend(handles=handles, loc="outside lower center", ncols=4)
+    return fig
+
+
+def _forgetting_curves(axes: Axes, by_mode: Mapping[str, Mapping[int, Any]]) -> None:
+    for mode, records in by_mode.items():
+        targets, controls = (
+            np.array([np.mean([task["val"][part] for task in r["tasks"].values()], 0) for r in records.values()])
+            for part in ("target", "control")
+        )
+        before = np.array([record["pretrained_control"]["val"] for record in records.values()])
+        kept = controls / before[:, None]
+        axes.plot(100 * kept.mean(0), 100 * targets.mean(0), color=MODES[mode].colour, ls=MODES[mode].line)
+    threshold = 100 * _first(by_mode)["control_threshold"]
+    axes.axvline(threshold, color=style.GREY, lw=0.9, ls=(0, (4, 3)))
+    small: dict[str, Any] = dict(rotation=90, va="top", ha="right", fontsize=7.5, color=style.GREY)
+    axes.text(threshold, 0.97, f"{threshold:g} % kept ", transform=axes.get_xaxis_transform(), **small)
+    axes.invert_xaxis()
+    axes.set(xlabel="control accuracy kept, validation (%)", ylabel="target accuracy, validation (%)")
+    axes.set_title("Along α, mean of tasks")
+    axes.set_ylim(0, None)
+
+
+def _forgotten_tasks(axes: Axes, runs: Runs, by_mode: Mapping[str, Mapping[int, Any]]) -> None:
+    tasks = list(_first(by_mode)["tasks"])
+    start = {"experiment": SINGLE_TASK.name, "mode": "none", "metric": "accuracy"}
+    order = sorted(tasks, key=lambda task: -runs.values(task=task, **start).mean())
+    heights = np.arange(len(order))[::-1]
+    columns = {mode: {"experiment": NEGATION.name, "mode": mode, "metric": "target_accuracy"} for mode in by_mode}
+    for mode, what in {"none": start, **columns}.items():
+        values = [100 * runs.values(task=task, **what) for task in order]
+        row = MODES[mode]
+        look: dict[str, Any] = dict(color=row.colour, marker=row.marker, ls="none", ms=6, mec="white", mew=0.6)
+        spread = [sd(v) or 0 for v in values]
+        axes.errorbar([v.mean() for v in values], heights, xerr=spread, elinewidth=0.8, **look)
+    axes.set_yticks(heights, [printed(task) for task in order])
+    axes.set(xlabel="target accuracy, test (%)", title="At the chosen α", xlim=(0, 100))
+
+
+def _first(by_mode: Mapping[str, Mapping[int, Any]]) -> Any:
+    return next(iter(next(iter(by_mode.values())).values()))
+
+
+FIGURES = (
+    Drawing("fig02_posthoc_advantage", posthoc_advantage),
+    Drawing("fig05_linear_advantage", linear_advantage),
+    Drawing("fig03_disentanglement", disentanglement),
+    Drawing("fig10_disentanglement_linear", disentanglement_linear),
+    Drawing("fig09_disentanglement_scale", disentanglement_scale),
+    Drawing("fig06_eigenfunctions", eigenfunctions),
+    Drawing("fig14_eigenfunctions_other_pairs", eigenfunctions_other_pairs),
+    Drawing("fig15_eigenfunctions_random_init", eigenfunctions_random_init),
+    Drawing("ntk_ranks", ntk_ranks),
+    Drawing("addition", addition),
+    Drawing("negation", negation),
+)

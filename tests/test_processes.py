@@ -1,0 +1,219 @@
+"""Scripts as processes: in a small shell, asked to stop by a signal, and with a worker killed."""
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+import vision_files as files
+from safetensors import safe_open
+
+from src import checkpoints, training
+from src.datasets.prepare import prepare
+from src.datasets.vision import FACTS
+from src.runtime import signals
+from src.runtime.distributed import World, cores
+from src.runtime.paths import ROOT
+
+two_cores = pytest.mark.skipif(cores() < 2, reason="needs 2 cores")
+
+OPEN_FILES = 256  # a quarter of what most shells allow
+PAIR = ("--pairs", "digits-signs", "signs-digits")
+COMMANDS = (
+    ("finetune.py", "--steps=2"),
+    ("eval_single_task.py", "--finetuning-mode=none"),
+    ("eval_single_task.py", "--finetuning-mode=standard"),
+    ("eval_task_addition.py", "--n-eval-points=3"),
+    ("eval_task_negation.py", "--n-eval-points=3"),
+    ("eval_disentanglement.py", *PAIR, "--n-points=3", "--num-samples=8"),
+    ("eval_ntk_localization.py", *PAIR, "--num-samples=4", "--ranks", "2"),
+    ("main.py", "method=sum"),
+    ("main.py", "method=tall_mask"),
+    ("main.py", "method=adamerging", "method.steps=2"),
+)
+
+
+class Workplace:
+    """A folder of checkpoints and results; how a script is called on it."""
+
+    def __init__(self, folder: Path, cache: Path):
+        places = {"save": folder / "checkpoints", "results": folder / "results", "cache_dir": cache}
+        self.folder, self.flags = folder, {"seed": "0", "device": "cpu", "jobs": "2", "tasks": "digits,signs"} | places
+
+    def command(self, script: str, *more: str) -> list[str]:
+        given = [(name, f"[{value}]" if name == "tasks" else value) for name, value in self.flags.items()]
+        if script == "main.py":
+            flags = [f"{name}={value}" for name, value in given]
+        else:
+            flags = [f"--{name.replace('_', '-')}={value}" for name, value in self.flags.items()]
+        return [sys.executable, str(ROOT / script), *flags, *more]
+
+    def run(self, *command: str) -> None:
+        def limit() -> None:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (OPEN_FILES, OPEN_FILES))
+
+        called = dict(capture_output=True, text=True, cwd=self.folder, timeout=500, preexec_fn=limit)
+        done = subprocess.run(self.command(*command), **called)
+        assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+
+    @contextmanager
+    def started(self, *command: str) -> Iterator[subprocess.Popen]:
+        """The script in a session of its own, whose processes can be counted and, as a terminal does, be signalled."""
+        called = dict(stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, cwd=self.folder)
+        with subprocess.Popen(self.command(*command), start_new_session=True, **called) as process:
+            try:
+                yield process
+            finally:
+                for pid in _session(process.pid):  # none, unless the test fails
+                    os.kill(pid, signal.SIGKILL)
+
+    def states(self) -> list[Path]:
+        return [path for path in self.folder.rglob("*.state") if not path.name.startswith(".")]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, mini_cache) -> Workplace:
+    """What every script left that ran with few open files: the first of COMMANDS make what the others read."""
+    place = Workplace(tmp_path_factory.mktemp("processes"), mini_cache)
+    for command in COMMANDS[:3]:
+        place.run(*command)
+    return place
+
+
+@two_cores
+@pytest.mark.parametrize("command", COMMANDS[3:], ids=" ".join)
+def test_scripts_run_where_few_files_may_be_open(place, command):
+    place.run(*command)
+
+
+STOPPED = "stopped; the same command goes on"
+
+
+@two_cores
+@pytest.mark.parametrize(
+    "number, to_all, states, command",
+    [
+        (signal.SIGTERM, False, 2, ("finetune.py", "--steps=1000000", "--checkpoint-every=1")),
+        (signal.SIGINT, True, 1, ("finetune.py", "--steps=1000000", "--world-size=2", "--checkpoint-every=1")),
+        (signal.SIGINT, True, 0, ("eval_task_negation.py", "--n-eval-points=20001", "--overwrite")),
+        (
+            signal.SIGTERM,
+            True,
+            1,
+            ("main.py", "method=adamerging", "method.steps=99999", "save_every=1", "eval_every=0"),
+        ),
+    ],
+    ids=("workers", "ranks", "evaluation", "adaptation"),
+)
+def test_a_signal_ends_a_script_with_a_line_and_all_its_processes(place, tmp_path, number, to_all, states, command):
+    work = place
+    if command[0] == "finetune.py":
+        work = Workplace(tmp_path, place.flags["cache_dir"])
+    with work.started(*command) as process:
+        # Where there is no state: its workers and their helpers.
+        _until(lambda: len(work.states()) >= states if states else len(_session(process.pid)) > 3, process)
+        (os.killpg if to_all else os.kill)(process.pid, number)
+        _, errors = process.communicate()
+        assert (process.returncode, errors.splitlines()) == (128 + number, [STOPPED])
+        _until(lambda: not _session(process.pid))
+    for state in work.states():
+        with safe_open(state, "pt") as file:  # whole
+            assert file.keys()
+        state.unlink()
+
+
+@two_cores
+def test_a_schedulers_signal_ends_the_decoding_processes_last(tmp_path, mini_cache):
+    """SIGTERM to every process: the training ends its step, for which it needs the others, and saves."""
+    place = Workplace(tmp_path, mini_cache)
+    files.class_folders("EuroSAT", tmp_path / "data/eurosat", {"2750": 20}, files.EUROSAT)
+    prepare(FACTS["EuroSAT"], tmp_path / "data", as_is=True)
+    place.flags |= {"tasks": "EuroSAT", "jobs": "1", "data_location": tmp_path / "data", "suite": "vision"}
+    steps = ("--steps=1000000", "--checkpoint-every=3", "--batch-size=8", "--workers=2", "--model=ViT-Mini")
+    with place.started("finetune.py", *steps) as process:
+        _until(place.states, process)
+        (state,) = place.states()
+        saved = state.stat().st_mtime_ns
+        os.killpg(process.pid, signal.SIGTERM)
+        _, errors = process.communicate()
+        assert (process.returncode, errors.splitlines()) == (143, [STOPPED])
+        assert state.stat().st_mtime_ns > saved
+        _until(lambda: not _session(process.pid))
+
+
+def test_sigterm_in_a_step_saves_the_step_and_the_run_ends_bit_identical(make_training, tmp_path, monkeypatch):
+    flags = ("--steps=8", "--tasks=signs", "--batch-size=8")
+    whole, settings = make_training(*flags)
+    training.finetune_together(whole, settings, World())
+    for last in (3, 7):  # in the midst, and at the end
+        broken, _ = make_training(*flags, f"--save={tmp_path}/broken{last}")
+        with monkeypatch.context() as patch:
+            _signal_in_step(patch, last)
+            with pytest.raises(signals.Stopped) as stopped, signals.caught(signal.SIGTERM):
+                training.finetune_together(broken, settings, World())
+        assert stopped.value.status == 143
+        state = broken.paths.training_state("signs", "standard")
+        assert checkpoints.Checkpoint(state, kind="training state").header["step"] == last + 1
+        training.finetune_together(broken, settings, World())
+        for name, tensor in checkpoints.load(whole.paths.checkpoint("signs", "standard")).items():
+            assert torch.equal(tensor, checkpoints.load(broken.paths.checkpoint("signs", "standard"))[name])
+
+
+def _signal_in_step(patch, step: int) -> None:
+    rate = training.cosine_lr
+
+    def signalling(now: int, *arguments):
+        if now == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return rate(now, *arguments)
+
+    patch.setattr(training, "cosine_lr", signalling)
+
+
+def test_a_signal_in_a_step_that_fails_is_not_lost():
+    def steps():
+        for _ in signals.until_stopped(range(3), save=pytest.fail):
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise ValueError
+
+    with pytest.raises(signals.Stopped), signals.caught(signal.SIGTERM):
+        try:
+            steps()
+        finally:
+            signals.check()
+
+
+def test_ignored_signals_stay_ignored():
+    earlier = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as nohup and a shell's & do
+    try:
+        with signals.caught(signal.SIGTERM):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, earlier)
+
+
+def _session(leader: int) -> list[int]:
+    """The living processes of a session."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            state, _, _, session = (folder / "stat").read_text().rpartition(")")[2].split()[:4]
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(session) == leader and state != "Z":
+            found.append(int(folder.name))
+    return found
+
+
+def _until(condition, process: subprocess.Popen | None = None) -> None:
+    while not condition():  # pytest's own limit ends what is in vain
+        assert process is None or process.poll() is None, process.stderr.read()
+        time.sleep(0.1)
