@@ -27,6 +27,7 @@ from functools import partial
 import torch
 from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from tqdm import tqdm
 
 from src.merging.adaptation import IMAGES, check_choice, check_least
 from src.merging.base import Merge, Method, Problem, register, scaled
@@ -74,6 +75,10 @@ def published(logits: Logits, theta: Weights, images: torch.Tensor) -> Weights:
     return {name: gradient.square() for name, gradient in grad(objective)(theta).items()}
 
 
+def zeros(problem: Problem) -> Weights:
+    return {key: torch.zeros(shape, dtype=problem.dtype) for key, shape in problem.shapes.items()}
+
+
 @register(
     "fisher",
     title="Fisher merging",
@@ -83,8 +88,11 @@ def published(logits: Logits, theta: Weights, images: torch.Tensor) -> Weights:
 )
 @dataclass
 class Fisher(Method):
-    """images: of each task, of `split`. batch_size: images of one batch; pass_size: of one pass for single derivatives,
-    which each hold a copy of the weights."""
+    """Fisher merging: weights averaged by how much each task's predictions depend on them.
+
+    images: of each task, of `split`. batch_size: images of one batch. pass_size: images of one pass for their single
+    derivatives, each of which is as large as the weights in scope.
+    """
 
     estimator: str = "diagonal"
     classes: str = "sampled"
@@ -105,9 +113,9 @@ class Fisher(Method):
         if not self.floor > 0:
             raise UsageError(f"floor: expected a number above 0; got {self.floor}")
         encoder = problem.unlabelled(self).encoder()
-        weighted, total = ({k: torch.zeros(s, dtype=problem.dtype) for k, s in problem.shapes.items()} for _ in "12")
+        weighted, total = zeros(problem), zeros(problem)
         norms = {}
-        for task in problem.tasks:
+        for task in tqdm(problem.tasks, desc="fisher", leave=False, disable=None):
             information = self.information(problem, task, encoder)
             norms[task] = float(torch.stack([f.double().norm() for f in information.values()]).norm())
             lam = 1 / self.floored(torch.tensor(norms[task])) if self.normalise else 1.0

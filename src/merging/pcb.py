@@ -14,8 +14,8 @@ repository has three programs, and `variant` names them by their files:
     pcb          c = .01, ratio = .05, inter_t = tanh(τ_t ∘ Σ_j n_j), λ = 1.2
     pcb-merging  c = .0001, ratio = .1, inter_t = tanh(τ_t ∘ Σ_j τ_j)
 
-The paper has softmax in the place of exp and tanh; no program has. Here validation chooses one λ, in and around the
-interval [.8, 1.3] of the published search. Options that are None have the variant's values.
+Here validation chooses one λ, in and around the interval [.8, 1.3] of the published search. Options that are None have
+the variant's values.
 """
 
 from collections.abc import Callable, Iterator
