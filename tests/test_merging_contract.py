@@ -62,7 +62,11 @@ class Counted(dict):
         Counted.alive -= 1
 
 
-@pytest.mark.parametrize("name", ["sum", "average", "zeroshot", "ties", "mag_masking", "tall_mask", "consensus"])
+STREAMING = ("sum", "average", "zeroshot", "ties", "mag_masking", "mag_prune", "tall_mask", "consensus", "emr")
+STREAMING += ("dare", "breadcrumbs", "della", "magmax", "metagpt")
+
+
+@pytest.mark.parametrize("name", STREAMING)
 def test_weights_are_read_tensor_by_tensor(tmp_path, name):
     """No method has more than a few of the checkpoints' 10 x 30 tensors in memory."""
     load_methods()

@@ -1,7 +1,13 @@
-"""Magnitude masking, the baseline of TALL masks (Wang et al., 2024, arXiv:2405.07813): θ_t = θ0 + m_t ∘ Σ_t τ_t.
+"""Magnitude masking and pruning, baselines of TALL masks (Wang et al., 2024, arXiv:2405.07813).
+
+    masking: θ_t = θ0 + m_t ∘ Σ_k τ_k            pruning: θ_t = θ0 + m_t ∘ τ_t
 
 m_t keeps the top k % of |τ_t| over the whole flattened vector, with the threshold of ties.py: where it is 0, as for a
-task vector of zeros, all weights are kept, as published.
+task vector of zeros, all weights are kept, as published. No code of the pruning was released, and its k
+is not known here: 10 is that of the masking.
+
+Pruning merges nothing: it is what a task keeps of its own model when it may store as much as a mask. Its storage is θ0,
+and for each task a mask bit per weight and the weights that are kept, in fp32.
 """
 
 from dataclasses import dataclass
@@ -10,7 +16,7 @@ from src.merging.base import Merge, Method, Problem, Setting, register
 from src.merging.masked import Masked
 from src.merging.task_arithmetic import multi_task_vector
 from src.merging.ties import magnitude_threshold
-from src.task_vectors import Mask
+from src.task_vectors import Mask, TaskVector
 
 
 def magnitude_mask(problem: Problem, task: str, k: float) -> Mask:
@@ -42,3 +48,35 @@ class MagnitudeMasking(Method):
     def merge(self, problem: Problem) -> Merge:
         tau, bits = multi_task_vector(problem), problem.storage_masked()
         return MagnitudeMasked(tau=tau, settings=(1.0,), storage_bits=bits, problem=problem, k=self.k)
+
+
+@dataclass(kw_only=True)
+class MagnitudePruned(Merge):
+    """A task's own vector, pruned; made anew whenever it is asked for."""
+
+    problem: Problem
+    k: float
+    per_task: bool = True
+
+    def vector(self, task: str, setting: Setting) -> TaskVector:
+        threshold = magnitude_threshold(self.problem, task, self.k)
+        taus = ((key, self.problem.tensor(task, key)) for key in self.problem.keys)
+        return TaskVector(vector={key: tau.where(tau.abs() >= threshold, 0.0) for key, tau in taus})
+
+
+@register(
+    "mag_prune",
+    title="magnitude pruning",
+    paper="2405.07813",
+    published={"tall": "Magnitude Pruning"},
+)
+@dataclass
+class MagnitudePruning(Method):
+    """Magnitude pruning: each task's own vector without its small weights; a model per task, and no merging."""
+
+    k: float = 10.0
+
+    def merge(self, problem: Problem) -> Merge:
+        kept = sum(magnitude_mask(problem, task, self.k).count() for task in problem.tasks)
+        bits = 32 * (problem.num_parameters_total + kept) + len(problem.tasks) * problem.num_parameters
+        return MagnitudePruned(settings=(1.0,), storage_bits=bits, problem=problem, k=self.k)

@@ -1,6 +1,9 @@
 """Task arithmetic (Ilharco et al., 2023, arXiv:2212.04089) and its two fixed points: θ = θ0 + α Σ_t τ_t.
 
 `sum` lets validation choose α, `average` is α = 1/T (the mean of the fine-tuned weights), `zeroshot` is α = 0.
+
+The code released with arXiv:2405.07813 keeps the top `k` percent of each |τ_t| before either sum, over the whole
+flattened vector and with the threshold of ties.py; its configuration, and the default here, is 100: all of them.
 """
 
 from dataclasses import dataclass, field
@@ -8,14 +11,22 @@ from dataclasses import dataclass, field
 import torch
 
 from src.merging.base import ALPHAS, Merge, Method, Problem, register, scaled
+from src.merging.ties import magnitude_threshold
 from src.task_vectors import TaskVector
 
 
-def multi_task_vector(problem: Problem) -> TaskVector:
-    """τ_MTL = Σ_t τ_t, summed in the order of the tasks; one tensor of one task is in memory beside the sum."""
+def multi_task_vector(problem: Problem, k: float = 100.0) -> TaskVector:
+    """τ_MTL = Σ_t τ_t, summed in the order of the tasks; one tensor of one task is in memory beside the sum.
+
+    k: the percent of each τ_t, by magnitude, that is summed. Raises UsageError unless 0 < k <= 100.
+    """
+    thresholds = [magnitude_threshold(problem, task, k) for task in problem.tasks]
     total = {}
     for key in problem.keys:
-        tensors = problem.tensors(key)
+        tensors = (
+            tau if k == 100 else tau.where(tau.abs() >= threshold, 0.0)
+            for tau, threshold in zip(problem.tensors(key), thresholds, strict=True)
+        )
         total[key] = next(tensors)
         for tau in tensors:
             total[key] += tau
@@ -31,10 +42,11 @@ def multi_task_vector(problem: Problem) -> TaskVector:
 )
 @dataclass
 class Sum(Method):
+    k: float = 100.0
     alphas: list[float] = field(default_factory=lambda: list(ALPHAS))
 
     def merge(self, problem: Problem) -> Merge:
-        return scaled(problem, multi_task_vector(problem), self.alphas)
+        return scaled(problem, multi_task_vector(problem, self.k), self.alphas)
 
 
 @register(
@@ -46,8 +58,10 @@ class Sum(Method):
 )
 @dataclass
 class Average(Method):
+    k: float = 100.0
+
     def merge(self, problem: Problem) -> Merge:
-        return scaled(problem, multi_task_vector(problem), [1 / len(problem.tasks)])
+        return scaled(problem, multi_task_vector(problem, self.k), [1 / len(problem.tasks)])
 
 
 @register("zeroshot", title="zero-shot", paper="2103.00020", published={"tall": "Zeroshot"}, stage="merging")
