@@ -122,7 +122,7 @@ def test_a_slope_takes_two_blocks(blocks):
 
 def test_the_slopes_are_the_settings():
     merge = Lines().merge(draw(3))
-    assert isinstance(merge, Affine) and merge.settings == BETAS and BETAS[0] == 0.1 and BETAS[-1] == 1.5
+    assert isinstance(merge, Affine) and merge.settings == BETAS and BETAS[0] == 0.1 and BETAS[-1] == 3.0
     (line,) = merge.lines("", merge.settings)
     for beta in (0.1, 1.5):
         along = TaskVector(vector=line.offset) + beta * TaskVector(vector=line.direction)

@@ -7,8 +7,8 @@ Nothing of the base's own coefficients is used. For β = 0 and task arithmetic t
 
 As in the published code, `elsewhere` are the stem and the embeddings, which are shallow, and also ln_post and proj,
 which come after the last block; `tail="deep"` scales them as the last block. The published code finds block l by ".l."
-anywhere in a name, which would also be a convolution of a stem such as ViT-Mini's conv1.2. The grid of β is the one
-that it has for TIES; for others it ends at 1.
+anywhere in a name, which would also be a convolution of a stem such as ViT-Mini's conv1.2. The published grid of β ends
+at 1.5 for TIES and at 1 for others; on ViT-Mini validation chooses the last one for TIES, so this one goes on.
 """
 
 import re
@@ -25,7 +25,7 @@ from src.merging.wrapped import Wrapper
 from src.runtime.messages import UsageError, few
 from src.task_vectors import TaskVector
 
-BETAS = tuple(tenth / 10 for tenth in range(1, 16))
+BETAS = tuple(tenth / 10 for tenth in range(1, 31))
 TAILS = ("shallow", "deep")
 BLOCK = re.compile(rf"{re.escape(VISUAL)}.*?blocks\.(\d+)\.")
 AFTER_BLOCKS = (f"{VISUAL}ln_post.", f"{VISUAL}proj")
