@@ -24,7 +24,7 @@ from src.experiments.registry import (
 )
 from src.merging.base import METHODS, Variant, variants
 from src.model_names import random_name
-from src.modes import TRAINED
+from src.modes import EVALUATED, TRAINED
 from src.run import Corruption, Run
 from src.runtime import results
 
@@ -131,6 +131,12 @@ def _merging(run: Run, modes: tuple[str, ...] = ("standard",)) -> list[Command]:
 
 def _tangent_merging(run: Run) -> list[Command]:
     return _merging(run, ("linear", "posthoc"))
+
+
+def _methods(run: Run) -> list[Command]:
+    """Every further method, on the papers' eight tasks and every kind of task vectors."""
+    rows = in_order(variants("methods"))
+    return [_merge(_first_benchmark(run), variant, mode=mode) for mode in EVALUATED for variant in rows]
 
 
 def in_order(rows: Iterable[Variant]) -> list[Variant]:
@@ -263,6 +269,7 @@ STAGES = (
     Stage("merging-sweeps", _sweeps, extended=True),
     Stage("unseen", _unseen, extended=True),
     Stage("merging-tangent", _tangent_merging, extended=True),
+    Stage("methods", _methods, extended=True),
     Stage("adaptation-more", _more_adaptation, extended=True),
     Stage("robustness", _robustness, extended=True),
 )

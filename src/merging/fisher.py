@@ -83,6 +83,7 @@ def zeros(problem: Problem) -> Weights:
     "fisher",
     title="Fisher merging",
     paper="2111.09832",
+    stage="methods",
     published={"concrete": "Fisher Merging", "fusionbench": "Fisher Merging", "WUDI-Merging": "Fisher Merging"},
     needs=IMAGES,
 )

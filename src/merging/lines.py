@@ -54,9 +54,10 @@ def l1_norm(vector: TaskVector) -> float:
     "lines",
     title="LiNeS, task arithmetic",
     paper="2410.17146",
+    stage="methods",
     variants=(
-        Variant("LiNeS, TIES", {"base": "ties"}),
-        Variant("LiNeS, consensus TA", {"base": "consensus"}),
+        Variant("LiNeS, TIES", {"base": "ties"}, stage="methods"),
+        Variant("LiNeS, consensus TA", {"base": "consensus"}, stage="methods"),
     ),
 )
 @dataclass

@@ -68,6 +68,7 @@ class MagnitudePruned(Merge):
     "mag_prune",
     title="magnitude pruning",
     paper="2405.07813",
+    stage="methods",
     published={"tall": "Magnitude Pruning"},
 )
 @dataclass

@@ -115,7 +115,9 @@ class Competition:
         return total / scores.clamp(min=1e-12)
 
 
-@register("pcb", title="PCB", paper="2410.02396", published={"WUDI-Merging": "PCB Merging"}, untuned=1.2)
+@register(
+    "pcb", title="PCB", paper="2410.02396", published={"WUDI-Merging": "PCB Merging"}, untuned=1.2, stage="methods"
+)
 @dataclass
 class Pcb(Method):
     variant: str = "pcb_ES"

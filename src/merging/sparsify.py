@@ -147,8 +147,9 @@ def check_share(option: str, value: float, least: float = 0.0) -> None:
     "dare",
     title="DARE + TA",
     paper="2311.03099",
+    stage="methods",
     untuned=0.3,
-    variants=(Variant("DARE + TIES", {"then": "ties", "k": 20.0}),),
+    variants=(Variant("DARE + TIES", {"then": "ties", "k": 20.0}, stage="methods"),),
 )
 @dataclass
 class Dare(Sparsifying):
@@ -163,7 +164,7 @@ class Dare(Sparsifying):
         return self.drawn(problem, self.draws, lambda tau, generator: dropped(tau, self.p, self.rescale, generator))
 
 
-@register("breadcrumbs", title="Breadcrumbs", paper="2312.06795")
+@register("breadcrumbs", title="Breadcrumbs", paper="2312.06795", stage="methods")
 @dataclass
 class Breadcrumbs(Sparsifying):
     """Model Breadcrumbs: neither the largest weights of each layer nor the small ones.
@@ -184,7 +185,7 @@ class Breadcrumbs(Sparsifying):
         return self.combined(Sparse.of(problem, lambda task, key, tau: middle(tau, self.density, self.gamma, self.by)))
 
 
-@register("della", title="DELLA", paper="2406.11617")
+@register("della", title="DELLA", paper="2406.11617", stage="methods")
 @dataclass
 class Della(Sparsifying):
     """DELLA: weights dropped at random, small ones more often; then TIES's election. Means over draws.
@@ -213,7 +214,7 @@ class Della(Sparsifying):
         return self.drawn(problem, self.draws, sparsify)
 
 
-@register("magmax", title="MagMax", paper="2407.06322", untuned=0.5)
+@register("magmax", title="MagMax", paper="2407.06322", untuned=0.5, stage="methods")
 @dataclass
 class MagMax(Method):
     """MagMax: of each weight, the change that is largest in magnitude. The authors' α is 0.5."""

@@ -72,7 +72,9 @@ def baselines(runs: Runs) -> list[Row]:
 def adapting_rows(runs: Runs, group: Group) -> list[Row]:
     """Methods that adapt: those that reproduce.py runs, then what else has results, on test images first."""
     there = rows(results_of(runs, group))
-    adapting = [row for row in in_order([*registered_rows(in_a_stage=True), *there]) if adapts(runs, row)]
+    adapting = [
+        row for row in in_order([*registered_rows("adaptation", "adaptation-more"), *there]) if adapts(runs, row)
+    ]
     return sorted(adapting, key=lambda row: (bool(row.further_options([SPLIT])), not row.exact))
 
 
