@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +47,11 @@ def read_problem(run: Run, source: Source, label: str = "", progress: Progress =
         return checkpoints.Checkpoint(path, like=pretrained, model=run.model, mode=MODES[mode].checkpoint)
 
     tasks = tasks_name(run.suite, run.tasks, encoders)
+    weights = {task: finetuned(task) for task in run.tasks}
+    files = tuple((file.path, file.path.stat().st_mtime_ns) for file in (pretrained, *weights.values()))
     return Problem(
         pretrained=pretrained,
-        finetuned={task: finetuned(task) for task in run.tasks},
+        finetuned=weights,
         scope=scope,
         mode=mode,
         model=run.model,
@@ -63,7 +65,14 @@ def read_problem(run: Run, source: Source, label: str = "", progress: Progress =
             head=partial(get_classification_head, run),
         ),
         progress=progress,
+        memo=_memo(run, source, files),
     )
+
+
+@lru_cache(maxsize=1)
+def _memo(run: Run, source: Source, files: tuple[tuple[Path, int], ...]) -> dict[Any, Any]:
+    """What methods have worked out of these files, kept from one merge of a process to the next."""
+    return {}
 
 
 def model_of(run: Run, mode: str) -> torch.nn.Module:
