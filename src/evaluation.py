@@ -179,8 +179,8 @@ def select_negation(
 
     None where no coefficient keeps it. The smallest coefficient wins a draw.
     """
-    kept = [i for i in range(len(coefs)) if control[i] >= floor]
-    return min(kept, key=lambda i: (target[i], coefs[i]), default=None)
+    allowed = [i for i in range(len(coefs)) if control[i] >= floor]
+    return min(allowed, key=lambda i: (target[i], coefs[i]), default=None)
 
 
 def mean(values: Iterable[float]) -> float:

@@ -175,11 +175,11 @@ def corrupt(pixels: np.ndarray, name: str, severity: int, seeds) -> np.ndarray:
     check(name, severity)
     corruption, small = CORRUPTIONS[name], pixels.shape[1] < SMALL
     constants = (corruption.small if small else corruption.large)[severity - 1]
-    found = np.empty(pixels.shape, np.uint8)
-    for place, (image, seed) in enumerate(zip(pixels, seeds)):
+    corrupted = np.empty(pixels.shape, np.uint8)
+    for index, (image, seed) in enumerate(zip(pixels, seeds)):
         changed = corruption.function(np.asarray(image), np.random.default_rng(seed), *constants)
-        found[place] = np.clip(changed, 0, 255)
-    return found
+        corrupted[index] = np.clip(changed, 0, 255)
+    return corrupted
 
 
 @dataclass(frozen=True)

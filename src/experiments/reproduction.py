@@ -150,14 +150,16 @@ def _sweeps(run: Run) -> list[Command]:
     Thresholds 0 and above the number of tasks are task arithmetic and zero-shot, 2 is the default: `merging` has them.
     """
     first = _first_benchmark(run)
-    found = [
+    commands = [
         _merge(first, Variant("", {"prun_thre_k": k}, method="consensus")) for k in (1, *range(3, len(first.tasks) + 1))
     ]
     order = np.random.default_rng(run.seed).permutation(len(run.tasks))
     for count in (size for size in SUBSETS if size < len(run.tasks)):
         subset = tuple(run.tasks[i] for i in sorted(order[:count]))
-        found += [_merge(replace(run, tasks=subset), Variant("", method=name)) for name in ("sum", "ties", "tall_mask")]
-    return found
+        commands += [
+            _merge(replace(run, tasks=subset), Variant("", method=name)) for name in ("sum", "ties", "tall_mask")
+        ]
+    return commands
 
 
 def _adaptation(run: Run) -> list[Command]:
@@ -190,14 +192,14 @@ def _more_adaptation(run: Run) -> list[Command]:
 
 def _robustness(run: Run) -> list[Command]:
     """Scoring, and adapting, on corrupted test images."""
-    found = []
+    commands = []
     for name in CORRUPTIONS:
         corrupted = replace(run, corruption=Corruption(name, run.corruption.severity if run.corruption else SEVERITY))
-        found += _each(corrupted, SINGLE_TASK, ("none", "standard"))
+        commands += _each(corrupted, SINGLE_TASK, ("none", "standard"))
         for variant in _compared():
             watching = ("eval_every=0",) if variant.stage == "adaptation" else ()
-            found.append(_merge(_first_benchmark(corrupted), variant, more=watching))
-    return found
+            commands.append(_merge(_first_benchmark(corrupted), variant, more=watching))
+    return commands
 
 
 def _merge(

@@ -69,8 +69,8 @@ def published(logits: Logits, theta: Weights, images: torch.Tensor) -> Weights:
     """(∇ Σ_x Σ_y √p log p)² of these images."""
 
     def objective(theta: Weights) -> torch.Tensor:
-        found = logits(theta, images)
-        return (found.softmax(-1).detach().sqrt() * found.log_softmax(-1)).sum()
+        scores = logits(theta, images)
+        return (scores.softmax(-1).detach().sqrt() * scores.log_softmax(-1)).sum()
 
     return {name: gradient.square() for name, gradient in grad(objective)(theta).items()}
 

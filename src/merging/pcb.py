@@ -71,7 +71,7 @@ def range_of(problem: Problem, tensors: Iterator[torch.Tensor], low: float, high
         piece.copy_(tensor.flatten())
     values, places = flat.numpy(), [int(size * low), int(size * (1 - high) - 1)]  # as released; the products round
     values.partition(places)  # NumPy selects in place, which torch.kthvalue cannot
-    return Range(*(values[place].item() for place in places))
+    return Range(*(values[index].item() for index in places))
 
 
 class Competition:

@@ -89,8 +89,8 @@ class Sparsifying(Method):
 
 def dropped(tau: torch.Tensor, p: float, rescale: bool, generator: torch.Generator) -> torch.Tensor:
     """DARE of one tensor. p: the chance that a weight is dropped."""
-    kept = torch.rand(tau.shape, generator=generator, dtype=tau.dtype) >= p
-    return tau.where(kept, 0.0) / (1 - p if rescale else 1)
+    stays = torch.rand(tau.shape, generator=generator, dtype=tau.dtype) >= p
+    return tau.where(stays, 0.0) / (1 - p if rescale else 1)
 
 
 def middle(tau: torch.Tensor, density: float, gamma: float, by: str) -> torch.Tensor:
@@ -99,9 +99,9 @@ def middle(tau: torch.Tensor, density: float, gamma: float, by: str) -> torch.Te
         return tau  # as in the authors' code
     rows = tau.reshape(-1, tau.shape[-1] if by == "row" else tau.numel())  # (rows, n)
     n = rows.shape[1]
-    kept = int(density * n)
-    first = min(int(gamma * n), n - kept)  # density is kept to where it leaves no room for γ
-    order = rows.abs().argsort(dim=1, descending=True, stable=True)[:, first : first + kept]
+    count = int(density * n)
+    first = min(int(gamma * n), n - count)  # density is kept to where it leaves no room for γ
+    order = rows.abs().argsort(dim=1, descending=True, stable=True)[:, first : first + count]
     return torch.zeros_like(rows).scatter_(1, order, rows.gather(1, order)).view(tau.shape)
 
 
@@ -120,11 +120,11 @@ def magnitude_dropped(
 ) -> torch.Tensor:
     """DELLA of one tensor."""
     q = keep_probabilities(tau, density, epsilon)
-    kept = tau.where(torch.rand(tau.shape, generator=generator, dtype=tau.dtype) < q, 0.0)
+    sparse = tau.where(torch.rand(tau.shape, generator=generator, dtype=tau.dtype) < q, 0.0)
     if rescale == "inverse":
-        return kept / q
-    left = kept.abs().sum()
-    return kept * (tau.abs().sum() / left) if rescale == "l1" and left > 0 else kept
+        return sparse / q
+    left = sparse.abs().sum()
+    return sparse * (tau.abs().sum() / left) if rescale == "l1" and left > 0 else sparse
 
 
 def largest(problem: Problem) -> TaskVector:

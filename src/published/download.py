@@ -202,19 +202,19 @@ def listed(request: Request) -> list[Published]:
     """The files that are asked for. Raises DownloadError where there is none, or where the source cannot be asked."""
     if request.folder:
         paths = [path for path in sorted(request.folder.rglob("*")) if path.is_file()]
-        found = [request.recognise(path.resolve().as_posix(), path.name) for path in paths]
+        recognised = [request.recognise(path.resolve().as_posix(), path.name) for path in paths]
     elif request.source == "drive":
         listing = asked(request, partial(drive_listing, request.drive_folder))
         origin = f"{DRIVE}/file/d/"
-        found = [request.recognise(path, origin + file, partial(drive_fetch, file=file)) for path, file in listing]
+        recognised = [request.recognise(path, origin + file, partial(drive_fetch, file=file)) for path, file in listing]
     else:
-        found = [file for repo in request.repositories for file in hub_files(request, repo)]
-    files = [file for file in found if file]
+        recognised = [file for repo in request.repositories for file in hub_files(request, repo)]
+    files = [file for file in recognised if file]
     if not files:
-        place = request.folder or request.pages[0]
+        source = request.folder or request.pages[0]
         patterns = ", ".join(PATTERNS[request.publisher][request.kind].values())
         raise DownloadError(
-            f"expected {request.kind} of {request.model} in {place}, found no path that matches {patterns}"
+            f"expected {request.kind} of {request.model} in {source}, found no path that matches {patterns}"
         )
     return files
 
@@ -285,18 +285,18 @@ def verify(file: Published, path: Path, record: Path) -> None:
     Raises DownloadError after setting a file that differs aside.
     """
     known = json.loads(record.read_text()) if record.is_file() else {}
-    found = {"size": path.stat().st_size, "sha256": file_hash(path)}
+    facts = {"size": path.stat().st_size, "sha256": file_hash(path)}
     stated = {"size": file.size, "sha256": file.sha256}
     expected = known.get(file.path, {}) | {key: value for key, value in stated.items() if value is not None}
-    if any(found[key] != value for key, value in expected.items()):
+    if any(facts[key] != value for key, value in expected.items()):
         aside = set_aside(path, path.with_name(path.name.removesuffix(".part")))
         raise DownloadError(
-            f"{file.path}: expected {expected}, found {found}; set aside as {aside}. Run the same command again; "
+            f"{file.path}: expected {expected}, found {facts}; set aside as {aside}. Run the same command again; "
             f"if the publisher replaced the file, remove its entry from {record} first."
         )
-    if known.get(file.path) != found:
+    if known.get(file.path) != facts:
         with replacing(record) as temporary:
-            temporary.write_text(json.dumps(known | {file.path: found}, indent=1) + "\n", encoding="utf-8")
+            temporary.write_text(json.dumps(known | {file.path: facts}, indent=1) + "\n", encoding="utf-8")
 
 
 def target(file: Published, paths: Paths) -> Path:

@@ -94,7 +94,7 @@ class Row:
         return *own, *further, *foreign
 
     @property
-    def place(self) -> tuple[Any, ...]:
+    def rank(self) -> tuple[Any, ...]:
         """Where it stands: variants as they are registered, then other options of each, then foreign checkpoints."""
         order = [(variant.method, variant.title) for variant in variants()]
         key = (self.variant.method, self.variant.title) if self.variant else None
@@ -134,7 +134,7 @@ def groups(runs: Runs) -> list[Group]:
 
 def in_order(rows: Iterable[Row]) -> list[Row]:
     """Each once."""
-    return sorted(dict.fromkeys(rows), key=lambda row: row.place)
+    return sorted(dict.fromkeys(rows), key=lambda row: row.rank)
 
 
 def rows(results: Iterable[Result]) -> list[Row]:
