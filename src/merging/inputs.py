@@ -49,8 +49,18 @@ def _matmul(input: Tensor, other: Tensor) -> Tensor:
 
 
 def _conv2d(
-    input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
 ) -> Tensor:
+    if groups != 1 or isinstance(padding, str):
+        raise UsageError(
+            "expected a convolution of one group with padding in numbers; merge it with method.conv1=False"
+        )
     return F.unfold(input, weight.shape[2:], dilation, padding, stride).mT
 
 
