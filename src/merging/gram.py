@@ -68,9 +68,12 @@ class NormalEquation:
         self.right += c * target
         return c
 
-    def solve(self, name: str, ridge: float = 0.0, anchor: Tensor | float = 0.0) -> tuple[Tensor, int]:
+    def solve(
+        self, name: str, ridge: float = 0.0, anchor: Tensor | float = 0.0, precision: torch.dtype = torch.float64
+    ) -> tuple[Tensor, int]:
         """Δ of Δ (L + λ I) = R + λ A with the least norm, and the rank of L + λ I.
 
+        precision: whose rounding an eigenvalue has to be above to count, in · eps of the largest.
         Raises NoDecomposition, with the name, where an entry is no number.
         """
         left = self.left + ridge * torch.eye(len(self.left), dtype=torch.float64)
@@ -81,7 +84,7 @@ class NormalEquation:
                 "training diverged: python eval_single_task.py shows which"
             )
         values, vectors = torch.linalg.eigh(left)
-        seen = values > len(values) * torch.finfo(values.dtype).eps * values.abs().max()
+        seen = values > len(values) * torch.finfo(precision).eps * values.abs().max()
         basis = vectors[:, seen]
         return (right @ basis / values[seen]) @ basis.T, int(seen.sum())
 

@@ -83,6 +83,7 @@ class Regression(MatrixMethod):
     biases: bool = False
     norms: str = "rest"
     last_tokens: float = 1.0
+    precision: str = "float64"
     images: int = 256
     split: str = "train"
     batch_size: int = 32
@@ -116,6 +117,7 @@ class Regression(MatrixMethod):
 
     def check(self) -> None:
         check_choice("inputs", self.inputs, ("own", "layer", "merged"))
+        check_choice("precision", self.precision, ("float32", "float64"))
         check_choice("norms", self.norms, ("rest", "scale", "affine"))
         check_choice("split", self.split, ("train", "val", "test"))
         check_least(1, images=self.images, batch_size=self.batch_size)
@@ -231,7 +233,8 @@ class LinearFit:
     def solve(self, vector: Weights, start: TaskVector) -> set[str]:
         """Write Δ, and the bias; gives the matrix' name where its inputs lack a direction."""
         ridge, anchor = self.method.ridge, self.method.anchor
-        delta, rank = self.equation.solve(self.key, ridge, anchor * self.matrix.of(start.vector[self.key]).double())
+        towards = anchor * self.matrix.of(start.vector[self.key]).double()
+        delta, rank = self.equation.solve(self.key, ridge, towards, getattr(torch, self.method.precision))
         self.matrix.of(vector[self.key]).copy_(delta)
         if self.bias:
             b = self.y - delta @ self.x + ridge * anchor * self.of_bias(start.vector[self.bias]).double()
@@ -302,6 +305,7 @@ class RegMean(Regression):
 @dataclass
 class Lot(Regression):
     norms: str = "scale"
+    precision: str = "float32"
 
 
 @register(
