@@ -28,7 +28,7 @@ Not as published:
   but for FeatCal's `last_tokens`. FeatCal has `split_qkv` for it.
 * proj, which those checkpoints do not train, is a linear map like the others (`matrices=blocks`: without), and the
   merge has the mean of ln_post. The released RegMean++ leaves both at θ0: `tail=pretrained`.
-* Sums and solutions are in float64. RegMean solves by pseudo-inverse, as LOT. FeatCal adds 1e-8 to λ; here λ is λ.
+* Sums and solutions are in float64. RegMean solves by pseudo-inverse, as LOT does. FeatCal adds 1e-8 to λ; here λ is λ.
 * FeatCal's paper has ρ = 2 and α = .3; its code, and the default here, 2.2 and .25.
 
 Memory: C_t of every matrix for one task, and the sums of both sides; "layer" and "merged" have one block's at a time.
@@ -67,13 +67,13 @@ def stage_of(key: str) -> float:
 
 @dataclass
 class Regression(MatrixMethod):
-    """The switches and options of the equation. rest: what all else gets, and where a block begins that is not merged.
+    """The switches and options of the equation; see the head of this file.
 
-    shrink: of C_t off its diagonal. ridge: λ. anchor: ρ. images: of each task, of `split`. batch_size: of one pass.
+    shrink: of C_t off its diagonal. ridge: λ. anchor: ρ. precision: "float32" or "float64", whose rounding an
+    eigenvalue of the left side has to be above to count. images: of each task, of `split`. batch_size: of one pass.
     """
 
     matrices: str = "linear"
-    rest: str = "mean"
     inputs: str = "own"
     teacher: float = 0.0
     normalise: str = "none"
@@ -88,11 +88,6 @@ class Regression(MatrixMethod):
     split: str = "train"
     batch_size: int = 32
     alphas: list[float] = field(default_factory=lambda: [1.0])
-
-    def merge(self, problem: Problem) -> Merge:
-        check_choice("rest", self.rest, RESTS)
-        share = {"mean": 1 / len(problem.tasks), "sum": 1.0, "zero": 0.0}[self.rest]
-        return self.regressed(problem, share * multi_task_vector(problem))
 
     def regressed(self, problem: Problem, start: TaskVector) -> Scaled:
         """The merge that begins at a vector: its tensors are the rest, the student's and A."""
@@ -298,12 +293,23 @@ def token_weights(x: Tensor, others: float) -> Tensor | None:
 )
 @dataclass
 class RegMean(Regression):
+    """rest: what all else gets, and where a block stands before it is merged: "mean", "sum" or "zero"."""
+
+    rest: str = "mean"
     shrink: float = 0.95
+
+    def merge(self, problem: Problem) -> Merge:
+        check_choice("rest", self.rest, RESTS)
+        share = {"mean": 1 / len(problem.tasks), "sum": 1.0, "zero": 0.0}[self.rest]
+        return self.regressed(problem, share * multi_task_vector(problem))
 
 
 @register("lot", title="LOT", paper="2505.23859", needs=IMAGES)
 @dataclass
-class Lot(Regression):
+class Lot(RegMean):
+    """precision: a pseudo-inverse in float32, as is usual, drops directions with less than in · 1.2e-7 of the most."""
+
+    shrink: float = 1.0
     norms: str = "scale"
     precision: str = "float32"
 
@@ -316,11 +322,10 @@ class Lot(Regression):
     needs=IMAGES,
 )
 @dataclass
-class RegMeanPlusPlus(Regression):
+class RegMeanPlusPlus(RegMean):
     """tail: "merged", or "pretrained": ln_post and proj stay at θ0, as in the released code."""
 
     inputs: str = "layer"
-    shrink: float = 0.95
     tail: str = "merged"
 
     def regressed(self, problem: Problem, start: TaskVector) -> Scaled:

@@ -27,7 +27,6 @@ models themselves as that is. It is allowed because that gap is of interest; no 
 Memory: the vectors Σ_t G_t τ_t, the residual, the direction, its product, and the solution at each count; images once.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
