@@ -338,7 +338,7 @@ def test_featcal_minimises_its_objectives():
     method = FeatCal()
     theta = {key: tensor.requires_grad_() for key, tensor in solve_fits(method, given, x, e).items()}
     anchor = {k: given.pretrained[k] + method.anchor * method.alpha * tensor for k, tensor in total(given).items()}
-    weights = torch.tensor([1.0, *4 * [method.last_tokens]]).double().expand(6, 5).flatten()
+    weights = torch.tensor([1.0, *4 * [method.last_tokens]], dtype=torch.float64).expand(6, 5).flatten()
     weights = weights / weights.sum()
     of_weight, of_bias, of_norm = 0.0, 0.0, 0.0
     for task, own, teacher in zip(given.tasks, x.flatten(1, 2), e.flatten(1, 2)):
@@ -396,7 +396,7 @@ def test_wudis_ridge_and_rate_know_no_scale():
     for method in (Wudi(matrices="all", ridge=0.1), Wudi(matrices="all", solver="adam")):
         one, other = (merged(method, one_matrix(*(s * d for d in deltas)))[f"{VISUAL}w"] for s in (1.0, 1e-3))
         torch.testing.assert_close(other * 1e3, one, rtol=1e-4, atol=1e-5)
-    absolute = Wudi(matrices="all", solver="adam", lr_unit="absolute")
+    absolute = Wudi(matrices="all", solver="adam", steps=3, lr_unit="absolute")
     one, other = (merged(absolute, one_matrix(*(s * d for d in deltas)))[f"{VISUAL}w"] for s in (1.0, 1e-3))
     assert not torch.allclose(other * 1e3, one, rtol=0.1)
 
@@ -624,7 +624,7 @@ def test_featcal_is_the_released_one(golden):
     theta = solve_fits(FeatCal(), given, x, e)
     assert_same(theta, {key: golden[f"featcal/{n}"] for n, key in names.items()}, rtol=1e-4, atol=1e-5)
     other = solve_fits(FeatCal(anchor=2.0, teacher=0.3), given, x, e)  # the paper's settings
-    assert all((other[key] - theta[key]).norm() > 1e-3 * theta[key].norm() for key in theta)
+    assert all((other[key] - theta[key]).norm() > 1e-4 * theta[key].norm() for key in theta)
 
 
 # ---- bad input
