@@ -13,8 +13,6 @@ command that fills it.
 from collections.abc import Sequence
 
 from src.args import parse_reporting, reporting_parser
-from src.reporting.runs import Runs
-from src.reporting.tables import make_tables
 from src.runtime.program import exit_on_user_error
 
 
@@ -23,6 +21,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = reporting_parser(__doc__)
     parser.add_argument("--readme", nargs="+", default=[], metavar="PAGE", help="whose block of tables is replaced")
     run, options = parse_reporting(parser, argv)
+    from src.reporting.runs import Runs  # here, so that --help does not wait for pandas
+    from src.reporting.tables import make_tables
+
     make_tables(Runs(run.suite, run.model, run.paths.results, options["seeds"]), options["readme"])
 
 

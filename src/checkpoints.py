@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from src.runtime.files import replacing
+from src.runtime.messages import CheckpointError as CheckpointError  # there, where torch is not needed
 from src.runtime.results import versions
 from src.tensors import Weights, check_same
 
@@ -30,10 +31,6 @@ VISUAL = "model.visual."  # how the names of the trained tensors, the image towe
 FORMAT = 1
 FIELDS = ("model", "task", "mode", "seed", "step")
 MAX_HEADER = 100_000_000  # bytes: safetensors' own limit
-
-
-class CheckpointError(ValueError):
-    """A file that is not the checkpoint it should be: what was expected, what was found, the command that mends it."""
 
 
 class Checkpoint(Mapping):

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from src.datasets import hub
 from src.datasets.base import SPLITS, FileExamples, validation_indices
@@ -224,6 +223,8 @@ def cut(parts: dict[str, FileExamples], classes: int) -> dict[str, dict]:
     if "val" in parts:
         return {split: {"part": split, "indices": None} for split in SPLITS}
     if "all" in parts:
+        import torch  # here, so that a script's --help does not wait for it
+
         generator = torch.Generator().manual_seed(0)
         chosen: dict[str, list[int]] = {split: [] for split in SPLITS}
         for label in range(classes):
