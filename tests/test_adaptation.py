@@ -21,7 +21,7 @@ from src.experiments import merging
 from src.linearize import LinearizedModel
 from src.merging import adaptation, base, names, watch
 from src.merging.adamerging import AdaMerging, AdaMergingPP
-from src.merging.adaptation import Adapting, MergedModel, NonFiniteEntropy, entropy
+from src.merging.adaptation import Adapting, MergedModel, NonFiniteLoss, entropy
 from src.merging.base import Problem, Progress, Unlabelled, load_methods
 from src.merging.concrete import ConcreteTaskArithmetic, LayerWiseConcreteAdaMerging, TaskWiseConcreteAdaMerging
 from src.merging.problem import unlabelled
@@ -295,7 +295,7 @@ def test_variants_have_the_published_settings_and_options_override_them():
     tiny = problem(batch=lambda task, split, batch_size, number: images(task, split, 1, number))
     for name, phases in steps.items():
         stopped = problem(batch=lambda *a: torch.full((1, 4), float("nan")).double())
-        with pytest.raises(NonFiniteEntropy, match=f"step 0 of {next(iter(phases.values()))} "):
+        with pytest.raises(NonFiniteLoss, match=f"step 0 of {next(iter(phases.values()))} "):
             small(base.METHODS[name]).merge(stopped)
     found = small(AdaMerging, steps=1, clamp=False).merge(tiny).adaptation["settings"]
     assert (found["batches"], found["clamp"], found["lr"], found["coef"]) == (2, False, 1e-3, 0.3)
@@ -511,7 +511,7 @@ def test_an_entropy_that_is_no_number_stops_and_keeps_the_last_good_state(tmp_pa
         return images(task, split, batch_size, place) * (float("nan") if place == number else 1)
 
     given = problem(progress=Progress(state=tmp_path / "kept.state", save_every=20))
-    with pytest.raises(NonFiniteEntropy) as stopped:
+    with pytest.raises(NonFiniteLoss) as stopped:
         method.merge(with_batches(given, broken))
     told = f"step {step} of .*; the last good state is kept in .*kept.state .step {step}.; the same command would stop"
     assert re.search(told, str(stopped.value))
@@ -526,7 +526,7 @@ def test_without_a_state_a_stop_promises_none(tmp_path):
     progress = Progress(state=tmp_path / "kept.state", save_every=1)
     broken = problem(batch=lambda *which: images(*which) * float("nan"), progress=progress)
     for given in (broken, replace(broken, progress=replace(progress, state=None))):
-        with pytest.raises(NonFiniteEntropy, match=r"; no state was kept\. Start anew with a smaller rate"):
+        with pytest.raises(NonFiniteLoss, match=r"; no state was kept\. Start anew with a smaller rate"):
             small(AdaMerging, steps=2).merge(given)
     assert not progress.state.is_file()
 
