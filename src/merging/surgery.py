@@ -10,8 +10,8 @@ no task's step depends on another's.
 Published: rank 16; 500 rounds of two batches of 16 images a task, of the test images that are scored afterwards; the
 base is task arithmetic or TIES with λ = 0.3, the average, or AdaMerging.
 
-As the adapters are fit to one model, validation does not choose the base's coefficient: it is `setting`, or the only
-one that the base has. `+search.setting=[0.2,0.3]` tries several.
+As the adapters are fit to one model, validation does not choose the base's coefficient: it is `coefficient`, or the
+only one that the base has. `+search.coefficient=[0.2,0.3]` tries several.
 """
 
 import math
@@ -106,9 +106,9 @@ class Repaired(Merge):
 )
 @dataclass
 class Surgery(Based):
-    """setting: the base's coefficient, where it has several. adapt_on: as in Adapting."""
+    """coefficient: the base's, where it has several. adapt_on: as in Adapting."""
 
-    setting: float = 0.3
+    coefficient: float = 0.3
     rank: int = 16
     adapt_on: str = "test"
     batch_size: int = 16
@@ -132,7 +132,7 @@ class Surgery(Based):
                 f"base: surgery fits adapters to one encoder; {self.base} is a mean over random ones: "
                 "take another base, such as sum or ties"
             )
-        setting = merge.settings[0] if len(merge.settings) == 1 else self.setting
+        setting = merge.settings[0] if len(merge.settings) == 1 else self.coefficient
         return Operation(replace(self, steps=steps, lr=lr), problem, merge, setting).merge()
 
 
@@ -159,7 +159,7 @@ class Operation:
         """The base with what was learned."""
         tensors = {f"{name}/{t}": x for t, adapter in self.adapters.items() for name, x in vars(adapter).items()}
         adam = torch.optim.Adam(tensors.values(), float(self.method.lr or 0))
-        about = {"base's setting": self.setting}
+        about = {"coefficient of the base": self.setting}
         steps = Steps(
             self.problem, self.method, {"surgery": int(self.method.steps or 0)}, tensors, {"adam": adam}, about
         )
