@@ -1,4 +1,11 @@
-"""AdaRank against dense loops written here and, at its starts, task arithmetic and CART; its steps and its refusals."""
+"""AdaRank against the released function, dense loops and, at its starts, task arithmetic and CART; its refusals.
+
+tests/golden/adapting.npz holds inputs (θ0 and three θ_t of `Tower`, a gradient of θ, in float32, flat, in the sorted
+order of their names; λ, b; draws of NumPy) and what `AdaMergingModule` of arXiv:2503.22178 (commit dfa5358) gives for
+them in float64, recorded once on torch 2.14 for its two configurations, TA with rank 1 and CART with rank .5: merged
+weights at the start and at λ and b, and the gradients of λ and b. For test_surgery.py: features before and after the
+adapter of arXiv:2402.02705 (5df3f4e), `AlphaWrapper`.
+"""
 
 import json
 from dataclasses import replace
@@ -23,6 +30,7 @@ from src.merging.spectral import Cart
 from src.merging.task_arithmetic import multi_task_vector
 from src.runtime.messages import UsageError
 
+GOLDEN = Path(__file__).parent / "golden" / "adapting.npz"
 BLOCK = "model.visual.transformer.resblocks.0"
 QKV, OUT, FC = f"{BLOCK}.attn.in_proj_weight", f"{BLOCK}.attn.out_proj.weight", f"{BLOCK}.mlp.c_fc.weight"
 
@@ -69,6 +77,13 @@ class Tower(nn.Module):
 def tower() -> Tower:
     torch.manual_seed(0)
     return Tower().double().eval().requires_grad_(False)
+
+
+def cut(values: torch.Tensor) -> dict[str, torch.Tensor]:
+    """A state dict of all weights in the sorted order of their names."""
+    shapes = {name: weight.shape for name, weight in sorted(tower().state_dict().items())}
+    pieces = values.split([shape.numel() for shape in shapes.values()])
+    return {name: piece.view(shape) for (name, shape), piece in zip(shapes.items(), pieces, strict=True)}
 
 
 def problem(batch=images, progress=Progress(), encoder=tower, tasks=TASKS, **fields) -> Problem:
@@ -184,6 +199,30 @@ def test_the_mask_is_binary_to_the_last_bit():
     assert mask.density() == pytest.approx(np.mean([float((x > 0).double().mean()) for x in mask.logits.values()]))
 
 
+@pytest.mark.parametrize("case, start, rank, coef", [("TA", "task_arithmetic", 1.0, 0.3), ("CART", "cart", 0.5, 2.3)])
+def test_it_is_the_released_function(case, start, rank, coef):
+    with np.load(GOLDEN, allow_pickle=False) as arrays:
+        golden = {name: torch.from_numpy(arrays[name]).double() for name in arrays.files}
+    given = replace(
+        problem(), pretrained=cut(golden["theta0"]), finetuned=dict(zip(TASKS, map(cut, golden["theta"]), strict=True))
+    )
+    method = small(start=start, rank=rank, coef=coef)
+    model = ComponentModel(given, method)
+    mask, lam = method.mask(model), model.coefficients("layer").requires_grad_()
+    theta0 = flat(given.pretrained)
+    torch.testing.assert_close(theta0 + flat(model.vector(lam, mask).vector), golden[f"{case}/start"])
+    with torch.no_grad():
+        lam.copy_(golden[f"{case}/lambda"])
+        for name, b in zip(sorted(mask.logits), golden[f"{case}/b"], strict=True):
+            mask.logits[name].copy_(b)
+    torch.testing.assert_close(theta0 + flat(model.vector(lam, mask).vector), golden[f"{case}/merged"])
+    for name, gradient in cut(golden["gradient"]).items():
+        model.update(name, lam, mask).backward(gradient)
+    torch.testing.assert_close(lam.grad, golden[f"{case}/lambda_grad"])
+    for name, gradient in zip(sorted(mask.logits), golden[f"{case}/b_grad"], strict=True):
+        torch.testing.assert_close(mask.logits[name].grad[0], gradient)
+
+
 # ---- its starts are methods
 
 
@@ -256,8 +295,13 @@ def test_the_suite_shortens_the_published_schedule():
     stopped = problem(batch=lambda *a: torch.full((1, 4), float("nan")).double())
     with pytest.raises(NonFiniteLoss, match="step 0 of 10000 "):
         small().merge(stopped)
-    with pytest.raises(NonFiniteLoss, match="step 0 of 100 "):
+    with pytest.raises(NonFiniteLoss, match="step 0 of 50 "):
         small().merge(replace(stopped, suite=registry.suite("mini")))
+    settings = small(steps=1).merge(replace(problem(), suite=registry.suite("mini"))).adaptation["settings"]
+    assert settings["lr"] == settings["mask_lr"] == 1e-3, "steps that were asked for have the published rate"
+    tiny = problem(batch=lambda task, split, batch_size, number: images(task, split, 1, number))
+    settings = small().merge(replace(tiny, suite=registry.suite("mini"))).adaptation["settings"]
+    assert (settings["steps"], settings["lr"], settings["mask_lr"]) == (50, 0.05, 0.05)
 
 
 @pytest.mark.parametrize("adapt_on", ["test", "val"])

@@ -2,7 +2,9 @@
 
 import json
 from dataclasses import dataclass, replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from adapting_problems import TASKS, Adam, Killed, flat, images, problem, tower
@@ -55,6 +57,15 @@ def test_an_adapter_is_its_formula():
     down, up, f = torch.randn(3, D).double(), torch.randn(D, 3).double(), torch.randn(7, D).double()
     expected = torch.stack([row - up @ torch.relu(down @ row) for row in f])
     torch.testing.assert_close(Adapter(down, up)(f), expected)
+
+
+def test_an_adapter_is_the_released_one():
+    """See test_adarank.py."""
+    with np.load(Path(__file__).parent / "golden" / "adapting.npz", allow_pickle=False) as arrays:
+        parts = ("down", "up", "before", "after")
+        down, up, before, after = (torch.from_numpy(arrays[f"surgery/{part}"]).double() for part in parts)
+    assert not torch.allclose(before, after)
+    torch.testing.assert_close(Adapter(down, up)(before), after)
 
 
 def test_it_starts_as_the_base_with_a_uniform_down_projection():
