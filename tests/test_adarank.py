@@ -301,7 +301,7 @@ def test_the_suite_shortens_the_published_schedule():
     assert settings["lr"] == settings["mask_lr"] == 1e-3, "steps that were asked for have the published rate"
     tiny = problem(batch=lambda task, split, batch_size, number: images(task, split, 1, number))
     settings = small().merge(replace(tiny, suite=registry.suite("mini"))).adaptation["settings"]
-    assert (settings["steps"], settings["lr"], settings["mask_lr"]) == (50, 0.05, 0.05)
+    assert (settings["steps"], settings["lr"], settings["mask_lr"]) == (50, 0.02, 0.02)
 
 
 @pytest.mark.parametrize("adapt_on", ["test", "val"])

@@ -18,7 +18,7 @@ b starts at `initial_logit` on the leading ⌊rank · r⌋ components, and at it
 The published code reports the best of 21 evaluations on the test images that it adapts to. Here the last step counts.
 `loss` takes another loss in the place of the entropy (see adaptation.py).
 
-A suite with a shorter schedule grows the rate by a quarter of the factor. Steps are as long as the rate, and the
+A suite with a shorter schedule grows the rate by a tenth of the factor. Steps are as long as the rate, and the
 published 10000 at 1e-3 are a hundred times the way from `initial_logit` to 0; by the whole factor, which is 200 on
 mini, every step would be longer than that way, and the last gradients alone would choose the mask.
 """
@@ -49,7 +49,7 @@ from src.runtime.messages import UsageError
 
 STARTS = ("task_arithmetic", "cart")
 STEPS = 10000
-PATH = 1 / 4  # of the published number of steps times their rate, under a shorter schedule
+PATH = 1 / 10  # of the published number of steps times their rate, under a shorter schedule
 
 
 @dataclass(frozen=True)
