@@ -7,6 +7,7 @@ from typing import Any
 
 from omegaconf import OmegaConf, ValidationError
 
+from src.evaluation import FeatureMap
 from src.merging.base import Merge, Method, Problem, Setting
 from src.runtime.messages import UsageError
 from src.task_vectors import TaskVector
@@ -45,6 +46,10 @@ class Searched(Merge):
     def vector(self, task: str, setting: Setting) -> TaskVector:
         index, own = self.part(setting)
         return self.merges[index][1].vector(task, own)
+
+    def adapter(self, task: str, setting: Setting) -> FeatureMap | None:
+        index, own = self.part(setting)
+        return self.merges[index][1].adapter(task, own)
 
     def at_edge(self, setting: Setting) -> bool:
         index, own = self.part(setting)
