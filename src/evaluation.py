@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch.func import functional_call
 
 from src import store
+from src.correctness import pack
 from src.datasets import loading
 from src.heads import get_classification_head
 from src.linearize import forward_and_jvp
@@ -51,12 +52,14 @@ class Curve:
     """A model's scores at each of its settings on the images of a split.
 
     accuracy: top-1, in [0, 1], (settings,). loss: mean cross-entropy, (settings,). n: images.
+    correct: which images are right, packed (see correctness.py), (settings,); of a random model's first draw.
     draws: the accuracies of each draw of a random model, (draws, settings), of which `accuracy` is the mean.
     """
 
     accuracy: tuple[float, ...]
     loss: tuple[float, ...]
     n: int
+    correct: tuple[str, ...]
     draws: tuple[tuple[float, ...], ...] = ()
 
 
@@ -81,18 +84,19 @@ def features(encoder, images: torch.Tensor, line: Line, tangent: bool) -> Iterat
 
 @dataclass(frozen=True)
 class Sums:
-    """Of the images of a share: right answers and cross-entropy, (coefs,), and how many images there are."""
+    """Of the images of a share: which are right, (coefs, images), and the sum of their cross-entropies, (coefs,)."""
 
     correct: torch.Tensor
     loss: torch.Tensor
-    n: int
 
     def __add__(self, other: "Sums") -> "Sums":
-        return Sums(self.correct + other.correct, self.loss + other.loss, self.n + other.n)
+        """Of this share and the one behind it."""
+        return Sums(torch.cat([self.correct, other.correct], dim=1), self.loss + other.loss)
 
     def curve(self) -> Curve:
-        accuracy, loss = ([total / self.n for total in sums.tolist()] for sums in (self.correct, self.loss))
-        return Curve(tuple(accuracy), tuple(loss), self.n)
+        n = self.correct.shape[1]
+        accuracy, loss = ([total / n for total in sums.tolist()] for sums in (self.correct.sum(1), self.loss))
+        return Curve(tuple(accuracy), tuple(loss), n, tuple(map(pack, self.correct.numpy())))
 
 
 @torch.no_grad()
@@ -105,16 +109,15 @@ def sums(run: Run, dataset: str, split: str, line: Line, tangent: bool, share: t
     head = get_classification_head(run, dataset).to(run.device)
     direction, offset = (store.to_device(part, run.device) for part in (line.direction, line.offset))
     line = Line(direction, line.coefs, offset)
-    correct = torch.zeros(len(line.coefs), dtype=torch.int64, device=run.device)
+    correct = [torch.zeros((len(line.coefs), 0), dtype=torch.bool, device=run.device)]
     loss = torch.zeros(len(line.coefs), dtype=torch.float64, device=run.device)
     finite = torch.ones(len(line.coefs), dtype=torch.bool, device=run.device)
-    n = 0
     for images, labels in loading.evaluation_batches(run, encoder, dataset, split, share):
-        n += len(labels)
+        correct.append(torch.empty((len(line.coefs), len(labels)), dtype=torch.bool, device=run.device))
         for index, at_alpha in enumerate(features(encoder, images, line, tangent)):
             logits = head(at_alpha)
             finite[index] &= torch.isfinite(at_alpha).all()
-            correct[index] += (logits.argmax(1) == labels).sum()
+            correct[-1][index] = logits.argmax(1) == labels
             loss[index] += F.cross_entropy(logits, labels, reduction="sum")
         if not finite.all():
             alpha = line.coefs[int(finite.int().argmin())]
@@ -122,7 +125,7 @@ def sums(run: Run, dataset: str, split: str, line: Line, tangent: bool, share: t
                 f"{dataset} ({split}): features are not finite at coefficient {alpha}; "
                 "look for a damaged or diverged checkpoint, or search smaller coefficients"
             )
-    return Sums(correct.cpu(), loss.cpu(), n)
+    return Sums(torch.cat(correct, dim=1).cpu(), loss.cpu())
 
 
 def score(run: Run, dataset: str, split: str, line: Line, tangent: bool) -> Curve:

@@ -15,6 +15,7 @@ from typing_extensions import TypedDict  # Python's own does not serve pydantic 
 from src.runtime.results import ResultError
 
 Grid = Sequence[Sequence[float]]
+Bits = str  # which test images are right; see correctness.py
 
 
 class Corruption(TypedDict):
@@ -35,12 +36,14 @@ class SingleTask(Corrupted):
     """Of eval_single_task.py; see `single_task_accuracies` for the accuracies, whose keys are names of data sets.
 
     losses, n: mean cross-entropy and number of images, by the keys of the accuracies.
+    correct: which test images are right, by data set; none for the control of several fine-tuned models.
     control_per_task: split -> task -> what the task's fine-tuned model keeps on the control set.
     """
 
     losses: Mapping[str, float]
     n: Mapping[str, int]
     control_per_task: Mapping[str, Mapping[str, float]]
+    correct: NotRequired[Mapping[str, Bits]]
 
 
 class Summary(TypedDict):
@@ -53,9 +56,16 @@ class Summary(TypedDict):
 
 
 class Scores(Summary):
-    """loss: mean cross-entropy by task."""
+    """loss: mean cross-entropy by task. correct: which test images are right, by task."""
 
     loss: Mapping[str, float]
+    correct: NotRequired[Mapping[str, Bits]]
+
+
+class FixedScores(Scores):
+    """At a setting that nobody chose."""
+
+    setting: Any
 
 
 class Curves(TypedDict):
@@ -103,6 +113,7 @@ class Addition(Corrupted):
 
     settings: what validation chose among; chosen: the choice, by task. denominators: split -> task -> accuracy of the
     fine-tuned model of the same mode. zeroshot: of θ0 on the same images, by the same denominators.
+    fixed: "untuned" at the published default of the coefficient, "one" at α = 1, for methods that scale one vector.
     """
 
     tasks: Sequence[str]
@@ -118,6 +129,7 @@ class Addition(Corrupted):
     n: Mapping[str, Mapping[str, int]]
     info: Info
     draws: NotRequired[Draws]
+    fixed: NotRequired[Mapping[str, FixedScores]]
 
 
 class Phase(TypedDict):
@@ -208,6 +220,13 @@ class Storage(TypedDict):
     files: NotRequired[Mapping[str, float]]
 
 
+class Cost(TypedDict):
+    """Of merging alone, without evaluation: seconds, and bytes at the peak beyond what was there (None: not told)."""
+
+    seconds: float
+    peak_memory: int | None
+
+
 class Merging(Addition):
     """Of main.py. options: of the method, all of them. encoders: foreign checkpoints by task."""
 
@@ -218,6 +237,7 @@ class Merging(Addition):
     encoders: Mapping[str, str]
     parameters: Mapping[str, int]
     storage: Storage
+    cost: NotRequired[Cost]
     adaptation: NotRequired[Adaptation]
     unseen: NotRequired[Unseen]
     output: NotRequired[Sequence[str | Path]]
@@ -240,9 +260,15 @@ class NegatedCurves(TypedDict):
     control: Sequence[float]
 
 
+class NegatedBits(TypedDict):
+    target: Bits
+    control: Bits
+
+
 class NegatedScores(TypedDict):
     target: float
     control: float
+    correct: NotRequired[NegatedBits]
 
 
 class NegatedTask(TypedDict):
@@ -262,6 +288,7 @@ class Negation(Corrupted):
     control_threshold: float
     coefs: Sequence[float]
     pretrained_control: Mapping[str, float]  # by split
+    control_correct: NotRequired[Bits]
     tasks: Mapping[str, NegatedTask]
     mean_target: float
     mean_control: float

@@ -5,20 +5,25 @@ import time
 from dataclasses import dataclass
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 from src import evaluation, store
+from src.correctness import pack, unpack
 from src.datasets import loading as data
-from src.evaluation import Curve, Line, score, select, select_negation
+from src.evaluation import ORIGIN, Curve, Line, score, select, select_negation
+from src.experiments.merging import fixed_settings
+from src.experiments.single_task import evaluate_single_tasks
 from src.heads import get_classification_head
 from src.linearize import LinearizedImageEncoder
 from src.merging import evaluate
-from src.merging.base import Drawn, Method, Problem, Scaled
+from src.merging.base import Affine, Drawn, Method, Problem, Scaled
 from src.merging.evaluate import evaluate_merge
 from src.merging.search import Searched
 from src.modeling import ImageEncoder
 from src.runtime import results
+from src.runtime.cost import measured
 from src.runtime.messages import UsageError
 from src.task_vectors import TaskVector
 
@@ -65,6 +70,24 @@ def test_a_line_gives_what_each_coefficient_gives(make_run, tangent):
         expected_accuracy, expected_loss = one_by_one(run, "digits", "val", tau, alpha, tangent)
         assert accuracy == pytest.approx(expected_accuracy, abs=0.0051)  # one image in 200 may lie on a boundary
         assert loss == pytest.approx(expected_loss, rel=1e-4)
+    right = [unpack(bits, curve.n) for bits in curve.correct]
+    assert [bits.mean() for bits in right] == list(curve.accuracy)
+    origin = unpack(score(run, "digits", "val", ORIGIN, tangent).correct[0], curve.n)
+    encoder, head = store.encoder(run), get_classification_head(run, "digits")
+    with torch.no_grad():
+        batches = data.evaluation_batches(run, encoder, "digits", "val")
+        expected = [head(encoder(images)).argmax(1) == labels for images, labels in batches]
+    assert origin.tolist() == torch.cat(expected).tolist()
+
+
+@pytest.mark.parametrize("n", [1, 7, 8, 9, 1000])
+def test_packed_bits_come_back(n):
+    correct = np.random.default_rng(n).random(n) < 0.7
+    assert unpack(pack(correct), n).tolist() == correct.tolist()
+    with pytest.raises(ValueError, match=f"expected the bits of {n + 8} images"):
+        unpack(pack(correct), n + 8)
+    with pytest.raises(ValueError, match="in base64"):
+        unpack("no base64!", n)
 
 
 @pytest.mark.parametrize("tangent", [False, True])
@@ -132,10 +155,7 @@ def test_a_merge_is_chosen_on_validation_and_reported_on_test(make_run, monkeypa
 
     def fake(run, mode, lines, split, desc):
         asked.extend((split, line.coefs) for _, line in lines.values())
-        return {
-            key: Curve(tuple(table[split][c] for c in line.coefs), (1.0,) * len(line.coefs), 10)
-            for key, (_, line) in lines.items()
-        }
+        return {key: curve_of(tuple(table[split][c] for c in line.coefs), split) for key, (_, line) in lines.items()}
 
     monkeypatch.setattr(evaluate, "score_all", fake)
     merge = Scaled(tau=TaskVector(vector={}), settings=(0.0, 0.5, 1.0), storage_bits=0)
@@ -144,7 +164,13 @@ def test_a_merge_is_chosen_on_validation_and_reported_on_test(make_run, monkeypa
     assert record["test"]["mean_accuracy"] == pytest.approx(0.4)
     assert record["test"]["mean_normalised"] == pytest.approx(0.5) == record["zeroshot"]["mean_normalised"]
     assert [coefs for split, coefs in asked if split == "test"] == [(0.5,), (0.5,)]
+    assert record["test"]["correct"] == {"signs": "test 0.4", "digits": "test 0.4"}
     json.dumps(record)
+
+
+def curve_of(accuracy: tuple[float, ...], split: str = "") -> Curve:
+    """Accuracies of settings whose bits name them."""
+    return Curve(accuracy, (1.0,) * len(accuracy), 10, tuple(f"{split} {value}" for value in accuracy))
 
 
 def counting_scores(asked):
@@ -153,7 +179,7 @@ def counting_scores(asked):
     def fake(run, mode, lines, split, desc):
         values = {key: tuple(float(line.direction["x"]) * c for c in line.coefs) for key, (_, line) in lines.items()}
         asked.append(list(values.values()))
-        return {key: Curve(of_line, (1.0,) * len(of_line), 10) for key, of_line in values.items()}
+        return {key: curve_of(of_line) for key, of_line in values.items()}
 
     return fake
 
@@ -260,3 +286,53 @@ def test_missing_denominators_name_their_command(make_run):
 def test_a_missing_checkpoint_names_its_command(make_run):
     with pytest.raises(FileNotFoundError, match="finetune.py .*--tasks=signs"):
         store.task_vector(make_run(), "signs", "posthoc")
+
+
+def test_a_single_task_result_grows_by_the_tasks_that_it_lacks(make_run, capsys):
+    few, more = make_run("--tasks", "digits,signs"), make_run("--tasks", "textures,digits")
+    evaluate_single_tasks(few, "none")
+    first = results.read(few.paths.single_task("none"))
+    evaluate_single_tasks(make_run("--tasks", "signs"), "none")
+    assert "there already, skipped" in capsys.readouterr().out
+    evaluate_single_tasks(more, "none")
+    assert "lacks textures; it is made anew with all of 3 tasks" in capsys.readouterr().out
+    grown = results.read(few.paths.single_task("none"))
+    assert {"digits", "signs", "textures"} <= grown.keys() and "textures" not in first
+    assert {task: grown["correct"][task] for task in few.tasks} == {t: first["correct"][t] for t in few.tasks}
+    with pytest.raises(results.ResultError, match="expected a result of encoder"):
+        evaluate_single_tasks(more, "none", encoder=few.paths.pretrained(), name="zeroshot_accuracies")
+
+
+def test_fixed_settings_are_scored_beside_the_chosen_one(make_run, monkeypatch):
+    run = make_run("--tasks", "signs")
+    for mode, accuracy in (("standard", 0.8), ("none", 0.4)):
+        write_single_task(run, mode, accuracy)
+    monkeypatch.setattr(evaluate, "score_all", counting_scores([]))
+    record = evaluate_merge(run, one_weight(0.5, (0.2, 0.4)), run.tasks, "standard", {"untuned": 0.3, "one": 1.0})
+    assert record["chosen"] == {"signs": 0.4} and record["test"]["mean_accuracy"] == pytest.approx(0.2)
+    assert {name: scores["setting"] for name, scores in record["fixed"].items()} == {"untuned": 0.3, "one": 1.0}
+    assert [scores["mean_accuracy"] for scores in record["fixed"].values()] == pytest.approx([0.15, 0.5])
+
+
+@dataclass
+class Untuned(Method):
+    untuned = 0.3
+
+    def merge(self, problem: Problem) -> Scaled:
+        raise NotImplementedError
+
+
+def test_only_methods_with_a_coefficient_have_fixed_settings():
+    scaled, one = one_weight(1.0, (0.1, 0.2)), one_weight(1.0)
+    affine = Affine(offset=scaled.tau, tau=scaled.tau, settings=(0.1, 0.2), storage_bits=0)
+    assert fixed_settings(Untuned(), scaled) == {"untuned": 0.3, "one": 1.0}
+    assert fixed_settings(Untuned(), affine) == {"untuned": 0.3}
+    assert fixed_settings(Untuned(), one) == {}
+
+
+def test_a_cost_has_seconds_and_the_peak_above_the_start():
+    with measured("cpu") as cost:
+        weights = torch.ones(8_000_000)
+        del weights
+    assert cost.seconds > 0
+    assert cost.peak_memory is None or cost.peak_memory > 20_000_000

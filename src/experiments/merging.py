@@ -14,7 +14,7 @@ from src.args import take_run
 from src.datasets import registry
 from src.evaluation import Denominators
 from src.merging import names
-from src.merging.base import Method, Problem, Progress, Variant, label, part_of_state
+from src.merging.base import Affine, Drawn, Merge, Method, Problem, Progress, Scaled, Variant, label, part_of_state
 from src.merging.evaluate import evaluate_merge, evaluate_unseen
 from src.merging.geometry import vector_geometry
 from src.merging.problem import Source, export, read_problem, storage
@@ -24,6 +24,7 @@ from src.modes import EVALUATED
 from src.records import Adaptation, Merging
 from src.run import Run, task_names
 from src.runtime import results
+from src.runtime.cost import measured
 from src.runtime.distributed import from_primary, is_primary
 from src.runtime.loggers import Logger, Loggers
 from src.runtime.messages import UsageError, nearest
@@ -139,11 +140,12 @@ def merge(run: Run, method: Method, options: Options) -> None:
         plain = label(method, search).replace("=", "-")  # Hydra takes no "=" in method.mask_file=...
         problem = read_problem(run, source, plain, progress)
         Denominators.of(run, source.mode, (*run.tasks, *options.unseen))  # missing ones are told before long work
-        made = Searched.over(method, search, problem) if search else method.merge(problem)
+        with measured(run.device) as cost:
+            made = Searched.over(method, search, problem) if search else method.merge(problem)
     if options.unseen and made.per_task:
         raise UsageError(f"unseen: {method.name} makes a model for each merged task, and none for {options.unseen[0]}")
     record: Merging = {
-        **evaluate_merge(run, made, run.tasks, source.mode),
+        **evaluate_merge(run, made, run.tasks, source.mode, fixed_settings(method, made)),
         "method": method.name,
         "label": named,
         "options": vars(method),
@@ -151,6 +153,7 @@ def merge(run: Run, method: Method, options: Options) -> None:
         "encoders": dict(source.encoders),
         "parameters": {"scope": problem.num_parameters, "encoder": problem.num_parameters_total},
         "storage": storage(problem, made),
+        "cost": {"seconds": round(cost.seconds, 3), "peak_memory": cost.peak_memory},
     }
     if course := made.course(record["chosen"]):
         record["adaptation"] = cast(Adaptation, course | {"watched": watch.record()})
@@ -169,6 +172,15 @@ def merge(run: Run, method: Method, options: Options) -> None:
         f"{100 * test['mean_accuracy']:.1f} % absolute, {100 * test['mean_normalised']:.1f} % normalised, "
         f"{made.storage_bits / 1e9:.2f} Gb -> {target}"
     )
+
+
+def fixed_settings(method: Method, made: Merge) -> dict[str, float]:
+    """What is scored on test beside the chosen coefficient: the published default, and 1 where one vector is scaled."""
+    scales = isinstance(made, Scaled) or (isinstance(made, Drawn) and method.untuned is not None)
+    if len(made.settings) == 1 or not (scales or isinstance(made, Affine)):
+        return {}
+    fixed = {} if method.untuned is None else {"untuned": method.untuned}
+    return fixed | ({"one": 1.0} if scales else {})
 
 
 def _config(method: Method, options: Options) -> dict[str, Any]:

@@ -54,7 +54,11 @@ def _record(run: Run, mode: str, coefs: tuple[float, ...], threshold: float) -> 
             "alpha": alpha[task],
             "control_kept": index[task] is not None,
             "val": {"target": val[task, task].accuracy, "control": val[task, control].accuracy},
-            "test": {"target": test[task, task].accuracy[0], "control": test[task, control].accuracy[0]},
+            "test": {
+                "target": test[task, task].accuracy[0],
+                "control": test[task, control].accuracy[0],
+                "correct": {"target": test[task, task].correct[0], "control": test[task, control].correct[0]},
+            },
         }
         for task in run.tasks
     }
@@ -64,8 +68,12 @@ def _record(run: Run, mode: str, coefs: tuple[float, ...], threshold: float) -> 
         "control_threshold": threshold,
         "coefs": coefs,
         "pretrained_control": {"val": val["pretrained"].accuracy[0], "test": test["pretrained"].accuracy[0]},
+        "control_correct": test["pretrained"].correct[0],
         "tasks": tasks,
         "mean_target": mean(scores["test"]["target"] for scores in tasks.values()),
         "mean_control": mean(scores["test"]["control"] for scores in tasks.values()),
-        "n": {"val": {control: val["pretrained"].n}, "test": {control: test["pretrained"].n}},
+        "n": {
+            split: {control: scores["pretrained"].n} | {task: scores[task, task].n for task in run.tasks}
+            for split, scores in (("val", val), ("test", test))
+        },
     }

@@ -25,6 +25,7 @@ from src.merging.base import METHODS, Variant, variants
 from src.model_names import random_name
 from src.modes import TRAINED
 from src.run import Corruption, Run
+from src.runtime import results
 
 SUBSETS = (2, 4, 8, 16)  # numbers of tasks
 CORRUPTIONS = ("gaussian_noise", "contrast")
@@ -35,15 +36,17 @@ COMPARED = ("task arithmetic", "AdaMerging, layer-wise", "Concrete TA")
 
 @dataclass(frozen=True)
 class Command:
-    """One script with its flags, and the files that say that it has run."""
+    """One script with its flags, and the files that say that it has run. tasks: entries that they must have."""
 
     script: str
     flags: tuple[str, ...]
     outputs: tuple[Path, ...]
+    tasks: tuple[str, ...] = ()
 
     @property
     def finished(self) -> bool:
-        return all(path.exists() for path in self.outputs)
+        there = all(path.exists() for path in self.outputs)
+        return there and all({*self.tasks} <= {*results.read(path)} for path in self.outputs if self.tasks)
 
     def __str__(self) -> str:
         return shlex.join(["python", f"{self.script}.py", *self.flags])
@@ -76,6 +79,7 @@ def _each(run: Run, experiment: Experiment, choices: Sequence[str] | None = None
             experiment.script,
             (f"{experiment.flag}={choice}", *common_flags(run)),
             (run.paths.result(experiment.result(choice)),),
+            run.tasks if experiment == SINGLE_TASK else (),
         )
         for choice in choices or experiment.choices
     ]

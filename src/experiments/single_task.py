@@ -1,5 +1,7 @@
 """Accuracy of the pre-trained and of each fine-tuned encoder on its own task and on the control set."""
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,8 @@ from src.experiments.registry import SINGLE_TASK, Experiment
 from src.modes import MODES
 from src.records import SUFFIXES
 from src.run import Run
-from src.runtime.messages import UsageError
+from src.runtime import results
+from src.runtime.messages import UsageError, few
 from src.tensors import difference
 
 
@@ -20,18 +23,32 @@ def evaluate_single_tasks(
 ) -> None:
     """Write the single-task result of a mode; or `<name>.json`, of the checkpoint `encoder` on every task.
 
+    A result of more tasks than the run's will do; one that lacks some is made anew, with its own tasks and the run's.
     Raises UsageError for an encoder without a name and a name without an encoder.
     """
     if bool(encoder) != bool(name):
         raise UsageError("--encoder and --name go together: the second names the result")
     experiment = _Named(name, SINGLE_TASK.script, SINGLE_TASK.flag, (mode,)) if name else SINGLE_TASK
     options = {"encoder": encoder}
+    path = run.paths.result(experiment.result(mode))
+    if not overwrite and results.exists(path):
+        results.require_same(path, run.config(**options), options)
+        there = _tasks_of(results.read(path), run)
+        if missing := [task for task in run.tasks if task not in there]:
+            print(f"{path}: lacks {few(missing)}; it is made anew with all of {len(there) + len(missing)} tasks")
+        run, overwrite = replace(run, tasks=(*there, *missing)), bool(missing)
     record = carry_out(experiment, mode, run, options, lambda: _record(run, mode, encoder), overwrite)
     if record is not None:
         print(
             f"{mode}: {100 * mean(record[task] for task in run.tasks):.1f} % over {len(run.tasks)} tasks, "
-            f"{run.control} {100 * record[run.control]:.1f} % -> {run.paths.result(experiment.result(mode))}"
+            f"{run.control} {100 * record[run.control]:.1f} % -> {path}"
         )
+
+
+def _tasks_of(record: Mapping[str, Any], run: Run) -> tuple[str, ...]:
+    """The tasks that a result has, in its own order."""
+    config = record["provenance"]["config"]
+    return tuple(config.get("tasks") or (task for task in run.suite_row.tasks if task in record))
 
 
 class _Named(Experiment):
@@ -51,7 +68,7 @@ def _record(run: Run, mode: str, encoder: Path | None) -> dict[str, Any]:
     lines = _lines(run, mode, encoder)
     one_for_all = encoder is not None or MODES[mode].trained_as is None
     on_control = dict(list(lines.items())[:1]) if one_for_all else lines
-    record: dict[str, Any] = {"losses": {}, "n": {}, "control_per_task": {}} | run.corruption_record()
+    record: dict[str, Any] = {"losses": {}, "n": {}, "control_per_task": {}, "correct": {}} | run.corruption_record()
     for split, suffix in SUFFIXES.items():
         jobs = {(task, run.control): (run.control, line) for task, line in on_control.items()}
         jobs |= {(task, task): (task, line) for task, line in lines.items()}
@@ -63,6 +80,8 @@ def _record(run: Run, mode: str, encoder: Path | None) -> dict[str, Any]:
             record[field] = mean(curve.accuracy[0] for curve in of_dataset)
             record["losses"][field] = mean(curve.loss[0] for curve in of_dataset)
             record["n"][field] = of_dataset[0].n
+            if split == "test" and len(of_dataset) == 1:
+                record["correct"][dataset] = of_dataset[0].correct[0]
         if not one_for_all:
             record["control_per_task"][split] = {task: curve.accuracy[0] for task, curve in control.items()}
     return record

@@ -327,7 +327,8 @@ class Method(ABC):
     """A merging method; a dataclass whose fields are its options. What `register` was told is in the class variables.
 
     name: of `method=` and in results. title: in tables. paper: its arXiv number. needs: what it takes.
-    after: the method whose files it reads.     variants: its rows in tables; the first has the default options.
+    after: the method whose files it reads. untuned: the published default of the coefficient that validation chooses.
+    variants: its rows in tables; the first has the default options.
     """
 
     name: ClassVar[str]
@@ -335,6 +336,7 @@ class Method(ABC):
     paper: ClassVar[str]
     needs: ClassVar[str]
     after: ClassVar[str | None]
+    untuned: ClassVar[float | None]
     variants: ClassVar[tuple[Variant, ...]]
 
     @abstractmethod
@@ -361,6 +363,7 @@ def register(
     stage: str | None = None,
     needs: str = "weights",
     after: str | None = None,
+    untuned: float | None = None,
     variants: Sequence[Variant] = (),
 ) -> Callable[[type[Method]], type[Method]]:
     """Make a dataclass known as `method=<name>`; a name with slashes is a folder of config/method/.
@@ -368,6 +371,7 @@ def register(
     spellings: further ones of `method=`; results are called by the name.
     title, published, stage: as in Variant, of the method with its default options; variants: other options.
     paper: its arXiv number. needs: "weights", or what else it takes. after: the method whose files it reads.
+    untuned: the published default of the coefficient that validation chooses, if there is one.
     Raises TypeError when the class is no (non-frozen) dataclass with a `merge`, ValueError when a name is taken.
     """
 
@@ -376,6 +380,7 @@ def register(
             raise TypeError(f"expected method {name!r} to be a non-frozen dataclass and a Method; got {cls}")
         usual = Variant(title or name.replace("_", " "), published=published or {}, stage=stage)
         cls.name, cls.title, cls.paper, cls.needs, cls.after = name, usual.title, paper, needs, after
+        cls.untuned = untuned
         cls.variants = tuple(
             Variant(v.title, v.options, v.published, v.stage, v.spelling, name) for v in (usual, *variants)
         )

@@ -7,14 +7,17 @@ from typing import cast
 from src.evaluation import Curve, Denominators, mean, mean_normalised, score_all, select
 from src.merging.base import Drawn, Merge, Setting
 from src.merging.search import Searched
-from src.records import Addition, Draws, Info, Unseen
+from src.records import Addition, Draws, Info, Scores, Unseen
 from src.run import Run
 from src.runtime.distributed import from_primary
 
 
-def evaluate_merge(run: Run, merge: Merge, tasks: Sequence[str], mode: str) -> Addition:
+def evaluate_merge(
+    run: Run, merge: Merge, tasks: Sequence[str], mode: str, fixed: Mapping[str, Setting] | None = None
+) -> Addition:
     """Choose the setting on validation, read test once, and tell everything: the record of a merging result.
 
+    fixed: settings that nobody chooses, by a name of each; they are scored on test beside the chosen one.
     Accuracies are in [0, 1]; normalised ones are divided by the fine-tuned model's of the same mode and split.
     """
     denominators = Denominators.of(run, mode, tasks)
@@ -23,8 +26,9 @@ def evaluate_merge(run: Run, merge: Merge, tasks: Sequence[str], mode: str) -> A
     curves = {task: list(curve.accuracy) for task, curve in validation.items()}
     index = select(curves, denominators.finetuned["val"], merge.per_task)
     chosen = {task: settings[i] for task, i in index.items()}
-    test = score_merge(run, merge, mode, "test", {task: [setting] for task, setting in chosen.items()})
-    accuracy = {task: curve.accuracy[0] for task, curve in test.items()}
+    fixed = fixed or {}
+    points = {task: [setting, *fixed.values()] for task, setting in chosen.items()}
+    test = score_merge(run, merge, mode, "test", points)
     record: Addition = {
         "tasks": list(tasks),
         "finetuning_mode": mode,
@@ -37,7 +41,7 @@ def evaluate_merge(run: Run, merge: Merge, tasks: Sequence[str], mode: str) -> A
             "mean_accuracy": [mean(values) for values in zip(*curves.values())],
             "mean_normalised": mean_normalised(curves, denominators.finetuned["val"]),
         },
-        "test": {**denominators.summary(accuracy), "loss": {task: curve.loss[0] for task, curve in test.items()}},
+        "test": _scores(test, 0, denominators),
         "zeroshot": denominators.summary(denominators.zeroshot["test"]),
         "denominators": denominators.finetuned,
         "n": {split: {t: c.n for t, c in scores.items()} for split, scores in (("val", validation), ("test", test))},
@@ -45,6 +49,11 @@ def evaluate_merge(run: Run, merge: Merge, tasks: Sequence[str], mode: str) -> A
     }
     if all(curve.draws for curve in test.values()):
         record["draws"] = spread({task: [draw[0] for draw in curve.draws] for task, curve in test.items()})
+    if fixed:
+        record["fixed"] = {
+            name: {"setting": setting, **_scores(test, index, denominators)}
+            for index, (name, setting) in enumerate(fixed.items(), 1)
+        }
     return {**record, **run.corruption_record()}
 
 
@@ -56,11 +65,19 @@ def evaluate_unseen(run: Run, merge: Merge, setting: Setting, tasks: Sequence[st
     denominators = Denominators.of(run, mode, tasks)
     test = score_merge(run, merge, mode, "test", dict.fromkeys(tasks, [setting]))
     return {
-        **denominators.summary({task: curve.accuracy[0] for task, curve in test.items()}),
+        **_scores(test, 0, denominators),
         "tasks": list(tasks),
-        "loss": {task: curve.loss[0] for task, curve in test.items()},
         "zeroshot": denominators.summary(denominators.zeroshot["test"]),
         "denominators": denominators.finetuned["test"],
+    }
+
+
+def _scores(test: Mapping[str, Curve], index: int, denominators: Denominators) -> Scores:
+    """Of each task's setting at an index."""
+    return {
+        **denominators.summary({task: curve.accuracy[index] for task, curve in test.items()}),
+        "loss": {task: curve.loss[index] for task, curve in test.items()},
+        "correct": {task: curve.correct[index] for task, curve in test.items()},
     }
 
 
@@ -105,13 +122,15 @@ def joined(curves: Sequence[Curve]) -> Curve:
     """One curve through the settings of all of them."""
     draws = tuple(sum(parts, start=()) for parts in zip(*(curve.draws for curve in curves)))
     accuracy = sum((curve.accuracy for curve in curves), start=())
-    return Curve(accuracy, sum((curve.loss for curve in curves), start=()), curves[0].n, draws)
+    loss, correct = (sum((getattr(curve, name) for curve in curves), start=()) for name in ("loss", "correct"))
+    return Curve(accuracy, loss, curves[0].n, correct, draws)
 
 
 def _mean_curve(draws: Sequence[Curve]) -> Curve:
     accuracies = tuple(curve.accuracy for curve in draws)
     accuracy = tuple(mean(values) for values in zip(*accuracies))
-    return Curve(accuracy, tuple(mean(values) for values in zip(*(d.loss for d in draws))), draws[0].n, accuracies)
+    loss = tuple(mean(values) for values in zip(*(d.loss for d in draws)))
+    return Curve(accuracy, loss, draws[0].n, draws[0].correct, accuracies)
 
 
 def spread(accuracy: Mapping[str, Sequence[float]]) -> Draws:

@@ -115,7 +115,7 @@ class Competition:
         return total / scores.clamp(min=1e-12)
 
 
-@register("pcb", title="PCB", paper="2410.02396", published={"WUDI-Merging": "PCB Merging"})
+@register("pcb", title="PCB", paper="2410.02396", published={"WUDI-Merging": "PCB Merging"}, untuned=1.2)
 @dataclass
 class Pcb(Method):
     variant: str = "pcb_ES"

@@ -147,6 +147,7 @@ def check_share(option: str, value: float, least: float = 0.0) -> None:
     "dare",
     title="DARE + TA",
     paper="2311.03099",
+    untuned=0.3,
     variants=(Variant("DARE + TIES", {"then": "ties", "k": 20.0}),),
 )
 @dataclass
@@ -212,7 +213,7 @@ class Della(Sparsifying):
         return self.drawn(problem, self.draws, sparsify)
 
 
-@register("magmax", title="MagMax", paper="2407.06322")
+@register("magmax", title="MagMax", paper="2407.06322", untuned=0.5)
 @dataclass
 class MagMax(Method):
     """MagMax: of each weight, the change that is largest in magnitude. The authors' α is 0.5."""

@@ -75,7 +75,7 @@ def joined(svds: Iterable[SVD]) -> tuple[Tensor, Tensor, Tensor]:
     return torch.cat(u, dim=1), torch.cat(s), torch.cat(vh)
 
 
-@register("tsv_m", title="TSV-M", paper="2412.00081", published={TSV: "TSV-M", ISO: "TSV-M"})
+@register("tsv_m", title="TSV-M", paper="2412.00081", published={TSV: "TSV-M", ISO: "TSV-M"}, untuned=1.0)
 @dataclass
 class TSVM(MergedMatrices):
     """TSV-M: the leading singular vectors of every task, made orthogonal (Gargiulo et al., 2025).
@@ -196,7 +196,7 @@ class IsoCTS(MergedMatrices):
         return scaled(problem, tau, self.alphas)
 
 
-@register("cart", title="CART", paper="2412.12153", published={CART: "CART"})
+@register("cart", title="CART", paper="2412.12153", published={CART: "CART"}, untuned=2.0)
 @dataclass
 class Cart(MatrixMethod):
     """CART: the average, and the leading triplets of what each task differs from it in (Choi et al., 2024)."""

@@ -37,6 +37,7 @@ def multi_task_vector(problem: Problem, k: float = 100.0) -> TaskVector:
     "sum",
     title="task arithmetic",
     paper="2212.04089",
+    untuned=0.3,
     published={"tall": "Task arithmetic", "concrete": "Task Arithmetic", "fusionbench": "Task Arithmetic"},
     stage="merging",
 )

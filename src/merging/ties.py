@@ -76,6 +76,7 @@ def ties_vector(problem: Problem, k: float, reduce: str) -> TaskVector:
     "ties",
     title="TIES",
     paper="2306.01708",
+    untuned=1.0,
     published={"tall": "TIES", "concrete": "Ties-Merging", "fusionbench": "Ties-Merging"},
     stage="merging",
 )

@@ -106,6 +106,10 @@ def _scores(record: Addition, foreign: bool) -> Iterator[Number]:
     tasks = record["tasks"]
     yield from _summary(record["test"], tasks, foreign)
     yield from _by_task("loss", record["test"]["loss"], tasks)
+    for name, scores in record.get("fixed", {}).items():
+        yield Number(f"{name}_accuracy", scores["mean_accuracy"])
+        if not foreign:
+            yield Number(f"{name}_normalised", scores["mean_normalised"])
     yield Number("zeroshot_accuracy", record["zeroshot"]["mean_accuracy"])
     if not foreign:
         finetuned = record["denominators"]["test"]
@@ -156,6 +160,9 @@ def _merging(record: Merging) -> Iterator[Number]:
     yield Number("storage", storage["this"])
     yield Number("storage_merged", storage["merged"])
     yield Number("storage_finetuned", storage["finetuned"])
+    if "cost" in record:
+        yield Number("merging_seconds", record["cost"]["seconds"])
+        yield Number("peak_memory", record["cost"]["peak_memory"])
     if "unseen" in record:
         unseen = record["unseen"]
         yield from _summary(unseen, unseen["tasks"], False, "unseen_")

@@ -69,11 +69,20 @@ def exists(path: Path) -> bool:
 def skip_existing(path: Path, config: Mapping[str, Any], decisive: Iterable[str]) -> bool:
     """Say that the result is there and skipped, and return True; False where it is not there.
 
-    decisive: the entries of `config` that the numbers depend on. What an older result does not tell does not count.
-    Raises ResultError where an entry is another than the result was made with, and for a damaged result.
+    Raises ResultError as `require_same` does.
     """
     if not exists(path):
         return False
+    require_same(path, config, decisive)
+    print(f"{path}: there already, skipped (--overwrite computes it again)")
+    return True
+
+
+def require_same(path: Path, config: Mapping[str, Any], decisive: Iterable[str]) -> None:
+    """Raise ResultError where the result was made with another `config`, and for a damaged result.
+
+    decisive: the entries of `config` that the numbers depend on. What an older result does not tell does not count.
+    """
     earlier = read(path)["provenance"]["config"]
     asked = {name: _plain(config[name], name, other=str) for name in decisive}
     differing = [found for name in asked if name in earlier for found in _differences(name, earlier[name], asked[name])]
@@ -83,8 +92,6 @@ def skip_existing(path: Path, config: Mapping[str, Any], decisive: Iterable[str]
             f"of {'; '.join(f'{what} = {then}' for what, _, then in differing)}. Make it anew with --overwrite "
             "(main.py: overwrite=True), or keep both with --results=ANOTHER_FOLDER"
         )
-    print(f"{path}: there already, skipped (--overwrite computes it again)")
-    return True
 
 
 def _differences(name: str, earlier: Any, asked: Any) -> list[tuple[str, Any, Any]]:
