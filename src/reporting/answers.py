@@ -68,12 +68,21 @@ class _Bits:
         return self.single(self.record["finetuning_mode"], task)
 
 
+OfTask = Callable[["_Bits", str], Formula]
+FIXED = ("untuned", "one")  # settings; see records.Addition
+
+
 def _single_task(bits: _Bits, task: str) -> Formula:
     return Accuracy(task, bits.record["correct"][task], bits.record["n"][task])
 
 
 def _own(bits: _Bits, task: str) -> Formula:
     return bits.accuracy(bits.record["test"]["correct"][task], task)
+
+
+def _fixed(name: str) -> OfTask:
+    """At a setting that nobody chose."""
+    return lambda bits, task: bits.accuracy(bits.record["fixed"][name]["correct"][task], task)
 
 
 def _unseen(bits: _Bits, task: str) -> Formula:
@@ -94,9 +103,6 @@ def _control(bits: _Bits, task: str) -> Formula:
 
 def _pretrained_control(bits: _Bits, task: str) -> Formula:
     return bits.accuracy(bits.record["control_correct"], bits.record["control"])
-
-
-OfTask = Callable[[_Bits, str], Formula]
 
 
 def _over_finetuned(of_task: OfTask) -> OfTask:
@@ -122,6 +128,8 @@ MERGED: dict[str, OfTask] = {
     "zeroshot_normalised": _with_mean(_over_finetuned(_zeroshot)),
     "finetuned_accuracy": _with_mean(lambda bits, task: bits.finetuned(task)),
     "unseen_accuracy": _with_mean(_unseen, of_unseen=True),
+    **{f"{name}_accuracy": _with_mean(_fixed(name)) for name in FIXED},
+    **{f"{name}_normalised": _with_mean(_over_finetuned(_fixed(name))) for name in FIXED},
 }
 METRICS: dict[tuple[str, str], OfTask] = {
     **{(experiment, name): metric for experiment in (ADDITION.name, MERGING) for name, metric in MERGED.items()},
