@@ -26,7 +26,8 @@ def number_of_tasks(runs: Runs) -> Figure:
     """Normalised accuracy and storage against the number of tasks; means over the sets of a size, with their range."""
     sets = [group for group in groups(runs) if (group.mode, group.scope) == ("standard", "visual")]
     if len({len(group.tasks) for group in sets}) < 2:
-        raise runs.missing_merge("num_tasks=4", "method=sum")
+        count = 2 if any(len(group.tasks) == 4 for group in sets) else 4
+        raise runs.missing_merge(f"num_tasks={count}", "method=sum")
     rows = [row for row in registered_rows() if not adapts(runs, row)]
     looks = method_looks(runs, rows)
     accuracies = {row: _by_size(sets, _normalised(runs, sets, row)) for row in rows}
@@ -142,8 +143,9 @@ def task_vector_cosines(runs: Runs) -> Figure:
     what = {"task_list": runs.main_tasks, "scope": "visual"}
     cosines = {mode: [r["cosine"] for r in runs.find(VECTORS, mode=mode, **what).values()] for mode in MODES}
     maps = {MODES[mode].title: np.mean(of_mode, 0) for mode, of_mode in cosines.items() if of_mode}
-    if not maps:
-        raise runs.missing_merge("method=sum")
+    if not maps:  # they are written beside results of merging, anew with those
+        there = results_of(runs, Group(runs.main_tasks))
+        raise runs.missing_merge("method=sum", *(["overwrite=True"] if there else []))
     return matrices(maps, runs.main_tasks, "cosine between task vectors")
 
 

@@ -9,7 +9,7 @@ from matplotlib.lines import Line2D
 
 from src.reporting import style
 from src.reporting.compare import Contestant
-from src.reporting.methods import Group, adapts, results_of, rows
+from src.reporting.methods import Group, adapts, registered_rows, results_of, rows
 from src.reporting.runs import Runs
 from src.reporting.statistics import Constant, Difference, difference
 from src.reporting.table import of_fewer
@@ -22,7 +22,9 @@ def methods(runs: Runs) -> Figure:
     """Mean test accuracy of every registered method on the papers' first benchmark, best first."""
     contestants = ranked(runs)
     if len(contestants) < MINIMUM:
-        raise runs.missing_merge("method=ties" if contestants else "method=sum")
+        there = [contestant.row for contestant in contestants]
+        absent = next(row for row in registered_rows(in_a_stage=True) if row not in there)
+        raise runs.missing_merge(*absent.overrides)
     fig, axes = plt.subplots(figsize=(style.WIDTH, ROW_HEIGHT * len(contestants) + 1.1))
     for index, contestant in enumerate(contestants):
         number = alone(contestant)
