@@ -1,5 +1,6 @@
 """What a computation is about: network, images, places. Every function of the library takes a `Run`."""
 
+import shlex
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -106,14 +107,25 @@ class Run:
         name, severity = self.corruption.name, self.corruption.severity
         return {"corruption": {"name": name, "severity": severity, "splits": [corruptions.SPLIT]}}
 
-    def flags(self) -> str:
-        """How a command is told of this run: `--model=ViT-Mini --seed=1`, and a corruption where there is one."""
+    def named(self) -> dict[str, Any]:
+        """What a command is told of this run beside its tasks: names with underscores; defaults are left out."""
         named: dict[str, Any] = {"model": self.model, "seed": self.seed}
         if self.suite != registry.default_suite(self.model):
             named["suite"] = self.suite
         if self.corruption:
             named |= {"corruption": self.corruption.name, "severity": self.corruption.severity}
-        return " ".join(f"--{name}={value}" for name, value in named.items())
+        usual, places = Places(), self.places
+        folders = {"save": "save", "results": "results", "cache_dir": "cache", "data_location": "data"}
+        named |= {
+            flag: getattr(places, place)
+            for flag, place in folders.items()
+            if getattr(places, place) != getattr(usual, place)
+        }
+        return named | ({"pretrained_path": self.pretrained_path} if self.pretrained_path else {})
+
+    def flags(self) -> str:
+        """How a command is told of this run, as a shell reads it: `--model=ViT-Mini --seed=1 --results=reproduced`."""
+        return shlex.join(f"--{name.replace('_', '-')}={value}" for name, value in self.named().items())
 
 
 def default_device() -> str:

@@ -10,7 +10,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from src import records
+from src.correctness import pack
 from src.datasets import registry
 from src.experiments.registry import ADDITION, DISENTANGLEMENT, EXPERIMENTS, NEGATION, NTK, SINGLE_TASK
 from src.merging.base import METHODS, label, load_methods
@@ -19,6 +22,7 @@ from src.modes import EVALUATED, TRAINED
 
 SUITE = registry.suite("mini")
 TASKS, CONTROL = SUITE.default, SUITE.control
+N = 400  # test images of each data set
 SINGLE = {"none": 0.52, "standard": 0.94, "linear": 0.92, "posthoc": 0.85}
 ADDED = {"standard": 0.74, "linear": 0.78, "posthoc": 0.70}
 Chosen = tuple[str, tuple[tuple[str, Any], ...]]  # a method, and options that are not its defaults
@@ -84,6 +88,14 @@ def wobble(*key: float) -> float:
     return math.sin(sum((12.9898 + 65.233 * i) * (value + 1) for i, value in enumerate(key)))
 
 
+def bits(accuracy: float, seed: int, model: float, n: int = N) -> str:
+    """Which of n images are right, with this accuracy to the next image: the easy ones, the same for similar models."""
+    difficulty = (np.arange(n) * 0.618034 + 0.37 * seed) % 1 + 0.2 * np.sin(np.arange(n) * (12.9898 + model + seed))
+    correct = np.zeros(n, bool)
+    correct[np.argsort(difficulty)[: round(accuracy * n)]] = True
+    return pack(correct)
+
+
 def single_task(mode: str, seed: int, level: float | None = None) -> Mapping[str, Any]:
     level = SINGLE[mode] if level is None else level
     spread = 0.5 * level * (1 - level)
@@ -93,8 +105,9 @@ def single_task(mode: str, seed: int, level: float | None = None) -> Mapping[str
     accuracies |= {CONTROL: control, f"{CONTROL}{records.SUFFIXES['val']}": control}
     about: records.SingleTask = {
         "losses": {field: 1.5 * (1 - value) for field, value in accuracies.items()},
-        "n": dict.fromkeys(accuracies, 1000),
+        "n": dict.fromkeys(accuracies, N),
         "control_per_task": {},
+        "correct": {task: bits(accuracies[task], seed, level) for task in TASKS},
     }
     return {**accuracies, **about}
 
@@ -126,10 +139,14 @@ def merge(
             "mean_accuracy": [mean(c[i] for c in curves.values()) for i in range(len(settings))],
             "mean_normalised": [mean(c[i] / alone[t] for t, c in curves.items()) for i in range(len(settings))],
         },
-        "test": {**summary(accuracy, alone), "loss": {task: 1.5 * (1 - value) for task, value in accuracy.items()}},
+        "test": {
+            **summary(accuracy, alone),
+            "loss": {task: 1.5 * (1 - value) for task, value in accuracy.items()},
+            "correct": {task: bits(value, seed, level) for task, value in accuracy.items()},
+        },
         "zeroshot": summary(zeroshot, alone),
         "denominators": {"val": alone, "test": alone},
-        "n": {"val": dict.fromkeys(tasks, 400), "test": dict.fromkeys(tasks, 1000)},
+        "n": {"val": dict.fromkeys(tasks, 400), "test": dict.fromkeys(tasks, N)},
         "info": {},
     }
 
@@ -167,7 +184,10 @@ def negation(mode: str, seed: int) -> records.Negation:
             "alpha": alpha,
             "control_kept": kept,
             "val": {"target": target, "control": control},
-            "test": {"target": target[coefs.index(alpha)], "control": control[coefs.index(alpha)]},
+            "test": {
+                **(at_alpha := {"target": target[coefs.index(alpha)], "control": control[coefs.index(alpha)]}),
+                "correct": {name: bits(value, seed, speed) for name, value in at_alpha.items()},
+            },
         }
     return {
         "finetuning_mode": mode,
@@ -175,10 +195,11 @@ def negation(mode: str, seed: int) -> records.Negation:
         "control_threshold": 0.95,
         "coefs": coefs,
         "pretrained_control": {"val": 0.97, "test": 0.97},
+        "control_correct": bits(0.97, seed, SINGLE["none"]),
         "tasks": tasks,
         "mean_target": mean(r["test"]["target"] for r in tasks.values()),
         "mean_control": mean(r["test"]["control"] for r in tasks.values()),
-        "n": {"val": {CONTROL: 504}, "test": {CONTROL: 1008}},
+        "n": {"val": {CONTROL: 504}, "test": dict.fromkeys((*TASKS, CONTROL), N)},
     }
 
 
@@ -357,6 +378,7 @@ def unseen(seed: int, level: float) -> records.Unseen:
         **summary(accuracy, alone),
         "tasks": list(UNSEEN),
         "loss": dict.fromkeys(UNSEEN, 0.5),
+        "correct": {task: bits(value, seed, level) for task, value in accuracy.items()},
         "zeroshot": summary(dict.fromkeys(UNSEEN, 0.55), alone),
         "denominators": alone,
     }

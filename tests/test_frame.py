@@ -9,7 +9,8 @@ import synthetic_results
 from src.experiments.registry import ADDITION
 from src.reporting import frame
 from src.reporting.frame import COLUMNS, IDENTITY
-from src.reporting.runs import Runs, every_number, interval
+from src.reporting.runs import Runs, every_number
+from src.reporting.statistics import interval
 
 
 @pytest.fixture(scope="module")

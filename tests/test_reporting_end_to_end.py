@@ -15,7 +15,7 @@ import finetune
 import main
 import make_tables
 from src.datasets import registry
-from src.reporting import tables
+from src.reporting import answers, tables
 from src.reporting.runs import Runs
 
 TASKS = ("vehicles", "textures", "land")
@@ -149,3 +149,32 @@ def test_the_ledger_is_of_these_numbers(results):
     text = (results / "mini/claims.md").read_text()
     negated = record(results, "negation_standard")
     assert f"non-linear {percent(negated['mean_target'])} [24.0], post-hoc [14.8], linear [10.9]" in text
+
+
+def test_bits_of_images_give_exactly_the_numbers_of_the_results(results):
+    runs = Runs("mini", "ViT-Mini", results)
+    merged_from = {"experiment": "merging", "mode": "standard", "scope": "visual", "task_list": TASKS}
+    rows = [
+        ({"experiment": "addition", "mode": "standard"}, ("accuracy", "normalised", "zeroshot_accuracy")),
+        ({**merged_from, "method": "sum", "options": ""}, ("accuracy", "normalised", "finetuned_accuracy")),
+        ({**merged_from, "method": "sum", "options": ""}, ("untuned_accuracy", "one_accuracy", "zeroshot_normalised")),
+        ({**merged_from, "method": "tall_mask", "options": ""}, ("accuracy", "normalised")),
+        (
+            {**merged_from, "task_list": TASKS[:2], "unseen": TASKS[2:], "method": "sum", "options": ""},
+            ("unseen_accuracy",),
+        ),
+        (
+            {"experiment": "negation", "mode": "standard"},
+            ("target_accuracy", "control_accuracy", "pretrained_control_accuracy"),
+        ),
+    ]
+    for columns, metrics in rows:
+        for metric in metrics:
+            (number,), (formula,) = (
+                runs.values(**columns, metric=metric),
+                answers.formulas(runs, **columns, metric=metric).values(),
+            )
+            assert formula.exact == pytest.approx(number, abs=1e-12), (columns, metric)
+    single = {"experiment": "single_task", "mode": "standard", "metric": "accuracy"}
+    (formula,) = answers.mean_over(runs, TASKS, **single).values()
+    assert formula.exact == pytest.approx(runs.mean_over(TASKS, **single)[0], abs=1e-12)

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 
-from src.args import shared_flags
 from src.datasets.registry import BENCHMARKS
 from src.experiments.merging import variant_result
 from src.experiments.registry import (
@@ -139,6 +138,13 @@ def _methods(run: Run) -> list[Command]:
     return [_merge(_first_benchmark(run), variant, mode=mode) for mode in EVALUATED for variant in rows]
 
 
+def _adapting_methods(run: Run) -> list[Command]:
+    """Every method that adapts, on every kind of task vectors; `adaptation` has some of non-linear fine-tuning."""
+    rows = [variant for stage in ("adaptation", "adaptation-more", "methods-adapting") for variant in variants(stage)]
+    first = _first_benchmark(run)
+    return [_merge(first, variant, mode=mode, more=("eval_every=0",)) for mode in EVALUATED for variant in rows]
+
+
 def in_order(rows: Iterable[Variant]) -> list[Variant]:
     """Methods that read what another keeps on disk come after it."""
     return sorted(rows, key=lambda variant: METHODS[variant.method].after is not None)
@@ -237,22 +243,12 @@ def _reported(run: Run) -> tuple[str, ...]:
 
 def common_flags(run: Run) -> tuple[str, ...]:
     """What every command of a run shares; defaults are left out, so that the commands are those one would type."""
-    places = run.places
-    values = {
-        "save": places.save,
-        "results": places.results,
-        "cache_dir": places.cache,
-        "data_location": places.data,
-        "device": None if run.device == Run.of().device else run.device,
-        "pretrained_path": run.pretrained_path,
-        "eval_batch_size": run.batch_size,
-        "corruption": run.corruption and run.corruption.name,
-        "severity": run.corruption.severity if run.corruption else SEVERITY,
-    }
-    defaults = shared_flags()
-    flags = [f"--model={run.model}", f"--seed={run.seed}"]
-    changed = {name: value for name, value in values.items() if str(value) != str(defaults[name])}
-    flags += [f"--{name.replace('_', '-')}={value}" for name, value in changed.items()]
+    named = run.named()
+    if run.device != Run.of().device:
+        named["device"] = run.device
+    if run.batch_size != Run.batch_size:
+        named["eval_batch_size"] = run.batch_size
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in named.items()]
     if run.tasks != run.suite_row.default:
         flags.append(f"--tasks={','.join(run.tasks)}")
     return tuple(flags)
@@ -272,6 +268,7 @@ STAGES = (
     Stage("unseen", _unseen, extended=True),
     Stage("merging-tangent", _tangent_merging, extended=True),
     Stage("methods", _methods, extended=True),
+    Stage("methods-adapting", _adapting_methods, extended=True),
     Stage("adaptation-more", _more_adaptation, extended=True),
     Stage("robustness", _robustness, extended=True),
 )

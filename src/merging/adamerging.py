@@ -60,7 +60,7 @@ TASK_WISE = {"granularity": "task"}
     needs=IMAGES,
     variants=(
         Variant("AdaMerging, task-wise", TASK_WISE, {"concrete": "TW AM"}, "adaptation"),
-        Variant("AdaMerging, layer-wise, expert labels", {"loss": "expert"}),
+        Variant("AdaMerging, layer-wise, expert labels", {"loss": "expert"}, stage="methods-adapting"),
     ),
 )
 @dataclass

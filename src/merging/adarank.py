@@ -146,8 +146,9 @@ class ComponentModel(MergedModel):
     "adarank",
     title="AdaRank",
     paper="2503.22178",
+    stage="methods-adapting",
     needs=IMAGES,
-    variants=(Variant("AdaRank, CART", {"start": "cart", "coef": 2.3, "rank": 0.16}),),
+    variants=(Variant("AdaRank, CART", {"start": "cart", "coef": 2.3, "rank": 0.16}, stage="methods-adapting"),),
 )
 @dataclass
 class AdaRank(Adapting, MatrixMethod):

@@ -28,7 +28,7 @@ from src.merging.base import Merge, Problem, register, scaled
 STEPS = 480
 
 
-@register("atlas", title="aTLAS", paper="2407.02880", needs=LABELS)
+@register("atlas", title="aTLAS", paper="2407.02880", needs=LABELS, stage="methods-adapting")
 @dataclass
 class Atlas(Adapting):
     adapt_on: str = "val"

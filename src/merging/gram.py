@@ -122,7 +122,7 @@ class DataFree(MatrixMethod):
         return equation
 
 
-@register("actmat", title="ACTMat", paper="2604.01329")
+@register("actmat", title="ACTMat", paper="2604.01329", stage="methods")
 @dataclass
 class ActMat(DataFree):
     """ACTMat: RegMean with Δ_tᵀ Δ_t for the inputs' second moments. A task with a longer vector weighs more."""
@@ -132,10 +132,15 @@ class ActMat(DataFree):
     "wudi",
     title="WUDI",
     paper="2503.08099",
+    stage="methods",
     published={WUDI: "WUDI-Merging (Ours)"},
     variants=(
-        Variant("WUDI, Adam as published", {"solver": "adam"}),
-        Variant("WUDI, FusionBench's tensors", {"solver": "adam", "matrices": "all", "rest": "mean", "steps": 400}),
+        Variant("WUDI, Adam as published", {"solver": "adam"}, stage="methods"),
+        Variant(
+            "WUDI, FusionBench's tensors",
+            {"solver": "adam", "matrices": "all", "rest": "mean", "steps": 400},
+            stage="methods",
+        ),
     ),
 )
 @dataclass

@@ -288,6 +288,7 @@ def token_weights(x: Tensor, others: float) -> Tensor | None:
     "regmean",
     title="RegMean",
     paper="2212.09849",
+    stage="methods",
     published={"concrete": "RegMean", "fusionbench": "RegMean", "WUDI-Merging": "RegMean"},
     needs=IMAGES,
 )
@@ -304,7 +305,7 @@ class RegMean(Regression):
         return self.regressed(problem, share * multi_task_vector(problem))
 
 
-@register("lot", title="LOT", paper="2505.23859", needs=IMAGES)
+@register("lot", title="LOT", paper="2505.23859", needs=IMAGES, stage="methods")
 @dataclass
 class Lot(RegMean):
     """precision: a pseudo-inverse in float32, as is usual, drops directions with less than in · 1.2e-7 of the most."""
@@ -318,6 +319,7 @@ class Lot(RegMean):
     "regmean_plusplus",
     title="RegMean++",
     paper="2508.03121",
+    stage="methods",
     published={"fusionbench": "RegMean++"},
     needs=IMAGES,
 )
@@ -341,9 +343,10 @@ class RegMeanPlusPlus(RegMean):
     "featcal",
     title="FeatCal",
     paper="2605.13030",
+    stage="methods",
     published={"FeatCal": "task arithmetic 0.3 + FeatCal"},
     needs=IMAGES,
-    variants=(Variant("FeatCal, as in its paper", {"anchor": 2.0, "teacher": 0.3}),),
+    variants=(Variant("FeatCal, as in its paper", {"anchor": 2.0, "teacher": 0.3}, stage="methods"),),
 )
 @dataclass
 class FeatCal(Regression, Wrapper):

@@ -97,11 +97,16 @@ class Repaired(Merge):
     "surgery",
     title="Surgery, task arithmetic",
     paper="2402.02705",
+    stage="methods-adapting",
     published={PAPER: f"task arithmetic + {RUN}", "FeatCal": "task arithmetic + Surgery"},
     needs=IMAGES,
     variants=(
-        Variant("Surgery, weight averaging", {"base": "average"}, {PAPER: f"weight averaging + {RUN}"}),
-        Variant("Surgery, AdaMerging", {"base": "adamerging"}, {PAPER: f"layer-wise AdaMerging + {RUN}"}),
+        Variant(
+            "Surgery, weight averaging", {"base": "average"}, {PAPER: f"weight averaging + {RUN}"}, "methods-adapting"
+        ),
+        Variant(
+            "Surgery, AdaMerging", {"base": "adamerging"}, {PAPER: f"layer-wise AdaMerging + {RUN}"}, "methods-adapting"
+        ),
     ),
 )
 @dataclass

@@ -108,7 +108,7 @@ class Iterates(Merge):
         return self.vectors[setting]
 
 
-@register("tangent_matching", title="tangent matching", needs=IMAGES)
+@register("tangent_matching", title="tangent matching", needs=IMAGES, stage="methods")
 @dataclass
 class TangentMatching(Method):
     """init: "sum", scaled by `alpha`, or "average". mu: μ, in units of G_t's entries.

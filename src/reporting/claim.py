@@ -1,32 +1,41 @@
-"""The papers' claims as sentences, each with the numbers that test it and a verdict, all from results.
+"""The papers' claims as sentences, each with the numbers that test it, all from results.
 
 A claim is an order of quantities, the largest first; claims.py of a paper has a row for each. Every neighbouring pair
-is tested. With one seed the sign of the difference decides. With several, Student's 95 % interval of the difference
-over seeds, paired, does: `holds` where it lies above zero, `does not hold` where it lies below, else `undecided`.
+is tested; see verdict.py.
 """
 
+import operator
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean as mean
 
 import pandas as pd
 
 from src.experiments.registry import Experiment
+from src.reporting import answers
 from src.reporting.methods import Group, Row, missing_command
-from src.reporting.papers import PAPERS
-from src.reporting.published import beside, published
-from src.reporting.runs import Runs, chosen, interval
-from src.reporting.table import seeds_text
-
-HOLDS, FAILS, UNDECIDED, NOT_RUN = "holds", "does not hold", "undecided", "not run"
+from src.reporting.papers import PAPERS, Paper
+from src.reporting.published import published
+from src.reporting.runs import Runs, chosen
+from src.reporting.statistics import BySeed, Constant, combined, difference
+from src.reporting.table import on_common_seeds
+from src.reporting.verdict import EQUAL_WITHIN, Comparison, overall
 
 
 class Quantity(ABC):
-    """A measured number, by seed. digits: as printed. threshold: whether it is one, whose name is its value."""
+    """A measured number, by seed.
+
+    digits: as printed. threshold: whether it is one, whose name is its value. of_images: whether it is made of which
+    test images were right.
+    """
 
     digits: int = 1
     threshold: bool = False
+    of_images: bool = True
+
+    @property
+    def in_points(self) -> bool:
+        """Whether it is in percent, so that differences are in points."""
+        return True
 
     @property
     @abstractmethod
@@ -36,6 +45,10 @@ class Quantity(ABC):
     @abstractmethod
     def values(self, runs: Runs) -> pd.Series:
         """Its value for each seed."""
+
+    def formulas(self, runs: Runs) -> BySeed:
+        """The same, made of which test images were right; nothing for what is no accuracy."""
+        return {}
 
     def commands(self, runs: Runs) -> list[str]:
         """What makes the results that are missing."""
@@ -58,6 +71,9 @@ class Threshold(Quantity):
 
     def values(self, runs: Runs) -> pd.Series:
         return pd.Series(self.value, index=list(runs.seeds), dtype=float)
+
+    def formulas(self, runs: Runs) -> BySeed:
+        return dict.fromkeys(runs.seeds, Constant(self.value))
 
 
 @dataclass(frozen=True)
@@ -110,6 +126,18 @@ class Measured(Quantity):
         model, what = self._model(runs), {**chosen(self.experiment, self.choice), "metric": metric}
         return model.mean_over(runs.main_tasks, **what) if self.main_tasks else model.values(**what)
 
+    def formulas(self, runs: Runs) -> BySeed:
+        formulas = self._formulas(runs, self.metric)
+        if self.less:
+            formulas = combined(operator.sub, formulas, self._formulas(runs, self.less))
+        if self.over:
+            formulas = combined(operator.truediv, formulas, self._formulas(runs, self.over))
+        return answers.percent(formulas)
+
+    def _formulas(self, runs: Runs, metric: str) -> BySeed:
+        model, what = self._model(runs), {**chosen(self.experiment, self.choice), "metric": metric}
+        return answers.mean_over(model, runs.main_tasks, **what) if self.main_tasks else answers.formulas(model, **what)
+
     def _model(self, runs: Runs) -> Runs:
         return runs.random_init if self.init else runs
 
@@ -150,6 +178,10 @@ class Merged(Quantity):
     def values(self, runs: Runs) -> pd.Series:
         return 100 * runs.values(metric=self.metric, **Group(runs.main_tasks).columns, **self.row.columns)
 
+    def formulas(self, runs: Runs) -> BySeed:
+        what = Group(runs.main_tasks).columns | self.row.columns
+        return answers.percent(answers.formulas(runs, metric=self.metric, **what))
+
     def commands(self, runs: Runs) -> list[str]:
         return missing_command(runs, Group(runs.main_tasks), self.row)
 
@@ -167,87 +199,55 @@ class Claim:
     quantities: tuple[Quantity, ...]
     margin: float = 0.0
 
+    @property
+    def pairs(self) -> list[tuple[Quantity, Quantity]]:
+        """Neighbours: what is tested."""
+        return list(zip(self.quantities, self.quantities[1:]))
+
 
 @dataclass(frozen=True)
 class Finding:
-    """differences: of neighbours, in the claimed direction."""
+    """values: of the claim's quantities, all over the same seeds.
+
+    comparisons: of neighbours; none where it was not run. missing: the commands for what is not there.
+    """
 
     claim: Claim
     values: tuple[pd.Series, ...]
-    differences: tuple[pd.Series, ...]
-    verdict: str
+    comparisons: tuple[Comparison, ...]
     missing: tuple[str, ...]
+
+    @property
+    def verdict(self) -> str:
+        return overall([comparison.verdict for comparison in self.comparisons])
 
 
 def examine(claim: Claim, runs: Runs) -> Finding:
-    """The verdict on a claim, on the seeds that have all of its numbers."""
-    values = [quantity.values(runs) for quantity in claim.quantities]
-    differences = tuple((one - two).dropna() for one, two in zip(values, values[1:]))
-    complete = not any(difference.empty for difference in differences)
+    """The differences that test a claim, on the seeds that have all of its numbers."""
+    values = on_common_seeds([quantity.values(runs) for quantity in claim.quantities])
     missing = [command for quantity in claim.quantities for command in quantity.commands(runs)]
-    verdict = judge([difference + claim.margin for difference in differences]) if complete else NOT_RUN
-    return Finding(claim, tuple(values), differences, verdict, tuple(dict.fromkeys(missing)))
+    comparisons: tuple[Comparison, ...] = ()
+    if not any(of_quantity.empty for of_quantity in values):
+        formulas = [quantity.formulas(runs) for quantity in claim.quantities]
+        in_points = all(quantity.in_points for quantity in claim.quantities)
+        comparisons = tuple(
+            Comparison(
+                difference(values[i], values[i + 1], (formulas[i], formulas[i + 1]), runs.shared_images),
+                claim.margin,
+                claim.margin or (EQUAL_WITHIN if in_points else None),
+            )
+            for i in range(len(claim.pairs))
+        )
+    return Finding(claim, tuple(values), comparisons, tuple(dict.fromkeys(missing)))
 
 
-def judge(differences: Sequence[pd.Series]) -> str:
-    """The verdict on numbers that should all be positive."""
-    verdicts = [_judge_one(difference) for difference in differences]
-    for verdict in (FAILS, UNDECIDED):
-        if verdict in verdicts:
-            return verdict
-    return HOLDS
-
-
-def _judge_one(difference: pd.Series) -> str:
-    if len(difference) == 1:
-        return HOLDS if mean(difference) > 0 else FAILS
-    low, high = interval(difference)
-    if low > 0:
-        return HOLDS
-    return FAILS if high < 0 else UNDECIDED
-
-
-def ledger(runs: Runs, heading: str = "##") -> str:
-    """Every claim in a Markdown table for each paper."""
+def examine_all(runs: Runs) -> dict[Paper, list[Finding]]:
+    """Every claim of each paper that makes some."""
     findings = {paper: [examine(claim, runs) for claim in paper.offers("claims")] for paper in PAPERS}
-    verdicts = [finding.verdict for of_paper in findings.values() for finding in of_paper]
-    counts = ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in (HOLDS, FAILS, UNDECIDED, NOT_RUN))
-    lines = [
-        f"{runs.model}: {counts}. {seeds_text(runs.seeds)} Numbers in %, ratios as they are{beside(runs.model)}. "
-        "Differences are of neighbours, in the claimed direction, with Student's 95 % interval over "
-        "seeds, paired, where there are two or more: `holds` then means that it lies above zero (or above minus the "
-        "margin that the sentence grants), `does not hold` that it lies below, `undecided` that it contains zero. With "
-        "one seed the sign alone decides.",
-    ]
-    for paper, of_paper in findings.items():
-        if of_paper:
-            lines += ["", f"{heading} {paper.title}", "", *_section(of_paper, runs)]
-    return "\n".join(lines) + "\n"
+    return {paper: of_paper for paper, of_paper in findings.items() if of_paper}
 
 
-def _section(findings: Sequence[Finding], runs: Runs) -> list[str]:
-    lines = ["| claim | verdict | numbers, in the claimed order | difference |", "| --- | --- | --- | --- |"]
-    lines += [_row(finding, runs) for finding in findings]
-    missing = dict.fromkeys(line for finding in findings if finding.verdict == NOT_RUN for line in finding.missing)
-    return lines + (["", "What was not run is made by:", "", "```sh", *missing, "```"] if missing else [])
-
-
-def _row(finding: Finding, runs: Runs) -> str:
-    claim = finding.claim
-    values = ", ".join(_value(quantity, ours, runs) for quantity, ours in zip(claim.quantities, finding.values))
-    digits = max(quantity.digits for quantity in claim.quantities)
-    differences = "; ".join(_difference(values, digits) for values in finding.differences if not values.empty)
-    return f"| {claim.sentence} ({claim.where}) | **{finding.verdict}** | {values} | {differences} |"
-
-
-def _value(quantity: Quantity, ours: pd.Series, runs: Runs) -> str:
-    theirs = quantity.published(runs)
-    value = "" if ours.empty or quantity.threshold else f" {mean(ours):.{quantity.digits}f}"
-    return f"{quantity.title}{value}{'' if theirs is None else f' [{theirs:.1f}]'}"
-
-
-def _difference(difference: pd.Series, digits: int) -> str:
-    if len(difference) < 2:
-        return f"{mean(difference):+.{digits}f}"
-    low, high = interval(difference)
-    return f"{mean(difference):+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f})"
+def published_difference(one: Quantity, other: Quantity, runs: Runs) -> float | None:
+    """Of two published numbers, or of one and a threshold; None where either is not known."""
+    first, second = (q.value if isinstance(q, Threshold) else q.published(runs) for q in (one, other))
+    return None if first is None or second is None else first - second

@@ -1,5 +1,6 @@
 """What tables, figures and claims read: all results of one model of a suite, over seeds."""
 
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -9,17 +10,16 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.special import stdtrit
 
 from src.datasets import registry
-from src.experiments.registry import NTK, SINGLE_TASK, Experiment
-from src.model_names import ModelName, random_name
+from src.experiments.registry import ADDITION, NEGATION, NTK, SINGLE_TASK, Experiment
+from src.model_names import ModelName, pretrained_name, random_name
 from src.reporting import frame
 from src.reporting.frame import MEAN
 from src.reporting.result import Result, as_text, joined, read_results
 from src.run import Run
 from src.runtime.messages import UsageError
-from src.runtime.paths import Paths, Places
+from src.runtime.paths import ROOT, Paths, Places, from_root
 from src.runtime.results import MissingResult
 
 DESIGN_SEED = 0  # settings were chosen on it, so it stays out of what is reported
@@ -161,8 +161,12 @@ class Runs:
         ]
 
     def command(self, experiment: Experiment, choice: str, seed: int) -> str:
-        """The command that makes a result of one of the eval scripts."""
-        return experiment.command(choice, Run(self.suite, self.model, seed, self.tasks).flags())
+        """The command that makes a result of one of the eval scripts, where the results that are there were made."""
+        run = self._run(seed)
+        of_benchmark = experiment in (ADDITION, NEGATION) or ModelName.parse(self.model).random
+        tasks = self.main_tasks if of_benchmark else self.tasks
+        told = experiment in (ADDITION, NEGATION, SINGLE_TASK) and tasks != run.suite_row.default
+        return experiment.command(choice, run.flags() + (f" --tasks={','.join(tasks)}" if told else ""))
 
     def merge_command(
         self, overrides: Iterable[str], tasks: tuple[str, ...], mode: str = "standard", seeds: Sequence[int] = ()
@@ -172,16 +176,34 @@ class Runs:
         overrides = list(overrides)
         several = len(seeds) > 1 or any(o.startswith("corruption=") and "," in o for o in overrides)
         shared = ["--multirun"] if several else []
-        shared += [f"model={self.model}", f"seed={','.join(map(str, seeds))}"]
-        if self.suite != registry.default_suite(self.model):
-            shared.append(f"suite={self.suite}")
+        named = self._run(seeds[0]).named() | {"seed": ",".join(map(str, seeds))}
+        shared += [f"{name}={value}" for name, value in named.items()]
         if tasks != self.suite_tasks[: len(tasks)]:
             shared.append(f"DATASETS=[{','.join(tasks)}]")
         elif len(tasks) != registry.BENCHMARKS[0]:  # main.py's default
             shared.append(f"num_tasks={len(tasks)}")
         if mode != "standard":
             shared.append(f"finetuning_mode={mode}")
-        return " ".join(["python main.py", *shared, *overrides])
+        return shlex.join(["python", "main.py", *shared, *overrides])
+
+    def _run(self, seed: int) -> Run:
+        """The run that a command is to go on with: in the folders, and from the weights, of the results that exist."""
+        config = self._config
+        folders = {"save": ("save",), "cache": ("cache", "cache_dir"), "data": ("data", "data_location")}
+        places = {  # older results have the flags' names
+            place: Path(config[name]) for place, names in folders.items() for name in names if config.get(name)
+        }
+        results = from_root(self.results)
+        places["results"] = results.relative_to(ROOT) if results.is_relative_to(ROOT) else results
+        return Run(self.suite, self.model, seed, self.tasks, Places(**places), config.get("pretrained_path"))
+
+    @cached_property
+    def _config(self) -> dict[str, Any]:
+        """How a result of this model was made; of the pre-trained one where a random network has none yet."""
+        name = ModelName.parse(self.model)
+        pretrained = pretrained_name(self.model)
+        read = self.read or (Runs(self.suite, pretrained, self.results, self.seeds).read if name.random else ())
+        return next((result.record["provenance"].get("config", {}) for result in read), {})
 
     def missing_merge(self, *overrides: str) -> MissingResult:
         """An error that names the command for results of main.py on the papers' first benchmark."""
@@ -217,6 +239,11 @@ class Runs:
     def random_init(self) -> "Runs":
         """The same network without pre-training."""
         return Runs(self.suite, random_name(self.model), self.results, self.seeds)
+
+    @property
+    def shared_images(self) -> bool:
+        """Whether all seeds are scored on the same test images."""
+        return not registry.suite(self.suite).drawn
 
     @property
     def models(self) -> list[str]:
@@ -256,9 +283,3 @@ def every_number(suite: str, results: Path) -> pd.DataFrame:
     runs = [Runs(suite, model, results) for model in models]
     read = ((r.model, result) for r in runs for seed in r.seeds_there for result in read_results(r.paths_of(seed)))
     return frame.frame(suite, read)
-
-
-def interval(values: pd.Series, level: float = 0.95) -> tuple[float, float]:
-    """Student's interval of the mean, for two seeds or more."""
-    half = stdtrit(len(values) - 1, (1 + level) / 2) * values.sem()
-    return mean(values) - half, mean(values) + half

@@ -7,7 +7,8 @@ import csv
 import io
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import reduce
 from pathlib import Path
 from statistics import fmean as mean
 from typing import Any
@@ -42,8 +43,7 @@ class Cell:
             parts.append(f"{mean(self.ours):.{self.digits}f}")
             if len(self.ours) > 1 and self.spread:
                 parts.append(f"± {self.ours.std():.{self.digits}f}")
-            if len(self.ours) < seeds:
-                parts.append(f"(n = {len(self.ours)})")
+            parts += [fewer] if (fewer := of_fewer(len(self.ours), seeds)) else []
         if self.published is not None:
             parts.append(f"[{self.published:.1f}]" if self.digits <= 1 else f"[{round(self.published, 2):g}]")
         return " ".join(parts)
@@ -74,9 +74,42 @@ class Table:
     def full_caption(self) -> str:
         return f"{self.caption} {seeds_text(self.seeds)}"
 
+    @property
+    def paired_rows(self) -> list[list[Any]]:
+        """The rows with the numbers of each over the same seeds: those that all of its filled cells have, if any."""
+        return [_paired(row) for row in self.rows]
+
     def texts(self) -> list[list[str]]:
         count = len(self.seeds)
-        return [[entry.text(count) if isinstance(entry, Cell) else entry for entry in row] for row in self.rows]
+        return [[entry.text(count) if isinstance(entry, Cell) else entry for entry in row] for row in self.paired_rows]
+
+
+def _paired(row: Sequence[Any]) -> list[Any]:
+    values = [entry.ours for entry in row if isinstance(entry, Cell)]
+    common = on_common_seeds(values)
+    if all(of_cell.empty for of_cell in common):
+        return list(row)
+    remaining = iter(common)
+    return [replace(entry, ours=next(remaining)) if isinstance(entry, Cell) else entry for entry in row]
+
+
+def on_common_seeds(values: Sequence[pd.Series]) -> list[pd.Series]:
+    """Numbers that stand beside each other, by seed, on the seeds which all of them have; empty ones stay empty."""
+    indices = [of_number.index for of_number in values if not of_number.empty]
+    if not indices:
+        return list(values)
+    common = reduce(lambda one, other: one[one.isin(other)], indices)
+    return [of_number if of_number.empty else of_number.loc[common] for of_number in values]
+
+
+def of_fewer(count: int, seeds: int) -> str:
+    """`(n = 1)` for a mean over `count` of the seeds; nothing for one over all of them."""
+    return f"(n = {count})" if count < seeds else ""
+
+
+def span(ends: tuple[float, float] | None, digits: int) -> str:
+    """`+0.3 to +1.4`; nothing where there is no interval."""
+    return "" if ends is None else f"{ends[0]:+.{digits}f} to {ends[1]:+.{digits}f}"
 
 
 def seeds_text(seeds: Sequence[int]) -> str:
@@ -162,7 +195,7 @@ def comma_separated(table: Table) -> str:
     text = io.StringIO()
     out = csv.writer(text, lineterminator="\n")
     out.writerow(header)
-    for row in table.rows:
+    for row in table.paired_rows:
         entries: list[float | str] = []
         for entry, is_number in zip(row, numeric):
             if isinstance(entry, Cell):

@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from src.reporting import claim, frame
+from src.reporting import frame
+from src.reporting.claim import examine_all
+from src.reporting.ledger import ledger
 from src.reporting.papers import offered
 from src.reporting.runs import Runs, every_number
 from src.reporting.table import Table, embedded, write, write_text
@@ -23,10 +25,11 @@ def make_tables(runs: Runs, pages: Sequence[str] = ()) -> None:
     """
     runs.check()
     tables, numbers = make(runs), every_number(runs.suite, runs.results)
-    ledger, short = claim.ledger(runs), claim.ledger(runs, "####")
+    findings = examine_all(runs)
+    claims, short = ledger(findings, runs), ledger(findings, runs, "####")
     texts = {from_root(page): embedded(from_root(page), tables, short) for page in pages}
     path = runs.paths.claims().with_stem(runs.stem("claims"))
-    texts[path] = f"# Claims of the papers, tested\n\n{ledger}"
+    texts[path] = f"# Claims of the papers, tested\n\n{claims}"
     write(tables, runs.paths.tables())
     frame.write(numbers, runs.paths.accuracies())
     for file, text in texts.items():

@@ -12,6 +12,8 @@ from matplotlib.ticker import MaxNLocator
 
 from src.modes import MODES
 from src.reporting import style
+from src.reporting.comparison.forest import claims
+from src.reporting.comparison.ranking import methods
 from src.reporting.methods import FINETUNED, Group, Row, adapts, groups, registered_rows, results_of, variant_row
 from src.reporting.plots import Drawing, legend_below, matrices, method_looks
 from src.reporting.result import VECTORS
@@ -24,7 +26,8 @@ def number_of_tasks(runs: Runs) -> Figure:
     """Normalised accuracy and storage against the number of tasks; means over the sets of a size, with their range."""
     sets = [group for group in groups(runs) if (group.mode, group.scope) == ("standard", "visual")]
     if len({len(group.tasks) for group in sets}) < 2:
-        raise runs.missing_merge("num_tasks=4", "method=sum")
+        count = 2 if any(len(group.tasks) == 4 for group in sets) else 4
+        raise runs.missing_merge(f"num_tasks={count}", "method=sum")
     rows = _shown(runs)
     looks = method_looks(runs, rows)
     accuracies = {row: _by_size(sets, _normalised(runs, sets, row)) for row in rows}
@@ -43,8 +46,8 @@ def number_of_tasks(runs: Runs) -> Figure:
 
 
 def _shown(runs: Runs) -> list[Row]:
-    """The methods that do not adapt, but those of the stage `methods`: too many for one picture of lines."""
-    elsewhere = registered_rows("methods")
+    """The methods that do not adapt, but those of the stages `methods*`: too many for one picture of lines."""
+    elsewhere = registered_rows("methods", "methods-adapting")
     return [row for row in registered_rows() if row not in elsewhere and not adapts(runs, row)]
 
 
@@ -146,12 +149,15 @@ def task_vector_cosines(runs: Runs) -> Figure:
     what = {"task_list": runs.main_tasks, "scope": "visual"}
     cosines = {mode: [r["cosine"] for r in runs.find(VECTORS, mode=mode, **what).values()] for mode in MODES}
     maps = {MODES[mode].title: np.mean(of_mode, 0) for mode, of_mode in cosines.items() if of_mode}
-    if not maps:
-        raise runs.missing_merge("method=sum")
+    if not maps:  # they are written beside results of merging, anew with those
+        there = results_of(runs, Group(runs.main_tasks))
+        raise runs.missing_merge("method=sum", *(["overwrite=True"] if there else []))
     return matrices(maps, runs.main_tasks, "cosine between task vectors")
 
 
 FIGURES = (
+    Drawing("claims", claims),
+    Drawing("methods", methods),
     Drawing("number_of_tasks", number_of_tasks),
     Drawing("radar", radar),
     Drawing("task_vector_cosines", task_vector_cosines),

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from src.datasets.corruptions import CORRUPTIONS
 from src.reporting.comparison.methods import methods, methods_cost, methods_published
-from src.reporting.methods import FINETUNED, Group, Row, results_of, rows
+from src.reporting.methods import FINETUNED, Group, Row, absent_seeds, results_of, rows
 from src.reporting.published import published, published_model
 from src.reporting.runs import Runs
 from src.reporting.table import Cell, Table, percent, printed
@@ -55,11 +55,18 @@ def _accuracy(runs: Runs, group: Group, row: Row, corruption: str, severity: int
 
 
 def _missing(runs: Runs, group: Group, row: Row, severity: int) -> list[str]:
-    """The command that makes what no seed has of a row."""
+    """The commands that make what is not there of a row: one for all corruptions that the same seeds lack."""
     what = {"metric": "accuracy", "severity": severity, **group.columns, **row.columns}
-    absent = [name for name in CORRUPTIONS if runs.values(corruption=name, **what).empty]
-    overrides = (f"corruption={','.join(absent)}", f"severity={severity}", *row.overrides)
-    return [runs.merge_command(overrides, group.tasks)] if absent else []
+    lacking: dict[tuple[int, ...], list[str]] = {}
+    for name in CORRUPTIONS:
+        if absent := absent_seeds(runs, runs.values(corruption=name, **what).index):
+            lacking.setdefault(tuple(absent), []).append(name)
+    return [
+        runs.merge_command(
+            (f"corruption={','.join(names)}", f"severity={severity}", *row.overrides), group.tasks, seeds=absent
+        )
+        for absent, names in lacking.items()
+    ]
 
 
 TABLES = (methods, methods_published, methods_cost, robustness)

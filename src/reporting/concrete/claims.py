@@ -6,10 +6,12 @@ from statistics import fmean as mean
 import pandas as pd
 
 from src.datasets import registry
+from src.reporting import answers
 from src.reporting.claim import Claim, Merged, Quantity
 from src.reporting.concrete.tables import published_unseen, splits
-from src.reporting.methods import Group, Row, groups, variant_row
+from src.reporting.methods import Group, Row, absent_seeds, groups, variant_row
 from src.reporting.runs import Runs
+from src.reporting.statistics import BySeed, combined, mean_of
 
 MAIN = ("concrete", "multi-task", "average", "accuracy")
 
@@ -40,11 +42,20 @@ class OnUnseen(Quantity):
             return pd.Series(dtype=float)
         return 100 * pd.concat(by_split.values(), axis=1, join="inner").mean(axis=1)
 
+    def formulas(self, runs: Runs) -> BySeed:
+        by_split = [
+            answers.formulas(runs, metric="unseen_accuracy", unseen=tasks, **group.columns, **self.row.columns)
+            for group, tasks in self._splits(runs)
+        ]
+        return answers.percent(combined(lambda *of_seed: mean_of(of_seed), *by_split)) if by_split else {}
+
     def commands(self, runs: Runs) -> list[str]:
+        group, unseen = split = _usual_split(runs)
         if not self.values(runs).empty:
             return []
-        group, unseen = _usual_split(runs)
-        return [runs.merge_command((f"unseen=[{','.join(unseen)}]", *self.row.overrides), group.tasks)]
+        absent = absent_seeds(runs, self._splits(runs).get(split, pd.Series(dtype=float)).index)
+        overrides = (f"unseen=[{','.join(unseen)}]", *self.row.overrides)
+        return [runs.merge_command(overrides, group.tasks, seeds=absent)] if absent else []
 
     def published(self, runs: Runs) -> float | None:
         """Of the same splits; of the suite's own where there are no results."""

@@ -1,13 +1,16 @@
 """Claims of the TALL paper."""
 
+import operator
 from dataclasses import dataclass
 
 import pandas as pd
 
+from src.reporting import answers
 from src.reporting.claim import Claim, Key, Merged, Quantity, Threshold
-from src.reporting.methods import Group, Row, absent_seeds, groups, variant_row
+from src.reporting.methods import Group, Row, absent_seeds, groups, missing_command, variant_row
 from src.reporting.runs import Runs
-from src.reporting.tall.tables import SWEPT, THRESHOLD, threshold_sweep
+from src.reporting.statistics import BySeed, Formula, combined, max_of, mean_of
+from src.reporting.tall.tables import SWEPT, THRESHOLD, threshold_rows, threshold_sweep
 
 PAPERS_K = 2
 MAIN_TABLE = ("tall", "main table")
@@ -34,6 +37,17 @@ class AtThreshold(Quantity):
             return pd.Series(dtype=float)
         return 100 * pd.concat(others, axis=1, join="inner").max(axis=1)
 
+    def formulas(self, runs: Runs) -> BySeed:
+        group = Group(runs.main_tasks)
+        sweep = {
+            k: answers.formulas(runs, metric="accuracy", **group.columns, **row.columns)
+            for k, row in threshold_rows(runs, group, variant_row(SWEPT)).items()
+        }
+        if not self.best_of_others:
+            return answers.percent(sweep.get(PAPERS_K, {}))
+        others = [formulas for k, formulas in sweep.items() if k != PAPERS_K]
+        return answers.percent(combined(lambda *of_seed: max_of(of_seed), *others)) if others else {}
+
     def commands(self, runs: Runs) -> list[str]:
         sweep = threshold_sweep(runs, Group(runs.main_tasks), variant_row(SWEPT))
         commands = []
@@ -57,21 +71,52 @@ class ChangeWithTasks(Quantity):
 
     def values(self, runs: Runs) -> pd.Series:
         sizes: dict[int, list[pd.Series]] = {}
-        for group in groups(runs):
-            if (group.mode, group.scope) == ("standard", "visual") and len(group.tasks) > 1:
-                values = runs.values(metric="normalised", **group.columns, **self.row.columns)
-                if not values.empty:
-                    sizes.setdefault(len(group.tasks), []).append(values)
+        for group in self._groups(runs):
+            values = runs.values(metric="normalised", **group.columns, **self.row.columns)
+            sizes.setdefault(len(group.tasks), []).append(values)
         if len(sizes) < 2:
             return pd.Series(dtype=float)
         fewest, most = (100 * pd.concat(sizes[size], axis=1).mean(axis=1) for size in (min(sizes), max(sizes)))
         return (most - fewest).dropna()
 
+    def formulas(self, runs: Runs) -> BySeed:
+        """Without the seeds of which a set of tasks has no bits."""
+        sizes: dict[int, dict[int, list[Formula]]] = {}
+        incomplete: set[int] = set()
+        for group in self._groups(runs):
+            what = {"metric": "normalised", **group.columns, **self.row.columns}
+            of_group = answers.formulas(runs, **what)
+            incomplete |= set(runs.values(**what).index) - set(of_group)
+            for seed, formula in of_group.items():
+                sizes.setdefault(len(group.tasks), {}).setdefault(seed, []).append(formula)
+        if len(sizes) < 2:
+            return {}
+        fewest, most = (
+            {seed: mean_of(of_seed) for seed, of_seed in sizes[n].items()} for n in (min(sizes), max(sizes))
+        )
+        changes = combined(operator.sub, most, fewest)
+        return answers.percent({seed: formula for seed, formula in changes.items() if seed not in incomplete})
+
+    def _groups(self, runs: Runs) -> list[Group]:
+        """The sets of tasks that the method has results on."""
+        return [
+            group
+            for group in groups(runs)
+            if (group.mode, group.scope) == ("standard", "visual")
+            and len(group.tasks) > 1
+            and not runs.values(metric="normalised", **group.columns, **self.row.columns).empty
+        ]
+
     def commands(self, runs: Runs) -> list[str]:
+        """Of the fewest and the most tasks, as far as they have no results."""
         if not self.values(runs).empty:
             return []
+        there = {group.tasks for group in self._groups(runs)}
         fewest = len(runs.main_tasks) if len(runs.tasks) > len(runs.main_tasks) else 2
-        return [runs.merge_command(self.row.overrides, runs.tasks[:count]) for count in (fewest, len(runs.tasks))]
+        sets = [runs.tasks[:count] for count in (fewest, len(runs.tasks))]
+        return [
+            command for tasks in sets if tasks not in there for command in missing_command(runs, Group(tasks), self.row)
+        ]
 
     def published(self, runs: Runs) -> float | None:
         name = self.row.published_name("tall")

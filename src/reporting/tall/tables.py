@@ -60,7 +60,7 @@ def _merging(runs: Runs, group: Group) -> Table:
 def merging_rows(runs: Runs, group: Group) -> list[Row]:
     """The paper's methods, and whatever else has results, but methods that adapt and those of another table."""
     expected = registered_rows("merging") if group.mode == "standard" else []
-    elsewhere = registered_rows("methods")
+    elsewhere = registered_rows("methods", "methods-adapting")
     return [
         row
         for row in in_order([*expected, *rows(results_of(runs, group))])
@@ -153,16 +153,22 @@ def consensus_rows() -> tuple[Row, Row]:
 
 
 def threshold_sweep(runs: Runs, group: Group, row: Row) -> dict[int, pd.Series]:
-    """k -> test accuracy of consensus merging; where k = 0 was not run for TA, it is task arithmetic itself."""
-    sweep: dict[int, pd.Series] = {}
-    for other in rows(results_of(runs, group)):
+    """k -> test accuracy of consensus merging."""
+    what = {"metric": "accuracy", **group.columns}
+    return {k: runs.values(**what, **of_k.columns) for k, of_k in threshold_rows(runs, group, row).items()}
+
+
+def threshold_rows(runs: Runs, group: Group, row: Row) -> dict[int, Row]:
+    """k -> the row of its results; where k = 0 was not run for TA, it is task arithmetic itself."""
+    sweep: dict[int, Row] = {}
+    there = rows(results_of(runs, group))
+    for other in there:
         of_sweep = other.method == SWEPT and other.variant == row.variant and not other.encoders
         if of_sweep and set(other.further_options()) <= {THRESHOLD}:
-            k = other.further_options().get(THRESHOLD, default_threshold())
-            sweep[k] = runs.values(metric="accuracy", **group.columns, **other.columns)
-    if sweep and row == variant_row(SWEPT) and 0 not in sweep:
-        arithmetic = runs.values(metric="accuracy", **group.columns, **variant_row("sum").columns)
-        sweep |= {} if arithmetic.empty else {0: arithmetic}
+            sweep[other.further_options().get(THRESHOLD, default_threshold())] = other
+    arithmetic = variant_row("sum")
+    if sweep and row == variant_row(SWEPT) and 0 not in sweep and arithmetic in there:
+        sweep[0] = arithmetic
     return dict(sorted(sweep.items()))
 
 

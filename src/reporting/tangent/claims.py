@@ -29,6 +29,7 @@ class OverPairs(Quantity):
     geometric: bool = False
     init: bool = False
     digits: int = 1
+    of_images: bool = False
 
     @property
     def title(self) -> str:
@@ -44,6 +45,10 @@ class OverPairs(Quantity):
             what["setting"] = _usual_setting(model, self.choice)
         means = model.mean_over(None, geometric=self.geometric, **what)
         return means if self.geometric else 100 * means
+
+    @property
+    def in_points(self) -> bool:
+        return not self.geometric
 
     def commands(self, runs: Runs) -> list[str]:
         return self._model(runs).missing(self.experiment, [self.choice])
