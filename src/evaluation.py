@@ -29,6 +29,7 @@ from src.records import SUFFIXES, Summary
 from src.run import Run
 from src.runtime import results
 from src.runtime.distributed import world_size
+from src.runtime.messages import few
 from src.runtime.parallel import map_tasks
 from src.tensors import moved
 
@@ -226,8 +227,8 @@ def _single_task(run: Run, mode: str, tasks: Sequence[str]) -> dict[str, dict[st
     command = f"python eval_single_task.py --finetuning-mode={mode} {run.flags()}"
     path = run.paths.single_task(mode)
     record = results.require(path, command)
-    if missing := [task for task in tasks if task not in record]:
+    if missing := [task + suffix for task in tasks for suffix in SUFFIXES.values() if task + suffix not in record]:
         raise results.MissingResult(
-            f"{path}: expected accuracies of {', '.join(missing)}, found none; make it with: {command} --overwrite"
+            f"{path}: expected accuracies of {few(missing)}, found none; make it with: {command} --overwrite"
         )
     return {split: {task: record[task + suffix] for task in tasks} for split, suffix in SUFFIXES.items()}

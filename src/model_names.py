@@ -8,7 +8,7 @@ A name says what the model is: `ViT-Mini` (the shipped one), or any open_clip na
 from dataclasses import dataclass, replace
 from functools import cache
 
-from src.runtime.messages import nearest
+from src.runtime.messages import UsageError, nearest
 
 MINI = "ViT-Mini"
 PAPERS = ("ViT-B-32", "ViT-B-16", "ViT-L-14")
@@ -56,12 +56,12 @@ def open_clip_names() -> dict[str, str]:
 
 
 def check_model(name: str) -> None:
-    """Raise ValueError for a model that does not exist, with the nearest name that does."""
+    """Raise UsageError for a model that does not exist, with the nearest name that does."""
     architecture = ModelName.parse(name).architecture
     if architecture in (MINI, *PAPERS) or architecture in open_clip_names():
         return
     known = (MINI, *open_clip_names())
-    raise ValueError(
+    raise UsageError(
         f"--model: {architecture!r} does not exist{nearest(architecture, known)} "
         f"Known: {MINI}, {', '.join(PAPERS)} and open_clip's {len(known) - 1} names; "
         f"suffixes {WEIGHTS}<tag> and {RANDOM}"

@@ -8,6 +8,7 @@ from typing import Any
 
 from src.datasets import corruptions, registry
 from src.model_names import check_model
+from src.ranges import check
 from src.records import Corrupted
 from src.runtime.distributed import cores
 from src.runtime.messages import UsageError, nearest
@@ -53,6 +54,9 @@ class Run:
     corruption: Corruption | None = None
     skip_corrupt: bool = False
 
+    def __post_init__(self):
+        check(seed=self.seed, jobs=self.jobs, eval_batch_size=self.batch_size)
+
     @classmethod
     def of(
         cls,
@@ -71,7 +75,7 @@ class Run:
         model = model or registry.suite(suite or registry.DEFAULT).model
         check_model(model)
         suite = suite or registry.default_suite(model)
-        device = device or default_device()
+        device = known_device(device or default_device())
         if jobs is None:
             jobs = cores() if device == "cpu" else 1
         return cls(suite, model, seed, task_names(tasks, registry.suite(suite)), device=device, jobs=jobs, **fields)
@@ -126,6 +130,19 @@ class Run:
     def flags(self) -> str:
         """How a command is told of this run, as a shell reads it: `--model=ViT-Mini --seed=1 --results=reproduced`."""
         return shlex.join(f"--{name.replace('_', '-')}={value}" for name, value in self.named().items())
+
+
+def known_device(device: str) -> str:
+    """`device`. Raises UsageError for one that PyTorch does not have here."""
+    import torch  # here, so that a script's --help does not wait for it
+
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        raise UsageError(f"--device: expected a name of PyTorch's, such as cpu or cuda:0; got {device!r}") from None
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise UsageError(f"--device: expected a device of this machine, found no GPU for {device!r}; try --device=cpu")
+    return device
 
 
 def default_device() -> str:

@@ -23,6 +23,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from src.modes import MODES
 from src.runtime.messages import few
 from src.tensors import Weights, check_same, difference, moved
 
@@ -272,7 +273,8 @@ class TaskVector:
             linear: bool | None = isinstance(source, LinearizedModel)
         else:
             header: Mapping[str, Any] = getattr(found, "header", {})
-            linear = {"linear": True, "standard": False}.get(header.get("mode", ""))
+            mode = MODES.get(header.get("mode", ""))
+            linear = mode.tangent if mode else None
         if linear is not None and self.linear is not None and linear != self.linear:
             raise TypeError(f"{type(self).__name__}: {WRONG_KIND[linear]}")
         return dict(found)

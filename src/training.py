@@ -28,6 +28,7 @@ from src.heads import get_classification_head
 from src.linearize import LinearizedImageEncoder
 from src.modeling import ImageClassifier, ImageEncoder
 from src.modes import MODES
+from src.ranges import RANGES, check
 from src.run import Run
 from src.runtime.distributed import World
 from src.runtime.loggers import Logger, Loggers
@@ -72,6 +73,7 @@ class Training:
     loggers: Loggers = field(default_factory=Loggers)
 
     def __post_init__(self):
+        check(**{name: value for name, value in vars(self).items() if name in RANGES})
         if self.precision == "bf16" and MODES[self.mode].tangent:
             raise UsageError(
                 "--precision: in bf16's 8 significant bits f(x; θ0) + J(θ − θ0) loses its second term, a few percent "

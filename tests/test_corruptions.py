@@ -2,11 +2,17 @@
 
 import numpy as np
 import pytest
+from drawn_checkpoints import draw_checkpoints
 
+import eval_disentanglement
+import eval_ntk_localization
 import eval_single_task
+import eval_task_negation
+from src.args import base_parser, parse
 from src.datasets import loading as data
 from src.datasets.corruptions import CORRUPTIONS, SEVERITIES, CorruptedPixels, corrupt
 from src.evaluation import Denominators
+from src.reporting.result import read_results
 from src.runtime import results
 from src.runtime.messages import UsageError
 
@@ -131,3 +137,23 @@ def test_a_script_scores_corrupted_images_and_others_ask_for_it(make_run, tmp_pa
     assert "corruption" not in clean
     assert noisy["digitsVal"] == clean["digitsVal"] and noisy["digits"] != clean["digits"]
     assert Denominators.of(run, "none", run.tasks).zeroshot["test"] == {"digits": noisy["digits"]}
+
+
+def test_results_of_every_script_on_corrupted_images_say_so_and_lie_apart(tmp_path, mini_cache):
+    shared = ["--seed=0", "--device=cpu", "--jobs=1", "--corruption=contrast", "--severity=5"]
+    shared += [f"--save={tmp_path}/checkpoints", f"--results={tmp_path}/results", f"--cache-dir={mini_cache}"]
+    pair = ["--pairs", "digits-signs", "--num-samples=6"]
+    eval_ntk_localization.main([*shared, *pair, "--reduction=sum", "--ranks", "2"])
+    run = parse(base_parser(""), [*shared, "--tasks=digits,signs"])[0]
+    draw_checkpoints(run)
+    eval_task_negation.main([*shared, "--tasks=digits", "--n-eval-points=2"])
+    eval_disentanglement.main([*shared, *pair, "--n-points=3"])
+    files = sorted((tmp_path / "results").rglob("*.json"))
+    made = {file.stem: results.read(file) for file in files if file.stem.startswith(("ntk", "neg", "dis"))}
+    assert len(made) == 3 and all("corrupted" in file.parts for file in files)
+    assert {record["corruption"]["name"] for record in made.values()} == {"contrast"}
+
+    moved = tmp_path / "results/mini/ViT-Mini/seed_0/ntk_sum.json"
+    next((tmp_path / "results").rglob("corrupted/*/ntk_sum.json")).rename(moved)
+    with pytest.raises(results.ResultError, match="found this one outside it"):
+        list(read_results(run.paths))

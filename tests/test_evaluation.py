@@ -12,7 +12,7 @@ import torch
 from src import evaluation, store
 from src.correctness import pack, unpack
 from src.datasets import loading as data
-from src.evaluation import ORIGIN, Curve, Line, score, select, select_negation
+from src.evaluation import ORIGIN, Curve, Denominators, Line, score, select, select_negation
 from src.experiments.merging import fixed_settings
 from src.experiments.single_task import evaluate_single_tasks
 from src.heads import get_classification_head
@@ -301,6 +301,15 @@ def test_a_single_task_result_grows_by_the_tasks_that_it_lacks(make_run, capsys)
     assert {task: grown["correct"][task] for task in few.tasks} == {t: first["correct"][t] for t in few.tasks}
     with pytest.raises(results.ResultError, match="expected a result of encoder"):
         evaluate_single_tasks(more, "none", encoder=few.paths.pretrained(), name="zeroshot_accuracies")
+
+
+def test_denominators_that_lack_a_split_name_the_file_and_the_command(make_run):
+    run = make_run("--tasks", "signs,digits")
+    write_single_task(run, "standard", 0.8)
+    record = {"signs": 0.5, "signsVal": 0.5, "digits": 0.5}
+    results.write(run.paths.single_task("none"), record, run.config(), time.time())
+    with pytest.raises(results.MissingResult, match="accuracies of digitsVal, found none; make it with: python eval_"):
+        Denominators.of(run, "standard", run.tasks)
 
 
 def test_fixed_settings_are_scored_beside_the_chosen_one(make_run, monkeypatch):

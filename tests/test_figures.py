@@ -12,7 +12,8 @@ import make_figures
 from src.experiments.registry import DISENTANGLEMENT
 from src.merging import base
 from src.reporting import figures, pictures, style, tables
-from src.reporting.methods import Group, results_of, variant_row
+from src.reporting.methods import Group, adapts, registered_rows, results_of, variant_row
+from src.reporting.plots import method_looks
 from src.reporting.result import VECTORS
 from src.reporting.runs import Runs
 from src.run import Run
@@ -88,6 +89,21 @@ def records(runs: Runs, method: str) -> list[dict]:
     """Of a method with its default options on the eight tasks."""
     options = variant_row(method).options
     return [r.record for r in results_of(runs, Group(runs.main_tasks)) if (r.method, r.options) == (method, options)]
+
+
+def test_no_two_methods_of_a_figure_look_alike(folder):
+    runs = Runs("mini", "ViT-Mini", folder)
+    rows = registered_rows()
+    for adapting in (False, True):
+        looks = [
+            tuple(look.values()) for row, look in method_looks(runs, rows).items() if adapts(runs, row) == adapting
+        ]
+        assert len(looks) > 9 and len(set(looks)) == len(looks)
+    for name in ("radar", "number_of_tasks"):
+        drawn = figures.FIGURES[name](runs)
+        lines = [line for line in drawn.axes[0].lines if not line.get_label().startswith("_")]
+        assert len(lines) > 6 and len({line.get_color() for line in lines}) == len(lines)
+        plt.close(drawn)
 
 
 def test_a_new_method_is_in_the_figures_that_compare_methods(tmp_path):

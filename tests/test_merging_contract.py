@@ -109,6 +109,21 @@ def test_register_refuses_what_is_no_method_and_names_that_are_taken():
     with pytest.raises(ValueError, match="two merging methods"):
         register("ties")(Other)
     assert base.METHODS["ties"].name == "ties"
+    with pytest.raises(ValueError, match="two merging methods have the title 'TIES'"):
+        register("other", title="TIES")(Other)
+    with pytest.raises(ValueError, match="stage 'mergin' does not exist; did you mean merging?"):
+        register("other", stage="mergin")(Other)
+    assert "other" not in base.METHODS
+
+
+def test_a_class_of_another_file_does_not_take_a_name():
+    load_methods()
+    namesake = dataclass(
+        type("Ties", (Method,), {"merge": lambda self, problem: None, "__module__": "src.merging.mine"})
+    )
+    with pytest.raises(ValueError, match="two merging methods"):
+        register("ties")(namesake)
+    assert base.METHODS["ties"] is Ties
 
 
 @pytest.mark.parametrize("use_ties", [False, True])

@@ -14,6 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from src.datasets.mini import draw
+from src.reporting import tables
+from src.reporting.runs import Runs
+from src.reporting.table import markdown
 from src.runtime import results
 from src.runtime.paths import ROOT
 from src.runtime.results import MissingResult, ResultError
@@ -112,6 +115,13 @@ def test_the_results_of_the_repository_are_in_this_layout():
     assert files
     other = [file for file in files if results.encode(results.read(file)) != file.read_text(encoding="utf-8")]
     assert not other, f"{len(other)} results are laid out otherwise: {other[:3]}"
+
+
+def test_the_tables_of_the_repository_are_those_of_its_results():
+    runs = Runs("mini", "ViT-Mini", ROOT / "results")
+    made = {table.name: markdown(table) for table in tables.make(runs)}
+    folder = ROOT / "results/mini/tables"
+    assert made == {file.stem: file.read_text(encoding="utf-8") for file in folder.glob("*.md")}
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), np.float32("nan"), torch.tensor([1.0, float("nan")])])

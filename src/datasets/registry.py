@@ -10,7 +10,7 @@ from src.datasets.mini import TASKS as MINI_TASKS
 from src.datasets.vision import CONTROL as VISION_CONTROL
 from src.datasets.vision import ROWS as VISION_ROWS
 from src.datasets.vision import TASKS as VISION_TASKS
-from src.model_names import pretrained_name
+from src.model_names import ModelName, pretrained_name
 from src.runtime.messages import UsageError, nearest
 
 ROWS: dict[str, Dataset] = {row.name: row for row in (*MINI_ROWS, *VISION_ROWS)}
@@ -114,4 +114,4 @@ def get(name: str) -> Dataset:
 @cache
 def default_suite(model: str) -> str:
     """The suite that a model is meant for."""
-    return "mini" if model.startswith(SUITES["mini"].model) else "vision"
+    return "mini" if ModelName.parse(model).mini else "vision"

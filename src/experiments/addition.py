@@ -8,6 +8,7 @@ from src.experiments.base import carry_out
 from src.experiments.registry import ADDITION
 from src.merging.base import Scaled
 from src.merging.evaluate import evaluate_merge
+from src.ranges import check
 from src.records import Addition
 from src.run import Run
 
@@ -22,7 +23,8 @@ def add(run: Run, mode: str, n_eval_points: int | None = None, overwrite: bool =
 
     Raises MissingResult without the single-task results of the mode and of `none`.
     """
-    points = n_eval_points or run.protocol.n_eval_points
+    check(n_eval_points=n_eval_points)
+    points = run.protocol.n_eval_points if n_eval_points is None else n_eval_points
     record = carry_out(ADDITION, mode, run, {"n_eval_points": points}, lambda: _record(run, mode, points), overwrite)
     if record is None:
         return

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from src.experiments.registry import Experiment
+from src.records import SCHEMAS, checked
 from src.run import Run
 from src.runtime import results
 
@@ -28,6 +29,7 @@ def carry_out(
     if not overwrite and results.skip_existing(path, config, ("tasks", *options)):
         return None
     started = time.time()
-    record = compute()
-    results.write(path, record, config, started)
+    record: Any = {**compute(), **run.corruption_record()}
+    schema = SCHEMAS[experiment.schema]
+    results.write(path, record, config, started, lambda document: checked(document, schema, path))
     return record

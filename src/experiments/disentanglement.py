@@ -22,8 +22,10 @@ from src.experiments.registry import DISENTANGLEMENT
 from src.heads import get_classification_head
 from src.linearize import forward_and_jvp
 from src.modes import MODES
+from src.ranges import check
 from src.records import Disentanglement as DisentanglementRecord
 from src.run import Run
+from src.runtime.messages import UsageError
 from src.runtime.parallel import map_tasks
 
 Pair = tuple[str, str]
@@ -43,11 +45,15 @@ def measure_disentanglement(
     range, n_points: of the coefficients on each axis; num_samples: test images of each task, None: all on vision.
     What is None has the suite's value.
     """
+    check(n_points=n_points, num_samples=num_samples)
+    low, high = range
+    if not (np.isfinite([low, high]).all() and low <= -1 and high >= 1):
+        raise UsageError(f"--range: expected an interval that contains the box [-1, 1]; got {low:g} {high:g}")
     options: dict[str, Any] = {
         "pairs": pairs or run.suite_row.pairs,
         "range": tuple(range),
-        "n_points": n_points or run.protocol.n_grid_points,
-        "num_samples": num_samples or run.protocol.grid_samples,
+        "n_points": run.protocol.n_grid_points if n_points is None else n_points,
+        "num_samples": run.protocol.grid_samples if num_samples is None else num_samples,
     }
     record = carry_out(DISENTANGLEMENT, mode, run, options, lambda: _record(run, mode, **options), overwrite)
     for pair in record["pairs"] if record else ():

@@ -20,7 +20,7 @@ from src.merging.problem import Source, export, read_problem, storage
 from src.merging.search import Searched
 from src.merging.watch import Watch
 from src.modes import EVALUATED
-from src.records import Adaptation, Merging
+from src.records import Adaptation, Merging, checked
 from src.run import Run, task_names
 from src.runtime import results
 from src.runtime.cost import measured
@@ -144,6 +144,7 @@ def merge(run: Run, method: Method, options: Options) -> None:
         raise UsageError(f"unseen: {method.name} makes a model for each merged task, and none for {options.unseen[0]}")
     record: Merging = {
         **evaluate_merge(run, made, run.tasks, source.mode, fixed_settings(method, made)),
+        **run.corruption_record(),
         "method": method.name,
         "label": named,
         "options": vars(method),
@@ -161,7 +162,7 @@ def merge(run: Run, method: Method, options: Options) -> None:
     if options.output:
         output = options.output
         record["output"] = from_primary(lambda: export(problem, made, record["chosen"], output))
-    results.write(target, record, config, started)
+    results.write(target, record, config, started, lambda document: checked(document, Merging, target))
     _write_vectors(run, problem, name, config, started, options.overwrite)
     _remove(*states_of(state), watched)
     test = record["test"]

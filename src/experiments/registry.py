@@ -22,6 +22,11 @@ class Experiment:
         """The name of a result, in the folder of a seed."""
         return f"{self.name}_{choice}"
 
+    @property
+    def schema(self) -> str:
+        """The name of its records' schema; see records.py."""
+        return self.name
+
     def command(self, choice: str, flags: str) -> str:
         """The command that makes a result; flags: those of a run."""
         return f"python {self.script}.py {self.flag}={choice} {flags}"

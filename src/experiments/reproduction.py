@@ -23,15 +23,14 @@ from src.experiments.registry import (
 )
 from src.merging.base import METHODS, Variant, variants
 from src.model_names import random_name
-from src.modes import EVALUATED, TRAINED
+from src.modes import EVALUATED, MODES, TRAINED
 from src.run import Corruption, Run
 from src.runtime import results
 
+FINETUNE = "finetune"
 SUBSETS = (2, 4, 8, 16)  # numbers of tasks
 CORRUPTIONS = ("gaussian_noise", "contrast")
 SEVERITY = 5
-# Beside each other on unseen tasks, on corrupted images, and adapted to validation images.
-COMPARED = ("task arithmetic", "AdaMerging, layer-wise", "Concrete TA")
 
 
 @dataclass(frozen=True)
@@ -45,8 +44,15 @@ class Command:
 
     @property
     def finished(self) -> bool:
-        there = all(path.exists() for path in self.outputs)
-        return there and all({*self.tasks} <= {*results.read(path)} for path in self.outputs if self.tasks)
+        """Whether its files are there. Only the script itself can say whether they are of what is asked for."""
+        return all(path.exists() for path in self.outputs) and not self.tasks_missing
+
+    @property
+    def tasks_missing(self) -> bool:
+        try:
+            return bool(self.tasks) and not all({*self.tasks} <= {*results.read(path)} for path in self.outputs)
+        except results.ResultError:
+            return True
 
     def __str__(self) -> str:
         return shlex.join(["python", f"{self.script}.py", *self.flags])
@@ -64,7 +70,7 @@ class Stage:
 def _fine_tune(run: Run) -> list[Command]:
     return [
         Command(
-            "finetune",
+            FINETUNE,
             (f"--finetuning-mode={mode}", *common_flags(run)),
             tuple(run.paths.checkpoint(task, mode) for task in run.tasks),
         )
@@ -129,7 +135,7 @@ def _merging(run: Run, modes: tuple[str, ...] = ("standard",)) -> list[Command]:
 
 
 def _tangent_merging(run: Run) -> list[Command]:
-    return _merging(run, ("linear", "posthoc"))
+    return _merging(run, tuple(mode for mode in EVALUATED if MODES[mode].tangent))
 
 
 def _methods(run: Run) -> list[Command]:
@@ -174,7 +180,7 @@ def _adaptation(run: Run) -> list[Command]:
 
 
 def _compared() -> list[Variant]:
-    return [variant for variant in variants() if variant.title in COMPARED]
+    return [variant for variant in variants() if variant.compared]
 
 
 def _unseen(run: Run) -> list[Command]:
@@ -324,9 +330,11 @@ class Program:
 
     def run(self, command: Command, always: bool = False) -> bool:
         """Run a command unless it is finished; whether it had anything to do. always: also where it is finished."""
-        if command.finished and not always and not self.overwrite:
-            if self.dry_run:
-                print(f"  there already: {command}")
+        there = command.finished and not always and not self.overwrite
+        if there and self.dry_run:
+            print(f"  there already: {command}")
+            return False
+        if there and command.script == FINETUNE:
             return False
         if self.dry_run:
             print(f"  would run:     {command}")
@@ -340,7 +348,7 @@ class Program:
             if not isinstance(error, SystemExit):
                 traceback.print_exc()
             self.failed.append(command)
-        return True
+        return not there
 
 
 def _call(command: Command, overwrite: bool) -> None:

@@ -57,6 +57,10 @@ class _Named(Experiment):
     def result(self, choice: str) -> str:
         return self.name
 
+    @property
+    def schema(self) -> str:
+        return SINGLE_TASK.name
+
 
 def _record(run: Run, mode: str, encoder: Path | None) -> dict[str, Any]:
     """For each data set its test accuracy under its name and its validation accuracy under <name>Val, as published.
@@ -68,7 +72,7 @@ def _record(run: Run, mode: str, encoder: Path | None) -> dict[str, Any]:
     lines = _lines(run, mode, encoder)
     one_for_all = encoder is not None or MODES[mode].trained_as is None
     on_control = dict(list(lines.items())[:1]) if one_for_all else lines
-    record: dict[str, Any] = {"losses": {}, "n": {}, "control_per_task": {}, "correct": {}} | run.corruption_record()
+    record: dict[str, Any] = {"losses": {}, "n": {}, "control_per_task": {}, "correct": {}}
     for split, suffix in SUFFIXES.items():
         jobs = {(task, run.control): (run.control, line) for task, line in on_control.items()}
         jobs |= {(task, task): (task, line) for task, line in lines.items()}

@@ -57,6 +57,7 @@ TASK_WISE = {"granularity": "task"}
         "fusionbench:robustness": "Layer-wise AdaMerging",
     },
     stage="adaptation",
+    compared=True,
     needs=IMAGES,
     variants=(
         Variant("AdaMerging, task-wise", TASK_WISE, {"concrete": "TW AM"}, "adaptation"),

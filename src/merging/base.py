@@ -32,11 +32,13 @@ from hydra.core.config_store import ConfigStore
 from src.checkpoints import VISUAL, CheckpointError
 from src.datasets.registry import Suite
 from src.evaluation import FeatureMap, Line
-from src.runtime.messages import UsageError, few
+from src.runtime.messages import UsageError, few, nearest
 from src.runtime.paths import METHOD_CONFIGS
 from src.task_vectors import TaskVector
 from src.tensors import check_same, difference
 
+# What reproduce.py runs of the methods, by the words of `register`; see experiments/reproduction.py.
+STAGES = ("merging", "methods", "adaptation", "adaptation-more", "methods-adapting")
 SCOPES = ("visual", "published")
 ALPHAS = tuple(tenth / 10 for tenth in range(1, 11))  # the papers' coefficients of a merged vector
 
@@ -332,6 +334,7 @@ class Variant:
     published: the names that papers give it, by the column `paper` of published.csv, or `paper:table`.
     stage: that of reproduce.py which runs it; None: none does.
     spelling: a further `method=` that stands for these options.
+    compared: beside each other on unseen tasks, on corrupted images, and adapted to validation images.
     method: the registered name, filled in by `register`.
     """
 
@@ -340,6 +343,7 @@ class Variant:
     published: Mapping[str, str] = field(default_factory=dict)
     stage: str | None = None
     spelling: str | None = None
+    compared: bool = False
     method: str = ""
 
     def published_name(self, paper: str, table: str = "") -> str | None:
@@ -397,26 +401,28 @@ def register(
     needs: str = "weights",
     after: str | None = None,
     untuned: float | None = None,
+    compared: bool = False,
     variants: Sequence[Variant] = (),
 ) -> Callable[[type[Method]], type[Method]]:
     """Make a dataclass known as `method=<name>`; a name with slashes is a folder of config/method/.
 
     spellings: further ones of `method=`; results are called by the name.
-    title, published, stage: as in Variant, of the method with its default options; variants: other options.
+    title, published, stage, compared: as in Variant, of the method with its default options; variants: other options.
     paper: its arXiv number. needs: "weights", or what else it takes. after: the method whose files it reads.
     untuned: the published default of the coefficient that validation chooses, if there is one.
-    Raises TypeError when the class is no (non-frozen) dataclass with a `merge`, ValueError when a name is taken.
+    Raises TypeError when the class is no (non-frozen) dataclass with a `merge`, ValueError when a name or a title is
+    taken and for an unknown stage.
     """
 
     def decorate(cls: type[Method]) -> type[Method]:
         if not (is_dataclass(cls) and issubclass(cls, Method)) or cls.__dataclass_params__.frozen:
             raise TypeError(f"expected method {name!r} to be a non-frozen dataclass and a Method; got {cls}")
-        usual = Variant(title or name.replace("_", " "), published=published or {}, stage=stage)
+        usual = Variant(title or name.replace("_", " "), {}, published or {}, stage, compared=compared)
         cls.name, cls.title, cls.paper, cls.needs, cls.after = name, usual.title, paper, needs, after
         cls.untuned = untuned
-        cls.variants = tuple(
-            Variant(v.title, v.options, v.published, v.stage, v.spelling, name) for v in (usual, *variants)
-        )
+        cls.variants = tuple(replace(v, method=name) for v in (usual, *variants))
+        for variant in cls.variants:
+            _check(variant, cls)
         for spelling in (name, *spellings):
             _store(spelling, cls, cls)
         for variant in cls.variants:
@@ -427,8 +433,24 @@ def register(
     return decorate
 
 
+def _check(variant: Variant, cls: type[Method]) -> None:
+    """Raise ValueError for a title that another method has, and for an unknown stage."""
+    if variant.stage not in (None, *STAGES):
+        raise ValueError(f"{cls}: stage {variant.stage!r} does not exist{nearest(variant.stage or '', STAGES)}")
+    others = {other for other in METHODS.values() if _identity(other) != _identity(cls)}
+    for other in others:
+        if variant.title in [row.title for row in other.variants]:
+            raise ValueError(f"two merging methods have the title {variant.title!r}: {other} and {cls}")
+
+
+def _identity(cls: type[Method]) -> tuple[str, str]:
+    """A class that is made twice, as by a module that is run and imported, is one method."""
+    return cls.__module__, cls.__qualname__
+
+
 def _store(spelling: str, cls: type[Method], node: Any) -> None:
-    if METHODS.setdefault(spelling, cls).__qualname__ != cls.__qualname__:
+    taken = METHODS.setdefault(spelling, cls)
+    if _identity(taken) != _identity(cls):
         raise ValueError(f"two merging methods are called {spelling!r}: {METHODS[spelling]} and {cls}")
     group, _, option = f"method/{spelling}".rpartition("/")
     has_yaml = (METHOD_CONFIGS / f"{spelling}.yaml").exists()  # takes the name, and builds on the schema

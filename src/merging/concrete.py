@@ -181,6 +181,7 @@ def fixed(mask: ConcreteMask, kind: str, draw: int = 0) -> Callable[[str], torch
     title="Concrete TA",
     paper="2312.06173",
     published={"concrete": "Concrete TA"},
+    compared=True,
     stage="adaptation",
     needs=IMAGES,
 )

@@ -54,7 +54,7 @@ def evaluate_merge(
             name: {"setting": setting, **_scores(test, index, denominators)}
             for index, (name, setting) in enumerate(fixed.items(), 1)
         }
-    return {**record, **run.corruption_record()}
+    return record
 
 
 def evaluate_unseen(run: Run, merge: Merge, setting: Setting, tasks: Sequence[str], mode: str) -> Unseen:

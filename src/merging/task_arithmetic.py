@@ -38,6 +38,7 @@ def multi_task_vector(problem: Problem, k: float = 100.0) -> TaskVector:
     title="task arithmetic",
     paper="2212.04089",
     untuned=0.3,
+    compared=True,
     published={"tall": "Task arithmetic", "concrete": "Task Arithmetic", "fusionbench": "Task Arithmetic"},
     stage="merging",
 )

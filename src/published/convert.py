@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from src import checkpoints
 from src.args import command_parser
 from src.checkpoints import VISUAL, Checkpoint, CheckpointError, Masks
+from src.modes import TRAINED
 from src.published import unpickle
 from src.runtime.files import file_hash
 from src.runtime.messages import few
@@ -212,7 +213,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("destination", type=Path, help="file to write, in the one format")
     parser.add_argument("--model", required=True)
     parser.add_argument("--task", help="task of a fine-tuned encoder, or data set of a head")
-    parser.add_argument("--mode", choices=("standard", "linear"), default="standard")
+    parser.add_argument("--mode", choices=TRAINED, default="standard")
     parser.add_argument("--seed", type=int, default=1, help="of the runs that will read it")
     parser.add_argument("--pretrained", type=Path, help="checkpoint of the pre-trained encoder, in the one format")
     parser.add_argument("--names", type=Path, help="text file of parameter names in order, for params.{i} files")

@@ -160,10 +160,11 @@ def results_of(
 
 
 def adapts(runs: Runs, row: Row) -> bool:
-    """Whether a method adapts to images: by its class, or where no method has its name any more, by its results."""
-    if row.method in METHODS:
-        return issubclass(METHODS[row.method], Adapting)
-    return any("adaptation" in r.record for r in runs.read if r.experiment == MERGING and r.method == row.method)
+    """Whether a method adapts to images: by its results, or where there are none, by its class."""
+    records = [r.record for r in runs.read if r.experiment == MERGING and r.method == row.method]
+    if records:
+        return any("adaptation" in record for record in records)
+    return row.method in METHODS and issubclass(METHODS[row.method], Adapting)
 
 
 def absent_seeds(runs: Runs, seeds: pd.Index) -> list[int]:

@@ -81,13 +81,17 @@ def mode_handle(mode: str) -> Line2D:
 
 
 def method_looks(runs: Runs, rows: Iterable[Row]) -> dict[Row, dict[str, Any]]:
-    """Colour and marker of each method, the same in every figure: by its place among those that adapt, or do not."""
+    """Colour and marker of each method, the same in every figure: by its place among those that adapt, or do not.
+
+    The papers' own methods come first: as many as there are colours. Among more, markers tell those of a colour apart.
+    """
     rows = list(rows)
-    every = in_order([*registered_rows(), *rows])
+    further = registered_rows("methods", "methods-adapting")
+    every = sorted(in_order([*registered_rows(), *rows]), key=lambda row: row in further)
     looks = {}
     for adapting, palette in ((False, style.METHOD_PALETTE), (True, style.PALETTE)):
         for index, row in enumerate(row for row in every if adapts(runs, row) == adapting):
-            marker = style.MARKERS[index % len(style.MARKERS)]
+            marker = style.MARKERS[(index % len(palette) + index // len(palette)) % len(style.MARKERS)]
             looks[row] = {"color": palette[index % len(palette)], "marker": marker}
     return {row: looks[row] for row in rows}
 

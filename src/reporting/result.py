@@ -12,7 +12,7 @@ from src.experiments.registry import EXPERIMENTS, NTK
 from src.merging.base import METHODS, load_methods
 from src.merging.names import tasks_name
 from src.runtime import results
-from src.runtime.paths import Paths
+from src.runtime.paths import CORRUPTED, Paths
 
 MERGING, VECTORS = "merging", "vectors"
 
@@ -73,6 +73,13 @@ def read_results(paths: Paths) -> Iterator[Result]:
     folder = paths.seed_results()
     for file in sorted(folder.rglob("*.json")):
         record = results.read(file)
+        apart = CORRUPTED in file.relative_to(folder).parts
+        if file.stem != VECTORS and ("corruption" in record) != apart:
+            raise results.ResultError(
+                f"{file}: expected results on corrupted images in {CORRUPTED}/ and others beside it, found this one "
+                f"{'in' if apart else 'outside'} it; move it, or make it again with: "
+                f"{record['provenance']['command']}"
+            )
         if (known := _experiment(file, record, merged=MERGING in file.relative_to(folder).parts)) is None:
             continue
         experiment, choice = known

@@ -20,7 +20,7 @@ from src.runtime.files import replacing
 BLUE, VERMILION, GREEN, ORANGE, SKY, PURPLE = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7"
 BLACK, GREY, PALE = "#222222", "#767676", "#D9D9D9"
 PALETTE = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK, GREY)
-# Two of Paul Tol's beside them, for methods that are merged without images: as many colours as are registered.
+# Two of Paul Tol's beside them, for methods that are merged without images: as many colours as the papers have methods.
 METHOD_PALETTE = (GREY, "#882255", SKY, GREEN, PURPLE, VERMILION, "#332288", BLUE, ORANGE)
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 DASHED, DOTTED = (0, (4, 1.8)), (0, (1, 1.5))

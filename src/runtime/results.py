@@ -33,18 +33,28 @@ class ResultError(ValueError):
     """A result that cannot be written (it holds a NaN) or read (it is cut short, or is no result)."""
 
 
-def write(path: Path, record: Mapping, config: Mapping[str, Any], started: float) -> None:
+def write(
+    path: Path,
+    record: Mapping,
+    config: Mapping[str, Any],
+    started: float,
+    check: Callable[[dict[str, Any]], Any] | None = None,
+) -> None:
     """Write `record` with its provenance to `path`, atomically; under torchrun rank 0 does, while the others wait.
 
     record: nested dicts and lists of numbers and strings; NumPy and PyTorch scalars and arrays become plain numbers.
     config: the run and its options; see Run.config.
     started: `time.time()` when the work on this result began, for `provenance.seconds`.
+    check: raises an error for a document that is not as its readers expect.
     Raises ResultError for a NaN or an infinity, TypeError for what JSON cannot hold; `path` is then left as it was.
     """
     from src.runtime.distributed import from_primary  # here, so that reading results does not pay for torch
 
     def write_file() -> None:
-        text = encode(_plain(record, path.stem) | {"provenance": provenance(config, started)})
+        document = _plain(record, path.stem) | {"provenance": provenance(config, started)}
+        if check:
+            check(document)
+        text = encode(document)
         with replacing(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
 
