@@ -78,7 +78,8 @@ class LearnedMask(Protocol):
 class Adapting(Method):
     """Options of every method that adapts.
 
-    adapt_on: "test": the images that are scored afterwards, as in the papers; "val": validation images. No labels ever.
+    adapt_on: "test": the images that are scored afterwards, as in the papers; "val": validation images. No labels, but
+        for those of validation where a method's loss is "labels".
     coef: λ at the start. pass_size: images of one forward and backward pass, which batches of several tasks share.
     vectors: the type that the τ_t are kept in (float16 halves their memory; arithmetic stays in float32).
     """

@@ -49,7 +49,7 @@ from src.runtime.messages import UsageError
 
 STARTS = ("task_arithmetic", "cart")
 STEPS = 10000
-PATH = 1 / 10  # of the published number of steps times their rate, under a shorter schedule
+SHARE = 10  # the tenth that a shorter schedule keeps of the published number of steps times their rate
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ class AdaRank(Adapting, MatrixMethod):
     def merge(self, problem: Problem) -> Merge:
         check_choice("start", self.start, STARTS)
         usual_steps, usual_lr = schedule(problem, self.steps, STEPS, "adarank")
-        steps, lr = given(self.steps, usual_steps), given(self.lr, max(LR, PATH * usual_lr))
+        steps, lr = given(self.steps, usual_steps), given(self.lr, max(LR, usual_lr / SHARE))
         mask_lr = given(self.mask_lr, lr)
         check_least(0, steps=steps, lr=lr, mask_lr=mask_lr)
         if not self.initial_logit > 0:
