@@ -14,7 +14,7 @@ Google Drive, which states none, against the one recorded at the first download 
 from pathlib import Path
 
 from src.args import base_parser, parse
-from src.published.download import DRIVE_FOLDERS, PATTERNS, fetch_published
+from src.published.sources import DRIVE_FOLDERS, PATTERNS
 from src.runtime.program import exit_on_user_error
 
 
@@ -28,6 +28,8 @@ def main(argv=None) -> None:
     parser.add_argument("--downloads", type=Path, help="folder of the files as published; default: in --cache-dir")
     parser.add_argument("--keep", action="store_true", help="keep the files as published after converting them")
     run, options = parse(parser, argv)
+    from src.published.download import fetch_published  # here, so that --help does not wait for torch
+
     fetch_published(run, **options)
 
 

@@ -9,7 +9,6 @@ grid, each task's term, and the mean of ξ inside the search space [-1, 1]². No
 """
 
 from src.args import add_pairs, base_parser, parse
-from src.experiments.disentanglement import measure_disentanglement
 from src.runtime.distributed import spmd
 from src.runtime.program import exit_on_user_error
 
@@ -23,6 +22,8 @@ def main(argv=None) -> None:
     parser.add_argument("--n-points", type=int, help="coefficients per axis; default 20, on mini 13")
     parser.add_argument("--num-samples", type=int, help="test images per task; default all, on mini 256")
     run, options = parse(parser, argv)
+    from src.experiments.disentanglement import measure_disentanglement  # here, so that --help does not wait for torch
+
     measure_disentanglement(run, **options)
 
 

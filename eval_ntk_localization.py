@@ -10,9 +10,8 @@ control are written, for several numbers of eigenfunctions, to ntk_<reduction>.j
 reduction over outputs nor the numbers of samples and eigenfunctions, and no script was ever published.
 """
 
-from src.args import add_pairs, base_parser, parse
-from src.experiments.ntk import RANKS, SAMPLES, localize_kernel, rank
-from src.experiments.registry import NTK
+from src.args import add_pairs, base_parser, parse, rank
+from src.experiments.registry import NTK, NTK_RANKS, NTK_SAMPLES
 from src.runtime.distributed import spmd
 from src.runtime.program import exit_on_user_error
 
@@ -23,12 +22,16 @@ def main(argv=None) -> None:
     parser = base_parser(__doc__, modes=None)
     add_pairs(parser)
     parser.add_argument("--reduction", choices=NTK.choices, default="trace", help="over the outputs of the head")
-    parser.add_argument("--num-samples", type=int, default=SAMPLES, help="images of each of the three groups")
+    parser.add_argument("--num-samples", type=int, default=NTK_SAMPLES, help="images of each of the three groups")
     parser.add_argument(
         "--chunk-size", type=int, help="images whose gradients are held at once; default: 4 GiB of them"
     )
-    parser.add_argument("--ranks", type=rank, nargs="+", default=RANKS, help="eigenfunctions, or shares of the trace")
+    parser.add_argument(
+        "--ranks", type=rank, nargs="+", default=NTK_RANKS, help="eigenfunctions, or shares of the trace"
+    )
     run, options = parse(parser, argv)
+    from src.experiments.ntk import localize_kernel  # here, so that --help does not wait for torch
+
     localize_kernel(run, **options)
 
 

@@ -15,7 +15,6 @@ from pathlib import Path
 
 from src.args import base_parser, parse
 from src.experiments.registry import SINGLE_TASK
-from src.experiments.single_task import evaluate_single_tasks
 from src.runtime.distributed import spmd
 from src.runtime.program import exit_on_user_error
 
@@ -27,6 +26,8 @@ def main(argv=None) -> None:
     parser.add_argument("--encoder", type=Path, help="evaluate this checkpoint (of main.py's output=) on every task")
     parser.add_argument("--name", help="name of the result of --encoder")
     run, options = parse(parser, argv)
+    from src.experiments.single_task import evaluate_single_tasks  # here, so that --help does not wait for torch
+
     evaluate_single_tasks(run, **options)
 
 

@@ -10,7 +10,6 @@ nothing (zero-shot) scores by the same denominators. Needs the single-task resul
 """
 
 from src.args import add_search, base_parser, parse
-from src.experiments.addition import add
 from src.runtime.distributed import spmd
 from src.runtime.program import exit_on_user_error
 
@@ -21,6 +20,8 @@ def main(argv=None) -> None:
     parser = base_parser(__doc__)
     add_search(parser)
     run, options = parse(parser, argv)
+    from src.experiments.addition import add  # here, so that --help does not wait for torch
+
     add(run, **options)
 
 

@@ -9,7 +9,7 @@ then read on test. Where no α keeps the control, α = 0 is reported, and said. 
 """
 
 from src.args import add_search, base_parser, parse
-from src.experiments.negation import POINTS, negate
+from src.experiments.registry import NEGATION_POINTS
 from src.runtime.distributed import spmd
 from src.runtime.program import exit_on_user_error
 
@@ -18,9 +18,11 @@ from src.runtime.program import exit_on_user_error
 @spmd
 def main(argv=None) -> None:
     parser = base_parser(__doc__)
-    add_search(parser, POINTS)
+    add_search(parser, NEGATION_POINTS)
     parser.add_argument("--control-threshold", type=float, default=0.95, help="share of the control's accuracy to keep")
     run, options = parse(parser, argv)
+    from src.experiments.negation import negate  # here, so that --help does not wait for torch
+
     negate(run, **options)
 
 

@@ -9,13 +9,14 @@ Finished tasks are skipped; a run that was killed goes on from its last saved st
 """
 
 from src.args import finetuning_parser, parse
-from src.experiments.finetuning import finetune_tasks
 from src.runtime.program import exit_on_user_error
 
 
 @exit_on_user_error
 def main(argv=None) -> None:
     run, options = parse(finetuning_parser(__doc__), argv)
+    from src.experiments.finetuning import finetune_tasks  # here, so that --help does not wait for torch
+
     finetune_tasks(run, **options)
 
 

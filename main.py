@@ -1,25 +1,17 @@
 """Merge fine-tuned encoders by any method of src/merging and evaluate the result.
 
-    python main.py model=ViT-B-32 method=sum
     python main.py model=ViT-B-32 method=ties method.k=20
-    python main.py model=ViT-B-32 method=tall_mask method.use_ties=True
-    python main.py model=ViT-B-32 method=tall_mask method.load_mask=True
-    python main.py model=ViT-B-32 method=consensus method.prun_thre_k=2
     python main.py --multirun method=sum,ties,tall_mask,consensus finetuning_mode=standard,linear
     python main.py DATASETS=[land,signs] method=ties output=merged.safetensors
     python main.py model=ViT-B-32 method=adamerging method.granularity=layer
     python main.py model=ViT-B-32 method=concrete_subspace/clip_concrete_task_arithmetic method.adapt_on=val
     python main.py DATASETS=[land,signs] unseen=[digits,letters] method=concrete_task_arithmetic
-    python main.py method=ties +search.k=[10,20,40]                  # validation chooses k too
     python main.py --methods                                         # every method, with its options
 
 Everything under `method` is the method's own; the other keys are the flags of the other scripts, and those of
-config/config.yaml. Validation chooses the setting, and test is read once. Writes
-merging/<tasks>/<mode>-<scope>/<method and its options>.json, and beside it vectors.json: norms of the task vectors and
-cosines between them. Needs the single-task results of the mode and of `none`.
-
-Methods that adapt at test time see images of the merged tasks, by default those of test, as in the papers, and never a
-label. A run that was killed goes on where it last kept its state: give the same command again, without overwrite=True.
+config/config.yaml. Validation chooses the setting (+search.k=[10,20]: options too), and test is read once. Writes
+merging/<tasks>/<mode>-<scope>/<method and its options>.json, and beside it vectors.json. Needs the single-task results
+of the mode and of `none`. A run that was killed goes on where it last kept its state: give the same command again.
 """
 
 import os
@@ -46,8 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The command line; `argv`: overrides in the place of the process's own, run once.
 
     An error that a user can mend is told in a line; the other jobs of a --multirun run all the same. The exit status is
-    then 2 where there were errors of usage alone, else 1 (under Hydra's own launcher: a job that another launcher sent
-    away tells its error in its log).
+    then 2 where there were errors of usage alone, else 1.
     """
     if "--methods" in (sys.argv[1:] if argv is None else argv):
         print(listing())

@@ -16,9 +16,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from src.args import parse_reporting, reporting_parser
-from src.reporting.compare import compare
-from src.reporting.runs import Runs
-from src.reporting.tables import make_tables
 from src.runtime.messages import UsageError
 from src.runtime.program import exit_on_user_error
 
@@ -30,6 +27,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--compare", nargs=2, metavar=("ONE", "OTHER"), help="labels of merging results, or titles")
     parser.add_argument("--out", type=Path, metavar="FILE", help="of --compare: .md, .tex or .csv")
     run, options = parse_reporting(parser, argv)
+    from src.reporting.compare import compare  # here, so that --help does not wait for pandas
+    from src.reporting.runs import Runs
+    from src.reporting.tables import make_tables
+
     runs = Runs(run.suite, run.model, run.paths.results, options["seeds"])
     if options["compare"]:
         one, other = options["compare"]

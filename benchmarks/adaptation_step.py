@@ -100,10 +100,10 @@ class OneGraph(MergedModel):
         for task in self.problem.tasks:
             if theta is None or self.again:
                 theta = dict(self.start)
-                for place in range(len(lam)):
+                for row in range(len(lam)):
                     for name, tau in self.taus.items():
-                        column = lam[place, self.layer[name] if lam.shape[1] > 1 else 0]
-                        moved = tau[place] if masks[name] is None else masks[name] * tau[place]
+                        column = lam[row, self.layer[name] if lam.shape[1] > 1 else 0]
+                        moved = tau[row] if masks[name] is None else masks[name] * tau[row]
                         theta[name] = theta[name] + column * moved
             features = functional_call(self.encoder, theta, (self.batch(task, numbers[0]),))
             loss = loss + entropy(self.heads[task](features))
@@ -173,12 +173,12 @@ def main() -> None:
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
             if done.returncode:
                 raise SystemExit(f"{way}: the process ended with {done.returncode} (-9: it did not fit into memory)")
-            found = record.setdefault(method, {})[way] = json.loads(done.stdout)
-            base = record[method].get("ours", found)
-            np.testing.assert_allclose(found["answer"], base["answer"], rtol=1e-3, atol=1e-6)
-            times, memory = found["seconds"] / base["seconds"], found["bytes"] / base["bytes"]
+            measured = record.setdefault(method, {})[way] = json.loads(done.stdout)
+            base = record[method].get("ours", measured)
+            np.testing.assert_allclose(measured["answer"], base["answer"], rtol=1e-3, atol=1e-6)
+            times, memory = measured["seconds"] / base["seconds"], measured["bytes"] / base["bytes"]
             print(
-                f"  {way:13} {1000 * found['seconds']:8.1f} ms {found['bytes'] / 1e6:8.1f} MB"
+                f"  {way:13} {1000 * measured['seconds']:8.1f} ms {measured['bytes'] / 1e6:8.1f} MB"
                 f"   {times:5.2f} x the time, {memory:5.2f} x the memory"
             )
     if args.output:

@@ -40,10 +40,10 @@ def photographs(folder: Path, count: int, shape: tuple[int, int]) -> Files:
     return Files.of((folder / f"{number:06d}.jpg", number % 10) for number in range(count))
 
 
-def seconds_of_a_pass(found: Pixels) -> float:
+def seconds_of_a_pass(pixels: Pixels) -> float:
     began = time.process_time()
-    for start in range(0, len(found), BATCH):
-        torch.from_numpy(np.array(found.pixels[start : start + BATCH])).permute(0, 3, 1, 2).float()
+    for start in range(0, len(pixels), BATCH):
+        torch.from_numpy(np.array(pixels.pixels[start : start + BATCH])).permute(0, 3, 1, 2).float()
     return time.process_time() - began
 
 
@@ -56,25 +56,25 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    with tempfile.TemporaryDirectory() as place:
-        files = photographs(Path(place), args.images, (args.height, args.height * 4 // 3))
+    with tempfile.TemporaryDirectory() as folder:
+        files = photographs(Path(folder), args.images, (args.height, args.height * 4 // 3))
         crop = partial(centre_crop, side=args.side)
         began = time.process_time()
-        kept = cached(files, crop, f"centre_crop {args.side}", Path(place) / "cache", "photographs", "test")
+        stored = cached(files, crop, f"centre_crop {args.side}", Path(folder) / "cache", "photographs", "test")
         building = time.process_time() - began
-        every = Pixels(OnDemand(files, crop, np.arange(len(files)), kept.pixels.shape), files.labels)
-        assert np.array_equal(every.pixels[:BATCH], kept.pixels[:BATCH])
+        every = Pixels(OnDemand(files, crop, np.arange(len(files)), stored.pixels.shape), files.labels)
+        assert np.array_equal(every.pixels[:BATCH], stored.pixels[:BATCH])
         seconds = {"without the cache": [], "with the cache": []}
         for _ in range(args.rounds):
-            for way, found in zip(seconds, (every, kept)):
-                seconds[way].append(seconds_of_a_pass(found))
+            for way, pixels in zip(seconds, (every, stored)):
+                seconds[way].append(seconds_of_a_pass(pixels))
         without, with_cache = (statistics.median(values) for values in seconds.values())
         encoded = sum(Path(path).stat().st_size for path in files.paths)
     for way, median in (("without the cache", without), ("with the cache", with_cache)):
         rate = args.images / median
         print(f"{way:18s} {1 / median:8.2f} passes/s over {args.images} images, {rate:8.0f} images/s")
     print(f"with the cache {without / with_cache:.0f} x as many; building it took {building / without:.2f} passes")
-    print(f"{encoded / args.images / 1024:.0f} KiB of JPEG per image became {kept.pixels[0].nbytes / 1024:.0f} KiB")
+    print(f"{encoded / args.images / 1024:.0f} KiB of JPEG per image became {stored.pixels[0].nbytes / 1024:.0f} KiB")
 
 
 if __name__ == "__main__":

@@ -130,8 +130,8 @@ def stack(folder: Path, scope: str) -> tuple[torch.Tensor, torch.Tensor]:
 
 def stacked_ties(tau: torch.Tensor) -> torch.Tensor:
     tau = tau.clone()
-    kept = tau.shape[1] - int(tau.shape[1] * 0.2)
-    tau = tau * (tau.abs() >= tau.abs().kthvalue(kept, dim=1, keepdim=True).values)
+    rank = tau.shape[1] - int(tau.shape[1] * 0.2)
+    tau = tau * (tau.abs() >= tau.abs().kthvalue(rank, dim=1, keepdim=True).values)
     sign = tau.sum(0).sign()
     sign[sign == 0] = sign.sum().sign()
     chosen = tau * torch.where(sign > 0, tau > 0, tau < 0)
@@ -148,9 +148,9 @@ def published(method: str, folder: Path, scope: str) -> Answer:
         masks = {lam: (theta0 - theta).abs() > ((theta0 + total) - theta).abs() * lam for lam in LAMBDAS}
         return tuple(int(mask.sum()) for mask in masks.values())
     if method == "consensus":
-        kept = checkpoints.load_masks(folder / "masks.safetensors")
+        masks = checkpoints.load_masks(folder / "masks.safetensors")
         counts = torch.zeros_like(total)
-        for mask in [flatten(mask, scope) for mask in kept.values()]:
+        for mask in [flatten(mask, scope) for mask in masks.values()]:
             counts = counts + mask.float()
         total = total * (counts >= 2)
     return (float(total.double().norm()),)
@@ -180,12 +180,12 @@ def measure(way: str, method: str, folder: Path, args: argparse.Namespace) -> di
     return json.loads(done.stdout)
 
 
-def compare(found: dict[str, dict]) -> None:
+def compare(measured: dict[str, dict]) -> None:
     """Print a row for each way, and stop where two ways give different answers."""
-    for way, one in found.items():
+    for way, one in measured.items():
         print(f"  {way:10} {one['seconds']:8.1f} s  {one['peak'] / 1e9:6.2f} GB")
-    if len(found) == 2:
-        ours, theirs = (found[way] for way in WAYS)
+    if len(measured) == 2:
+        ours, theirs = (measured[way] for way in WAYS)
         print(f"  {'ratio':10} {ours['seconds'] / theirs['seconds']:8.2f}    {ours['peak'] / theirs['peak']:6.2f}")
         np.testing.assert_allclose(ours["answer"], theirs["answer"], rtol=1e-5)
 

@@ -138,6 +138,11 @@ def parse_reporting(parser: Parser, argv: Sequence[str] | None = None) -> tuple[
     return run, flags | {"seeds": tuple(flags["seeds"]) if flags["seeds"] else None}
 
 
+def rank(text: str) -> int | float:
+    """A number of eigenfunctions, or with a point a share of the trace."""
+    return float(text) if "." in text else int(text)
+
+
 def _numbers(text: str) -> list[int]:
     """`1,2,5-7`: numbers and ranges of them, both ends included."""
     numbers: list[int] = []

@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from src.runtime.files import replacing
+from src.runtime.messages import CheckpointError as CheckpointError  # there, where torch is not needed
 from src.runtime.results import versions
 from src.tensors import Weights, check_same
 
@@ -30,10 +31,6 @@ VISUAL = "model.visual."  # how the names of the trained tensors, the image towe
 FORMAT = 1
 FIELDS = ("model", "task", "mode", "seed", "step")
 MAX_HEADER = 100_000_000  # bytes: safetensors' own limit
-
-
-class CheckpointError(ValueError):
-    """A file that is not the checkpoint it should be: what was expected, what was found, the command that mends it."""
 
 
 class Checkpoint(Mapping):
@@ -200,25 +197,25 @@ def _read_header(path: Path, expect: Mapping) -> tuple[dict, dict]:
         specs = json.loads(text)
         metadata = specs.pop("__metadata__", {})
         expected = 8 + length + max((spec["data_offsets"][1] for spec in specs.values()), default=0)
-        found = json.loads(metadata["header"]) if "header" in metadata else None
+        header = json.loads(metadata["header"]) if "header" in metadata else None
     except (ValueError, LookupError, TypeError, AttributeError):
-        specs, found, expected = {}, None, 8 + length  # the header itself is cut short, or damaged
+        specs, header, expected = {}, None, 8 + length  # the header itself is cut short, or damaged
     size = path.stat().st_size
     if size != expected:
         fault = "cut short" if size < expected else "damaged"
         raise CheckpointError(f"{path}: expected {expected} bytes, found {size}: it is {fault}; make it again: {mend}")
-    if not isinstance(found, dict) or found.get("format") != FORMAT:
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise CheckpointError(
             f"expected a checkpoint in {path}, found safetensors without this project's header (format {FORMAT}); "
             f"if it is a published one, convert it with: {_convert_command(path, expect)}"
         )
     for field, value in expect.items():
-        if found.get(field) != value:
-            mend = _command(found | expect)
+        if header.get(field) != value:
+            mend = _command(header | expect)
             raise CheckpointError(
-                f"{path}: expected {field} {value!r}, found {found.get(field)!r}; make the expected one with: {mend}"
+                f"{path}: expected {field} {value!r}, found {header.get(field)!r}; make the expected one with: {mend}"
             )
-    return found, specs
+    return header, specs
 
 
 def describe_start(start: bytes) -> str:

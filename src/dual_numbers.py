@@ -156,7 +156,7 @@ def _softmax(x: Tensor, dx: Tensor) -> tuple[Tensor, Tensor]:
     return p.detach(), torch.autograd.grad(p, x, dx)[0]
 
 
-def _multi_head_attention(
+def self_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -175,9 +175,10 @@ def _multi_head_attention(
     average_attn_weights: bool = True,
     **options: Any,
 ) -> tuple[Tensor, None] | None:
-    """Self-attention: [q k v] = W x + b, y = W_o attention(q, k, v) + b_o.
+    """F.multi_head_attention_forward by the functions inside: [q k v] = W x + b, y = W_o attention(q, k, v) + b_o.
 
-    A mode sees nn.MultiheadAttention as one function: these are the functions inside, for the mode to see.
+    A mode sees nn.MultiheadAttention as one function; these it sees one by one. query: (tokens, samples, width). None
+    for what is no plain self-attention.
     """
     unusual = (bias_k, bias_v, add_zero_attn, training and dropout_p > 0, need_weights, *options.values())
     if not (query is key is value) or query.dim() != 3 or in_weight is None:
@@ -185,11 +186,15 @@ def _multi_head_attention(
     if any(option is not None and option is not False for option in unusual):
         return None
     tokens, samples = query.shape[:2]
+    qkv = F.linear(query, in_weight, in_bias).view(tokens, samples, 3, heads, width // heads)
+    q, k, v = qkv.permute(2, 1, 3, 0, 4).contiguous().unbind(0)  # (samples, heads, tokens, width of a head)
+    y = F.scaled_dot_product_attention(q, k, v).permute(2, 0, 1, 3).reshape(tokens, samples, width)
+    return F.linear(y, out_weight, out_bias), None
+
+
+def _multi_head_attention(*args: Any, **kwargs: Any) -> tuple[Tensor, None] | None:
     with DualRules():
-        qkv = F.linear(query, in_weight, in_bias).view(tokens, samples, 3, heads, width // heads)
-        q, k, v = qkv.permute(2, 1, 3, 0, 4).contiguous().unbind(0)  # (samples, heads, tokens, width of a head)
-        y = F.scaled_dot_product_attention(q, k, v).permute(2, 0, 1, 3).reshape(tokens, samples, width)
-        return F.linear(y, out_weight, out_bias), None
+        return self_attention(*args, **kwargs)
 
 
 def _same_dtype(x: Tensor, w: Tensor) -> bool:

@@ -10,8 +10,8 @@ Source: https://arxiv.org/abs/2305.12827, equation (3).
 """
 
 import math
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeVar
 
@@ -33,15 +33,20 @@ from src.runtime.parallel import map_tasks
 from src.tensors import moved
 
 Key = TypeVar("Key", bound=Hashable)
+FeatureMap = Callable[[torch.Tensor], torch.Tensor]  # (N, D) -> (N, D)
 
 
 @dataclass(frozen=True)
 class Line:
-    """θ0 + offset + α·direction for every α of `coefs`; no direction and no offset stand for θ0 itself."""
+    """θ0 + offset + α·direction for every α of `coefs`; no direction and no offset stand for θ0 itself.
+
+    adapter: what is done to the features before the head; it is pickled for other processes.
+    """
 
     direction: Mapping[str, torch.Tensor]
     coefs: tuple[float, ...] = (1.0,)
     offset: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    adapter: FeatureMap | None = None
 
 
 ORIGIN = Line({}, (0.0,))
@@ -108,14 +113,14 @@ def sums(run: Run, dataset: str, split: str, line: Line, tangent: bool, share: t
     encoder = store.encoder(run)
     head = get_classification_head(run, dataset).to(run.device)
     direction, offset = (store.to_device(part, run.device) for part in (line.direction, line.offset))
-    line = Line(direction, line.coefs, offset)
+    line = replace(line, direction=direction, offset=offset)
     correct = [torch.zeros((len(line.coefs), 0), dtype=torch.bool, device=run.device)]
     loss = torch.zeros(len(line.coefs), dtype=torch.float64, device=run.device)
     finite = torch.ones(len(line.coefs), dtype=torch.bool, device=run.device)
     for images, labels in loading.evaluation_batches(run, encoder, dataset, split, share):
         correct.append(torch.empty((len(line.coefs), len(labels)), dtype=torch.bool, device=run.device))
         for index, at_alpha in enumerate(features(encoder, images, line, tangent)):
-            logits = head(at_alpha)
+            logits = head(line.adapter(at_alpha) if line.adapter else at_alpha)
             finite[index] &= torch.isfinite(at_alpha).all()
             correct[-1][index] = logits.argmax(1) == labels
             loss[index] += F.cross_entropy(logits, labels, reduction="sum")
@@ -179,8 +184,8 @@ def select_negation(
 
     None where no coefficient keeps it. The smallest coefficient wins a draw.
     """
-    kept = [i for i in range(len(coefs)) if control[i] >= floor]
-    return min(kept, key=lambda i: (target[i], coefs[i]), default=None)
+    allowed = [i for i in range(len(coefs)) if control[i] >= floor]
+    return min(allowed, key=lambda i: (target[i], coefs[i]), default=None)
 
 
 def mean(values: Iterable[float]) -> float:

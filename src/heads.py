@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-from open_clip import build_zero_shot_classifier
 
 from src import checkpoints, store
 from src.datasets import registry
@@ -17,6 +16,8 @@ def build_classification_head(model, tokenizer, dataset: registry.Dataset, devic
 
     Weights (classes, D) are multiplied by exp(logit_scale), so that logits need only the image feature normalised.
     """
+    from open_clip import build_zero_shot_classifier  # here: it takes seconds, and most heads are read
+
     # (D, classes)
     columns = build_zero_shot_classifier(model, tokenizer, dataset.classnames, dataset.templates, device=device)
     return ClassificationHead(columns.T * model.logit_scale.exp())

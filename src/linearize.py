@@ -77,6 +77,11 @@ class LinearizedModel(nn.Module):
         for registry in ("_parameters", "_buffers", "_non_persistent_buffers_set", "_modules"):
             self.__dict__[registry] = model.__dict__[registry]
 
+    @property
+    def function(self) -> nn.Module:
+        """f: the model that is linearized, with θ for its parameters."""
+        return self._function
+
     @torch.compiler.disable(reason="PyTorch does not trace forward-mode differentiation of modules such as attention")
     def forward(self, *inputs: Any, **kwargs: Any) -> Any:
         self._keep_evaluating()

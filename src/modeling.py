@@ -57,15 +57,15 @@ def _build_open_clip(name: ModelName, seed: int, cache_dir: str | None, pretrain
 
 
 def _no_weights(architecture: str, tag: str, about: dict, pretrained_path: str | None, error: Exception) -> str:
-    told = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+    reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
     if pretrained_path:
         return (
             f"--pretrained-path: expected weights of {architecture} in {pretrained_path} (safetensors, or a torch.save "
-            f"file of tensors), found {told}"
+            f"file of tensors), found {reason}"
         )
     where = f"a file of the hub's {about['hf_hub'].strip('/')}" if about.get("hf_hub") else "the file of these weights"
     return (
-        f"cannot get the weights {tag} of {architecture}: {told}\nWithout a network: fetch {where} (best "
+        f"cannot get the weights {tag} of {architecture}: {reason}\nWithout a network: fetch {where} (best "
         "open_clip_model.safetensors) on a machine that has one, copy it here and add --pretrained-path=FILE"
     )
 

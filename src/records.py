@@ -191,9 +191,10 @@ Adaptation = TypedDict(
         "settings": Mapping[str, Any],
         "steps": Mapping[str, int],
         "phases": Sequence[Phase],
-        "entropy": TaskCurves,
-        "lambda": Coefficients,
-        "lambda_curve": TaskCurves,
+        "entropy": TaskCurves | None,  # what was minimised, or that is under "loss"
+        "loss": NotRequired[TaskCurves],
+        "lambda": Coefficients | None,
+        "lambda_curve": TaskCurves | None,
         "lambda_layers_curve": LayerCurves | None,
         "density_curve": DensityCurve | None,
         "mask": LearnedMask | None,

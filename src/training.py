@@ -34,7 +34,7 @@ from src.runtime.loggers import Logger, Loggers
 from src.runtime.messages import UsageError
 from src.runtime.parallel import in_worker
 from src.runtime.seeds import batch_indices, event_seed
-from src.runtime.signals import heed_parent, until_stopped
+from src.runtime.signals import heed_parent, starting, until_stopped
 
 IGNORED = -100  # a label that is none: F.cross_entropy's ignore_index
 MAX_SHIFT = 2  # pixels: the augmentation of images that are held in memory
@@ -172,8 +172,10 @@ class Batches:
             worker_init_fn=heed_parent,
             pin_memory=self.world.device.startswith("cuda"),
         )
+        with starting():
+            batches = iter(loader)
         try:
-            for number, (images, labels) in zip(range(first, stop), loader):
+            for number, (images, labels) in zip(range(first, stop), batches):
                 yield images.to(self.world.device), labels.to(self.world.device), len(self._indices(number))
         except CorruptImage:
             loading.require_decodable(self.run, self.task, "train")  # which names and counts them all

@@ -1,5 +1,6 @@
 """What several test files share: the mini suite's drawn images, and arguments as the scripts parse them."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -7,9 +8,12 @@ import torch
 from hypothesis import settings
 
 from src import args as arguments
-from src import store
+from src import checkpoints, store
+from src.datasets import loading
+from src.datasets.base import Pixels
 from src.datasets.mini import draw
 from src.run import Run
+from src.runtime import results
 from src.training import Training
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,6 +39,29 @@ def make_run(tmp_path, mini_cache):
 
     yield make
     store.encoder.cache_clear()
+
+
+@pytest.fixture
+def place(make_run, monkeypatch) -> list[str]:
+    """Checkpoints near θ0 of three tasks, accuracies that normalise, 30 images a split; returns main's overrides."""
+    whole = loading.evaluation_pixels
+
+    def few(*which):
+        return Pixels(whole(*which).pixels[:30], whole(*which).labels[:30])
+
+    monkeypatch.setattr(loading, "evaluation_pixels", few)
+    run = make_run("--tasks", "digits", "signs", "letters")
+    start = dict(store.pretrained(run))
+    for number, task in enumerate(run.tasks):
+        torch.manual_seed(number)
+        moved = {n: w + 0.02 * torch.randn_like(w) if n.startswith("model.visual") else w for n, w in start.items()}
+        header = dict(model=run.model, task=task, mode="standard", seed=0)
+        checkpoints.save(run.paths.checkpoint(task, "standard"), moved, header)
+    for mode in ("none", "standard", "posthoc"):
+        record = {task + suffix: 0.5 for task in run.tasks for suffix in ("", "Val")}
+        results.write(run.paths.single_task(mode), record, run.config(), started=time.time())
+    places = {"save": run.places.save, "results": run.places.results, "cache_dir": run.places.cache}
+    return ["seed=0", "jobs=1", "device=cpu", *(f"{key}={value}" for key, value in places.items())]
 
 
 @pytest.fixture

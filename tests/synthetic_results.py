@@ -261,7 +261,7 @@ def place(method: str, tasks: Sequence[str], mode: str = "standard", unseen: Seq
 
 
 def merging(seed: int) -> dict[str, Mapping[str, Any]]:
-    """main.py's results: every method on 8 tasks, some on fewer, the sweep over k, tangent modes, cosines."""
+    """main.py's results: methods on 8 tasks, some on fewer, the sweep over k, tangent modes, cosines."""
     made: dict[str, Mapping[str, Any]] = {}
     for count in (2, 4, 6, 8):
         tasks = TASKS[:count]
@@ -288,6 +288,8 @@ def merging(seed: int) -> dict[str, Mapping[str, Any]]:
         "cosine": cosine,
         "norm": [1.0] * 8,
     }
+    for mode, level in (("standard", 0.85), ("linear", 0.86)):
+        made[place("tsv_m", TASKS, mode)] = merged("tsv_m", TASKS, mode, seed, level)
     return made | {f"{folder(SUITE.name, TASKS, 'standard', 'visual')}/vectors": vectors}
 
 
@@ -313,7 +315,14 @@ def merged(
             "finetuned": bits["finetuned"],
             "masked": bits["masked"],
         },
+        "cost": {"seconds": 0.5 + count / 10, "peak_memory": 3_000_000 * count},
     }
+    if method in ("sum", "tsv_m"):
+        fixed = {"untuned": 0.3, "one": 1.0}
+        record["fixed"] = {
+            name: {"setting": setting, **merge(tasks, mode, seed, level - setting / 10, SINGLE["none"], 0.95)["test"]}
+            for name, setting in fixed.items()
+        }
     if masked:
         record["chosen_per_task"] = True
         record["info"] = {"masks": masks(tasks, seed, "use_ties" in options)}

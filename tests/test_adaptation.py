@@ -2,7 +2,6 @@
 
 import json
 import re
-import time
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -10,79 +9,40 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from adapting_problems import (
+    PAIR,
+    TASKS,
+    Adam,
+    Killed,
+    flat,
+    head,
+    images,
+    problem,
+    result_name,
+    result_of,
+    small,
+    tower,
+    with_batches,
+)
 from torch.func import functional_call, jvp
 
 import main
-from src import checkpoints, store
+from src import checkpoints
 from src.datasets import loading, registry
 from src.datasets.base import Pixels
 from src.experiments import merging
 from src.linearize import LinearizedModel
-from src.merging import adaptation, base, names, watch
+from src.merging import adaptation, base, watch
 from src.merging.adamerging import AdaMerging, AdaMergingPP
-from src.merging.adaptation import Adapting, MergedModel, NonFiniteEntropy, entropy
-from src.merging.base import Problem, Progress, Unlabelled, load_methods
+from src.merging.adaptation import MergedModel, NonFiniteLoss, entropy
+from src.merging.base import Problem, Progress, load_methods
 from src.merging.concrete import ConcreteTaskArithmetic, LayerWiseConcreteAdaMerging, TaskWiseConcreteAdaMerging
 from src.merging.problem import unlabelled
 from src.merging.ties import ties_vector
-from src.runtime import results
 from src.runtime.messages import UsageError
 from src.runtime.seeds import event_seed
 
-TASKS = ("a", "b", "c")
-T = 0.5
-
-
-class Tower(nn.Module):
-    """An image tower with a text-side tensor and an integer buffer, named as open_clip's are."""
-
-    def __init__(self):
-        super().__init__()
-        self.model = nn.Module()
-        self.model.visual = nn.Sequential(nn.Linear(4, 6), nn.GELU(), nn.LayerNorm(6), nn.Linear(6, 5))
-        self.model.logit_scale = nn.Parameter(torch.zeros(()))
-        self.model.register_buffer("position_ids", torch.arange(3))
-
-    def forward(self, images):
-        return self.model.visual(images)
-
-
-def tower(seed: int = 0) -> Tower:
-    torch.manual_seed(seed)
-    return Tower().double().eval().requires_grad_(False)
-
-
-def images(task: str, split: str, batch_size: int, number: int) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(event_seed(task, split, number))
-    return torch.randn(batch_size, 4, generator=generator).double()
-
-
-def head(task: str) -> nn.Module:
-    torch.manual_seed(event_seed(task) % 2**31)
-    return nn.Linear(5, 3).double().requires_grad_(False)
-
-
-def problem(encoder=tower, batch=images, progress=Progress(), **fields) -> Problem:
-    start = tower().state_dict()
-    ends = {}
-    for place, task in enumerate(TASKS):
-        torch.manual_seed(place + 1)
-        ends[task] = {n: w + 0.3 * torch.randn_like(w) if n.startswith("model.visual") else w for n, w in start.items()}
-    given = dict(model="tiny", seed=3, images=Unlabelled(encoder, batch, head), progress=progress)
-    return Problem(start, ends, **given | fields)
-
-
-def with_batches(given: Problem, batch) -> Problem:
-    return replace(given, images=replace(given.images, batch=batch))
-
-
-def small(method: type, **options) -> Adapting:
-    return method(**dict(batch_size=5, vectors="float64") | options)
-
-
-def flat(named) -> torch.Tensor:
-    return torch.cat([named[name].detach().flatten() for name in sorted(named)])
+T = 0.5  # the temperature of a Concrete mask
 
 
 # ---- the objective and its gradient
@@ -168,19 +128,6 @@ def test_on_a_tangent_model_it_is_the_entropy_of_the_linear_features():
 
 
 # ---- steps written by hand
-
-
-class Adam:
-    """Kingma & Ba, 2015, algorithm 1."""
-
-    def __init__(self, rate: float):
-        self.rate, self.t, self.m, self.v = rate, 0, 0.0, 0.0
-
-    def step(self, value: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
-        self.t += 1
-        self.m, self.v = 0.9 * self.m + 0.1 * gradient, 0.999 * self.v + 0.001 * gradient**2
-        m, v = self.m / (1 - 0.9**self.t), self.v / (1 - 0.999**self.t)
-        return (value - self.rate * m / (v.sqrt() + 1e-8)).detach()
 
 
 def drawn(x: dict[str, torch.Tensor], draw) -> dict[str, torch.Tensor]:
@@ -295,7 +242,7 @@ def test_variants_have_the_published_settings_and_options_override_them():
     tiny = problem(batch=lambda task, split, batch_size, number: images(task, split, 1, number))
     for name, phases in steps.items():
         stopped = problem(batch=lambda *a: torch.full((1, 4), float("nan")).double())
-        with pytest.raises(NonFiniteEntropy, match=f"step 0 of {next(iter(phases.values()))} "):
+        with pytest.raises(NonFiniteLoss, match=f"step 0 of {next(iter(phases.values()))} "):
             small(base.METHODS[name]).merge(stopped)
     found = small(AdaMerging, steps=1, clamp=False).merge(tiny).adaptation["settings"]
     assert (found["batches"], found["clamp"], found["lr"], found["coef"]) == (2, False, 1e-3, 0.3)
@@ -443,10 +390,6 @@ def test_only_the_named_split_is_asked_for(adapt_on):
     assert asked == {adapt_on}
 
 
-class Killed(Exception):
-    pass
-
-
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: type(method).__name__)
 @pytest.mark.parametrize("killed_at", [1, 3, 5])
 def test_a_killed_run_goes_on_and_ends_bit_for_bit_the_same(tmp_path, method, killed_at):
@@ -511,7 +454,7 @@ def test_an_entropy_that_is_no_number_stops_and_keeps_the_last_good_state(tmp_pa
         return images(task, split, batch_size, place) * (float("nan") if place == number else 1)
 
     given = problem(progress=Progress(state=tmp_path / "kept.state", save_every=20))
-    with pytest.raises(NonFiniteEntropy) as stopped:
+    with pytest.raises(NonFiniteLoss) as stopped:
         method.merge(with_batches(given, broken))
     told = f"step {step} of .*; the last good state is kept in .*kept.state .step {step}.; the same command would stop"
     assert re.search(told, str(stopped.value))
@@ -526,7 +469,7 @@ def test_without_a_state_a_stop_promises_none(tmp_path):
     progress = Progress(state=tmp_path / "kept.state", save_every=1)
     broken = problem(batch=lambda *which: images(*which) * float("nan"), progress=progress)
     for given in (broken, replace(broken, progress=replace(progress, state=None))):
-        with pytest.raises(NonFiniteEntropy, match=r"; no state was kept\. Start anew with a smaller rate"):
+        with pytest.raises(NonFiniteLoss, match=r"; no state was kept\. Start anew with a smaller rate"):
             small(AdaMerging, steps=2).merge(given)
     assert not progress.state.is_file()
 
@@ -563,40 +506,6 @@ def test_the_mask_is_recorded_by_tensor():
 
 
 # ---- the framework's side: images, watching, draws, unseen tasks, the command line
-
-PAIR = ("digits", "signs")
-
-
-@pytest.fixture
-def place(make_run, monkeypatch):
-    """Checkpoints near θ0 of three tasks, accuracies that normalise, 30 images a split; returns main's overrides."""
-    whole = loading.evaluation_pixels
-
-    def few(*which):
-        return Pixels(whole(*which).pixels[:30], whole(*which).labels[:30])
-
-    monkeypatch.setattr(loading, "evaluation_pixels", few)
-    run = make_run("--tasks", *PAIR, "letters")
-    start = dict(store.pretrained(run))
-    for number, task in enumerate(run.tasks):
-        torch.manual_seed(number)
-        moved = {n: w + 0.02 * torch.randn_like(w) if n.startswith("model.visual") else w for n, w in start.items()}
-        header = dict(model=run.model, task=task, mode="standard", seed=0)
-        checkpoints.save(run.paths.checkpoint(task, "standard"), moved, header)
-    for mode in ("none", "standard", "posthoc"):
-        record = {task + suffix: 0.5 for task in run.tasks for suffix in ("", "Val")}
-        results.write(run.paths.single_task(mode), record, run.config(), started=time.time())
-    places = {"save": run.places.save, "results": run.places.results, "cache_dir": run.places.cache}
-    return ["seed=0", "jobs=1", "device=cpu", *(f"{key}={value}" for key, value in places.items())]
-
-
-def result_of(place: list[str], name: str) -> dict:
-    folder = next(flag.removeprefix("results=") for flag in place if flag.startswith("results="))
-    return json.loads((Path(folder) / "mini/ViT-Mini/seed_0" / f"{name}.json").read_text())
-
-
-def result_name(method: str, mode: str = "standard", tasks: tuple[str, ...] = PAIR) -> str:
-    return f"merging/{names.tasks_name('mini', tasks)}/{mode}-visual/{method}"
 
 
 def test_batches_are_functions_of_their_number_and_cover_every_image_without_its_label(make_run, monkeypatch):

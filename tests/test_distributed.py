@@ -5,22 +5,21 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from drawn_checkpoints import draw_checkpoints
 
+import eval_single_task
+import main
 from src import training
 from src.datasets import loading as data
 from src.datasets.base import Pixels
-from src.datasets.examples import BadFile, CorruptImage
 from src.evaluation import ORIGIN, Line, score
 from src.modeling import ImageEncoder
 from src.runtime.distributed import World, check_devices, cores
 from src.runtime.messages import UsageError
-from src.runtime.parallel import map_tasks
 from src.runtime.paths import ROOT
 
 two_cores = pytest.mark.skipif(cores() < 2, reason="needs 2 cores")
@@ -50,16 +49,6 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
         monkeypatch.setenv(name, str(value))
     with pytest.raises(UsageError, match="--nproc-per-node: expected at most the 2 GPUs of this machine, found 4"):
         check_devices("cuda")
-
-
-@pytest.mark.parametrize("error", [BadFile(Path("a"), "b", "c"), CorruptImage.of("a", "b")])
-def test_errors_travel_between_processes(error):
-    with pytest.raises(type(error), match=str(error)):
-        map_tasks(_raise, [error, error], 2, "raising")
-
-
-def _raise(error: Exception) -> None:
-    raise error
 
 
 SHARING = """
@@ -175,41 +164,49 @@ def test_evaluation_scripts_under_torchrun(tmp_path, mini_cache):
     places = (f"--save={tmp_path}/checkpoints", f"--cache-dir={mini_cache}")
     flags = ("--model=ViT-Mini", "--seed=0", "--device=cpu", "--tasks=digits", *places)
 
-    def run(launcher: list[str], script: str, *own: str) -> subprocess.CompletedProcess:
+    def run(script: str, *own: str) -> subprocess.CompletedProcess:
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        command = [*launcher, str(ROOT / script), *flags, *own]
+        command = [*TORCHRUN, str(ROOT / script), *flags, *own]
         return subprocess.run(command, capture_output=True, text=True, timeout=400, env=environment)
 
+    done = run("eval_single_task.py", "--finetuning-mode=none", f"--results={tmp_path}/two")
+    assert done.returncode == 0, done.stderr
+    eval_single_task.main([*flags, "--finetuning-mode=none", "--jobs=1", f"--results={tmp_path}/one"])
     found = {}
-    for name, launcher in (("two", TORCHRUN), ("one", [sys.executable])):
-        done = run(launcher, "eval_single_task.py", "--finetuning-mode=none", f"--results={tmp_path}/{name}")
-        assert done.returncode == 0, done.stderr
+    for name in ("two", "one"):
         (file,) = (tmp_path / name).rglob("zeroshot_accuracies.json")
         found[name] = json.loads(file.read_text())
     for field in ("digits", "digitsVal", "control", "controlVal", "n"):
         assert found["two"][field] == found["one"][field]
     # What a user has to mend ends rank 0 with its line, and the other rank with it.
-    done = run(TORCHRUN, "eval_task_addition.py", f"--results={tmp_path}/two")
+    done = run("eval_task_addition.py", f"--results={tmp_path}/two")
     assert done.returncode != 0
     assert done.stderr.count("error: expected") + done.stderr.count("error: /") == 1, done.stderr
     assert "python finetune.py" in done.stderr
 
 
 @two_cores
-def test_ranks_adapt_as_one_process_does(make_run, tmp_path):
+def test_ranks_adapt_as_one_process_does(make_run, tmp_path, capsys):
     """Rank 0 adapts, watches and saves; the others get what it learned."""
     run = make_run("--tasks=digits,signs")
     found, heard = {}, {}
-    for name, launcher in (("two", TORCHRUN), ("one", [sys.executable])):
+    for name in ("two", "one"):
         own = replace(run, places=replace(run.places, results=tmp_path / name))
         draw_checkpoints(own)
         flags = ("method=concrete_task_arithmetic", "method.mask_steps=3", "eval_every=2", "save_every=1", "jobs=1")
         places = (f"save={own.places.save}", f"results={own.places.results}", f"cache_dir={own.places.cache}")
-        command = [*launcher, str(ROOT / "main.py"), *flags, *places, "tasks=[digits,signs]", "seed=0", "device=cpu"]
-        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-        assert done.returncode == 0, done.stderr
+        overrides = [*flags, *places, "tasks=[digits,signs]", "seed=0", "device=cpu"]
+        if name == "one":
+            capsys.readouterr()
+            main.main(overrides)
+            printed = capsys.readouterr().out
+        else:
+            command = [*TORCHRUN, str(ROOT / "main.py"), *overrides]
+            done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+            assert done.returncode == 0, done.stderr
+            printed = done.stdout
         (file,) = own.places.results.rglob("concrete_task_arithmetic*.json")
-        found[name], heard[name] = json.loads(file.read_text()), len(done.stdout.splitlines())
+        found[name], heard[name] = json.loads(file.read_text()), len(printed.splitlines())
     assert heard["two"] == heard["one"] and not list(run.places.save.rglob("*.state"))
     for part in ("test", "val"):
         assert found["two"][part]["accuracy"] == found["one"][part]["accuracy"]

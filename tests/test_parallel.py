@@ -1,16 +1,20 @@
 """Work over the cores: order, errors, killed workers, and what a program leaves behind, killed or not."""
 
+import ast
 import os
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
-import torch
+from joblib.externals import loky
 
+from src.datasets.examples import BadFile, CorruptImage
+from src.runtime import distributed, signals
 from src.runtime.parallel import WorkerKilled, map_tasks
 from src.runtime.paths import ROOT
 
@@ -28,12 +32,26 @@ def test_results_come_in_order_and_errors_are_raised_here(jobs):
         map_tasks(double, [1, -1, 2], jobs, "doubling")
 
 
-def state_of_worker(tensors: list[torch.Tensor]) -> tuple[int, int, bool, list[torch.Tensor]]:
+@pytest.mark.parametrize("error", [BadFile(Path("a"), "b", "c"), CorruptImage.of("a", "b")])
+def test_errors_travel_between_processes(error):
+    with pytest.raises(type(error), match=str(error)):
+        map_tasks(_raise, [error, error], 2, "raising")
+
+
+def _raise(error: Exception) -> None:
+    raise error
+
+
+def state_of_worker(tensors: list) -> tuple[int, int, bool, list]:
+    import torch  # here, as below: every worker imports this file, and few of them need it
+
     return os.getpid(), torch.get_num_threads(), any(tensor.is_shared() for tensor in tensors), tensors
 
 
 def test_tensors_go_by_value_to_workers_of_one_thread_that_stay():
     """torch.multiprocessing would move those that are sent into shared memory, a file descriptor for each."""
+    import torch
+
     tensors = [torch.full((3,), float(i)) for i in range(2000)]
     found = [map_tasks(state_of_worker, [tensors, tensors], 2, "sending") for _ in range(2)]
     for _, threads, shared, returned in found[0] + found[1]:
@@ -90,6 +108,46 @@ def test_a_program_leaves_nothing_behind(tmp_path, killed):
         process.send_signal(signal.SIGKILL)
     process.wait()
     _until(lambda: not any(_alive(pid) for pid in workers()) and not left())
+
+
+AT_START = """
+import os, signal
+if os.environ.get("PARENT") not in (None, str(os.getpid())):
+    os.kill(os.getpid(), signal.SIGINT)
+"""
+
+
+def mask(item: object) -> set[int]:
+    return signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+def write_mask(folder: Path, world: distributed.World) -> None:
+    (folder / str(world.rank)).write_text(str(sorted(map(int, mask(None)))))
+
+
+@pytest.mark.parametrize("kind", ["workers", "ranks"])
+def test_a_signal_at_the_very_start_of_a_process_is_its_parents(kind, tmp_path, monkeypatch, capfd):
+    """Every process that is started gets a Ctrl-C in the midst of Python's own imports."""
+    (tmp_path / "sitecustomize.py").write_text(AT_START)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PARENT", str(os.getpid()))
+    if kind == "workers":
+        loky.get_reusable_executor().shutdown(wait=True)  # else those of the test before
+        masks = map_tasks(mask, range(2), 2, "starting")
+    else:
+        distributed.launch(partial(write_mask, tmp_path), "cpu", 2)
+        masks = [ast.literal_eval((tmp_path / name).read_text()) for name in "01"]
+    assert all(signal.SIGINT in blocked for blocked in masks) and signal.SIGINT not in mask(None)
+    assert capfd.readouterr().err == ""
+
+
+def test_a_signal_while_processes_start_is_not_lost():
+    reached = False
+    with pytest.raises(signals.Stopped), signals.caught(signal.SIGINT):
+        with signals.starting():
+            os.kill(os.getpid(), signal.SIGINT)
+        reached = True
+    assert not reached and signal.SIGINT not in mask(None)
 
 
 def _until(condition) -> None:

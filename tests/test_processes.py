@@ -1,5 +1,6 @@
 """Scripts as processes: in a small shell, asked to stop by a signal, and with a worker killed."""
 
+import json
 import os
 import resource
 import signal
@@ -48,21 +49,14 @@ class Workplace:
         places = {"save": folder / "checkpoints", "results": folder / "results", "cache_dir": cache}
         self.folder, self.flags = folder, {"seed": "0", "device": "cpu", "jobs": "2", "tasks": "digits,signs"} | places
 
-    def command(self, script: str, *more: str) -> list[str]:
+    def arguments(self, script: str) -> list[str]:
         given = [(name, f"[{value}]" if name == "tasks" else value) for name, value in self.flags.items()]
         if script == "main.py":
-            flags = [f"{name}={value}" for name, value in given]
-        else:
-            flags = [f"--{name.replace('_', '-')}={value}" for name, value in self.flags.items()]
-        return [sys.executable, str(ROOT / script), *flags, *more]
+            return [f"{name}={value}" for name, value in given]
+        return [f"--{name.replace('_', '-')}={value}" for name, value in self.flags.items()]
 
-    def run(self, *command: str) -> None:
-        def limit() -> None:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (OPEN_FILES, OPEN_FILES))
-
-        called = dict(capture_output=True, text=True, cwd=self.folder, timeout=500, preexec_fn=limit)
-        done = subprocess.run(self.command(*command), **called)
-        assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    def command(self, script: str, *more: str) -> list[str]:
+        return [sys.executable, str(ROOT / script), *self.arguments(script), *more]
 
     @contextmanager
     def started(self, *command: str) -> Iterator[subprocess.Popen]:
@@ -90,19 +84,27 @@ def drawn(make_run, tmp_path, mini_cache) -> Workplace:
     return Workplace(tmp_path, mini_cache)
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory, mini_cache) -> Workplace:
-    """What every script left that ran with few open files: the first of COMMANDS make what the others read."""
-    place = Workplace(tmp_path_factory.mktemp("processes"), mini_cache)
-    for command in COMMANDS[:3]:
-        place.run(*command)
-    return place
+ONE_AFTER_ANOTHER = """
+import importlib, json, sys
+sys.path[0] = {root!r}
+for script, *arguments in json.loads(sys.argv[1]):
+    print("running", script, *arguments, file=sys.stderr)
+    importlib.import_module(script).main(arguments)
+"""
 
 
 @two_cores
-@pytest.mark.parametrize("command", COMMANDS[3:], ids=" ".join)
-def test_scripts_run_where_few_files_may_be_open(place, command):
-    place.run(*command)
+def test_scripts_run_where_few_files_may_be_open(tmp_path, mini_cache):
+    """One after another in one process and with the same workers, as reproduce.py runs them: none leaves files open."""
+    place = Workplace(tmp_path, mini_cache)
+    commands = [(script.removesuffix(".py"), *place.arguments(script), *more) for script, *more in COMMANDS]
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (OPEN_FILES, OPEN_FILES))
+
+    program = [sys.executable, "-c", ONE_AFTER_ANOTHER.format(root=str(ROOT)), json.dumps(commands, default=str)]
+    done = subprocess.run(program, capture_output=True, text=True, cwd=tmp_path, timeout=500, preexec_fn=limit)
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
 
 
 STOPPED = "stopped; the same command goes on"

@@ -1,9 +1,13 @@
-"""Every script once, with tiny numbers, as a user calls it: both spellings, another folder, and wrong on purpose."""
+"""Every script once, with tiny numbers: as a process, as a user calls it, or by its `main`, where the numbers count."""
 
+import contextlib
+import importlib
+import io
 import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -15,16 +19,24 @@ SMALL = ("--model=ViT-Mini", "--seed=0", "--device=cpu", "--tasks", "digits,sign
 class Workplace:
     """A folder of checkpoints and results that the scripts of this file share, in the order in which they run."""
 
-    def __init__(self, folder, cache):
+    def __init__(self, folder: Path, cache: Path):
         self.folder = folder
         self.places = (f"--save={folder}/checkpoints", f"--results={folder}/results", f"--cache-dir={cache}")
 
-    def run(self, script: str, *flags: str, ok: bool = True, places: bool = True) -> subprocess.CompletedProcess:
+    def start(self, script: str, *flags: str, ok: bool = True) -> subprocess.CompletedProcess:
+        """A process of its own, from another folder."""
         environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
-        command = [sys.executable, str(ROOT / script), *flags, *(self.places if places else ())]
+        command = [sys.executable, str(ROOT / script), *flags, *self.places]
         done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=self.folder, timeout=500)
-        assert (done.returncode == 0) == ok, done.stdout + done.stderr
+        assert (done.returncode == 0) == ok and "Traceback" not in done.stderr, done.stdout + done.stderr
         return done
+
+    def run(self, script: str, *flags: str) -> str:
+        """What the script prints that is run here: torch and open_clip take a process longer than the work does."""
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            importlib.import_module(script).main([*flags, *self.places])
+        return printed.getvalue()
 
     def result(self, name: str) -> dict:
         return json.loads((self.folder / f"results/mini/ViT-Mini/seed_0/{name}.json").read_text())
@@ -33,16 +45,29 @@ class Workplace:
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory, mini_cache):
     place = Workplace(tmp_path_factory.mktemp("scripts"), mini_cache)
-    place.run("finetune.py", *SMALL, "--steps=12", "--finetuning-mode=standard", "--jobs=1")
-    place.run("src/finetune.py", *SMALL, "--steps=12", "--finetuning-mode=linear", "--jobs=2")
-    for mode, script in zip(("none", "standard", "linear", "posthoc"), ("", "src/") * 2):
-        place.run(f"{script}eval_single_task.py", *SMALL, f"--finetuning-mode={mode}")
+    place.start("finetune.py", *SMALL, "--steps=12", "--finetuning-mode=standard", "--jobs=1")
+    place.run("finetune", *SMALL, "--steps=12", "--finetuning-mode=linear", "--jobs=1")
+    place.start("src/eval_single_task.py", *SMALL, "--finetuning-mode=none", "--jobs=1")
+    for mode in ("standard", "linear", "posthoc"):
+        place.run("eval_single_task", *SMALL, f"--finetuning-mode={mode}")
     return place
 
 
+@pytest.mark.parametrize(
+    "script", sorted(path.name for path in (ROOT / "src").glob("*.py") if "forward import" in path.read_text())
+)
+def test_every_script_is_called_by_both_of_its_names(script, tmp_path):
+    """The published commands name the scripts in src/."""
+    told = [
+        subprocess.run([sys.executable, str(ROOT / path), "--help"], capture_output=True, text=True, cwd=tmp_path)
+        for path in (script, f"src/{script}")
+    ]
+    assert told[0].returncode == 0 and told[0].stdout.startswith(f"usage: {script} "), told[0].stderr
+    assert (told[1].returncode, told[1].stdout) == (0, told[0].stdout), told[1].stderr
+
+
 def test_finetuning_is_resumed_and_skipped(workplace):
-    done = workplace.run("finetune.py", *SMALL, "--steps=12", "--jobs=1")
-    assert done.stdout.count("finished before, skipped") == 2
+    assert workplace.run("finetune", *SMALL, "--steps=12", "--jobs=1").count("finished before, skipped") == 2
 
 
 def test_single_task_results_have_the_published_names(workplace):
@@ -56,10 +81,10 @@ def test_single_task_results_have_the_published_names(workplace):
 
 @pytest.mark.parametrize("mode", ["standard", "linear", "posthoc"])
 def test_addition_and_negation(workplace, mode):
-    workplace.run("eval_task_addition.py", *SMALL, f"--finetuning-mode={mode}", "--n-eval-points=3")
+    workplace.run("eval_task_addition", *SMALL, f"--finetuning-mode={mode}", "--n-eval-points=3")
     added = workplace.result(f"addition_{mode}")
     assert added["settings"] == [0.0, 0.5, 1.0] and added["chosen"]["signs"] in added["settings"]
-    workplace.run("src/eval_task_negation.py", *SMALL, f"--finetuning-mode={mode}", "--n-eval-points=3", "--jobs=1")
+    workplace.run("eval_task_negation", *SMALL, f"--finetuning-mode={mode}", "--n-eval-points=3", "--jobs=1")
     negated = workplace.result(f"negation_{mode}")
     kept = 0.95 * negated["pretrained_control"]["val"]
     for record in negated["tasks"].values():
@@ -69,15 +94,14 @@ def test_addition_and_negation(workplace, mode):
 
 def test_negation_that_cannot_keep_the_control_says_so(workplace):
     flags = ("--finetuning-mode=standard", "--n-eval-points=2", "--control-threshold=1.9", "--overwrite")
-    done = workplace.run("eval_task_negation.py", *SMALL, *flags)
-    assert done.stdout.count("no coefficient keeps 190%") == 2
+    assert workplace.run("eval_task_negation", *SMALL, *flags).count("no coefficient keeps 190%") == 2
     assert {r["alpha"] for r in workplace.result("negation_standard")["tasks"].values()} == {0.0}
 
 
 @pytest.mark.parametrize("mode", ["standard", "linear"])
 def test_disentanglement(workplace, mode):
     flags = ("--pairs", "digits-signs", "--n-points=3", "--num-samples=20", f"--finetuning-mode={mode}")
-    workplace.run("eval_disentanglement.py", *SMALL, *flags)
+    workplace.run("eval_disentanglement", *SMALL, *flags)
     pair = workplace.result(f"disentanglement_{mode}")["pairs"][0]
     assert pair["alphas"][0] == [-3.0, 0.0, 3.0] and pair["samples"] == [20, 20]
     assert pair["error"][1][1] == 0 == pair["box_mean"]  # of the 9 points, only (0, 0) is inside the box
@@ -94,14 +118,14 @@ def test_ntk_localization(workplace):
         "--ranks",
         "2",
     )
-    workplace.run("eval_ntk_localization.py", *flags)
+    workplace.run("eval_ntk_localization", *flags)
     pair = workplace.result("ntk_sum")["pairs"][0]
     assert len(pair["nystrom"]["energy"]["control"][0]) == 6 and pair["nystrom"]["counts"] == [2]
 
 
 def test_reproduce_says_what_it_would_do(workplace):
-    done = workplace.run("reproduce.py", "--dry-run", "--seeds=0", "--only", "single-task", "--tasks", "digits,signs")
-    assert done.stdout.count("there already:") == 4 and "would run" not in done.stdout
+    told = workplace.run("reproduce", "--dry-run", "--seeds=0", "--only", "single-task", "--tasks", "digits,signs")
+    assert told.count("there already:") == 4 and "would run" not in told
 
 
 @pytest.mark.parametrize(
@@ -117,4 +141,4 @@ def test_reproduce_says_what_it_would_do(workplace):
     ],
 )
 def test_wrong_arguments_say_what_exists(workplace, script, flags, message):
-    assert message in workplace.run(script, *flags, ok=False).stderr
+    assert message in workplace.start(script, *flags, ok=False).stderr

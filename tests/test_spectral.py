@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from drawn_checkpoints import draw_checkpoints
 from merging_problems import (
     BLOCK_MATRICES,
     CONV1,
@@ -35,6 +36,7 @@ from merging_problems import (
 from src.merging import matrices
 from src.merging.base import Method, Problem
 from src.merging.matrices import Deltas, Layout, Matrix, NoDecomposition
+from src.merging.problem import Source, read_problem
 from src.merging.search import Searched
 from src.merging.spectral import TSVC, TSVM, Cart, IsoC, IsoCTS, iso_c, iso_cts, iso_spaces, tsv_m
 from src.merging.task_arithmetic import Average, multi_task_vector
@@ -421,3 +423,15 @@ def test_positions_are_a_matrix_as_released():
     assert Layout().of(POSITIONS, torch.Size((5, 6))) == [Matrix(POSITIONS)]
     assert Layout(matrices="linear").of(POSITIONS, torch.Size((5, 6))) == []
     assert Layout(transpose=True).of(PROJ, torch.Size((6, 4))) == [Matrix(PROJ, transposed=True)]
+
+
+def test_what_one_merge_has_worked_out_serves_the_next_of_the_same_files(make_run):
+    run, source = make_run("--tasks", "digits,signs"), Source()
+    draw_checkpoints(run)
+    first = read_problem(run, source)
+    merged = TSVM().merge(first)
+    assert first.memo and read_problem(run, source).memo is first.memo
+    again = TSVM().merge(read_problem(run, source)).vector("", 1.0).vector
+    assert all(torch.equal(tensor, again[key]) for key, tensor in merged.vector("", 1.0).vector.items())
+    draw_checkpoints(run)
+    assert not read_problem(run, source).memo, "the files are others now"

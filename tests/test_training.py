@@ -10,9 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+import finetune as script
 from src import checkpoints, store, training
 from src.experiments import finetuning
+from src.modeling import ImageEncoder
 from src.runtime import seeds
 from src.runtime.distributed import World, cores
 from src.runtime.messages import UsageError
@@ -20,12 +23,6 @@ from src.runtime.paths import ROOT
 
 two_cores = pytest.mark.skipif(cores() < 2, reason="needs 2 cores")
 TRAIN = ("--steps=8", "--checkpoint-every=3", "--tasks=signs", "--batch-size=16")
-
-
-def run_script(script: str, *flags: str, **more) -> subprocess.CompletedProcess:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(ROOT / script), *flags]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, **more)
 
 
 def weights(run, mode: str = "standard", task: str = "signs") -> dict[str, torch.Tensor]:
@@ -98,7 +95,6 @@ def test_one_step_is_adamw_on_the_clipped_gradient(make_training, mode):
     from src.datasets import loading
     from src.heads import get_classification_head
     from src.linearize import LinearizedImageEncoder
-    from src.modeling import ImageEncoder
 
     encoder = ImageEncoder(run)
     if mode == "linear":
@@ -123,8 +119,7 @@ def test_two_processes_give_the_weights_of_one(make_training, tmp_path, mode):
     run, settings = make_training(*TRAIN, f"--finetuning-mode={mode}")
     finetune(run, settings)
     flags = (*TRAIN, f"--finetuning-mode={mode}", "--world-size=2", "--seed=0", "--device=cpu")
-    done = run_script("finetune.py", *flags, f"--save={tmp_path}/two", f"--cache-dir={run.places.cache}")
-    assert done.returncode == 0, done.stderr
+    script.main([*flags, f"--save={tmp_path}/two", f"--cache-dir={run.places.cache}"])
     two = checkpoints.load(tmp_path / f"two/mini/ViT-Mini/seed_0/signs/{mode}.safetensors")
     assert_near(run, weights(run, settings.mode), two)
 
@@ -143,7 +138,7 @@ def test_torchrun_gives_the_weights_of_one(make_training, tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["standard", "linear"])
-def test_a_killed_run_ends_bit_identical(make_training, tmp_path, mode):
+def test_a_killed_run_ends_bit_identical(make_training, tmp_path, mode, capsys):
     flags = ("--steps=60", "--checkpoint-every=4", "--tasks=signs", "--batch-size=16", f"--finetuning-mode={mode}")
     whole, settings = make_training(*flags)
     finetune(whole, settings)
@@ -165,10 +160,31 @@ def test_a_killed_run_ends_bit_identical(make_training, tmp_path, mode):
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert state.exists() and not broken.paths.checkpoint("signs", mode).exists()
-    done = run_script("finetune.py", *same)
-    assert done.returncode == 0 and "goes on from step" in done.stdout, done.stderr
+    script.main(same)
+    assert "goes on from step" in capsys.readouterr().out
     assert_same(weights(whole, mode), weights(broken, mode))
     assert not state.exists()
+
+
+class Watched:
+    """One image, for a process that does not see SIGINT."""
+
+    labels = np.zeros(1, int)
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> Image.Image:
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        assert signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])  # since it was started
+        return Image.new("RGB", (40, 40))
+
+
+def test_decoding_processes_leave_a_terminals_signal_to_the_training(make_training):
+    """It ends the step that it is in, and needs them for it."""
+    run, settings = make_training("--batch-size=1", "--workers=1")
+    batches = training.Batches(run, settings, ImageEncoder(run), Watched(), World(), "signs")
+    assert len(list(batches(0, 2))) == 2 and signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
 def test_accumulation_is_the_larger_batch(make_training, tmp_path, monkeypatch):

@@ -60,9 +60,9 @@ def cached(
     except OSError as error:
         warnings.warn(f"no image cache in {folder} ({error}): every pass decodes {dataset} again", stacklevel=2)
         return _uncached(examples, crop, dataset, split, skip_corrupt)
-    kept = _kept(description["corrupt"], len(examples), dataset, split, skip_corrupt)
+    decodable = _kept(description["corrupt"], len(examples), dataset, split, skip_corrupt)
     pixels = np.memmap(path, np.uint8, "r", shape=tuple(description["shape"]))
-    return Pixels(pixels, examples.labels if len(kept) == len(examples) else examples.labels[kept])
+    return Pixels(pixels, examples.labels if len(decodable) == len(examples) else examples.labels[decodable])
 
 
 def without_corrupt(examples: Examples, dataset: str, split: str, skip_corrupt: bool) -> Examples:
@@ -174,12 +174,14 @@ def _description(path: Path) -> Path:
 
 def _uncached(examples: FileExamples, crop: Crop, dataset: str, split: str, skip_corrupt: bool) -> Pixels:
     """The same pixels without a file: decoded whenever they are asked for."""
-    kept = np.arange(len(examples))
+    decodable = np.arange(len(examples))
     if skip_corrupt:  # which labels go with the pixels must be known before the first is read
-        found = [pair for block in _decoded(examples, crop, f"checking {dataset} {split}") for pair in _corrupt(block)]
-        kept = _kept(dict(found), len(examples), dataset, split, skip_corrupt)
-    shape = crop(examples[int(kept[0])]).shape
-    return Pixels(OnDemand(examples, crop, kept, (len(kept), *shape)), examples.labels[kept])
+        corrupt = [
+            pair for block in _decoded(examples, crop, f"checking {dataset} {split}") for pair in _corrupt(block)
+        ]
+        decodable = _kept(dict(corrupt), len(examples), dataset, split, skip_corrupt)
+    shape = crop(examples[int(decodable[0])]).shape
+    return Pixels(OnDemand(examples, crop, decodable, (len(decodable), *shape)), examples.labels[decodable])
 
 
 def _corrupt(block: Sequence[tuple[int, object]]) -> list[tuple[str, str]]:
@@ -192,14 +194,14 @@ class OnDemand:
 
     examples: FileExamples
     crop: Crop
-    kept: np.ndarray
+    positions: np.ndarray
     shape: tuple[int, ...]
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __getitem__(self, index: int | slice | np.ndarray) -> np.ndarray:
-        positions = self.kept[index]
+        positions = self.positions[index]
         if np.ndim(positions) == 0:
             return self.crop(self.examples[int(positions)])
         images = [self.crop(self.examples[int(position)]) for position in positions]

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
-from scipy import ndimage
 
 from src.datasets.base import PixelArray
 from src.runtime.messages import UsageError, nearest
@@ -68,6 +67,8 @@ def spatter(
     strength: float, mud: bool,
 ) -> np.ndarray:  # fmt: skip
     """Drops where smoothed noise exceeds `threshold`: of water, which adds light, or of mud, which covers."""
+    from scipy import ndimage  # here, so that a script's --help does not wait for it
+
     noise = level + sd * rng.standard_normal(image.shape[:2], np.float32)
     liquid = ndimage.gaussian_filter(noise, sigma, mode="nearest")
     wet = liquid >= threshold
@@ -81,6 +82,8 @@ def spatter(
 
 def _relief(wet: np.ndarray) -> np.ndarray:
     """Light on drops from one side: their embossed, equalised distance to the nearest outline."""
+    from scipy import ndimage  # as in spatter
+
     outline = wet & ~ndimage.binary_erosion(wet)
     distance = ndimage.uniform_filter(np.minimum(ndimage.distance_transform_edt(~outline), 20), 3)
     equalised = 255 * np.searchsorted(np.sort(distance, axis=None), distance, side="right") / distance.size
@@ -175,11 +178,11 @@ def corrupt(pixels: np.ndarray, name: str, severity: int, seeds) -> np.ndarray:
     check(name, severity)
     corruption, small = CORRUPTIONS[name], pixels.shape[1] < SMALL
     constants = (corruption.small if small else corruption.large)[severity - 1]
-    found = np.empty(pixels.shape, np.uint8)
-    for place, (image, seed) in enumerate(zip(pixels, seeds)):
+    corrupted = np.empty(pixels.shape, np.uint8)
+    for index, (image, seed) in enumerate(zip(pixels, seeds)):
         changed = corruption.function(np.asarray(image), np.random.default_rng(seed), *constants)
-        found[place] = np.clip(changed, 0, 255)
-    return found
+        corrupted[index] = np.clip(changed, 0, 255)
+    return corrupted
 
 
 @dataclass(frozen=True)

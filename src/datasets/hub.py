@@ -232,8 +232,8 @@ def class_order(theirs: list[str], ours: tuple[str, ...]) -> np.ndarray:
     """
     if not theirs or not ours:
         return np.empty(0, dtype=np.int64)
-    place = {_plain(name): index for index, name in enumerate(ours)}
-    order = np.array([place.get(_plain(name), index) for index, name in enumerate(theirs)])
+    our_index = {_plain(name): index for index, name in enumerate(ours)}
+    order = np.array([our_index.get(_plain(name), index) for index, name in enumerate(theirs)])
     if len(theirs) != len(ours) or len(set(order.tolist())) != len(ours):
         raise DataError(
             f"the mirror's classes do not fit: expected {len(ours)}: {', '.join(ours[:6])}, ...; "

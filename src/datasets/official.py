@@ -19,7 +19,6 @@ from PIL import Image
 from src.datasets.base import FileExamples
 from src.datasets.classnames import CLASSNAMES
 from src.datasets.examples import Arrays, BadFile, DataError, Files
-from src.published.unpickle import UnpickleError, byte_array, plain_pickle
 
 
 @dataclass(frozen=True)
@@ -195,6 +194,8 @@ def cifar(base: Path, part: str, classes: int, *, files: dict[str, tuple[str, ..
 
 def _batch(path: Path, labels: str) -> tuple[np.ndarray, np.ndarray]:
     """(pixels (n, 3072) uint8, labels (n,)) of one batch: {"data": array, `labels`: list, ...}."""
+    from src.published.unpickle import UnpickleError, byte_array, plain_pickle  # here: it takes torch
+
     try:
         with open(path, "rb") as file:
             batch = plain_pickle(file)

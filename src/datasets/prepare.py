@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from src.datasets import hub
 from src.datasets.base import SPLITS, FileExamples, validation_indices
@@ -154,9 +153,9 @@ def load(facts: Facts, split: str, root: Path, seed: int = 0) -> FileExamples:
     if origin and origin != record.origin:  # another copy may have the same counts in another order
         raise DataError(f"{facts.name} was prepared from {record.origin}, but {origin} is there now. {again}")
     examples = facts.read(record.source, root, part)
-    found = _by_class(examples, facts)
-    if found != record.counts[part]:
-        difference = _difference(record.counts[part], found)
+    counts = _by_class(examples, facts)
+    if counts != record.counts[part]:
+        difference = _difference(record.counts[part], counts)
         raise DataError(f"{facts.name}: the {part} part changed since it was prepared: {difference}. {again}")
     return examples if indices is None else Subset(examples, np.array(indices, dtype=np.int64))
 
@@ -224,6 +223,8 @@ def cut(parts: dict[str, FileExamples], classes: int) -> dict[str, dict]:
     if "val" in parts:
         return {split: {"part": split, "indices": None} for split in SPLITS}
     if "all" in parts:
+        import torch  # here, so that a script's --help does not wait for it
+
         generator = torch.Generator().manual_seed(0)
         chosen: dict[str, list[int]] = {split: [] for split in SPLITS}
         for label in range(classes):
@@ -260,25 +261,25 @@ def _by_class(examples: FileExamples, facts: Facts) -> list[int]:
     return np.bincount(examples.labels, minlength=len(facts.classnames)).tolist()
 
 
-def _wrong(facts: Facts, part: str, found: list[int]) -> str:
+def _wrong(facts: Facts, part: str, counts: list[int]) -> str:
     """How a part differs from the published one; empty when it does not."""
     expected = facts.counts[part]
     if isinstance(expected, int):
-        if sum(found) != expected:
-            return f"expected {expected} images, found {sum(found)}"
-        empty = [facts.classnames[label] for label, count in enumerate(found) if not count]
+        if sum(counts) != expected:
+            return f"expected {expected} images, found {sum(counts)}"
+        empty = [facts.classnames[label] for label, count in enumerate(counts) if not count]
         return f"expected images of every class, found none of {', '.join(empty[:5])}" if empty else ""
-    return "" if found == list(expected) else _difference(list(expected), found, facts.classnames)
+    return "" if counts == list(expected) else _difference(list(expected), counts, facts.classnames)
 
 
-def _difference(expected: list[int], found: list[int], classnames: tuple[str, ...] = ()) -> str:
-    wrong = [label for label, (a, b) in enumerate(zip(expected, found, strict=True)) if a != b]
+def _difference(expected: list[int], counts: list[int], classnames: tuple[str, ...] = ()) -> str:
+    wrong = [label for label, (a, b) in enumerate(zip(expected, counts, strict=True)) if a != b]
     shown = ", ".join(
-        f"{classnames[label] if classnames else f'class {label}'} {expected[label]} -> {found[label]}"
+        f"{classnames[label] if classnames else f'class {label}'} {expected[label]} -> {counts[label]}"
         for label in wrong[:5]
     )
     return (
-        f"expected {sum(expected)} images, found {sum(found)}; "
+        f"expected {sum(expected)} images, found {sum(counts)}; "
         f"{len(wrong)} classes differ (expected -> found): {shown}{', ...' if len(wrong) > 5 else ''}"
     )
 

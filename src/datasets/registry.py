@@ -69,7 +69,7 @@ SUITES = {
             n_eval_points=41,
             n_grid_points=13,
             grid_samples=256,
-            shorter={"adamerging": 20, "concrete": 40},
+            shorter={"adamerging": 20, "concrete": 40, "adarank": 200, "surgery": 20},
             watch_every=10,
         ),
         drawn=True,

@@ -1,6 +1,5 @@
 """Merging by any method: choose on validation, read test once, and tell what it needs and costs."""
 
-import math
 import time
 from collections.abc import Mapping
 from contextlib import closing
@@ -14,7 +13,7 @@ from src.args import take_run
 from src.datasets import registry
 from src.evaluation import Denominators
 from src.merging import names
-from src.merging.base import Affine, Drawn, Merge, Method, Problem, Progress, Scaled, Variant, label, part_of_state
+from src.merging.base import Affine, Drawn, Merge, Method, Problem, Progress, Scaled, Variant, label, states_of
 from src.merging.evaluate import evaluate_merge, evaluate_unseen
 from src.merging.geometry import vector_geometry
 from src.merging.problem import Source, export, read_problem, storage
@@ -124,8 +123,7 @@ def merge(run: Run, method: Method, options: Options) -> None:
     source, search, named = options.source, dict(options.search), _label(method, options)
     name = result_name(run, method, options)
     target, state = run.paths.result(name), run.paths.adaptation_state(name)
-    merges = math.prod(map(len, search.values()))
-    states = [part_of_state(state, number) for number in range(merges)] if search else [state]
+    states = states_of(state)
     config = run.config(**_config(method, options))
     if not (options.overwrite or options.output or any(map(results.exists, states))):
         if results.skip_existing(target, config, ("tasks", "method", "encoders", "search")):
@@ -165,7 +163,7 @@ def merge(run: Run, method: Method, options: Options) -> None:
         record["output"] = from_primary(lambda: export(problem, made, record["chosen"], output))
     results.write(target, record, config, started)
     _write_vectors(run, problem, name, config, started, options.overwrite)
-    _remove(*states, watched)
+    _remove(*states_of(state), watched)
     test = record["test"]
     print(
         f"{named} {source.mode} {names.tasks_name(run.suite, run.tasks, dict(source.encoders))}: "

@@ -7,18 +7,16 @@ from src.datasets import loading
 from src.evaluation import ORIGIN, Line, mean, score_all, select_negation
 from src.experiments.addition import coefficients
 from src.experiments.base import carry_out
-from src.experiments.registry import NEGATION
+from src.experiments.registry import NEGATION, NEGATION_POINTS
 from src.records import Negation
 from src.run import Run
-
-POINTS = 21  # on mini too: every point costs a pass over the control set for each task
 
 
 def negate(
     run: Run, mode: str, n_eval_points: int | None = None, control_threshold: float = 0.95, overwrite: bool = False
 ) -> None:
     """Write negation_<mode>.json. control_threshold: the share of the control's accuracy to keep."""
-    points = n_eval_points or POINTS
+    points = n_eval_points or NEGATION_POINTS
     options = {"n_eval_points": points, "control_threshold": control_threshold}
     record = carry_out(
         NEGATION, mode, run, options, lambda: _record(run, mode, coefficients(points), control_threshold), overwrite

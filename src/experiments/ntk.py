@@ -17,24 +17,21 @@ from src.analysis import ntk
 from src.checkpoints import VISUAL
 from src.datasets import loading
 from src.experiments.base import carry_out
-from src.experiments.registry import NTK
+from src.experiments.registry import NTK, NTK_RANKS, NTK_SAMPLES
 from src.heads import get_classification_head
 from src.records import Kernel, KernelPair, Spectrum
 from src.run import Run
 from src.runtime.messages import UsageError
 from src.runtime.parallel import map_tasks
 
-RANKS = (5, 10, 20, 0.9)
-SAMPLES = 64
-
 
 def localize_kernel(
     run: Run,
     reduction: str = "trace",
     pairs: Sequence[tuple[str, str]] | None = None,
-    num_samples: int = SAMPLES,
+    num_samples: int = NTK_SAMPLES,
     chunk_size: int | None = None,
-    ranks: Sequence[int | float] = RANKS,
+    ranks: Sequence[int | float] = NTK_RANKS,
     overwrite: bool = False,
 ) -> None:
     """Write ntk_<reduction>.json.
@@ -70,11 +67,6 @@ def _record(
     )
     records = map_tasks(work, pairs, run.jobs, f"tangent kernel, {reduction}")
     return {"reduction": reduction, "num_samples": num_samples, "pairs": records}
-
-
-def rank(text: str) -> int | float:
-    """A number of eigenfunctions, or with a point a share of the trace."""
-    return float(text) if "." in text else int(text)
 
 
 def spread_images(run: Run, dataset: str, split: str, count: int) -> torch.Tensor:

@@ -39,7 +39,10 @@ SINGLE_TASK = SingleTask("single_task", "eval_single_task", MODE, tuple(MODES))
 ADDITION = Experiment("addition", "eval_task_addition", MODE, EVALUATED)
 NEGATION = Experiment("negation", "eval_task_negation", MODE, EVALUATED)
 DISENTANGLEMENT = Experiment("disentanglement", "eval_disentanglement", MODE, EVALUATED)
+NEGATION_POINTS = 21  # on mini too: every point costs a pass over the control set for each task
 NTK = Experiment("ntk", "eval_ntk_localization", "--reduction", ("trace", "sum"))
+NTK_RANKS = (5, 10, 20, 0.9)  # eigenfunctions, and with a point shares of the trace
+NTK_SAMPLES = 64
 
 EXPERIMENTS = {row.name: row for row in (SINGLE_TASK, ADDITION, NEGATION, DISENTANGLEMENT, NTK)}
 

@@ -23,7 +23,7 @@ from src.experiments.registry import (
 )
 from src.merging.base import METHODS, Variant, variants
 from src.model_names import random_name
-from src.modes import TRAINED
+from src.modes import EVALUATED, TRAINED
 from src.run import Corruption, Run
 from src.runtime import results
 
@@ -132,6 +132,19 @@ def _tangent_merging(run: Run) -> list[Command]:
     return _merging(run, ("linear", "posthoc"))
 
 
+def _methods(run: Run) -> list[Command]:
+    """Every further method, on the papers' eight tasks and every kind of task vectors."""
+    rows = in_order(variants("methods"))
+    return [_merge(_first_benchmark(run), variant, mode=mode) for mode in EVALUATED for variant in rows]
+
+
+def _adapting_methods(run: Run) -> list[Command]:
+    """Every method that adapts, on every kind of task vectors; `adaptation` has some of non-linear fine-tuning."""
+    rows = [variant for stage in ("adaptation", "adaptation-more", "methods-adapting") for variant in variants(stage)]
+    first = _first_benchmark(run)
+    return [_merge(first, variant, mode=mode, more=("eval_every=0",)) for mode in EVALUATED for variant in rows]
+
+
 def in_order(rows: Iterable[Variant]) -> list[Variant]:
     """Methods that read what another keeps on disk come after it."""
     return sorted(rows, key=lambda variant: METHODS[variant.method].after is not None)
@@ -143,14 +156,16 @@ def _sweeps(run: Run) -> list[Command]:
     Thresholds 0 and above the number of tasks are task arithmetic and zero-shot, 2 is the default: `merging` has them.
     """
     first = _first_benchmark(run)
-    found = [
+    commands = [
         _merge(first, Variant("", {"prun_thre_k": k}, method="consensus")) for k in (1, *range(3, len(first.tasks) + 1))
     ]
     order = np.random.default_rng(run.seed).permutation(len(run.tasks))
     for count in (size for size in SUBSETS if size < len(run.tasks)):
         subset = tuple(run.tasks[i] for i in sorted(order[:count]))
-        found += [_merge(replace(run, tasks=subset), Variant("", method=name)) for name in ("sum", "ties", "tall_mask")]
-    return found
+        commands += [
+            _merge(replace(run, tasks=subset), Variant("", method=name)) for name in ("sum", "ties", "tall_mask")
+        ]
+    return commands
 
 
 def _adaptation(run: Run) -> list[Command]:
@@ -183,14 +198,14 @@ def _more_adaptation(run: Run) -> list[Command]:
 
 def _robustness(run: Run) -> list[Command]:
     """Scoring, and adapting, on corrupted test images."""
-    found = []
+    commands = []
     for name in CORRUPTIONS:
         corrupted = replace(run, corruption=Corruption(name, run.corruption.severity if run.corruption else SEVERITY))
-        found += _each(corrupted, SINGLE_TASK, ("none", "standard"))
+        commands += _each(corrupted, SINGLE_TASK, ("none", "standard"))
         for variant in _compared():
             watching = ("eval_every=0",) if variant.stage == "adaptation" else ()
-            found.append(_merge(_first_benchmark(corrupted), variant, more=watching))
-    return found
+            commands.append(_merge(_first_benchmark(corrupted), variant, more=watching))
+    return commands
 
 
 def _merge(
@@ -252,6 +267,8 @@ STAGES = (
     Stage("merging-sweeps", _sweeps, extended=True),
     Stage("unseen", _unseen, extended=True),
     Stage("merging-tangent", _tangent_merging, extended=True),
+    Stage("methods", _methods, extended=True),
+    Stage("methods-adapting", _adapting_methods, extended=True),
     Stage("adaptation-more", _more_adaptation, extended=True),
     Stage("robustness", _robustness, extended=True),
 )

@@ -5,6 +5,11 @@
 with one λ per task (`granularity=task`) or per task and tensor (`layer`), by Adam from 0.3. AdaMerging++ takes the τ_t
 after TIES's trimming and election: the k % with the largest magnitude, without those whose sign lost.
 
+`loss` takes another loss in the place of the entropy (see adaptation.py): `expert`, the soft labels of each task's own
+model, is SyMerge's objective (Jung et al., 2024, arXiv:2412.19098), which trains the heads beside λ; its released code
+takes the expert's most likely class, `expert_class`, and leaves out the images where the merged model is surer of
+another one. `labels` takes those of validation images and needs `adapt_on=val`.
+
 `variant=original`: 500 steps of two batches of 16 per task, λ clamped to [0, 1]; `fusion_bench`: 1000 steps of one, not
 clamped. Options that are None have the variant's values.
 """
@@ -53,7 +58,10 @@ TASK_WISE = {"granularity": "task"}
     },
     stage="adaptation",
     needs=IMAGES,
-    variants=(Variant("AdaMerging, task-wise", TASK_WISE, {"concrete": "TW AM"}, "adaptation"),),
+    variants=(
+        Variant("AdaMerging, task-wise", TASK_WISE, {"concrete": "TW AM"}, "adaptation"),
+        Variant("AdaMerging, layer-wise, expert labels", {"loss": "expert"}, stage="methods-adapting"),
+    ),
 )
 @dataclass
 class AdaMerging(Adapting):
@@ -63,6 +71,7 @@ class AdaMerging(Adapting):
     lr: float | None = None
     batches: int | None = None
     clamp: bool | None = None
+    loss: str = "entropy"
 
     def merge(self, problem: Problem) -> Merge:
         check_choice("variant", self.variant, VARIANTS)
@@ -73,16 +82,16 @@ class AdaMerging(Adapting):
         check_least(0, steps=steps, lr=lr)
         check_least(1, batches=batches)
         method = replace(self, steps=steps, lr=lr, batches=batches, clamp=clamp)
-        model = MergedModel(problem, method, clamp, self.task_vectors(problem))
+        model = MergedModel(problem, method, clamp, self.task_vectors(problem), self.loss)
         lam = model.coefficients(self.granularity).requires_grad_()
         adam = torch.optim.Adam([lam], lr)
         adaptation = Adaptation(model, {"lambda": steps}, lam, {"lambda": adam})
 
         def step(index: int) -> dict[str, float]:
             adam.zero_grad()
-            entropies = model.backward(lam, range(index * batches, (index + 1) * batches))
+            losses = model.backward(lam, range(index * batches, (index + 1) * batches))
             adam.step()
-            return entropies
+            return losses
 
         adaptation.run("lambda", step, lambda: model.vector(lam))
         merge = scaled(problem, model.vector(lam), (1.0,))

@@ -1,9 +1,16 @@
-"""Adapting a merge to unlabelled images: gradient descent on the entropy of what it predicts for them.
+"""Adapting a merge to images: gradient descent on the entropy of what it predicts for them, or on another loss.
 
-    L = Σ_t mean_x H(softmax(head_t(f(x; θ)))),        θ = θ0 + m ∘ Σ_t λ_t τ_t,        H(p) = −Σ_c p_c log p_c
+    L = Σ_t mean_x H(q, p),        p = softmax(head_t(f(x; θ))),        H(q, p) = −Σ_c q_c log p_c
+
+    θ = θ0 + m ∘ Σ_t λ_t τ_t
 
 in the coefficients λ (arXiv:2310.02575) or in a mask m that all tasks share (arXiv:2312.06173). On a tangent model f is
-f_lin, whose features are f(x; θ0) + J(x; θ0)(θ − θ0).
+f_lin, whose features are f(x; θ0) + J(x; θ0)(θ − θ0). The loss says what q is:
+
+    entropy         p itself, through which the gradient passes too: the entropy of p
+    expert          softmax(head_t(f(x; θ_t))): the soft labels of the task's own model (arXiv:2412.19098)
+    expert_class    1 at the class that is most likely by them
+    labels          1 at the label, of validation images alone (arXiv:2407.02880)
 
 The gradient takes two steps. With θ as a leaf, one pass over the images gives g = ∂L/∂θ, all tasks' batches together,
 for they share θ. Then g goes back through the formula of θ, one tensor at a time, whose graph is built for that moment.
@@ -14,24 +21,26 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, cast
+from typing import Any, NoReturn, Protocol, TypeVar, cast
 
 import torch
+import torch.nn.functional as F
 from torch.func import functional_call
 from tqdm import tqdm
 
 from src import checkpoints
-from src.merging.base import Method, Problem
-from src.merging.concrete_mask import ConcreteMask
+from src.merging.base import Method, Problem, Watchable
 from src.runtime import results
 from src.runtime.distributed import broadcast, from_primary, is_primary
 from src.runtime.messages import UsageError
 from src.runtime.signals import until_stopped
 from src.task_vectors import TaskVector
+from src.tensors import Weights
 
 Mask = Callable[[str], torch.Tensor | None]  # name -> the rescaled mask of that tensor; None leaves it as it is
 SPLITS = ("test", "val")
-IMAGES = "unlabelled images"
+LOSSES = ("entropy", "expert", "expert_class", "labels")
+IMAGES, LABELS = "unlabelled images", "labels of validation images"
 LR = 1e-3  # Adam's, in all the papers
 KEPT, KEPT_LAYERS = 200, 20  # most points of a curve in a result, and of λ by layer
 
@@ -39,8 +48,8 @@ KEPT, KEPT_LAYERS = 200, 20  # most points of a curve in a result, and of λ by 
 Given = TypeVar("Given")
 
 
-class NonFiniteEntropy(FloatingPointError):
-    """The entropy of a batch, or what was learned from it, is no number."""
+class NonFiniteLoss(FloatingPointError):
+    """The entropy of a batch, or another loss, or what was learned from it, is no number."""
 
 
 def entropy(logits: torch.Tensor) -> torch.Tensor:
@@ -50,6 +59,19 @@ def entropy(logits: torch.Tensor) -> torch.Tensor:
 
 def unmasked(name: str) -> None:
     return None
+
+
+def expert_weights(problem: Problem, task: str, like: Mapping[str, torch.Tensor]) -> Weights:
+    """θ_t in scope, in the types and on the devices of `like`."""
+    return {name: problem.finetuned[task][name].to(like[name]) for name in problem.keys}
+
+
+class LearnedMask(Protocol):
+    """A mask by tensor, of which an adaptation keeps the logits and records the density."""
+
+    logits: dict[str, torch.Tensor]
+
+    def density(self) -> float: ...
 
 
 @dataclass
@@ -102,11 +124,12 @@ def stacked(problem: Problem) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 class MergedModel:
-    """f(x; θ0 + m ∘ Σ_t λ_t τ_t) of a problem, and the gradient of its entropy.
+    """f(x; θ0 + m ∘ Σ_t λ_t τ_t) of a problem, and the gradient of its loss.
 
     taus: pairs of a name and the τ_t of that tensor, (tasks, *shape); by default those of the problem.
-    clamp: λ counts as its nearest value in [0, 1].
-    Raises UsageError where the problem has no images, and for an `adapt_on` that does not exist.
+    clamp: λ counts as its nearest value in [0, 1]. loss: a word of LOSSES. The experts are read one at a time.
+    Raises UsageError where the problem has no images, for an `adapt_on` or a loss that does not exist, and for labels
+    of another split than validation.
     """
 
     def __init__(
@@ -115,9 +138,17 @@ class MergedModel:
         method: Adapting,
         clamp: bool = False,
         taus: Iterable[tuple[str, torch.Tensor]] | None = None,
+        loss: str = "entropy",
     ):
         self.images = problem.unlabelled(method)
         check_choice("adapt_on", method.adapt_on, SPLITS)
+        check_choice("loss", loss, LOSSES)
+        if loss == "labels" and method.adapt_on != "val":
+            raise UsageError(
+                "loss=labels learns from the labels of validation images, never of test images; "
+                f"got adapt_on={method.adapt_on}: add method.adapt_on=val"
+            )
+        self.loss, self.labelled = loss, problem.labelled(method) if loss == "labels" else None
         check_choice("vectors", method.vectors, ("float16", "bfloat16", "float32", "float64"))
         check_least(1, batch_size=method.batch_size, pass_size=method.pass_size)
         self.problem, self.method, self.clamp = problem, method, clamp
@@ -126,13 +157,18 @@ class MergedModel:
         self.device = self.start[problem.keys[0]].device
         self.heads = {task: self.images.head(task).to(self.device) for task in problem.tasks}
         kept = dict(dtype=getattr(torch, method.vectors), device=self.device)
-        self.taus = {name: tau.to(**kept) for name, tau in taus or stacked(problem)}  # (tasks, *shape) each
-        self.layer = {name: place for place, name in enumerate(self.taus)}
+        taus = stacked(problem) if taus is None else taus
+        self.taus = {name: tau.to(**kept) for name, tau in taus}  # (tasks, *shape) each
+        self.layer = {name: place for place, name in enumerate(problem.keys)}
+
+    def parts(self, place: int) -> Iterator[torch.Tensor]:
+        """Tensors whose norm, taken together, is that of a task's vector."""
+        return (tau[place] for tau in self.taus.values())
 
     def coefficients(self, granularity: str) -> torch.Tensor:
         """λ at the start, (tasks, 1) or (tasks, layers): a layer is a tensor. Raises UsageError for other words."""
         check_choice("granularity", granularity, ("task", "layer"))
-        layers = len(self.taus) if granularity == "layer" else 1
+        layers = len(self.layer) if granularity == "layer" else 1
         shape, dtype = (len(self.problem.tasks), layers), self.problem.dtype
         return torch.full(shape, self.method.coef, dtype=dtype, device=self.device)
 
@@ -151,12 +187,12 @@ class MergedModel:
     def vector(self, lam: torch.Tensor, mask: Mask = unmasked) -> TaskVector:
         """The merged vector, on the CPU."""
         lam = self.effective(lam)
-        return TaskVector(vector={name: self.update(name, lam, mask).cpu() for name in self.taus})
+        return TaskVector(vector={name: self.update(name, lam, mask).cpu() for name in self.layer})
 
     def backward(self, lam: torch.Tensor, numbers: Sequence[int], mask: Mask = unmasked) -> dict[str, float]:
-        """Mean entropy of each task on its batches of these numbers; adds ∂L/∂λ and ∂L/∂x to `.grad`.
+        """Mean loss of each task on its batches of these numbers; adds ∂L/∂λ and ∂L/∂x to `.grad`.
 
-        Raises NonFiniteEntropy, before it adds anything, for an entropy that is no number.
+        Raises NonFiniteLoss, before it adds anything, for a loss that is no number.
         """
         point = self.effective(lam.detach()).requires_grad_(lam.requires_grad)
         found = self.backward_at(point, numbers, mask)
@@ -167,7 +203,7 @@ class MergedModel:
     def backward_at(self, lam: torch.Tensor, numbers: Sequence[int], mask: Mask = unmasked) -> dict[str, float]:
         """`backward` for λ as it enters θ: no clamp."""
         with torch.no_grad():
-            theta = {name: self.start[name] + self.update(name, lam, mask) for name in self.taus}
+            theta = {name: self.start[name] + self.update(name, lam, mask) for name in self.layer}
         for weight in theta.values():
             weight.requires_grad_()
         found = dict.fromkeys(self.problem.tasks, 0.0)
@@ -178,13 +214,13 @@ class MergedModel:
             images = [self.batch(task, number) for task, number in chunk]
             features = functional_call(self.encoder, theta, (torch.cat(images),))
             parts = features.split([len(batch) for batch in images])
-            losses = [entropy(self.heads[task](part)) for (task, _), part in zip(chunk, parts)]
+            losses = [self.loss_of(*which, batch, part) for which, batch, part in zip(chunk, images, parts)]
             sum(losses[1:], start=losses[0]).backward()
             for (task, _), loss in zip(chunk, losses):
                 found[task] += loss.item() / len(numbers)
         if not all(math.isfinite(value) for value in found.values()):
-            raise NonFiniteEntropy(f"the entropies are {found}")
-        for name in self.taus:
+            raise NonFiniteLoss(f"the {'entropies' if self.loss == 'entropy' else 'losses'} are {found}")
+        for name in self.layer:
             gradient = theta.pop(name).grad
             if gradient is not None:  # a frozen tensor that the features do not see has none
                 self.update(name, lam, mask).backward(gradient)
@@ -193,36 +229,49 @@ class MergedModel:
     def batch(self, task: str, number: int) -> torch.Tensor:
         return self.images.batch(task, self.method.adapt_on, self.method.batch_size, number)
 
+    def loss_of(self, task: str, number: int, images: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+        """mean_x H(q, p) of a task's batch of this number, which are these images with these features."""
+        logits = self.heads[task](features)
+        if self.loss == "entropy":
+            return entropy(logits)
+        if self.labelled:
+            return F.cross_entropy(logits, self.labelled.labels(task, self.method.batch_size, number))
+        with torch.no_grad():
+            theta_t = expert_weights(self.problem, task, self.start)
+            q = self.heads[task](functional_call(self.encoder, theta_t, (images,))).softmax(-1)
+        return F.cross_entropy(logits, q.argmax(-1) if self.loss == "expert_class" else q)
 
-class Adaptation:
-    """The steps of an adaptation: resumed where they stopped, shown, watched and recorded.
+
+class Steps:
+    """The steps of something that is learned: resumed where they stopped, shown, watched and recorded.
 
     phases: name -> number of steps, in order. settings: what a kept state must share with the run that goes on from it.
-    lam: λ; mask: whose logits are learned; optimizers: Adam, by name. All are restored in place.
+    tensors: what is learned; optimizers: Adam, by name. All are restored in place. loss: what its values are called.
     Every step must be a function of these and of its number. Raises CheckpointError for the state of another run.
     """
 
     def __init__(
         self,
-        model: MergedModel,
+        problem: Problem,
+        method: Method,
         phases: dict[str, int],
-        lam: torch.Tensor,
+        tensors: dict[str, torch.Tensor],
         optimizers: Mapping[str, torch.optim.Optimizer],
-        mask: ConcreteMask | None = None,
+        settings: Mapping[str, Any],
+        loss: str = "loss",
     ):
-        self.model, self.problem, self.phases, self.lam, self.mask = model, model.problem, phases, lam, mask
-        self.progress = model.problem.progress
-        self.optimizers, self.tensors = optimizers, {"lambda": lam} | (mask.logits if mask else {})
+        self.problem, self.method, self.phases = problem, method, phases
+        self.progress, self.optimizers, self.tensors, self.loss = problem.progress, optimizers, tensors, loss
         self.total = sum(phases.values())
         self.done = 0
-        tasks = self.problem.tasks
-        self.curves: dict[str, Any] = {"step": [], "entropy": {t: [] for t in tasks}, "lambda": {t: [] for t in tasks}}
-        self.curves |= {"density": [], "layers": {"step": [], "values": []}}
-        method = vars(model.method) | {"name": model.method.name}
-        norms = {t: _norm(tau[place] for tau in model.taus.values()) for place, t in enumerate(tasks)}
-        identity = {key: getattr(self.problem, key) for key in ("model", "mode", "scope", "seed")}
-        # tasks: λ is kept by place, so their order counts
-        self.settings = identity | {"tasks": list(tasks)} | method | {"norms of the task vectors": norms}
+        self.curves: dict[str, Any] = {"step": [], loss: {task: [] for task in problem.tasks}}
+        identity = {key: getattr(problem, key) for key in ("model", "mode", "scope", "seed")}
+        # tasks: what is learned is kept by place, so their order counts
+        identity |= {"tasks": list(problem.tasks)} | vars(method) | {"name": method.name}
+        self.settings = identity | dict(settings)
+
+    def resume(self) -> None:
+        """Go on from the state that was kept, if there is one."""
         if is_primary() and self.progress.state and self.progress.state.is_file():
             self._resume(self.progress.state)
 
@@ -230,34 +279,36 @@ class Adaptation:
         """Whether the next step is the first of this phase."""
         return self.done == self._first(phase)
 
-    def run(self, phase: str, step: Callable[[int], dict[str, float]], vector: Callable[[], TaskVector]) -> None:
+    def run(self, phase: str, step: Callable[[int], dict[str, float]], model: Callable[[], Watchable]) -> None:
         """The steps of a phase that are not yet done.
 
-        step(index): does one and gives the mean entropy of each task. vector(): the merged vector as it now is.
-        Under torchrun rank 0 does them, and gives the others what it learned. Raises NonFiniteEntropy at the first step
+        step(index): does one and gives the mean loss of each task. model(): what there is to watch, as it now is.
+        Under torchrun rank 0 does them, and gives the others what it learned. Raises NonFiniteLoss at the first step
         that gives no number, with the state before it kept.
         """
-        self.done, self.curves = from_primary(lambda: self._run(phase, step, vector))
+        self.done, self.curves = from_primary(lambda: self._run(phase, step, model))
         for tensor in self.tensors.values():
             broadcast(tensor)
 
     def _run(
-        self, phase: str, step: Callable[[int], dict[str, float]], vector: Callable[[], TaskVector]
+        self, phase: str, step: Callable[[int], dict[str, float]], model: Callable[[], Watchable]
     ) -> tuple[int, dict[str, Any]]:
         first, steps = self._first(phase), self.phases[phase]
         if self.begins(phase):
-            self._watch(phase, vector)
+            self._watch(phase, model)
         bar = tqdm(total=steps, initial=min(steps, self.done - first), desc=phase, leave=False, disable=None)
         for index in until_stopped(range(self.done - first, steps), lambda index: self._keep()):
             try:
-                entropies = step(index)
-            except NonFiniteEntropy as error:
+                losses = step(index)
+            except NonFiniteLoss as error:
                 self._stop(phase, index, error)
-            self._record(entropies)
+            scalars = self._record(losses)
+            if self.progress.log:
+                self.progress.log(scalars, self.done)
             self.done += 1
             bar.update()
-            bar.set_postfix(entropy=f"{math.fsum(entropies.values()) / len(entropies):.3f}")
-            self._watch(phase, vector)  # before the state is kept: a run killed in between watches this point again
+            bar.set_postfix({self.loss: f"{math.fsum(losses.values()) / len(losses):.3f}"})
+            self._watch(phase, model)  # before the state is kept: a run killed in between watches this point again
             every = self.progress.save_every
             if self.progress.state and every and (self.done % every == 0 or self.done == self.total):
                 if broken := self._broken():
@@ -266,26 +317,22 @@ class Adaptation:
         bar.close()
         return self.done, self.curves
 
-    def course(self, mask: dict[str, Any] | None = None) -> dict[str, Any]:
-        """The course of the adaptation, for the result."""
-        method, names = self.model.method, list(self.model.taus)
-        values = self.model.effective(self.lam.detach())
+    def course(self) -> dict[str, Any]:
+        """The course of the steps, for the result."""
+        settings = vars(self.method)
         return {
-            "adapt_on": method.adapt_on,
-            "variant": getattr(method, "variant", None),
-            "settings": vars(method),
+            "adapt_on": settings["adapt_on"],
+            "variant": settings.get("variant"),
+            "settings": settings,
             "steps": dict(self.phases),
             "phases": [{"name": name, "steps": steps} for name, steps in self.phases.items()],
-            "entropy": {"step": self.curves["step"], "tasks": self.curves["entropy"]},
-            "lambda": {
-                "tasks": list(self.problem.tasks),
-                "layers": names if values.shape[1] > 1 else None,
-                "values": values.tolist(),
-            },
-            "lambda_curve": {"step": self.curves["step"], "tasks": self.curves["lambda"]},
-            "lambda_layers_curve": self.curves["layers"] if values.shape[1] > 1 else None,  # (tasks, layers) each
-            "density_curve": {"step": self.curves["step"], "density": self.curves["density"]} if self.mask else None,
-            "mask": mask,
+            "entropy": None,
+            "lambda": None,
+            "lambda_curve": None,
+            "lambda_layers_curve": None,
+            "density_curve": None,
+            "mask": None,
+            self.loss: {"step": self.curves["step"], "tasks": self.curves[self.loss]},
         }
 
     def _first(self, phase: str) -> int:
@@ -293,27 +340,23 @@ class Adaptation:
         names = list(self.phases)
         return sum(self.phases[name] for name in names[: names.index(phase)])
 
-    def _record(self, entropies: dict[str, float]) -> None:
-        values = self.model.effective(self.lam.detach())
-        groups = {"entropy": entropies, "lambda": dict(zip(self.problem.tasks, values.mean(1).tolist()))}
-        scalars = {f"{group}/{task}": value for group, named in groups.items() for task, value in named.items()}
-        if self.done % math.ceil(self.total / KEPT) == 0:
+    def _sampled(self) -> bool:
+        """Whether the step is one of those that the result tells of."""
+        return self.done % math.ceil(self.total / KEPT) == 0
+
+    def _record(self, losses: dict[str, float], **more: dict[str, float]) -> dict[str, float]:
+        """Add a step to the curves; gives its scalars. more: further numbers of each task, by the name of a curve."""
+        groups = {self.loss: losses, **more}
+        if self._sampled():
             self.curves["step"].append(self.done)
             for group, named in groups.items():
                 for task, value in named.items():
                     self.curves[group][task].append(value)
-            if self.mask:
-                scalars["density"] = self.mask.density()
-                self.curves["density"].append(scalars["density"])
-        if values.shape[1] > 1 and self.done % math.ceil(self.total / KEPT_LAYERS) == 0:
-            self.curves["layers"]["step"].append(self.done)
-            self.curves["layers"]["values"].append([[round(v, 4) for v in row] for row in values.tolist()])
-        if self.progress.log:
-            self.progress.log(scalars, self.done)
+        return {f"{group}/{task}": value for group, named in groups.items() for task, value in named.items()}
 
-    def _watch(self, phase: str, vector: Callable[[], TaskVector]) -> None:
+    def _watch(self, phase: str, model: Callable[[], Watchable]) -> None:
         if self.progress.watch:
-            self.progress.watch(self.done, phase, vector)
+            self.progress.watch(self.done, phase, model)
 
     def _broken(self) -> list[str]:
         learned = checkpoints.state_tensors({"value": self.tensors}, self.optimizers)
@@ -348,7 +391,7 @@ class Adaptation:
         print(f"goes on from step {self.done} of {self.total} ({path})")
 
     def _stop(self, phase: str, index: int, why: object) -> NoReturn:
-        path, method = self.progress.state, self.model.method
+        path, method = self.progress.state, self.method
         self._keep()
         kept = "no state was kept"
         if path and path.is_file():
@@ -356,10 +399,59 @@ class Adaptation:
             kept = f"the last good state is kept in {path} (step {step}); the same command would stop here again"
         rates = " or ".join(f"method.{name}=..." for name in ("lr", "mask_lr", "inner_lr") if hasattr(method, name))
         command = results.command_line().replace(" overwrite=True", "")
-        raise NonFiniteEntropy(
+        raise NonFiniteLoss(
             f"{method.name}: {why} at step {index} of {self.phases[phase]} ({phase}); {kept}. "
             f"Start anew with a smaller rate ({rates}): {command} overwrite=True"
         ) from None
+
+
+class Adaptation(Steps):
+    """The steps of an adaptation of λ, or of a mask, or of both.
+
+    lam: λ; mask: whose logits are learned.
+    """
+
+    def __init__(
+        self,
+        model: MergedModel,
+        phases: dict[str, int],
+        lam: torch.Tensor,
+        optimizers: Mapping[str, torch.optim.Optimizer],
+        mask: LearnedMask | None = None,
+    ):
+        self.model, self.lam, self.mask = model, lam, mask
+        problem, tensors = model.problem, {"lambda": lam} | (mask.logits if mask else {})
+        norms = {task: _norm(model.parts(place)) for place, task in enumerate(problem.tasks)}
+        about, loss = {"norms of the task vectors": norms}, "entropy" if model.loss == "entropy" else "loss"
+        super().__init__(problem, model.method, phases, tensors, optimizers, about, loss)
+        self.curves |= {"lambda": {task: [] for task in problem.tasks}}
+        self.curves |= {"density": [], "layers": {"step": [], "values": []}}
+        self.resume()
+
+    def course(self, mask: dict[str, Any] | None = None) -> dict[str, Any]:
+        names, values = list(self.model.layer), self.model.effective(self.lam.detach())
+        return super().course() | {
+            "lambda": {
+                "tasks": list(self.problem.tasks),
+                "layers": names if values.shape[1] > 1 else None,
+                "values": values.tolist(),
+            },
+            "lambda_curve": {"step": self.curves["step"], "tasks": self.curves["lambda"]},
+            "lambda_layers_curve": self.curves["layers"] if values.shape[1] > 1 else None,  # (tasks, layers) each
+            "density_curve": {"step": self.curves["step"], "density": self.curves["density"]} if self.mask else None,
+            "mask": mask,
+        }
+
+    def _record(self, losses: dict[str, float], **more: dict[str, float]) -> dict[str, float]:
+        values = self.model.effective(self.lam.detach())
+        scalars = super()._record(losses, **{"lambda": dict(zip(self.problem.tasks, values.mean(1).tolist()))})
+        if self.mask and self._sampled():
+            scalars["density"] = self.mask.density()
+            self.curves["density"].append(scalars["density"])
+        if values.shape[1] > 1 and self.done % math.ceil(self.total / KEPT_LAYERS) == 0:
+            self.curves["layers"]["step"].append(self.done)
+            self.curves["layers"]["values"].append([[round(v, 4) for v in row] for row in values.tolist()])
+        return scalars
 
 
 def _norm(tensors: Iterable[torch.Tensor]) -> str:

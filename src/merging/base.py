@@ -14,6 +14,7 @@ The dataclass is the method's schema for Hydra, so a wrong name, key or type get
 go into config/method/<name>.yaml, which starts with `defaults: [<method>]`, or `[base_<method>]` under that name.
 """
 
+import glob
 import importlib
 import pkgutil
 import re
@@ -30,7 +31,7 @@ from hydra.core.config_store import ConfigStore
 
 from src.checkpoints import VISUAL, CheckpointError
 from src.datasets.registry import Suite
-from src.evaluation import Line
+from src.evaluation import FeatureMap, Line
 from src.runtime.messages import UsageError, few
 from src.runtime.paths import METHOD_CONFIGS
 from src.task_vectors import TaskVector
@@ -57,16 +58,29 @@ class Unlabelled:
 
 
 @dataclass(frozen=True)
+class Labelled:
+    """Labels of validation images, for the methods that say they learn from them; there are none of test images.
+
+    labels(task, batch_size, number): those of the images of `Unlabelled.batch(task, "val", batch_size, number)`.
+    """
+
+    labels: Callable[[str, int, int], torch.Tensor]
+
+
+Watchable = TaskVector | Mapping[str, Line]  # the merged vector, or the model of each task
+
+
+@dataclass(frozen=True)
 class Progress:
     """Where long work tells how it goes, and what it goes on from.
 
-    watch(step, phase, vector): to be called when `step` steps are done, with a function that gives the merged vector
-        as it then is. It returns nothing: what it finds out is not for the method to know.
+    watch(step, phase, model): to be called when `step` steps are done, with a function that gives the merged models
+        as they then are. It returns nothing: what it finds out is not for the method to know.
     log(values, step): scalars of a step, for whoever looks on.
     state: where an unfinished adaptation is kept, every `save_every` steps (0: never). Who set it removes it.
     """
 
-    watch: Callable[[int, str, Callable[[], TaskVector]], None] | None = None
+    watch: Callable[[int, str, Callable[[], Watchable]], None] | None = None
     log: Callable[[dict[str, float], int], None] | None = None
     state: Path | None = None
     save_every: int = 0
@@ -81,6 +95,11 @@ def part_of_state(state: Path, number: int) -> Path:
     return state.with_name(f"{state.name}.{number}")
 
 
+def states_of(state: Path) -> list[Path]:
+    """This file and those of every part of it, if they are there."""
+    return [state, *state.parent.glob(f"{glob.escape(state.name)}.*")]
+
+
 @dataclass(frozen=True)
 class Problem:
     """What is to be merged: θ0 and each task's θ_t, from which τ_t = θ_t − θ0 is read one tensor at a time.
@@ -90,7 +109,7 @@ class Problem:
         image encoder, with the frozen text-side ones that the published vectors contain.
     mode: a name of modes.py: how the merged weights will be evaluated.
     mask_path(name) is where masks of this problem lie on disk; label: the name of those that these settings make.
-    images: for methods that need some; None where there are none.
+    images: for methods that need some; None where there are none. validation: for those that ask for labels.
     memo: what methods have worked out and may want again, at other settings or options; it goes with the problem.
     Raises UsageError for an unknown scope and for no task; CheckpointError with the keys or shapes unlike θ0's.
     """
@@ -105,6 +124,7 @@ class Problem:
     mask_path: Callable[[str], Path] | None = None
     label: str = ""
     images: Unlabelled | None = None
+    validation: Labelled | None = None
     progress: Progress = Progress()
     memo: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
@@ -137,6 +157,15 @@ class Problem:
                 f"{method.name} needs unlabelled images; the problem comes without them: pass images=Unlabelled(...)"
             )
         return self.images
+
+    def labelled(self, method: "Method") -> Labelled:
+        """The labels of validation images. Raises UsageError where the problem comes without them."""
+        if self.validation is None:
+            raise UsageError(
+                f"{method.name} with loss=labels needs labels of validation images; the problem comes without them: "
+                "pass validation=Labelled(...), or take loss=expert"
+            )
+        return self.validation
 
     @cached_property
     def _floating(self) -> dict[str, tuple[torch.dtype, torch.Size]]:
@@ -232,6 +261,10 @@ class Merge(ABC):
     def lines(self, task: str, settings: Sequence[Setting]) -> list[Line]:
         """The models of these settings, in order, as lines to score."""
         return [Line(self.vector(task, setting).vector) for setting in settings]
+
+    def adapter(self, task: str, setting: Setting) -> FeatureMap | None:
+        """What is done to the features of `task` before its head; None: nothing."""
+        return None
 
     def at_edge(self, setting: Setting) -> bool:
         """Whether it is the last of several, so that one beyond them might be better."""

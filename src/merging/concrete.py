@@ -33,7 +33,7 @@ from src.merging.adaptation import (
     Adapting,
     Mask,
     MergedModel,
-    NonFiniteEntropy,
+    NonFiniteLoss,
     check_choice,
     check_least,
     given,
@@ -293,7 +293,7 @@ class MetaLearning:
         self.outer.zero_grad()
         try:
             entropies = self.model.backward(self.lam.detach(), [2 * index + 1], outside)
-        except NonFiniteEntropy:  # undo the inner step: what is kept is the state before the meta step
+        except NonFiniteLoss:  # undo the inner step: what is kept is the state before the meta step
             with torch.no_grad():
                 self.lam.copy_(before[0])
             self.inner.load_state_dict(before[1])

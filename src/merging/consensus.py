@@ -19,13 +19,13 @@ def consensus_mask(masks: Masks, k: int) -> Mask:
     """1 where at least k of the tasks' masks are 1."""
     if k < 0:
         raise UsageError(f"prun_thre_k: expected a number of tasks, 0 or more; got {k}")
-    kept = {}
+    shared = {}
     for name, bits in next(iter(masks.values())).bits.items():
         users = torch.zeros(bits.shape, dtype=torch.int16)
         for mask in masks.values():
             users += mask.bits[name]
-        kept[name] = users >= k
-    return Mask(kept)
+        shared[name] = users >= k
+    return Mask(shared)
 
 
 @register(

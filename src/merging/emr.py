@@ -70,7 +70,7 @@ class ElectedMasks(Masked):
         return self.scales[task] * super().vector(task, setting)
 
 
-@register("emr", title="EMR", paper="2405.17461")
+@register("emr", title="EMR", paper="2405.17461", stage="methods")
 @dataclass
 class Emr(Method):
     rescale: str = "global"

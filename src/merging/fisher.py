@@ -69,8 +69,8 @@ def published(logits: Logits, theta: Weights, images: torch.Tensor) -> Weights:
     """(∇ Σ_x Σ_y √p log p)² of these images."""
 
     def objective(theta: Weights) -> torch.Tensor:
-        found = logits(theta, images)
-        return (found.softmax(-1).detach().sqrt() * found.log_softmax(-1)).sum()
+        scores = logits(theta, images)
+        return (scores.softmax(-1).detach().sqrt() * scores.log_softmax(-1)).sum()
 
     return {name: gradient.square() for name, gradient in grad(objective)(theta).items()}
 
@@ -83,6 +83,7 @@ def zeros(problem: Problem) -> Weights:
     "fisher",
     title="Fisher merging",
     paper="2111.09832",
+    stage="methods",
     published={"concrete": "Fisher Merging", "fusionbench": "Fisher Merging", "WUDI-Merging": "Fisher Merging"},
     needs=IMAGES,
 )

@@ -38,7 +38,7 @@ def depths(keys: Iterable[str], tail: str = "shallow") -> dict[str, float]:
     """
     check_choice("tail", tail, TAILS)
     keys = list(keys)
-    blocks = {key: int(found[1]) for key in keys if (found := BLOCK.match(key))}
+    blocks = {key: int(match[1]) for key in keys if (match := BLOCK.match(key))}
     last = max(blocks.values(), default=0)
     if last == 0:
         raise UsageError(f"lines: expected two blocks or more, named {VISUAL}...blocks.<l>.; found {few(keys)}")
@@ -54,9 +54,10 @@ def l1_norm(vector: TaskVector) -> float:
     "lines",
     title="LiNeS, task arithmetic",
     paper="2410.17146",
+    stage="methods",
     variants=(
-        Variant("LiNeS, TIES", {"base": "ties"}),
-        Variant("LiNeS, consensus TA", {"base": "consensus"}),
+        Variant("LiNeS, TIES", {"base": "ties"}, stage="methods"),
+        Variant("LiNeS, consensus TA", {"base": "consensus"}, stage="methods"),
     ),
 )
 @dataclass

@@ -68,6 +68,7 @@ class MagnitudePruned(Merge):
     "mag_prune",
     title="magnitude pruning",
     paper="2405.07813",
+    stage="methods",
     published={"tall": "Magnitude Pruning"},
 )
 @dataclass
@@ -77,6 +78,6 @@ class MagnitudePruning(Method):
     k: float = 10.0
 
     def merge(self, problem: Problem) -> Merge:
-        kept = sum(magnitude_mask(problem, task, self.k).count() for task in problem.tasks)
-        bits = 32 * (problem.num_parameters_total + kept) + len(problem.tasks) * problem.num_parameters
+        weights = sum(magnitude_mask(problem, task, self.k).count() for task in problem.tasks)
+        bits = 32 * (problem.num_parameters_total + weights) + len(problem.tasks) * problem.num_parameters
         return MagnitudePruned(settings=(1.0,), storage_bits=bits, problem=problem, k=self.k)

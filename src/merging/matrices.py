@@ -169,13 +169,13 @@ class Deltas:
     def svds(self, k: int, centred: bool = False) -> list[SVD]:
         """The leading k triplets of each Δ_t, or of each Δ_t less their mean. Raises NoDecomposition."""
         names = [("centred" if centred else "own", task) for task in self.problem.tasks]
-        kept = [self._kept(name, k) for name in names]
-        if all(kept):
-            return [svd for svd in kept if svd]
+        stored = [self._kept(name, k) for name in names]
+        if all(stored):
+            return [svd for svd in stored if svd]
         mean = self.total() / len(self) if centred else None
         return [
             svd or self._keep(name, self.svd(delta if mean is None else delta - mean).top(k))
-            for name, svd, delta in zip(names, kept, self)
+            for name, svd, delta in zip(names, stored, self)
         ]
 
     def svd_of_total(self) -> SVD:
@@ -213,7 +213,7 @@ class Deltas:
 
     def _keep(self, name: tuple[str, str], svd: SVD) -> SVD:
         memo = self.problem.memo
-        if svd.nbytes + sum(kept.nbytes for kept in memo.values() if isinstance(kept, SVD)) <= BUDGET:
+        if svd.nbytes + sum(other.nbytes for other in memo.values() if isinstance(other, SVD)) <= BUDGET:
             memo[self.matrix, *name] = svd.copy()  # a view would keep the whole in memory
         return svd
 

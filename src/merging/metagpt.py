@@ -31,7 +31,7 @@ def coefficients(problem: Problem) -> list[float]:
     return [square / total if total else 1 / len(squares) for square in squares]
 
 
-@register("metagpt", title="MetaGPT", paper="2406.11385")
+@register("metagpt", title="MetaGPT", paper="2406.11385", stage="methods")
 @dataclass
 class MetaGPT(Method):
     def merge(self, problem: Problem) -> Merge:

@@ -36,7 +36,7 @@ def interpolation(cosine: float, tasks: int, clamp: bool) -> float:
     return tasks * cosine / max((tasks - 1) * cosine + 1, POLE)
 
 
-@register("model_stock", title="Model Stock", paper="2403.19522")
+@register("model_stock", title="Model Stock", paper="2403.19522", stage="methods")
 @dataclass
 class ModelStock(Method):
     clamp: bool = True

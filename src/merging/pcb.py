@@ -71,7 +71,7 @@ def range_of(problem: Problem, tensors: Iterator[torch.Tensor], low: float, high
         piece.copy_(tensor.flatten())
     values, places = flat.numpy(), [int(size * low), int(size * (1 - high) - 1)]  # as released; the products round
     values.partition(places)  # NumPy selects in place, which torch.kthvalue cannot
-    return Range(*(values[place].item() for place in places))
+    return Range(*(values[index].item() for index in places))
 
 
 class Competition:
@@ -115,7 +115,9 @@ class Competition:
         return total / scores.clamp(min=1e-12)
 
 
-@register("pcb", title="PCB", paper="2410.02396", published={"WUDI-Merging": "PCB Merging"}, untuned=1.2)
+@register(
+    "pcb", title="PCB", paper="2410.02396", published={"WUDI-Merging": "PCB Merging"}, untuned=1.2, stage="methods"
+)
 @dataclass
 class Pcb(Method):
     variant: str = "pcb_ES"

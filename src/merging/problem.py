@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from src import checkpoints, store
 from src.datasets import loading
 from src.heads import get_classification_head
 from src.linearize import LinearizedModel
-from src.merging.base import Merge, Problem, Progress, Setting, Unlabelled
+from src.merging.base import Labelled, Merge, Problem, Progress, Setting, Unlabelled
 from src.merging.names import tasks_name
 from src.modes import MODES
 from src.records import Storage
@@ -47,9 +47,11 @@ def read_problem(run: Run, source: Source, label: str = "", progress: Progress =
         return checkpoints.Checkpoint(path, like=pretrained, model=run.model, mode=MODES[mode].checkpoint)
 
     tasks = tasks_name(run.suite, run.tasks, encoders)
+    weights = {task: finetuned(task) for task in run.tasks}
+    files = tuple((file.path, file.path.stat().st_mtime_ns) for file in (pretrained, *weights.values()))
     return Problem(
         pretrained=pretrained,
-        finetuned={task: finetuned(task) for task in run.tasks},
+        finetuned=weights,
         scope=scope,
         mode=mode,
         model=run.model,
@@ -62,8 +64,16 @@ def read_problem(run: Run, source: Source, label: str = "", progress: Progress =
             batch=partial(unlabelled, run),
             head=partial(get_classification_head, run),
         ),
+        validation=Labelled(partial(labels, run)),
         progress=progress,
+        memo=_memo(run, source, files),
     )
+
+
+@lru_cache(maxsize=1)
+def _memo(run: Run, source: Source, files: tuple[tuple[Path, int], ...]) -> dict[Any, Any]:
+    """What methods have worked out of these files, kept from one merge of a process to the next."""
+    return {}
 
 
 def model_of(run: Run, mode: str) -> torch.nn.Module:
@@ -80,8 +90,20 @@ def unlabelled(run: Run, task: str, split: str, batch_size: int, number: int) ->
     """
     encoder = store.encoder(run)
     pixels = loading.evaluation_pixels(run, task, split, encoder.image_size).pixels
-    indices = batch_indices(len(pixels), batch_size, number, event_seed(run.seed, "unlabelled", task, split))
+    indices = batch_indices(len(pixels), batch_size, number, _order(run, task, split))
     return loading.batch_of(pixels[indices], encoder, run.device)
+
+
+def labels(run: Run, task: str, batch_size: int, number: int) -> torch.Tensor:
+    """Those of the `number`-th batch of validation images that `unlabelled` gives."""
+    every = loading.evaluation_pixels(run, task, "val", store.encoder(run).image_size).labels
+    indices = batch_indices(len(every), batch_size, number, _order(run, task, "val"))
+    return torch.from_numpy(every[indices]).to(run.device)
+
+
+def _order(run: Run, task: str, split: str) -> int:
+    """The seed of the order in which a method sees a split."""
+    return event_seed(run.seed, "unlabelled", task, split)
 
 
 def storage(problem: Problem, merge: Merge) -> Storage:
@@ -98,11 +120,16 @@ def storage(problem: Problem, merge: Merge) -> Storage:
 
 
 def export(problem: Problem, merge: Merge, chosen: Mapping[str, Setting], output: Path) -> list[Path]:
-    """Write θ0 + the chosen vector to `output`; to a file for each task (`.<task>.safetensors`) where models differ."""
+    """Write θ0 + the chosen vector to `output`; to a file for each task (`.<task>.safetensors`) where models differ.
+
+    Such a file has the task's adapter too, `adapter.*`, where there is one; it is then no encoder, and loads as none.
+    """
     written = []
     for task in problem.tasks if merge.per_task else problem.tasks[:1]:
         path = output.with_suffix(f".{task}.safetensors") if merge.per_task else output
         weights = problem.pretrained + merge.vector(task, chosen[task])
+        if adapter := merge.adapter(task, chosen[task]):
+            weights |= {f"adapter.{name}": tensor for name, tensor in vars(adapter).items()}
         header: dict[str, Any] = dict(model=problem.model, mode=MODES[problem.mode].checkpoint, seed=problem.seed)
         header |= dict(tasks=list(problem.tasks), scope=problem.scope, chosen=chosen[task])
         checkpoints.save(path, weights, header | (dict(task=task) if merge.per_task else {}))

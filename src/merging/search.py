@@ -7,6 +7,7 @@ from typing import Any
 
 from omegaconf import OmegaConf, ValidationError
 
+from src.evaluation import FeatureMap
 from src.merging.base import Merge, Method, Problem, Setting
 from src.runtime.messages import UsageError
 from src.task_vectors import TaskVector
@@ -46,6 +47,10 @@ class Searched(Merge):
         index, own = self.part(setting)
         return self.merges[index][1].vector(task, own)
 
+    def adapter(self, task: str, setting: Setting) -> FeatureMap | None:
+        index, own = self.part(setting)
+        return self.merges[index][1].adapter(task, own)
+
     def at_edge(self, setting: Setting) -> bool:
         index, own = self.part(setting)
         return self.merges[index][1].at_edge(own)
@@ -62,15 +67,15 @@ class Searched(Merge):
             facts.append((options, list(own), merge.info | merge.finish(own)))
         if len(facts) == 1:
             return facts[0][-1]
-        return {"by_options": [{"options": options, "tasks": tasks, **told} for options, tasks, told in facts]}
+        return {"by_options": [{"options": options, "tasks": tasks, **of_merge} for options, tasks, of_merge in facts]}
 
     def _by_merge(self, chosen: Mapping[str, Setting]) -> dict[int, dict[str, Setting]]:
         """The chosen settings of each merge that has some, by task."""
-        found: dict[int, dict[str, Setting]] = {}
+        by_merge: dict[int, dict[str, Setting]] = {}
         for task, setting in chosen.items():
             index, own = self.part(setting)
-            found.setdefault(index, {})[task] = own
-        return found
+            by_merge.setdefault(index, {})[task] = own
+        return by_merge
 
 
 def with_options(method: Method, options: Mapping[str, Any], where: str) -> Method:

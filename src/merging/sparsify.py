@@ -89,8 +89,8 @@ class Sparsifying(Method):
 
 def dropped(tau: torch.Tensor, p: float, rescale: bool, generator: torch.Generator) -> torch.Tensor:
     """DARE of one tensor. p: the chance that a weight is dropped."""
-    kept = torch.rand(tau.shape, generator=generator, dtype=tau.dtype) >= p
-    return tau.where(kept, 0.0) / (1 - p if rescale else 1)
+    stays = torch.rand(tau.shape, generator=generator, dtype=tau.dtype) >= p
+    return tau.where(stays, 0.0) / (1 - p if rescale else 1)
 
 
 def middle(tau: torch.Tensor, density: float, gamma: float, by: str) -> torch.Tensor:
@@ -99,9 +99,9 @@ def middle(tau: torch.Tensor, density: float, gamma: float, by: str) -> torch.Te
         return tau  # as in the authors' code
     rows = tau.reshape(-1, tau.shape[-1] if by == "row" else tau.numel())  # (rows, n)
     n = rows.shape[1]
-    kept = int(density * n)
-    first = min(int(gamma * n), n - kept)  # density is kept to where it leaves no room for γ
-    order = rows.abs().argsort(dim=1, descending=True, stable=True)[:, first : first + kept]
+    count = int(density * n)
+    first = min(int(gamma * n), n - count)  # density is kept to where it leaves no room for γ
+    order = rows.abs().argsort(dim=1, descending=True, stable=True)[:, first : first + count]
     return torch.zeros_like(rows).scatter_(1, order, rows.gather(1, order)).view(tau.shape)
 
 
@@ -120,11 +120,11 @@ def magnitude_dropped(
 ) -> torch.Tensor:
     """DELLA of one tensor."""
     q = keep_probabilities(tau, density, epsilon)
-    kept = tau.where(torch.rand(tau.shape, generator=generator, dtype=tau.dtype) < q, 0.0)
+    sparse = tau.where(torch.rand(tau.shape, generator=generator, dtype=tau.dtype) < q, 0.0)
     if rescale == "inverse":
-        return kept / q
-    left = kept.abs().sum()
-    return kept * (tau.abs().sum() / left) if rescale == "l1" and left > 0 else kept
+        return sparse / q
+    left = sparse.abs().sum()
+    return sparse * (tau.abs().sum() / left) if rescale == "l1" and left > 0 else sparse
 
 
 def largest(problem: Problem) -> TaskVector:
@@ -147,8 +147,9 @@ def check_share(option: str, value: float, least: float = 0.0) -> None:
     "dare",
     title="DARE + TA",
     paper="2311.03099",
+    stage="methods",
     untuned=0.3,
-    variants=(Variant("DARE + TIES", {"then": "ties", "k": 20.0}),),
+    variants=(Variant("DARE + TIES", {"then": "ties", "k": 20.0}, stage="methods"),),
 )
 @dataclass
 class Dare(Sparsifying):
@@ -163,7 +164,7 @@ class Dare(Sparsifying):
         return self.drawn(problem, self.draws, lambda tau, generator: dropped(tau, self.p, self.rescale, generator))
 
 
-@register("breadcrumbs", title="Breadcrumbs", paper="2312.06795")
+@register("breadcrumbs", title="Breadcrumbs", paper="2312.06795", stage="methods")
 @dataclass
 class Breadcrumbs(Sparsifying):
     """Model Breadcrumbs: neither the largest weights of each layer nor the small ones.
@@ -184,7 +185,7 @@ class Breadcrumbs(Sparsifying):
         return self.combined(Sparse.of(problem, lambda task, key, tau: middle(tau, self.density, self.gamma, self.by)))
 
 
-@register("della", title="DELLA", paper="2406.11617")
+@register("della", title="DELLA", paper="2406.11617", stage="methods")
 @dataclass
 class Della(Sparsifying):
     """DELLA: weights dropped at random, small ones more often; then TIES's election. Means over draws.
@@ -213,7 +214,7 @@ class Della(Sparsifying):
         return self.drawn(problem, self.draws, sparsify)
 
 
-@register("magmax", title="MagMax", paper="2407.06322", untuned=0.5)
+@register("magmax", title="MagMax", paper="2407.06322", untuned=0.5, stage="methods")
 @dataclass
 class MagMax(Method):
     """MagMax: of each weight, the change that is largest in magnitude. The authors' α is 0.5."""

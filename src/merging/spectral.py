@@ -75,7 +75,9 @@ def joined(svds: Iterable[SVD]) -> tuple[Tensor, Tensor, Tensor]:
     return torch.cat(u, dim=1), torch.cat(s), torch.cat(vh)
 
 
-@register("tsv_m", title="TSV-M", paper="2412.00081", published={TSV: "TSV-M", ISO: "TSV-M"}, untuned=1.0)
+@register(
+    "tsv_m", title="TSV-M", paper="2412.00081", published={TSV: "TSV-M", ISO: "TSV-M"}, untuned=1.0, stage="methods"
+)
 @dataclass
 class TSVM(MergedMatrices):
     """TSV-M: the leading singular vectors of every task, made orthogonal (Gargiulo et al., 2025).
@@ -119,7 +121,7 @@ class Compressed(Merge):
         return TaskVector(vector=vector) * setting
 
 
-@register("tsv_c", title="TSV-C", paper="2412.00081", published={TSV: "TSV-C"})
+@register("tsv_c", title="TSV-C", paper="2412.00081", published={TSV: "TSV-C"}, stage="methods")
 @dataclass
 class TSVC(MatrixMethod):
     """TSV-C: a task vector of rank r/T for each task (Gargiulo et al., 2025).
@@ -150,7 +152,7 @@ def iso_c(deltas: Deltas) -> Tensor:
     return whole.s.mean() * (svd.u @ svd.vh)
 
 
-@register("iso_c", title="Iso-C", paper="2502.04959", published={ISO: "Iso-C"})
+@register("iso_c", title="Iso-C", paper="2502.04959", published={ISO: "Iso-C"}, stage="methods")
 @dataclass
 class IsoC(MergedMatrices):
     """Iso-C: the sum with equal singular values (Marczak et al., 2025)."""
@@ -182,7 +184,7 @@ def iso_cts(deltas: Deltas, common_space_fraction: float) -> Tensor:
     return sigma.sum() / deltas.r * (deltas.polar(u) @ deltas.polar(vh))
 
 
-@register("iso_cts", title="Iso-CTS", paper="2502.04959", published={ISO: "Iso-CTS"})
+@register("iso_cts", title="Iso-CTS", paper="2502.04959", published={ISO: "Iso-CTS"}, stage="methods")
 @dataclass
 class IsoCTS(MergedMatrices):
     """Iso-CTS: Iso-C with the least directions of the sum replaced by the tasks' own (Marczak et al., 2025)."""
@@ -196,7 +198,7 @@ class IsoCTS(MergedMatrices):
         return scaled(problem, tau, self.alphas)
 
 
-@register("cart", title="CART", paper="2412.12153", published={CART: "CART"}, untuned=2.0)
+@register("cart", title="CART", paper="2412.12153", published={CART: "CART"}, untuned=2.0, stage="methods")
 @dataclass
 class Cart(MatrixMethod):
     """CART: the average, and the leading triplets of what each task differs from it in (Choi et al., 2024)."""

@@ -77,11 +77,12 @@ class Calibrated(Merge):
     "svc",
     title="SVC, weight averaging",
     paper="2602.05536",
+    stage="methods",
     variants=(
-        Variant("SVC, task arithmetic", {"base": "sum"}),
-        Variant("SVC, TSV-M", {"base": "tsv_m", "alpha": 1.0, "clip": 1.0}),
-        Variant("SVC, Iso-C", {"base": "iso_c", "alpha": 1.5}),
-        Variant("SVC, Iso-CTS", {"base": "iso_cts", "alpha": 1.5, "clip": 0.2}),
+        Variant("SVC, task arithmetic", {"base": "sum"}, stage="methods"),
+        Variant("SVC, TSV-M", {"base": "tsv_m", "alpha": 1.0, "clip": 1.0}, stage="methods"),
+        Variant("SVC, Iso-C", {"base": "iso_c", "alpha": 1.5}, stage="methods"),
+        Variant("SVC, Iso-CTS", {"base": "iso_cts", "alpha": 1.5, "clip": 0.2}, stage="methods"),
     ),
 )
 @dataclass

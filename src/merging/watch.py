@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from src.evaluation import Line, score_all
+from src.merging.base import Watchable
 from src.records import Watched
 from src.run import Run
 from src.runtime.files import replacing
@@ -14,7 +15,7 @@ from src.task_vectors import TaskVector
 class Watch:
     """Accuracies on validation images in the course of an adaptation, kept beside its state.
 
-    `watch(step, phase, vector)` evaluates at the start of each phase and every `every` steps (0: never). It tells the
+    `watch(step, phase, model)` evaluates at the start of each phase and every `every` steps (0: never). It tells the
     method nothing. What a resumed run comes to again takes the place of what was there.
     """
 
@@ -23,7 +24,7 @@ class Watch:
     def __init__(self, run: Run, mode: str, every: int, file: Path, log: Callable[[dict[str, float], int], None]):
         self.run, self.mode, self.every, self.file, self.log = run, mode, every, file, log
 
-    def __call__(self, step: int, phase: str, vector: Callable[[], TaskVector]) -> None:
+    def __call__(self, step: int, phase: str, model: Callable[[], Watchable]) -> None:
         if not self.every:
             return
         points = json.loads(self.file.read_text()) if self.file.is_file() else []
@@ -31,8 +32,9 @@ class Watch:
         points = points[: before.index(False) if False in before else None]
         if step % self.every and phase in {point["phase"] for point in points}:
             return
-        line = Line(vector().vector)
-        lines = {task: (task, line) for task in self.run.tasks}
+        made = model()
+        of_task = dict.fromkeys(self.run.tasks, Line(made.vector)) if isinstance(made, TaskVector) else made
+        lines = {task: (task, of_task[task]) for task in self.run.tasks}
         curves = score_all(self.run, self.mode, lines, self.split, f"watching step {step}")
         accuracy = {task: curve.accuracy[0] for task, curve in curves.items()}
         with replacing(self.file) as temporary:

@@ -1,4 +1,4 @@
-"""What the methods share that change another method's vector: LiNeS and SVC."""
+"""What the methods share that build on another: LiNeS and SVC, which change its vector, and Surgery."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -13,11 +13,28 @@ from src.task_vectors import TaskVector
 
 
 @dataclass
-class Wrapper(Method):
+class Based(Method):
     """base: the method, by any of its names. base_options: its options, as in `+method.base_options.k=10`."""
 
     base: str = "sum"
     base_options: dict[str, Any] = field(default_factory=dict)
+
+    def base_method(self) -> Method:
+        """The base with its options. Raises UsageError for an unknown name or option."""
+        load_methods()
+        if self.base not in METHODS:
+            raise UsageError(
+                f"base: no merging method is called {self.base!r}{nearest(self.base, METHODS)} "
+                "(python main.py --methods lists them)"
+            )
+        cls = METHODS[self.base]
+        usual = next((dict(v.options) for v in cls.variants if v.spelling == self.base), {})
+        return with_options(cls(), usual | self.base_options, "base_options")
+
+
+@dataclass
+class Wrapper(Based):
+    """A method that changes the one vector of another."""
 
     @abstractmethod
     def wrapped(self, problem: Problem, tau: TaskVector, alphas: Sequence[float]) -> Merge:
@@ -43,18 +60,6 @@ class Wrapper(Method):
             storage_bits=first.storage_bits,
             info=merge.info | first.info,
         )
-
-    def base_method(self) -> Method:
-        """The base with its options. Raises UsageError for an unknown name or option."""
-        load_methods()
-        if self.base not in METHODS:
-            raise UsageError(
-                f"base: no merging method is called {self.base!r}{nearest(self.base, METHODS)} "
-                "(python main.py --methods lists them)"
-            )
-        cls = METHODS[self.base]
-        usual = next((dict(v.options) for v in cls.variants if v.spelling == self.base), {})
-        return with_options(cls(), usual | self.base_options, "base_options")
 
     def _of(self, problem: Problem, merge: Merge) -> Merge:
         if merge.per_task:

@@ -23,66 +23,21 @@ from src import checkpoints, store
 from src.checkpoints import CheckpointError
 from src.datasets.download import TIMEOUT, set_aside
 from src.published.convert import convert
+from src.published.sources import (
+    DRIVE,
+    DRIVE_FOLDERS,
+    FUSION_BENCH_MODELS,
+    FUSION_BENCH_REPO,
+    FUSION_BENCH_TASKS,
+    MODELS,
+    NOTES,
+    PATTERNS,
+    TALL_REPO,
+)
 from src.run import Run
 from src.runtime.files import file_hash, replacing
 from src.runtime.messages import UsageError
 from src.runtime.paths import Paths
-
-DRIVE = "https://drive.google.com"
-DRIVE_FOLDERS = {
-    "checkpoints": {
-        "ViT-B-32": "16xmoeMqNf1JlICqjMUEgHiH6mHn0G1f0",
-        "ViT-B-16": "1dmLqIwCYPqO0qsNEuflPhC5-_QodQHDv",
-        "ViT-L-14": "1QFBcz79RqXUAkEVlYOItt6VJIcf1Ppq6",
-    },
-    "tall_masks": {
-        "ViT-B-32": "1jpqsurrAdD5bn9i7pRBsTq4E3ayPb0YK",
-        "ViT-B-16": "1jYNsdeFz6vlwIl5s4T48zeTm7FdwTSL9",
-        "ViT-L-14": "16GVDMhpScmM3zeyfubjmNRFLiFKkBE7p",
-    },
-}
-MODELS = tuple(DRIVE_FOLDERS["checkpoints"])
-TALL_REPO = "nik-dim/tall_masks"
-FUSION_BENCH_REPO = "tanganke/clip-vit-{}_{}"
-FUSION_BENCH_MODELS = {"ViT-B-32": "base-patch32", "ViT-B-16": "base-patch16", "ViT-L-14": "large-patch14"}
-FUSION_BENCH_TASKS = {
-    "sun397": "SUN397",
-    "stanford-cars": "Cars",
-    "resisc45": "RESISC45",
-    "eurosat": "EuroSAT",
-    "svhn": "SVHN",
-    "gtsrb": "GTSRB",
-    "mnist": "MNIST",
-    "dtd": "DTD",
-    "oxford_flowers102": "Flowers102",
-    "pcam": "PCAM",
-    "fer2013": "FER2013",
-    "oxford-iiit-pet": "OxfordIIITPet",
-    "stl10": "STL10",
-    "cifar100": "CIFAR100",
-    "cifar10": "CIFAR10",
-    "food101": "Food101",
-    "fashion_mnist": "FashionMNIST",
-    "emnist_letters": "EMNIST_letters",  # 26 classes: not the EMNIST (digits) of TALL's tasks
-    "kmnist": "KMNIST",
-    "rendered-sst2": "RenderedSST2",
-}
-# What a file is, by how its path ends; the group is the task, or the number of tasks.
-PATTERNS = {
-    "tall": {
-        "checkpoints": {
-            "encoder": r"(?:^|/)(\w+?)Val/nonlinear_finetuned\.pt$",
-            "head": r"(?:^|/)head_(\w+?)Val\.pt$",
-        },
-        "tall_masks": {"masks": r"(?:^|/)TALL_mask_(\d+)task\.npy$"},
-    },
-    "fusion_bench": {"checkpoints": {"encoder": r"(?:^|/)clip-vit-[a-z]+-patch\d+_([\w-]+)/model\.safetensors$"}},
-}
-NOTES = {
-    ("tall", "DTD"): "fine-tuned on images of DTD's test set: its single-task accuracy of 0.98 is not a clean one",
-    ("fusion_bench", "EMNIST_letters"): "26 letters; the EMNIST of the papers' 20 tasks is the digits",
-}
-
 
 Answer = TypeVar("Answer")
 
@@ -202,19 +157,19 @@ def listed(request: Request) -> list[Published]:
     """The files that are asked for. Raises DownloadError where there is none, or where the source cannot be asked."""
     if request.folder:
         paths = [path for path in sorted(request.folder.rglob("*")) if path.is_file()]
-        found = [request.recognise(path.resolve().as_posix(), path.name) for path in paths]
+        recognised = [request.recognise(path.resolve().as_posix(), path.name) for path in paths]
     elif request.source == "drive":
         listing = asked(request, partial(drive_listing, request.drive_folder))
         origin = f"{DRIVE}/file/d/"
-        found = [request.recognise(path, origin + file, partial(drive_fetch, file=file)) for path, file in listing]
+        recognised = [request.recognise(path, origin + file, partial(drive_fetch, file=file)) for path, file in listing]
     else:
-        found = [file for repo in request.repositories for file in hub_files(request, repo)]
-    files = [file for file in found if file]
+        recognised = [file for repo in request.repositories for file in hub_files(request, repo)]
+    files = [file for file in recognised if file]
     if not files:
-        place = request.folder or request.pages[0]
+        source = request.folder or request.pages[0]
         patterns = ", ".join(PATTERNS[request.publisher][request.kind].values())
         raise DownloadError(
-            f"expected {request.kind} of {request.model} in {place}, found no path that matches {patterns}"
+            f"expected {request.kind} of {request.model} in {source}, found no path that matches {patterns}"
         )
     return files
 
@@ -285,18 +240,18 @@ def verify(file: Published, path: Path, record: Path) -> None:
     Raises DownloadError after setting a file that differs aside.
     """
     known = json.loads(record.read_text()) if record.is_file() else {}
-    found = {"size": path.stat().st_size, "sha256": file_hash(path)}
+    facts = {"size": path.stat().st_size, "sha256": file_hash(path)}
     stated = {"size": file.size, "sha256": file.sha256}
     expected = known.get(file.path, {}) | {key: value for key, value in stated.items() if value is not None}
-    if any(found[key] != value for key, value in expected.items()):
+    if any(facts[key] != value for key, value in expected.items()):
         aside = set_aside(path, path.with_name(path.name.removesuffix(".part")))
         raise DownloadError(
-            f"{file.path}: expected {expected}, found {found}; set aside as {aside}. Run the same command again; "
+            f"{file.path}: expected {expected}, found {facts}; set aside as {aside}. Run the same command again; "
             f"if the publisher replaced the file, remove its entry from {record} first."
         )
-    if known.get(file.path) != found:
+    if known.get(file.path) != facts:
         with replacing(record) as temporary:
-            temporary.write_text(json.dumps(known | {file.path: found}, indent=1) + "\n", encoding="utf-8")
+            temporary.write_text(json.dumps(known | {file.path: facts}, indent=1) + "\n", encoding="utf-8")
 
 
 def target(file: Published, paths: Paths) -> Path:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from src.merging.adaptation import Adapting
 from src.merging.base import METHODS, Variant, variants
 from src.modes import MODES
 from src.reporting.result import MERGING, Result, as_text, canonical, differing
@@ -93,7 +94,7 @@ class Row:
         return *own, *further, *foreign
 
     @property
-    def place(self) -> tuple[Any, ...]:
+    def rank(self) -> tuple[Any, ...]:
         """Where it stands: variants as they are registered, then other options of each, then foreign checkpoints."""
         order = [(variant.method, variant.title) for variant in variants()]
         key = (self.variant.method, self.variant.title) if self.variant else None
@@ -133,7 +134,7 @@ def groups(runs: Runs) -> list[Group]:
 
 def in_order(rows: Iterable[Row]) -> list[Row]:
     """Each once."""
-    return sorted(dict.fromkeys(rows), key=lambda row: row.place)
+    return sorted(dict.fromkeys(rows), key=lambda row: row.rank)
 
 
 def rows(results: Iterable[Result]) -> list[Row]:
@@ -141,9 +142,9 @@ def rows(results: Iterable[Result]) -> list[Row]:
     return in_order(map(Row.of, results))
 
 
-def registered_rows(in_a_stage: bool = False) -> list[Row]:
-    """The variants as they are registered; in_a_stage: those that reproduce.py runs."""
-    return [Row.registered(variant) for variant in variants() if variant.stage or not in_a_stage]
+def registered_rows(*stages: str) -> list[Row]:
+    """The variants as they are registered; stages: those that any of these stages of reproduce.py runs."""
+    return [Row.registered(variant) for variant in variants() if variant.stage in stages or not stages]
 
 
 def results_of(
@@ -159,11 +160,10 @@ def results_of(
 
 
 def adapts(runs: Runs, row: Row) -> bool:
-    """Whether a method adapts to images: by its results, or where there are none, by the stage that runs it."""
-    records = [r.record for r in runs.read if r.experiment == MERGING and r.method == row.method]
-    if records:
-        return any("adaptation" in record for record in records)
-    return row.variant is not None and row.variant.stage not in (None, "merging")
+    """Whether a method adapts to images: by its class, or where no method has its name any more, by its results."""
+    if row.method in METHODS:
+        return issubclass(METHODS[row.method], Adapting)
+    return any("adaptation" in r.record for r in runs.read if r.experiment == MERGING and r.method == row.method)
 
 
 def absent_seeds(runs: Runs, seeds: pd.Index) -> list[int]:

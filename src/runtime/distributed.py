@@ -2,7 +2,11 @@
 
 Under torchrun every rank runs the script (`spmd`). Random draws are functions of seeds, and what ranks compute apart
 they exchange, so that they come to the same decisions; rank 0 alone prints and writes.
+
+torch is imported within the functions that need it: flags are parsed, and images drawn, without those 2 seconds.
 """
+
+from __future__ import annotations
 
 import functools
 import os
@@ -16,14 +20,14 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
-
-import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from src.runtime import signals
 from src.runtime.messages import UsageError
+
+if TYPE_CHECKING:
+    import torch
+    import torch.distributed as dist
 
 Returned = TypeVar("Returned")
 
@@ -53,12 +57,17 @@ class World:
 
     def barrier(self) -> None:
         if self.size > 1:
+            import torch.distributed as dist
+
             dist.barrier()
 
     def any(self, flag: bool) -> bool:
         """Whether `flag` is set in any process; all have to ask."""
         if self.size == 1:
             return flag
+        import torch
+        import torch.distributed as dist
+
         box = torch.tensor([int(flag)], device=self.device)
         dist.all_reduce(box, dist.ReduceOp.MAX)
         return bool(box.item())
@@ -66,7 +75,7 @@ class World:
 
 def rank() -> int:
     """This process's rank; 0 where there is but one."""
-    return dist.get_rank() if dist.is_initialized() else 0
+    return sys.modules["torch.distributed"].get_rank() if _in_group() else 0
 
 
 def is_primary() -> bool:
@@ -76,7 +85,12 @@ def is_primary() -> bool:
 
 def world_size() -> int:
     """Among how many processes work is shared out here; 1 within `alone`."""
-    return dist.get_world_size() if dist.is_initialized() and not _alone.get() else 1
+    return sys.modules["torch.distributed"].get_world_size() if _in_group() and not _alone.get() else 1
+
+
+def _in_group() -> bool:
+    """Whether this process has joined others, for which torch.distributed has been imported."""
+    return "torch.distributed" in sys.modules and sys.modules["torch.distributed"].is_initialized()
 
 
 @contextmanager
@@ -91,6 +105,8 @@ def alone() -> Iterator[None]:
 
 def gathered(value: Any) -> list[Any]:
     """The picklable `value` of every rank, in order, on every rank."""
+    import torch.distributed as dist
+
     values: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
@@ -100,6 +116,8 @@ def from_primary(function: Callable[[], Returned]) -> Returned:
     """What `function()` returns or raises on rank 0, which alone calls it, on every rank; picklable."""
     if world_size() == 1:
         return function()
+    import torch.distributed as dist
+
     outcome: list[Any] = [None, None]
     if is_primary():
         try:
@@ -116,6 +134,8 @@ def from_primary(function: Callable[[], Returned]) -> Returned:
 def broadcast(tensor: torch.Tensor) -> None:
     """Give `tensor` the values that it has on rank 0, in place."""
     if world_size() > 1:
+        import torch.distributed as dist
+
         carried = tensor.detach().cpu()  # gloo's, which exchanges what is not training
         dist.broadcast(carried, src=0)
         tensor.detach().copy_(carried)
@@ -174,6 +194,8 @@ def leave_to_the_first() -> None:
 def _is_first() -> bool:
     if _meeting is None:  # the ranks have not met: each machine's first
         return os.environ["LOCAL_RANK"] == "0"
+    import torch.distributed as dist
+
     try:
         return _meeting.add("errors told", 1) == 1
     except dist.DistError:  # the rank that kept the store has ended
@@ -196,11 +218,17 @@ def launch(
     if processes == 1:
         worker(World(device=device))
         return
+    import torch.multiprocessing as mp
+
     raised = mp.get_context("spawn").SimpleQueue()
     with tempfile.TemporaryDirectory() as folder:
         meeting = (Path(folder) / "rendezvous").as_uri()  # a file: no port to clash with another job's
         try:
-            mp.spawn(_spawned, (worker, device, processes, meeting, expected, raised), nprocs=processes)
+            with signals.starting():  # after the queue: what it starts, Python's resource tracker, unblocks SIGINT
+                shared = (worker, device, processes, meeting, expected, raised)
+                context = mp.spawn(_spawned, shared, nprocs=processes, join=False)
+            while not context.join():
+                pass
         except (mp.ProcessExitedException, mp.ProcessRaisedException):
             if raised.empty():
                 raise
@@ -212,14 +240,23 @@ def check_devices(device: str, processes: int = 1) -> None:
     here = int(os.environ["LOCAL_WORLD_SIZE"]) if under_torchrun() else processes
     if here < 1:
         raise UsageError(f"--world-size: expected at least 1, found {here}")
-    on_gpu = torch.device(device).type == "cuda"
-    if under_torchrun() and not on_gpu:
+    if under_torchrun() and not _on_gpu(device):
         return  # who starts processes by hand may have fewer cores than processes
-    there = torch.cuda.device_count() if on_gpu else cores()
+    there = _gpus() if _on_gpu(device) else cores()
     if here > there:
-        kind = "GPUs" if on_gpu else "CPU cores"
+        kind = "GPUs" if _on_gpu(device) else "CPU cores"
         flag = "--nproc-per-node" if under_torchrun() else "--world-size"
         raise UsageError(f"{flag}: expected at most the {there} {kind} of this machine, found {here}")
+
+
+def _on_gpu(device: str) -> bool:
+    return device.partition(":")[0] == "cuda"
+
+
+def _gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()
 
 
 @contextmanager
@@ -229,11 +266,13 @@ def torchrun(device: str | None = None) -> Iterator[World]:
     device: what they exchange tensors on; without it they exchange Python objects alone.
     """
     global _meeting
+    import torch
+
     rank, size, local_rank = (int(os.environ.get(name, 0)) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-    if local_rank < torch.cuda.device_count():
+    if local_rank < _gpus():
         torch.cuda.set_device(local_rank)
     torch.set_num_threads(cores())
-    on_gpu = device is not None and torch.device(device).type == "cuda"
+    on_gpu = device is not None and _on_gpu(device)
     with _joined(on_gpu, "env://", rank, size) as store:
         _meeting = store
         yield World(rank, size, f"cuda:{local_rank}" if on_gpu else "cpu")
@@ -241,6 +280,8 @@ def torchrun(device: str | None = None) -> Iterator[World]:
 
 @contextmanager
 def _joined(on_gpu: bool, meeting: str, rank: int, size: int) -> Iterator[dist.Store]:
+    import torch.distributed as dist
+
     backend = "nccl" if on_gpu else "gloo"
     store, rank, size = next(dist.rendezvous(meeting, rank, size, timeout=PATIENCE))
     store.set_timeout(PATIENCE)
@@ -254,7 +295,9 @@ def _spawned(
     rank: int, worker: Callable[[World], None], device: str, processes: int, meeting: str, expected, raised
 ) -> None:
     signals.follow(os.getppid())
-    on_gpu = torch.device(device).type == "cuda"
+    import torch
+
+    on_gpu = _on_gpu(device)
     if on_gpu:
         torch.cuda.set_device(rank)
     else:

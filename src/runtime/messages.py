@@ -8,6 +8,10 @@ class UsageError(ValueError):
     """A flag or an option that makes no sense. A program says its message and ends with exit status 2."""
 
 
+class CheckpointError(ValueError):
+    """A file that is not the checkpoint it should be: what was expected, what was found, the command that mends it."""
+
+
 def few(names: Iterable[str], most: int = 4) -> str:
     """The first names, and how many more there are."""
     names = list(names)

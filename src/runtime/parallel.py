@@ -56,7 +56,8 @@ def map_tasks(function: Callable[[Item], Result], items: Iterable[Item], jobs: i
         max_nbytes=None,  # large arrays too are pickled, not written to files
         temp_folder=tempfile.gettempdir(),  # else joblib makes a folder in /dev/shm, though nothing goes there
     ):
-        results = Parallel(return_as="generator", batch_size=1)(delayed(_call)(function, item) for item in items)
+        with signals.starting():  # the workers, and the thread of loky that puts others in the place of idle ones
+            results = Parallel(return_as="generator", batch_size=1)(delayed(_call)(function, item) for item in items)
     try:
         return list(tqdm(results, total=len(items), desc=desc, leave=False, disable=None))
     except BrokenProcessPool as error:

@@ -6,10 +6,9 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from src.checkpoints import CheckpointError
 from src.datasets.examples import DataError
 from src.runtime import distributed, signals
-from src.runtime.messages import UsageError
+from src.runtime.messages import CheckpointError, UsageError
 from src.runtime.parallel import WorkerKilled
 from src.runtime.results import ResultError
 

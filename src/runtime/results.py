@@ -85,7 +85,9 @@ def require_same(path: Path, config: Mapping[str, Any], decisive: Iterable[str])
     """
     earlier = read(path)["provenance"]["config"]
     asked = {name: _plain(config[name], name, other=str) for name in decisive}
-    differing = [found for name in asked if name in earlier for found in _differences(name, earlier[name], asked[name])]
+    differing = [
+        difference for name in asked if name in earlier for difference in _differences(name, earlier[name], asked[name])
+    ]
     if differing:
         raise ResultError(
             f"{path}: expected a result of {'; '.join(f'{what} = {now}' for what, now, _ in differing)}; found one "
@@ -98,7 +100,7 @@ def _differences(name: str, earlier: Any, asked: Any) -> list[tuple[str, Any, An
     """(entry, as asked, as before) of each that differs; of mappings, those that both have."""
     if isinstance(earlier, dict) and isinstance(asked, dict):
         shared = [key for key in asked if key in earlier]
-        return [found for key in shared for found in _differences(f"{name}.{key}", earlier[key], asked[key])]
+        return [difference for key in shared for difference in _differences(f"{name}.{key}", earlier[key], asked[key])]
     return [] if earlier == asked else [(name, asked, earlier)]
 
 

@@ -14,6 +14,6 @@ def event_seed(*event) -> int:
 
 def batch_indices(n: int, batch_size: int, number: int, seed: int) -> np.ndarray:
     """Indices of the `number`-th batch: every epoch is a fresh permutation whose last batch may be smaller."""
-    epoch, place = divmod(number, math.ceil(n / batch_size))
+    epoch, batch = divmod(number, math.ceil(n / batch_size))
     order = torch.randperm(n, generator=torch.Generator().manual_seed(event_seed(seed, "epoch", epoch))).numpy()
-    return order[place * batch_size : (place + 1) * batch_size]
+    return order[batch * batch_size : (batch + 1) * batch_size]

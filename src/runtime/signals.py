@@ -110,6 +110,20 @@ def end_children(grace: float = GRACE) -> None:
             child.join()
 
 
+@contextmanager
+def starting() -> Iterator[None]:
+    """Within, the processes that this thread starts have SIGINT blocked from their first instruction on.
+
+    Until a process calls `follow` it would answer a terminal's Ctrl-C by itself, with a traceback in the midst of its
+    imports. This process loses none: one that comes meanwhile is answered at the end, or at once by another thread.
+    """
+    earlier = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, earlier)
+
+
 def follow(parent: int) -> None:
     """Make this process one of `parent`'s: it ends at its SIGTERM or after it, and leaves a terminal's SIGINT to it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -127,8 +141,9 @@ def _end_after(parent: int) -> None:
 def heed_parent(worker: int) -> None:
     """`worker_init_fn` of a DataLoader: SIGTERM counts when the parent sends it, not when a scheduler does.
 
-    The parent ends the step that it is in, which needs this process.
+    The parent ends the step that it is in, which needs this process. For the same reason a terminal's SIGINT is its.
     """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     threading.Thread(target=_end_at_sigterm_of, args=(os.getppid(),), daemon=True).start()
 

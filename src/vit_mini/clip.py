@@ -8,13 +8,16 @@ blocks, class token, projections, text tower) is open_clip's.
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from open_clip.model import CLIP
 from safetensors import safe_open
 from torch import nn
 
 from src.datasets.mini.canvas import PIXELS
+
+if TYPE_CHECKING:
+    from open_clip.model import CLIP
 
 SHIPPED = Path(__file__).with_name("vit_mini.safetensors")
 
@@ -63,8 +66,10 @@ class Tokenizer:
         return tokens
 
 
-def build(vocabulary_size: int) -> CLIP:
+def build(vocabulary_size: int) -> "CLIP":
     """A randomly initialised ViT-Mini (the caller seeds torch)."""
+    from open_clip.model import CLIP  # here: it takes seconds, and what builds no network does not need it
+
     model = CLIP(
         embed_dim=EMBED,
         vision_cfg=dict(image_size=PIXELS, patch_size=8, width=WIDTH, layers=LAYERS, head_width=32, mlp_ratio=4.0),
@@ -80,7 +85,7 @@ def build(vocabulary_size: int) -> CLIP:
     return model
 
 
-def load() -> tuple[CLIP, Tokenizer]:
+def load() -> "tuple[CLIP, Tokenizer]":
     """The shipped model in float32, and its tokenizer. Weights are stored in half precision, words in the header."""
     with safe_open(SHIPPED, framework="pt") as file:
         tokenizer = Tokenizer(json.loads(file.metadata()["header"])["words"])

@@ -166,8 +166,8 @@ def train(settings: PreTraining, work: Path, output: Path, device: str, checkpoi
     optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.98))
 
     # The state belongs to these settings alone: another run in the same folder starts its own.
-    told = {name: str(value) for name, value in asdict(settings).items()}
-    run = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:8]
+    options = {name: str(value) for name, value in asdict(settings).items()}
+    run = hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:8]
     state_file = work / f"state_{run}.pt"
     first, seconds = 0, 0.0
     if state_file.exists():
@@ -182,9 +182,9 @@ def train(settings: PreTraining, work: Path, output: Path, device: str, checkpoi
     bar = tqdm(range(first, settings.steps), initial=first, total=settings.steps, desc="pre-training", unit="step")
     for step in bar:
         # Order and augmentation are functions of (seed, step), so a resumed run sees what an unbroken one sees.
-        epoch, place = divmod(step, steps_per_epoch)
+        epoch, index = divmod(step, steps_per_epoch)
         order = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(settings.seed * 1009 + epoch))
-        batch = order[place * settings.batch_size : (place + 1) * settings.batch_size]
+        batch = order[index * settings.batch_size : (index + 1) * settings.batch_size]
         generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
         images = augment(normalise(pixels[batch].to(device), MEAN, STD), generator)
         for group in optimizer.param_groups:
@@ -202,7 +202,7 @@ def train(settings: PreTraining, work: Path, output: Path, device: str, checkpoi
             torch.save(state, state_file.with_suffix(".tmp"))
             os.replace(state_file.with_suffix(".tmp"), state_file)
             report(f"step {step + 1}", measure(model, tokenizer, draw.TOGETHER, work, device))
-    header = dict(told, words=tokenizer.words, seconds=round(seconds + time.time() - began))
+    header = dict(options, words=tokenizer.words, seconds=round(seconds + time.time() - began))
     half = {name: tensor.detach().half().cpu().contiguous() for name, tensor in model.state_dict().items()}
     output.parent.mkdir(parents=True, exist_ok=True)
     save_file(half, output, metadata={"header": json.dumps(header)})

@@ -132,11 +132,11 @@ def cached(folder: Path, seed: int, names: Iterable[str] = TOGETHER) -> dict[str
     missing. A folder is renamed into its place when it is whole.
     """
     places = {name: folder / f"mini_seed{seed}" / f"{name}_{stamp(name)}" for name in names}
-    if all(place.is_dir() for place in places.values()):
+    if all(folder.is_dir() for folder in places.values()):
         return places
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".mini.lock"):
-        missing = [name for name, place in places.items() if not place.is_dir()]
+        missing = [name for name, folder in places.items() if not folder.is_dir()]
         for name, arrays in draw(missing, seed).items() if missing else ():
             places[name].parent.mkdir(exist_ok=True)
             with tempfile.TemporaryDirectory(dir=folder, prefix=f".{name}.") as temporary:

@@ -39,9 +39,9 @@ def _stencil(digit: int, rng, arrangement, centre, face, tilt: float, spacing: f
     stencil = Image.new("L", (SIDE, SIDE))
     pen = ImageDraw.Draw(stencil)
     left, right = arrangement
-    for place in range(-left, right + 1):
-        text = str(rng.integers(10) if place else digit)
-        x = centre[0] + place * face.getlength("0") * spacing
+    for offset in range(-left, right + 1):
+        text = str(rng.integers(10) if offset else digit)
+        x = centre[0] + offset * face.getlength("0") * spacing
         pen.text((x, centre[1]), text, font=face, fill=255, anchor="mm")
     return stencil.rotate(uniform(rng, -tilt, tilt), Image.Resampling.BILINEAR, center=centre)
 

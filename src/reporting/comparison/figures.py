@@ -28,7 +28,7 @@ def number_of_tasks(runs: Runs) -> Figure:
     if len({len(group.tasks) for group in sets}) < 2:
         count = 2 if any(len(group.tasks) == 4 for group in sets) else 4
         raise runs.missing_merge(f"num_tasks={count}", "method=sum")
-    rows = [row for row in registered_rows() if not adapts(runs, row)]
+    rows = _shown(runs)
     looks = method_looks(runs, rows)
     accuracies = {row: _by_size(sets, _normalised(runs, sets, row)) for row in rows}
     fig, (left, right) = plt.subplots(1, 2, figsize=(style.WIDTH, 3.0))
@@ -43,6 +43,12 @@ def number_of_tasks(runs: Runs) -> Figure:
     right.legend(loc="upper left")
     legend_below(fig, left, 3)
     return fig
+
+
+def _shown(runs: Runs) -> list[Row]:
+    """The methods that do not adapt, but those of the stages `methods*`: too many for one picture of lines."""
+    elsewhere = registered_rows("methods", "methods-adapting")
+    return [row for row in registered_rows() if row not in elsewhere and not adapts(runs, row)]
 
 
 def _normalised(runs: Runs, sets: Iterable[Group], row: Row) -> list[pd.Series]:
@@ -93,7 +99,7 @@ def _merged(runs: Runs, group: Group) -> pd.Series:
 def radar(runs: Runs) -> Figure:
     """Test accuracy of every task under every method that does not adapt, with its default options."""
     group = Group(runs.main_tasks)
-    firsts = [row for row in registered_rows() if row == variant_row(row.method) and not adapts(runs, row)]
+    firsts = [row for row in _shown(runs) if row == variant_row(row.method)]
     looks = method_looks(runs, firsts)
     lines = {row: _by_task(runs, group, row) for row in firsts}
     lines = {row: values for row, values in lines.items() if values}

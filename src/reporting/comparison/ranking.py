@@ -23,7 +23,7 @@ def methods(runs: Runs) -> Figure:
     contestants = ranked(runs)
     if len(contestants) < MINIMUM:
         there = [contestant.row for contestant in contestants]
-        absent = next(row for row in registered_rows(in_a_stage=True) if row not in there)
+        absent = next(row for row in registered_rows("merging") if row not in there)
         raise runs.missing_merge(*absent.overrides)
     fig, axes = plt.subplots(figsize=(style.WIDTH, ROW_HEIGHT * len(contestants) + 1.1))
     for index, contestant in enumerate(contestants):

@@ -1,8 +1,9 @@
-"""Methods of several papers on corrupted test images."""
+"""Methods of several papers beside each other, also on corrupted test images."""
 
 from collections.abc import Iterator
 
 from src.datasets.corruptions import CORRUPTIONS
+from src.reporting.comparison.methods import methods, methods_cost, methods_published
 from src.reporting.methods import FINETUNED, Group, Row, absent_seeds, results_of, rows
 from src.reporting.published import published, published_model
 from src.reporting.runs import Runs
@@ -68,4 +69,4 @@ def _missing(runs: Runs, group: Group, row: Row, severity: int) -> list[str]:
     ]
 
 
-TABLES = (robustness,)
+TABLES = (methods, methods_published, methods_cost, robustness)

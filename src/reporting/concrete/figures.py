@@ -11,7 +11,6 @@ from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 from scipy.special import expit
 
-from src.records import Adaptation
 from src.reporting import style
 from src.reporting.methods import Group, Row, in_order, results_of
 from src.reporting.plots import Drawing, banded, legend_below, method_looks, paper_lines
@@ -21,7 +20,7 @@ from src.reporting.table import printed
 PANELS = {"Learning the mask": ("mask", "meta"), "Learning λ": ("lambda",)}  # title -> names of phases
 PHASE_NAMES = {"mask": "mask", "meta": "mask", "lambda": "λ"}
 AFTER = 10**6  # the block of tensors that come after all blocks
-Courses = dict[Row, list[Adaptation]]
+Courses = dict[Row, list[Any]]  # src.records.Adaptation, with the part that was asked for
 
 
 def courses(runs: Runs, part: str, method: str) -> Courses:
@@ -85,7 +84,7 @@ def adaptation_entropy(runs: Runs) -> Figure:
     return fig
 
 
-def _entropies(axes: Axes, of_row: Sequence[Adaptation], tasks: Sequence[str]) -> None:
+def _entropies(axes: Axes, of_row: Sequence[Any], tasks: Sequence[str]) -> None:
     steps = np.array(of_row[0]["entropy"]["step"])
     window = max(1, len(steps) // 12)
     for index, task in enumerate(tasks):

@@ -70,9 +70,11 @@ def baselines(runs: Runs) -> list[Row]:
 
 
 def adapting_rows(runs: Runs, group: Group) -> list[Row]:
-    """Methods that adapt: those that reproduce.py runs, then what else has results, on test images first."""
-    there = rows(results_of(runs, group))
-    adapting = [row for row in in_order([*registered_rows(in_a_stage=True), *there]) if adapts(runs, row)]
+    """Methods that adapt: the papers', then what else has results, on test images first."""
+    elsewhere = registered_rows("methods-adapting")
+    there = [row for row in rows(results_of(runs, group)) if row not in elsewhere]
+    expected = registered_rows("adaptation", "adaptation-more")
+    adapting = [row for row in in_order([*expected, *there]) if adapts(runs, row)]
     return sorted(adapting, key=lambda row: (bool(row.further_options([SPLIT])), not row.exact))
 
 

@@ -58,12 +58,13 @@ def _merging(runs: Runs, group: Group) -> Table:
 
 
 def merging_rows(runs: Runs, group: Group) -> list[Row]:
-    """The methods that do not adapt: what reproduce.py runs for non-linear models, and whatever else has results."""
-    expected = registered_rows(in_a_stage=True) if group.mode == "standard" else []
+    """The paper's methods, and whatever else has results, but methods that adapt and those of another table."""
+    expected = registered_rows("merging") if group.mode == "standard" else []
+    elsewhere = registered_rows("methods", "methods-adapting")
     return [
         row
         for row in in_order([*expected, *rows(results_of(runs, group))])
-        if not adapts(runs, row) and not _swept(row)
+        if row not in elsewhere and not adapts(runs, row) and not _swept(row)
     ]
 
 

@@ -127,8 +127,8 @@ def _forgetting_curves(axes: Axes, by_mode: Mapping[str, Mapping[int, Any]]) -> 
             for part in ("target", "control")
         )
         before = np.array([record["pretrained_control"]["val"] for record in records.values()])
-        kept = controls / before[:, None]
-        axes.plot(100 * kept.mean(0), 100 * targets.mean(0), color=MODES[mode].colour, ls=MODES[mode].line)
+        share_kept = controls / before[:, None]
+        axes.plot(100 * share_kept.mean(0), 100 * targets.mean(0), color=MODES[mode].colour, ls=MODES[mode].line)
     threshold = 100 * _first(by_mode)["control_threshold"]
     axes.axvline(threshold, color=style.GREY, lw=0.9, ls=(0, (4, 3)))
     small: dict[str, Any] = dict(rotation=90, va="top", ha="right", fontsize=7.5, color=style.GREY)

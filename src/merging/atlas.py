@@ -1,0 +1,61 @@
+"""aTLAS: coefficients learned on labels (Zhang et al., 2024, arXiv:2407.02880).
+
+    θ = θ0 + Σ_t λ_t τ_t,    min over λ of Σ_t mean_x −log p(y|x) on labelled validation images, and λ decayed
+
+with one λ per task and tensor, from 0, by AdamW with weight decay 0.1 and the gradient's norm clipped to 1. What
+AdaMerging's coefficients can do at most, when labels take the place of the entropy. No label of a test image is seen.
+
+Published: 20 epochs of the smallest validation set in batches of 16 images a task, which for the 8 tasks is DTD's 376
+images, 480 steps. The released code then takes the epoch with the best accuracy on the images that it learned from;
+here the last step counts.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from src.merging.adaptation import (
+    LABELS,
+    Adaptation,
+    Adapting,
+    MergedModel,
+    check_least,
+    given,
+    schedule,
+)
+from src.merging.base import Merge, Problem, register, scaled
+
+STEPS = 480
+
+
+@register("atlas", title="aTLAS", paper="2407.02880", needs=LABELS, stage="methods-adapting")
+@dataclass
+class Atlas(Adapting):
+    adapt_on: str = "val"
+    coef: float = 0.0
+    granularity: str = "layer"
+    steps: int | None = None
+    lr: float | None = None
+    weight_decay: float = 0.1
+    clip: float = 1.0
+
+    def merge(self, problem: Problem) -> Merge:
+        usual_steps, usual_lr = schedule(problem, self.steps, STEPS, "adamerging")
+        steps, lr = given(self.steps, usual_steps), given(self.lr, usual_lr)
+        check_least(0, steps=steps, lr=lr, weight_decay=self.weight_decay, clip=self.clip)
+        model = MergedModel(problem, replace(self, steps=steps, lr=lr), loss="labels")
+        lam = model.coefficients(self.granularity).requires_grad_()
+        adam = torch.optim.AdamW([lam], lr, weight_decay=self.weight_decay)
+        adaptation = Adaptation(model, {"lambda": steps}, lam, {"lambda": adam})
+
+        def step(index: int) -> dict[str, float]:
+            adam.zero_grad()
+            losses = model.backward(lam, [index])
+            torch.nn.utils.clip_grad_norm_([lam], self.clip)
+            adam.step()
+            return losses
+
+        adaptation.run("lambda", step, lambda: model.vector(lam))
+        merge = scaled(problem, model.vector(lam), (1.0,))
+        merge.adaptation = adaptation.course()
+        return merge

@@ -1,0 +1,193 @@
+"""Tangent matching: the vector whose features are nearest to every task's own, by conjugate gradients.
+
+For f_lin(x; θ0 + Δ) = f(x; θ0) + J(x) Δ, over images x of each task t,
+
+    min_Δ  Σ_t E ‖J(x) (Δ − τ_t)‖²_H + μ ‖Δ − Δ_init‖²
+    (Σ_t G_t + μ I) Δ = Σ_t G_t τ_t + μ Δ_init,        G_t = E J(x)ᵀ H J(x)
+
+After MaTS (Tam et al., 2023, arXiv:2312.04339), which solves it with Fishers factored by layer in the place of G_t.
+RegMean is the same with each linear map by itself, its inputs for J; here nothing is left out: for a tangent model Δ is
+the exact minimum of the distance between features, as far as the iterations go, and what RegMean lacks of it is the
+price of taking layers one by one. Where vectors are disentangled, J(x) τ_s = 0 on images of t ≠ s, Σ_t τ_t leaves
+nothing of the sum.
+
+metric: "features", H = I; or "gauss_newton", H of the cross-entropy at what the task's own model says: the squared
+distance is then twice the second order of the Kullback-Leibler divergence from the task's predictions p,
+
+    H = J_zᵀ (diag p − p pᵀ) J_z,        z the logits of the task's head, J_z = ∂z/∂f, at f_lin(x; θ_t)
+
+init: "sum" (α Σ_t τ_t), "average". The gradients go from there, and with μ = 0 never leave the span of the images'
+derivatives: what no image sees stays at Δ_init. An iteration takes one jvp and one vjp over all images; `iterations`
+are the counts at which the solution is looked at, and validation chooses among them: stopping early is what μ is for.
+
+Standard models. θ0 + Δ is then evaluated in f itself, and its J is not constant. G_t is still taken at θ0, and f_lin in
+the place of f(x; θ_t) in H: the merge is the optimum for the linearization of each task's model, and as good for the
+models themselves as that is. It is allowed because that gap is of interest; no bound holds there.
+
+Memory: the vectors Σ_t G_t τ_t, the residual, the direction, its product, and the solution at each count; images once.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, jvp, vjp
+from tqdm import tqdm
+
+from src.linearize import forward_and_jvp
+from src.merging.adaptation import IMAGES, check_choice, check_least
+from src.merging.base import Merge, Method, Problem, Setting, Unlabelled, register
+from src.merging.inputs import Models, gather
+from src.merging.task_arithmetic import multi_task_vector
+from src.runtime.messages import UsageError
+from src.task_vectors import TaskVector
+
+
+def curvature(head: nn.Module, features: Tensor, direction: Tensor) -> Tensor:
+    """H · direction of each image, both (images, D): H of the cross-entropy at these features."""
+    terms = jvp(head, (features,), (direction,))
+    p, change = terms[0].softmax(-1), terms[1]
+    return vjp(head, features)[1](p * (change - (p * change).sum(-1, keepdim=True)))[0]
+
+
+class Products:
+    """G_t v of the tasks of a problem, on their images. Vectors are on the model's device."""
+
+    def __init__(self, problem: Problem, images: Unlabelled, method: "TangentMatching"):
+        self.problem, self.models, self.batch_size = problem, Models(problem, images), method.batch_size
+        self.device = self.models.start[problem.keys[0]].device
+        self.images = {task: gather(images, task, method.split, method.images) for task in problem.tasks}
+        self.heads: dict[str, nn.Module] = {}
+        self.features: dict[str, list[Tensor]] = {}  # f_lin(x; θ_t), where H depends on it
+        if method.metric == "gauss_newton":
+            for task in problem.tasks:
+                self.heads[task] = images.head(task).to(self.device).requires_grad_(False)
+                terms = [self.terms(self.own(task), batch) for batch in self.batches(task)]
+                self.features[task] = [f0 + slope for f0, slope in terms]
+
+    def own(self, task: str) -> TaskVector:
+        """τ_t"""
+        return self.problem.vector(task).to(self.device)
+
+    def batches(self, task: str) -> Sequence[Tensor]:
+        return self.images[task].split(self.batch_size)
+
+    def terms(self, v: TaskVector, images: Tensor) -> tuple[Tensor, Tensor]:
+        """f(x; θ0) and J(x) v, both (images, D)."""
+        return forward_and_jvp(self.models.function, self.models.start, v.vector, images)
+
+    def pulled_back(self, images: Tensor, g: Tensor) -> TaskVector:
+        """Σ_x J(x)ᵀ g_x"""
+        start = {key: self.models.start[key].detach().requires_grad_() for key in self.problem.keys}
+        features = functional_call(self.models.function, {**self.models.start, **start}, (images,))
+        gradients = torch.autograd.grad(features, list(start.values()), g, allow_unused=True)
+        found = zip(start.items(), gradients, strict=True)
+        return TaskVector(vector={key: torch.zeros_like(w) if part is None else part for (key, w), part in found})
+
+    def of(self, task: str, v: TaskVector) -> TaskVector:
+        """G_t v"""
+        return total(self.of_batch(task, v, number) for number in range(len(self.batches(task))))
+
+    def of_batch(self, task: str, v: TaskVector, number: int) -> TaskVector:
+        """The part of G_t v that the `number`-th batch gives."""
+        images = self.batches(task)[number]
+        g = self.terms(v, images)[1]
+        if self.heads:
+            g = curvature(self.heads[task], self.features[task][number], g)
+        return self.pulled_back(images, g / len(self.images[task]))
+
+
+@dataclass(kw_only=True)
+class Iterates(Merge):
+    """One model for all tasks; the settings are the numbers of iterations."""
+
+    vectors: dict[int, TaskVector]
+
+    def vector(self, task: str, setting: Setting) -> TaskVector:
+        return self.vectors[setting]
+
+
+@register("tangent_matching", title="tangent matching", needs=IMAGES, stage="methods")
+@dataclass
+class TangentMatching(Method):
+    """init: "sum", scaled by `alpha`, or "average". mu: μ, in units of G_t's entries.
+
+    iterations: in ascending order; 0 is the start. images: of each task, of `split`; batch_size: of one pass.
+    """
+
+    metric: str = "features"
+    init: str = "sum"
+    alpha: float = 0.3
+    mu: float = 0.0
+    iterations: list[int] = field(default_factory=lambda: [1, 2, 4, 8, 16, 32])
+    images: int = 256
+    split: str = "train"
+    batch_size: int = 64
+
+    def merge(self, problem: Problem) -> Merge:
+        check_choice("metric", self.metric, ("features", "gauss_newton"))
+        check_choice("init", self.init, ("sum", "average"))
+        check_choice("split", self.split, ("train", "val", "test"))
+        check_least(1, images=self.images, batch_size=self.batch_size)
+        check_least(0, mu=self.mu)
+        if not self.iterations or self.iterations != sorted(set(self.iterations)) or self.iterations[0] < 0:
+            raise UsageError(f"iterations: expected numbers of iterations in ascending order; got {self.iterations}")
+        products = Products(problem, problem.unlabelled(self), self)
+        share = self.alpha if self.init == "sum" else 1 / len(problem.tasks)
+        start = share * multi_task_vector(problem).to(products.device)
+        vectors, errors = self.solve(problem, products, start)
+        return Iterates(
+            vectors=vectors,
+            settings=tuple(vectors),
+            storage_bits=problem.storage_merged(),
+            info={"images": {task: len(own) for task, own in products.images.items()}, "errors": errors},
+        )
+
+    def solve(
+        self, problem: Problem, products: Products, start: TaskVector
+    ) -> tuple[dict[int, TaskVector], list[float]]:
+        """Δ at each number of iterations, on the CPU, and the minimised sum at 0, 1, 2, ... iterations.
+
+        Where the residual is 0 up to rounding it stops: the counts that are left would be of the same Δ.
+        """
+
+        def left(v: TaskVector) -> TaskVector:
+            """(Σ_t G_t + μ I) v"""
+            return total(products.of(task, v) for task in problem.tasks) + self.mu * v
+
+        errors = [0.0]
+
+        def residual(task: str) -> TaskVector:
+            """G_t (τ_t − Δ_init)"""
+            away = products.own(task) - start
+            product = products.of(task, away)
+            errors[0] += away.dot(product)
+            return product
+
+        delta = start
+        r = total(residual(task) for task in problem.tasks)
+        p, rr = r, r.dot(r)
+        vectors = {0: start.to("cpu")} if 0 in self.iterations else {}
+        least = rr * torch.finfo(problem.dtype).eps ** 2
+        for k in tqdm(range(1, self.iterations[-1] + 1), desc=type(self).name, leave=False, disable=None):
+            if rr <= least:
+                vectors[k - 1] = delta.to("cpu")
+                break
+            q = left(p)
+            step = rr / p.dot(q)
+            delta, r = delta + step * p, r - step * q
+            errors.append(errors[-1] - step * rr)
+            before, rr = rr, r.dot(r)
+            p = r + (rr / before) * p
+            if k in self.iterations:
+                vectors[k] = delta.to("cpu")
+        return vectors, errors
+
+
+def total(vectors: Iterator[TaskVector]) -> TaskVector:
+    """Their sum, in order."""
+    found = next(vectors)
+    for vector in vectors:
+        found = found + vector
+    return found
