@@ -14,7 +14,7 @@ reproduce: $(VENV)/.installed
 	$(RUN) reproduce.py --suite mini --seeds $(SEEDS) --results $(RESULTS)
 
 test: lint
-	$(RUN) -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
+	$(RUN) -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 bench: $(VENV)/.installed
 	$(RUN) benchmarks/linear_step.py

@@ -1,10 +1,12 @@
 """What several test files share: the mini suite's drawn images, and arguments as the scripts parse them."""
 
+import os
 import time
 from pathlib import Path
 
+os.environ["OMP_NUM_THREADS"] = "1"  # of torch here, and of the processes that tests start: these share the cores
+
 import pytest
-import torch
 from hypothesis import settings
 
 from src import args as arguments
@@ -17,9 +19,28 @@ from src.runtime import results
 from src.training import Training
 
 ROOT = Path(__file__).resolve().parent.parent
-torch.set_num_threads(1)
 settings.register_profile("suite", deadline=None)  # no test depends on how busy the machine is
 settings.load_profile("suite")
+
+# Files that start many processes or train take longest. They go first, so that all workers of xdist end together.
+LONG = (
+    "test_processes.py",
+    "test_distributed.py",
+    "test_merging_main.py",
+    "test_training.py",
+    "test_scripts.py",
+    "test_reporting_end_to_end.py",
+    "test_mini_datasets.py",
+    "test_benchmarks.py",
+    "test_submitit.py",
+    "test_parallel.py",
+    "test_tables.py",
+    "test_adaptation.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
 
 
 @pytest.fixture(scope="session")

@@ -48,10 +48,12 @@ def state_of_worker(tensors: list) -> tuple[int, int, bool, list]:
     return os.getpid(), torch.get_num_threads(), any(tensor.is_shared() for tensor in tensors), tensors
 
 
-def test_tensors_go_by_value_to_workers_of_one_thread_that_stay():
+def test_tensors_go_by_value_to_workers_of_one_thread_that_stay(monkeypatch):
     """torch.multiprocessing would move those that are sent into shared memory, a file descriptor for each."""
     import torch
 
+    monkeypatch.delenv("OMP_NUM_THREADS")  # as most users start the scripts
+    loky.get_reusable_executor().shutdown(wait=True)
     tensors = [torch.full((3,), float(i)) for i in range(2000)]
     found = [map_tasks(state_of_worker, [tensors, tensors], 2, "sending") for _ in range(2)]
     for _, threads, shared, returned in found[0] + found[1]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from src.datasets import loading
 from src.runtime.paths import ROOT
 
 SMALL = ("--model=ViT-Mini", "--seed=0", "--device=cpu", "--tasks", "digits,signs")
@@ -77,6 +78,13 @@ def test_single_task_results_have_the_published_names(workplace):
             assert 0 <= record[field] <= 1
         assert record["n"]["digits"] == 600 and record["n"]["controlVal"] == 504
         assert {"command", "config", "versions", "device", "seconds"} <= record["provenance"].keys()
+
+
+@pytest.mark.parametrize("script", ["eval_single_task", "eval_task_addition", "eval_task_negation"])
+def test_a_missing_checkpoint_is_told_before_images_are_drawn(workplace, script, monkeypatch):
+    monkeypatch.setattr(loading, "examples", pytest.fail)
+    with pytest.raises(SystemExit, match="python finetune.py"):
+        workplace.run(script, "--seed=77", "--tasks=digits", "--device=cpu")
 
 
 @pytest.mark.parametrize("mode", ["standard", "linear", "posthoc"])

@@ -37,8 +37,8 @@ def add(run: Run, mode: str, n_eval_points: int | None = None, overwrite: bool =
 
 
 def _record(run: Run, mode: str, points: int) -> Addition:
-    loading.examples(run, run.tasks[0], "test")  # mini's are drawn once, before the workers look for them
     first, *others = (store.task_vector(run, task, mode) for task in run.tasks)
     total = sum(others, start=first)
+    loading.examples(run, run.tasks[0], "test")  # mini's are drawn once, before the workers look for them
     merge = Scaled(tau=total, settings=coefficients(points), storage_bits=0)
     return evaluate_merge(run, merge, run.tasks, mode)

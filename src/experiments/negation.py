@@ -37,8 +37,8 @@ def negate(
 
 def _record(run: Run, mode: str, coefs: tuple[float, ...], threshold: float) -> Negation:
     control = run.control
-    loading.examples(run, control, "test")  # mini's are drawn once, before the workers look for them
     taus = {task: (-store.task_vector(run, task, mode)).vector for task in run.tasks}
+    loading.examples(run, control, "test")  # mini's are drawn once, before the workers look for them
     pairs = [(task, dataset) for task in run.tasks for dataset in (task, control)]
     lines = {(task, dataset): (dataset, Line(taus[task], coefs)) for task, dataset in pairs}
     val = score_all(run, mode, {"pretrained": (control, ORIGIN)} | lines, "val", f"negation {mode}, validation")

@@ -44,9 +44,7 @@ def localize_kernel(
     """
     check(num_samples=num_samples, chunk_size=chunk_size)
     if wrong := [rank for rank in ranks if not (math.isfinite(rank) and rank > 0)]:
-        raise UsageError(
-            f"--ranks: expected numbers of eigenfunctions or shares of the trace; got {wrong[0]}"
-        )
+        raise UsageError(f"--ranks: expected numbers of eigenfunctions or shares of the trace; got {wrong[0]}")
     options: dict[str, Any] = {
         "reduction": reduction,
         "pairs": pairs or run.suite_row.ntk_pairs,

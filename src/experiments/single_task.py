@@ -68,8 +68,8 @@ def _record(run: Run, mode: str, encoder: Path | None) -> dict[str, Any]:
     For fine-tuned encoders the control's is the mean over tasks of the accuracy that each keeps on the control set.
     """
     store.write_pretrained(run)
-    loading.examples(run, run.control, "test")  # mini's are drawn once, before the workers look for them
     lines = _lines(run, mode, encoder)
+    loading.examples(run, run.control, "test")  # mini's are drawn once, before the workers look for them
     one_for_all = encoder is not None or MODES[mode].trained_as is None
     on_control = dict(list(lines.items())[:1]) if one_for_all else lines
     record: dict[str, Any] = {"losses": {}, "n": {}, "control_per_task": {}, "correct": {}}
