@@ -7,6 +7,7 @@ from pathlib import Path
 os.environ["OMP_NUM_THREADS"] = "1"  # of torch here, and of the processes that tests start: these share the cores
 
 import pytest
+import torch
 from hypothesis import settings
 
 from src import args as arguments
