@@ -165,11 +165,11 @@ def task_names(names: str | Iterable[str] | None, suite: registry.Suite) -> tupl
         if not 1 <= (count := int(tasks[0])) <= len(suite.tasks):
             raise UsageError(f"--tasks: expected a number from 1 to {len(suite.tasks)}, or names; found {count}")
         return suite.tasks[:count]
+    known = registry.names(suite)
     for name in tasks:
-        if name not in suite.tasks:
+        if name not in known:
             raise UsageError(
-                f"--tasks: {name!r} is no task of suite {suite.name}{nearest(name, suite.tasks)} "
-                f"Known: {', '.join(suite.tasks)}"
+                f"--tasks: {name!r} is no task of suite {suite.name}{nearest(name, known)} Known: {', '.join(known)}"
             )
     if len(set(tasks)) < len(tasks) or not tasks:
         raise UsageError(f"--tasks: expected at least one task and each once, found {', '.join(tasks) or 'none'}")

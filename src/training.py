@@ -84,8 +84,13 @@ class Training:
     def of(cls, run: Run, mode: str = "standard", **flags: Any) -> "Training":
         """flags: the other fields; those that are None have the suite's values. Raises UsageError."""
         protocol = run.protocol
-        usual = {name: getattr(protocol, name) for name in FROM_PROTOCOL} | {"lr": protocol.lr[mode]}
         given = {name: value for name, value in flags.items() if value is not None}
+        if "lr" not in given and mode not in protocol.lr:
+            raise UsageError(
+                f"--lr: expected a learning rate, for {run.suite} has none for {mode}; give one, or add it to the "
+                "suite's protocol in src/datasets/registry.py"
+            )
+        usual = {name: getattr(protocol, name) for name in FROM_PROTOCOL} | {"lr": protocol.lr.get(mode)}
         return cls(mode, **usual | given)
 
     @property

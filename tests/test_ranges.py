@@ -11,8 +11,11 @@ import eval_task_addition
 import eval_task_negation
 import finetune
 import main
+from src.datasets import registry
 from src.ranges import RANGES, check
+from src.run import task_names
 from src.runtime.messages import UsageError
+from src.training import Training
 
 
 @pytest.mark.parametrize("name", RANGES)
@@ -74,3 +77,20 @@ def test_a_grid_without_the_box_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         eval_disentanglement.main([f"--results={tmp_path}", "--range", "2", "3"])
     assert stop.value.code == 2 and "--range: expected an interval that contains the box" in capsys.readouterr().err
+
+
+def test_sets_beside_the_benchmarks_can_be_run_and_the_control_cannot():
+    suite = registry.suite("vision")
+    further = ("EMNIST_letters", "FER2013_corrected")
+    assert task_names("EMNIST_letters,FER2013_corrected", suite) == further and not {*further} & {*suite.tasks}
+    for wrong in ("ImageNet", "21"):
+        with pytest.raises(UsageError, match="--tasks"):
+            task_names(wrong, suite)
+
+
+def test_a_mode_without_a_learning_rate_asks_for_one(make_run, monkeypatch):
+    run = make_run()
+    monkeypatch.delitem(run.protocol.lr, "linear")
+    with pytest.raises(UsageError, match="--lr: expected a learning rate, for mini has none for linear"):
+        Training.of(run, mode="linear")
+    assert Training.of(run, mode="linear", lr=1e-3).lr == 1e-3

@@ -111,6 +111,12 @@ def get(name: str) -> Dataset:
     return ROWS[name]
 
 
+def names(row: Suite) -> tuple[str, ...]:
+    """What a run may name: the tasks in order, and the suite's further sets, which are of no benchmark."""
+    of_suite = (name for name, one in ROWS.items() if one.suite == row.name and name != row.control)
+    return tuple(dict.fromkeys((*row.tasks, *of_suite)))
+
+
 @cache
 def default_suite(model: str) -> str:
     """The suite that a model is meant for."""

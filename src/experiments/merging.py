@@ -97,7 +97,7 @@ def unseen_tasks(run: Run, given: str | list[str] | None) -> tuple[str, ...]:
     unseen = task_names(given, run.suite_row)
     if merged := [task for task in unseen if task in run.tasks]:
         raise UsageError(f"unseen: {', '.join(merged)} is merged: name the tasks to merge, as in DATASETS=[...]")
-    return tuple(task for task in registry.suite(run.suite).tasks if task in unseen)
+    return tuple(task for task in registry.names(run.suite_row) if task in unseen)
 
 
 def result_name(run: Run, method: Method, options: Options) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from src import checkpoints, store
-from src.datasets import loading
+from src.datasets import loading, registry
 from src.evaluation import ORIGIN, Line, mean, score_all
 from src.experiments.base import carry_out
 from src.experiments.registry import SINGLE_TASK, Experiment
@@ -48,7 +48,7 @@ def evaluate_single_tasks(
 def _tasks_of(record: Mapping[str, Any], run: Run) -> tuple[str, ...]:
     """The tasks that a result has, in its own order."""
     config = record["provenance"]["config"]
-    return tuple(config.get("tasks") or (task for task in run.suite_row.tasks if task in record))
+    return tuple(config.get("tasks") or (task for task in registry.names(run.suite_row) if task in record))
 
 
 class _Named(Experiment):

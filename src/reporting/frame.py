@@ -84,9 +84,9 @@ def _by_task(metric: str, values: Mapping[str, float], tasks: Iterable[str], spl
 
 def _single_task(suite: str, record: SingleTask) -> Iterator[Number]:
     row = registry.suite(suite)
-    for split, accuracy in accuracies_of(record, (*row.tasks, row.control)).items():
+    for split, accuracy in accuracies_of(record, (*registry.names(row), row.control)).items():
         yield from _by_task("accuracy", accuracy, accuracy, split)
-    for split, losses in accuracies_of(record["losses"], (*row.tasks, row.control)).items():
+    for split, losses in accuracies_of(record["losses"], (*registry.names(row), row.control)).items():
         yield from _by_task("loss", losses, losses, split)
     for split, control in record["control_per_task"].items():
         yield from _by_task("control_accuracy", control, control, split)
