@@ -26,6 +26,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from src.dual_numbers import fused_jvp
 from src.modeling import ImageEncoder
+from src.tensors import check_same
 
 Weights = Mapping[str, torch.Tensor]
 
@@ -256,9 +257,5 @@ def _transformed(*nests: Any) -> bool:
 
 def _copies(what: str, source: Weights, like: Weights) -> dict[str, torch.Tensor]:
     """Copies of `source` with the devices and types of `like`, after checking that names and shapes agree."""
-    if names := sorted(source.keys() ^ like.keys()):
-        raise ValueError(f"model and init_model differ in their {what}: {', '.join(names[:4])}")
-    if names := [name for name in like if source[name].shape != like[name].shape]:
-        shapes = [f"{name} {tuple(like[name].shape)} and {tuple(source[name].shape)}" for name in names[:4]]
-        raise ValueError(f"model and init_model differ in the shapes of their {what}: {', '.join(shapes)}")
+    check_same(like, source, f"the {what} of model and init_model")
     return {name: source[name].detach().to(like[name], copy=True) for name in like}

@@ -257,11 +257,11 @@ def test_around_another_model_with_its_buffers():
     linear = LinearizedModel(end, start)
     torch.testing.assert_close(linear(*images).detach().flatten(), f0 + apply(jacobian, moved), **CLOSE)
 
-    with pytest.raises(ValueError, match=r"shapes of their parameters: weight \(2, 4\) and \(2, 3\)"):
+    with pytest.raises(ValueError, match=r"parameters of .* weight: expected \(2, 4\), found \(2, 3\)"):
         LinearizedModel(nn.Linear(4, 2), nn.Linear(3, 2))
-    with pytest.raises(ValueError, match="parameters: bias"):
+    with pytest.raises(ValueError, match="parameters of .*: (missing|unexpected) bias"):
         LinearizedModel(nn.Linear(4, 2), nn.Linear(4, 2, bias=False))
-    with pytest.raises(ValueError, match="buffers: .*running_mean"):
+    with pytest.raises(ValueError, match="buffers of .*running_mean"):
         LinearizedModel(nn.BatchNorm1d(4), nn.LayerNorm(4))
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from src.records import ErrorGrid
+from src.tensors import check_same
 
 SEARCH_BOX = 1.0  # the red box of Figures 3, 9, 10: where the papers look for coefficients, both ways from θ0
 Alphas = Sequence[float] | np.ndarray
@@ -193,8 +194,8 @@ def _term(task: str, changed: Tensor, samples: int) -> Term:
 class WeightPlane:
     """`features` for `nonlinear_term`: a module at θ0 + α1 τ1 + α2 τ2, its own weights left as they are.
 
-    pretrained holds θ0; what neither vector holds keeps the module's value. Raises KeyError for tensors of a vector
-    that θ0 lacks, ValueError for shapes that differ.
+    pretrained holds θ0; what neither vector holds keeps the module's value. Raises ValueError for tensors of a vector
+    that θ0 or the module lacks, or has in another shape.
     """
 
     def __init__(
@@ -207,12 +208,9 @@ class WeightPlane:
         self.module = module
         names = sorted(vector1.keys() | vector2.keys())
         weights = module.state_dict()
-        for name in names:
-            if name not in pretrained or name not in weights:
-                raise KeyError(f"{name} is in a task vector, but not in the pre-trained weights or the module")
-            shapes = {tuple(part[name].shape) for part in (weights, pretrained, vector1, vector2) if name in part}
-            if len(shapes) > 1:
-                raise ValueError(f"{name}: shapes differ, {sorted(shapes)}")
+        for vector in (vector1, vector2):
+            for start, whose in ((pretrained, "the pre-trained model"), (weights, "the module")):
+                check_same({n: start[n] for n in vector if n in start}, vector, f"{whose} and the task vector")
         self.pretrained = {name: pretrained[name].to(weights[name].device) for name in names}
         self.vectors = [
             {name: vector[name].to(weights[name].device) for name in vector} for vector in (vector1, vector2)

@@ -6,7 +6,6 @@ To add one: a row here, a file beside this one that computes the record, and a s
 from dataclasses import dataclass
 
 from src.modes import EVALUATED, MODES
-from src.run import Run
 
 
 @dataclass(frozen=True)
@@ -50,12 +49,3 @@ NTK_RANKS = (5, 10, 20, 0.9)  # eigenfunctions, and with a point shares of the t
 NTK_SAMPLES = 64
 
 EXPERIMENTS = {row.name: row for row in (SINGLE_TASK, ADDITION, NEGATION, DISENTANGLEMENT, NTK)}
-
-
-def command_of(result: str, run: Run) -> str:
-    """The command that makes the result of this name, of an experiment above."""
-    for row in EXPERIMENTS.values():
-        for choice in row.choices:
-            if row.result(choice) == result:
-                return row.command(choice, run.flags())
-    raise KeyError(result)

@@ -96,10 +96,6 @@ class Paths:
     def result(self, name: str) -> Path:
         return self.results / self._images / f"{name}.json"
 
-    def corruptions(self) -> list[str]:
-        """Those that have results."""
-        return sorted(folder.name for folder in (self.seed_results() / CORRUPTED).glob("*"))
-
     def single_task(self, mode: str) -> Path:
         return self.result(MODES[mode].single_task)
 
