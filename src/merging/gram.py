@@ -153,7 +153,7 @@ class Wudi(DataFree):
     matrices: str = "blocks"
     rest: str = "zero"
     normalise: str = "trace"
-    ridge: float = 0.01
+    ridge: float = 0.1
     solver: str = "closed"
     steps: int = 300
     lr: float = 0.015
