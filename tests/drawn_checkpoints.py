@@ -17,6 +17,6 @@ def draw_checkpoints(run: Run) -> None:
         moved = {k: p + 0.01 * torch.randn(p.shape, generator=generator) for k, p in start.items() if p.ndim}
         header = dict(model=run.model, task=task, mode="standard", seed=run.seed)
         checkpoints.save(run.paths.checkpoint(task, "standard"), start | moved, header)
-    accuracies = {f"{task}{suffix}": 0.5 for task in run.tasks for suffix in ("", "Val")}
+    accuracies = {f"{task}{suffix}": 0.5 for task in run.tasks for suffix in ("", "Val")} | run.corruption_record()
     for mode in ("none", "standard"):
         results.write(run.paths.single_task(mode), accuracies, run.config(), started=time.time())

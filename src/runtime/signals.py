@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+TIDIED = "ignore:resource_tracker:UserWarning"  # a filter of Python's
 GRACE = 60  # seconds that a process has to end the step it is in and to save its state, before it is killed
 
 _caught = False  # whether the signals are this module's
@@ -116,11 +117,18 @@ def starting() -> Iterator[None]:
 
     Until a process calls `follow` it would answer a terminal's Ctrl-C by itself, with a traceback in the midst of its
     imports. This process loses none: one that comes meanwhile is answered at the end, or at once by another thread.
+    The helper that removes semaphores of an ended program does so without a word.
     """
     earlier = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    filters = os.environ.get("PYTHONWARNINGS")
+    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, (filters, TIDIED)))
     try:
         yield
     finally:
+        if filters is None:
+            del os.environ["PYTHONWARNINGS"]
+        else:
+            os.environ["PYTHONWARNINGS"] = filters
         signal.pthread_sigmask(signal.SIG_SETMASK, earlier)
 
 
