@@ -153,6 +153,8 @@ def test_results_of_every_script_on_corrupted_images_say_so_and_lie_apart(tmp_pa
     assert len(made) == 3 and all("corrupted" in file.parts for file in files)
     assert {record["corruption"]["name"] for record in made.values()} == {"contrast"}
 
+    for made_up in (tmp_path / "results").rglob("*accuracies.json"):
+        made_up.unlink()
     moved = tmp_path / "results/mini/ViT-Mini/seed_0/ntk_sum.json"
     next((tmp_path / "results").rglob("corrupted/*/ntk_sum.json")).rename(moved)
     with pytest.raises(results.ResultError, match="found this one outside it"):

@@ -344,11 +344,11 @@ def test_the_list_of_methods_has_them_all_with_title_paper_and_options(half, cap
     told = capsys.readouterr().out
     blocks = [block.splitlines() for block in re.split(r"\n(?=\S)", told)]
     methods = base.registered()
-    assert len(methods) == len(blocks) >= 12 and "half" in {cls.name for cls in methods}
+    assert len(methods) == len(blocks) >= 40 and "half" in {cls.name for cls in methods}
     for cls, (first, about, *options) in zip(methods, blocks, strict=True):
         paper = f", arXiv:{cls.paper}" if cls.paper else ""
         assert first == f"{cls.name}: {cls.title}{paper} (needs {cls.needs})"
-        assert cls.title and re.fullmatch(r"\d{4}\.\d{5}", cls.paper)
+        assert cls.title and re.fullmatch(r"(\d{4}\.\d{5})?", cls.paper)
         assert about.startswith("    ") and not about.strip().startswith(f"{cls.__name__}(")
         assert len(about.strip()) > 10 or cls.name == "half", "whose file says nothing"
         assert options == [f"    method.{name}={value}" for name, value in vars(cls()).items()]
