@@ -17,7 +17,7 @@ from src.evaluation import Line, score, score_all
 from src.linearize import LinearizedModel
 from src.merging import surgery
 from src.merging.adaptation import NonFiniteLoss
-from src.merging.base import Merge, Method, Problem, Progress, load_methods, register
+from src.merging.base import Merge, Method, Problem, Progress, load_methods
 from src.merging.search import Searched
 from src.merging.surgery import Adapter, Surgery
 from src.merging.task_arithmetic import multi_task_vector
@@ -155,16 +155,16 @@ class PerTask(Merge):
         return setting * self.problem.vector(task)
 
 
-def test_a_base_with_a_model_for_each_task_is_corrected_in_each():
+def test_a_base_with_a_model_for_each_task_is_corrected_in_each(monkeypatch):
     given = problem()
 
-    @register("surgery_test_per_task")
     @dataclass
     class Own(Method):
         def merge(self, problem: Problem) -> Merge:
             return PerTask(settings=(1.0,), storage_bits=7, per_task=True, problem=problem)
 
-    found = small(base="surgery_test_per_task", steps=2, lr=0.1).merge(given)
+    monkeypatch.setattr(Surgery, "base_method", lambda self: Own())
+    found = small(steps=2, lr=0.1).merge(given)
     assert found.storage_bits == 7 + 32 * 3 * 2 * 3 * D
     for task in TASKS:
         assert found.adaptation["loss"]["tasks"][task] == pytest.approx([0, 0], abs=1e-12)
