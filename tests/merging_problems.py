@@ -1,5 +1,6 @@
 """Tiny vision transformers to merge: names, shapes and orientations of open_clip's, with a frozen text side."""
 
+import weakref
 from math import prod
 
 import torch
@@ -31,6 +32,23 @@ SHAPES: dict[str, tuple[int, ...]] = {
 }
 BLOCK_MATRICES = [key for key, shape in SHAPES.items() if "resblocks" in key and len(shape) == 2]
 MATRICES = [*BLOCK_MATRICES, POSITIONS, PROJ]
+
+
+class Counted(dict):
+    """Weights that count how many of their tensors are alive at once, over all tasks."""
+
+    alive, most = 0, 0
+
+    def __getitem__(self, key):
+        tensor = super().__getitem__(key).clone()
+        Counted.alive += 1
+        Counted.most = max(Counted.most, Counted.alive)
+        weakref.finalize(tensor, Counted._gone)
+        return tensor
+
+    @staticmethod
+    def _gone():
+        Counted.alive -= 1
 
 
 def cut(flat: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import torch
+from merging_problems import Counted
 
 from src import checkpoints
 from src.merging import base
@@ -41,25 +42,6 @@ def test_foreign_checkpoints_are_refused_with_the_keys_or_shapes_that_differ():
         Problem(start, {"t": start}, scope="text")
     with pytest.raises(checkpoints.CheckpointError, match="model.visual"):
         Problem({"w": torch.zeros(2)}, {"t": {"w": torch.zeros(2)}}).vector("t")
-
-
-class Counted(dict):
-    """Weights that count how many of their tensors are alive at once, over all tasks."""
-
-    alive, most = 0, 0
-
-    def __getitem__(self, key):
-        tensor = super().__getitem__(key).clone()
-        Counted.alive += 1
-        Counted.most = max(Counted.most, Counted.alive)
-        import weakref
-
-        weakref.finalize(tensor, Counted._gone)
-        return tensor
-
-    @staticmethod
-    def _gone():
-        Counted.alive -= 1
 
 
 STREAMING = ("sum", "average", "zeroshot", "ties", "mag_masking", "mag_prune", "tall_mask", "consensus", "emr")

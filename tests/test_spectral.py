@@ -8,7 +8,6 @@ merge with λ 1.7 and rank .4; and, for test_wrapped.py, of arXiv:2410.17146 (43
 sum and of every second of its weights, and of FusionBench (54c9e8c) SVC of θ0 + .3 times the sum with a clip of .1.
 """
 
-import weakref
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +23,7 @@ from merging_problems import (
     QKV,
     SHAPES,
     VISUAL,
+    Counted,
     assert_equal,
     cut,
     draw,
@@ -352,23 +352,6 @@ def test_a_full_memo_keeps_nothing_more_and_changes_nothing(monkeypatch, decompo
 def test_tensors_that_no_task_moved_are_not_decomposed(decomposed):
     merged(TSVC(), draw(2, scope="published"))
     assert (7, 4) not in decomposed and (18, 6) in decomposed
-
-
-class Counted(dict):
-    """Weights that count how many of their tensors are alive at once, over all tasks."""
-
-    alive, most = 0, 0
-
-    def __getitem__(self, key):
-        tensor = super().__getitem__(key).clone()
-        Counted.alive += 1
-        Counted.most = max(Counted.most, Counted.alive)
-        weakref.finalize(tensor, Counted._gone)
-        return tensor
-
-    @staticmethod
-    def _gone():
-        Counted.alive -= 1
 
 
 @pytest.mark.parametrize("method", [TSVM(), TSVC(), IsoC(), IsoCTS(), Cart()])

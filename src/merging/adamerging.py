@@ -14,6 +14,7 @@ another one. `labels` takes those of validation images and needs `adapt_on=val`.
 clamped. Options that are None have the variant's values.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -45,6 +46,31 @@ class Published:
 
 VARIANTS = {"original": Published(500, 2, clamp=True), "fusion_bench": Published(1000, 1, clamp=False)}
 TASK_WISE = {"granularity": "task"}
+
+
+def descended(
+    model: MergedModel,
+    lam: torch.Tensor,
+    optimizer: torch.optim.Optimizer,
+    steps: int,
+    batches: int = 1,
+    clip: float = math.inf,
+) -> Merge:
+    """The merge with the λ that `steps` steps reach, each on `batches` batches. clip: largest norm of the gradient."""
+    adaptation = Adaptation(model, {"lambda": steps}, lam, {"lambda": optimizer})
+
+    def step(index: int) -> dict[str, float]:
+        optimizer.zero_grad()
+        losses = model.backward(lam, range(index * batches, (index + 1) * batches))
+        if clip < math.inf:
+            torch.nn.utils.clip_grad_norm_([lam], clip)
+        optimizer.step()
+        return losses
+
+    adaptation.run("lambda", step, lambda: model.vector(lam))
+    merge = scaled(model.problem, model.vector(lam), (1.0,))
+    merge.adaptation = adaptation.course()
+    return merge
 
 
 @register(
@@ -85,19 +111,7 @@ class AdaMerging(Adapting):
         method = replace(self, steps=steps, lr=lr, batches=batches, clamp=clamp)
         model = MergedModel(problem, method, clamp, self.task_vectors(problem), self.loss)
         lam = model.coefficients(self.granularity).requires_grad_()
-        adam = torch.optim.Adam([lam], lr)
-        adaptation = Adaptation(model, {"lambda": steps}, lam, {"lambda": adam})
-
-        def step(index: int) -> dict[str, float]:
-            adam.zero_grad()
-            losses = model.backward(lam, range(index * batches, (index + 1) * batches))
-            adam.step()
-            return losses
-
-        adaptation.run("lambda", step, lambda: model.vector(lam))
-        merge = scaled(problem, model.vector(lam), (1.0,))
-        merge.adaptation = adaptation.course()
-        return merge
+        return descended(model, lam, torch.optim.Adam([lam], lr), steps, batches)
 
     def task_vectors(self, problem: Problem) -> Iterable[tuple[str, torch.Tensor]]:
         """Each tensor's name and its τ_t, (tasks, *shape)."""

@@ -14,16 +14,16 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from src.merging.adamerging import descended
 from src.merging.adaptation import (
     LABELS,
-    Adaptation,
     Adapting,
     MergedModel,
     check_least,
     given,
     schedule,
 )
-from src.merging.base import Merge, Problem, register, scaled
+from src.merging.base import Merge, Problem, register
 
 STEPS = 480
 
@@ -46,16 +46,4 @@ class Atlas(Adapting):
         model = MergedModel(problem, replace(self, steps=steps, lr=lr), loss="labels")
         lam = model.coefficients(self.granularity).requires_grad_()
         adam = torch.optim.AdamW([lam], lr, weight_decay=self.weight_decay)
-        adaptation = Adaptation(model, {"lambda": steps}, lam, {"lambda": adam})
-
-        def step(index: int) -> dict[str, float]:
-            adam.zero_grad()
-            losses = model.backward(lam, [index])
-            torch.nn.utils.clip_grad_norm_([lam], self.clip)
-            adam.step()
-            return losses
-
-        adaptation.run("lambda", step, lambda: model.vector(lam))
-        merge = scaled(problem, model.vector(lam), (1.0,))
-        merge.adaptation = adaptation.course()
-        return merge
+        return descended(model, lam, adam, steps, clip=self.clip)
