@@ -17,7 +17,7 @@ of the mode and of `none`. A run that was killed goes on where it last kept its 
 import os
 import sys
 from collections.abc import Sequence
-from typing import cast
+from typing import Any
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -25,11 +25,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from src.args import shared_flags
 from src.experiments import merging
-from src.merging.base import Method, load_methods
 from src.merging.names import listing
+from src.merging.registry import config_schemas
 from src.runtime.distributed import leave_to_the_first, spmd, world_size
-from src.runtime.messages import UsageError
-from src.runtime.program import USER_ERRORS, exit_on_user_error
+from src.runtime.messages import UsageError, UserError
+from src.runtime.program import exit_on_user_error
 
 
 @exit_on_user_error
@@ -43,21 +43,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     if "--methods" in (sys.argv[1:] if argv is None else argv):
         print(listing())
         return
-    load_methods()
-    ConfigStore.instance().store(name="flags", node=shared_flags())
+    for group, name, schema in ((None, "flags", shared_flags()), *config_schemas()):
+        ConfigStore.instance().store(group=group, name=name, node=schema)
     failed: list[Exception] = []
 
     def job(cfg: DictConfig) -> None:
-        flags = {str(key): value for key, value in cast(dict, OmegaConf.to_container(cfg, resolve=True)).items()}
+        flags: Any = OmegaConf.to_container(cfg, resolve=True)
         del flags["method"]
         try:
+            method: Any = OmegaConf.to_object(cfg.method)
             run, options = merging.take_options(flags)
-            merging.merge(run, cast(Method, OmegaConf.to_object(cfg.method)), options)
-        except USER_ERRORS as error:
+            merging.merge(run, method, options)
+        except UserError as error:
             if "HYDRA_FULL_ERROR" in os.environ:
                 raise
-            if world_size() > 1:  # the ranks could come to the next job one by one
-                leave_to_the_first()
+            if world_size() > 1:
+                leave_to_the_first()  # the ranks could come to the next job one by one
                 print(f"error: {error}", file=sys.stderr, flush=True)
                 raise SystemExit(_status([error])) from None  # which Hydra lets through
             print(f"error: {error}", file=sys.stderr)

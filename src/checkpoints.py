@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 
 from src.runtime.files import replacing
 from src.runtime.messages import CheckpointError as CheckpointError  # there, where torch is not needed
+from src.runtime.messages import MissingFile
 from src.runtime.results import versions
 from src.tensors import Weights, check_same
 
@@ -184,7 +185,7 @@ def _read_header(path: Path, expect: Mapping) -> tuple[dict, dict]:
     expect = {field: list(v) if isinstance(v, tuple) else v for field, v in expect.items() if v is not None}
     mend = _command(expect)
     if not path.is_file():
-        raise FileNotFoundError(f"expected the checkpoint {path}, found no file; make it with: {mend}")
+        raise MissingFile(f"expected the checkpoint {path}, found no file; make it with: {mend}")
     with open(path, "rb") as file:
         start = file.read(9)
         length = struct.unpack("<Q", start[:8])[0] if len(start) == 9 else 0

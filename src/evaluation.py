@@ -29,7 +29,7 @@ from src.records import SUFFIXES, Summary
 from src.run import Run
 from src.runtime import results
 from src.runtime.distributed import world_size
-from src.runtime.messages import few
+from src.runtime.messages import NotFinite, few
 from src.runtime.parallel import map_tasks
 from src.tensors import moved
 
@@ -69,7 +69,7 @@ class Curve:
     draws: tuple[tuple[float, ...], ...] = ()
 
 
-class NonFiniteFeatures(FloatingPointError):
+class NonFiniteFeatures(NotFinite):
     """An image feature is no number: the coefficient is too large, or a checkpoint is broken."""
 
 

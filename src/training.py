@@ -32,7 +32,7 @@ from src.ranges import RANGES, check
 from src.run import Run
 from src.runtime.distributed import World
 from src.runtime.loggers import Logger, Loggers
-from src.runtime.messages import UsageError
+from src.runtime.messages import NotFinite, UsageError
 from src.runtime.parallel import in_worker
 from src.runtime.seeds import batch_indices, event_seed
 from src.runtime.signals import heed_parent, starting, until_stopped
@@ -103,7 +103,7 @@ class Training:
 FROM_PROTOCOL = ("wd", "ls", "warmup_length", "batch_size", "num_grad_accumulation", "clip")
 
 
-class NonFiniteLoss(FloatingPointError):
+class NonFiniteLoss(NotFinite):
     """The loss is no number: training stopped, and the last good state was kept."""
 
 

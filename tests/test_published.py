@@ -16,7 +16,7 @@ from src import args as arguments
 from src.datasets import __main__ as datasets_command
 from src.experiments import reproduction
 from src.experiments.merging import take_options
-from src.merging.base import load_methods
+from src.merging.registry import load_methods
 from src.run import Run
 from src.runtime.paths import ROOT
 

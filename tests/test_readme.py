@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from src.linearize import LinearizedModel
-from src.merging import base
+from src.merging import registry
 from src.merging.base import Problem
 from src.task_vectors import NonLinearTaskVector
 from tests.conftest import ROOT
@@ -43,7 +43,7 @@ def test_the_library_does_what_the_readme_shows():
 
 def test_the_method_of_the_readme_is_one(monkeypatch):
     (code,) = [block for block in BLOCKS if "@register" in block]
-    monkeypatch.setattr(base, "METHODS", dict(base.METHODS))
+    monkeypatch.setattr(registry, "METHODS", dict(registry.METHODS))
     module = ModuleType("readme_method")
     monkeypatch.setitem(sys.modules, module.__name__, module)
     exec(code, vars(module))
@@ -51,6 +51,6 @@ def test_the_method_of_the_readme_is_one(monkeypatch):
     ends = {
         task: {"model.visual.w": torch.tensor(w)} for task, w in zip("abc", [[1.0, 5, 0], [2.0, 4, 9], [3.0, 3, 1]])
     }
-    merge = base.METHODS["median"](factor=2).merge(Problem(start, ends))
+    merge = registry.METHODS["median"](factor=2).merge(Problem(start, ends))
     assert merge.vector("a", 0.5).vector["model.visual.w"] == pytest.approx(torch.tensor([2.0, 4.0, 1.0]))
     assert 1.0 in merge.settings and len(merge.settings) == 10

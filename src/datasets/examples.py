@@ -11,9 +11,10 @@ import numpy as np
 from PIL import Image
 
 from src.datasets.base import FileExamples
+from src.runtime.messages import UserError
 
 
-class DataError(RuntimeError):
+class DataError(UserError, RuntimeError):
     """Data that cannot be used; the message says what was expected, what was found and what mends it."""
 
 

@@ -1,16 +1,26 @@
 """Task addition: θ0 + α Σ τ_t (Ilharco et al., 2023, arXiv:2212.04089; Table 1 of arXiv:2305.12827)."""
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from src import store
 from src.datasets import loading
 from src.experiments.base import carry_out
+from src.experiments.numbers import Number, score_numbers
 from src.experiments.registry import ADDITION
 from src.merging.base import Scaled
 from src.merging.evaluate import evaluate_merge
 from src.ranges import check
 from src.records import Addition
 from src.run import Run
+
+Record = Addition
+
+
+def numbers(record: Record, suite: str) -> Iterator[Number]:
+    """The numbers of a record."""
+    return score_numbers(record, foreign=False)
 
 
 def coefficients(points: int) -> tuple[float, ...]:

@@ -4,8 +4,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from src.experiments.registry import Experiment
-from src.records import SCHEMAS, checked
+from src.experiments.registry import Experiment, module
+from src.records import checked
 from src.run import Run
 from src.runtime import results
 
@@ -30,6 +30,6 @@ def carry_out(
         return None
     started = time.time()
     record: Any = {**compute(), **run.corruption_record()}
-    schema = SCHEMAS[experiment.schema]
+    schema = module(experiment.name).Record
     results.write(path, record, config, started, lambda document: checked(document, schema, path))
     return record

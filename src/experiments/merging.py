@@ -1,7 +1,7 @@
 """Merging by any method: choose on validation, read test once, and tell what it needs and costs."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +12,13 @@ import torch
 from src.args import take_run
 from src.datasets import registry
 from src.evaluation import Denominators
+from src.experiments.numbers import Number, score_numbers, summary_numbers
 from src.merging import names
-from src.merging.base import Affine, Drawn, Merge, Method, Problem, Progress, Scaled, Variant, label, states_of
+from src.merging.base import Affine, Drawn, Merge, Method, Problem, Progress, Scaled, Variant, states_of
 from src.merging.evaluate import evaluate_merge, evaluate_unseen
 from src.merging.geometry import vector_geometry
 from src.merging.problem import Source, export, read_problem, storage
+from src.merging.registry import label
 from src.merging.search import Searched
 from src.merging.watch import Watch
 from src.modes import EVALUATED
@@ -27,6 +29,24 @@ from src.runtime.cost import measured
 from src.runtime.distributed import from_primary, is_primary
 from src.runtime.loggers import Logger, Loggers
 from src.runtime.messages import UsageError, nearest
+
+Record = Merging
+
+
+def numbers(record: Record, suite: str) -> Iterator[Number]:
+    foreign = bool(record["encoders"])
+    yield from score_numbers(record, foreign)
+    storage = record["storage"]
+    yield Number("storage", storage["this"])
+    yield Number("storage_merged", storage["merged"])
+    yield Number("storage_finetuned", storage["finetuned"])
+    if "cost" in record:
+        yield Number("merging_seconds", record["cost"]["seconds"])
+        yield Number("peak_memory", record["cost"]["peak_memory"])
+    if "unseen" in record:
+        unseen = record["unseen"]
+        yield from summary_numbers(unseen, unseen["tasks"], False, "unseen_")
+        yield from summary_numbers(unseen["zeroshot"], unseen["tasks"], False, "unseen_zeroshot_")
 
 
 @dataclass(frozen=True)

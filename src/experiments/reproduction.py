@@ -7,21 +7,16 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from src.datasets.registry import BENCHMARKS
 from src.experiments.merging import variant_result
-from src.experiments.registry import (
-    ADDITION,
-    DISENTANGLEMENT,
-    NEGATION,
-    NTK,
-    SINGLE_TASK,
-    Experiment,
-)
-from src.merging.base import METHODS, Variant, variants
+from src.experiments.registry import ADDITION, EXPERIMENTS, SINGLE_TASK, Experiment
+from src.merging.base import Variant
+from src.merging.registry import METHODS, variants
 from src.model_names import random_name
 from src.modes import EVALUATED, MODES, TRAINED
 from src.run import Corruption, Run
@@ -80,6 +75,7 @@ def _fine_tune(run: Run) -> list[Command]:
 
 def _each(run: Run, experiment: Experiment, choices: Sequence[str] | None = None) -> list[Command]:
     """An experiment with every choice, or with those."""
+    run = _first_benchmark(run) if experiment.benchmark else run
     return [
         Command(
             experiment.script,
@@ -96,24 +92,14 @@ def _first_benchmark(run: Run) -> Run:
     return replace(run, tasks=run.tasks[: BENCHMARKS[0]])
 
 
-def _single_task(run: Run) -> list[Command]:
-    return _each(run, SINGLE_TASK)
+def _stages() -> list[Stage]:
+    """A stage of each experiment, which runs all its choices."""
+    return [Stage(row.stage, partial(_all_choices, experiment=row)) for row in EXPERIMENTS.values()]
 
 
-def _addition(run: Run) -> list[Command]:
-    return _each(_first_benchmark(run), ADDITION)
-
-
-def _negation(run: Run) -> list[Command]:
-    return _each(_first_benchmark(run), NEGATION)
-
-
-def _disentanglement(run: Run) -> list[Command]:
-    return _each(run, DISENTANGLEMENT)
-
-
-def _ntk(run: Run) -> list[Command]:
-    return [*_each(run, NTK), *_each(replace(run, model=random_name(run.model)), NTK)]
+def _all_choices(run: Run, experiment: Experiment) -> list[Command]:
+    runs = (run, replace(run, model=random_name(run.model))) if experiment.random_init else (run,)
+    return [command for each in runs for command in _each(each, experiment)]
 
 
 def _random_init(run: Run) -> list[Command]:
@@ -226,8 +212,8 @@ def _merge(
         flags.append(f"num_tasks={len(run.tasks)}")
     if mode != "standard":
         flags.append(f"finetuning_mode={mode}")
-    shared = (flag.removeprefix("--").split("=", 1) for flag in common_flags(run) if not flag.startswith("--tasks="))
-    flags += [f"{name.replace('-', '_')}={value}" for name, value in shared]
+    shared = (flag.removeprefix("--").partition("=") for flag in common_flags(run) if not flag.startswith("--tasks="))
+    flags += [f"{name.replace('-', '_')}={value or True}" for name, _, value in shared]
     return Command("main", tuple(flags), (run.paths.result(variant_result(run, variant, mode, unseen)),))
 
 
@@ -255,19 +241,17 @@ def common_flags(run: Run) -> tuple[str, ...]:
         named["device"] = run.device
     if run.batch_size != Run.batch_size:
         named["eval_batch_size"] = run.batch_size
+    if run.jobs != Run.of(device=run.device).jobs:
+        named["jobs"] = run.jobs
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in named.items()]
     if run.tasks != run.suite_row.default:
         flags.append(f"--tasks={','.join(run.tasks)}")
-    return tuple(flags)
+    return (*flags, *(["--skip-corrupt"] if run.skip_corrupt else []))
 
 
 STAGES = (
     Stage("fine-tuning", _fine_tune),
-    Stage("single-task", _single_task),
-    Stage("addition", _addition),
-    Stage("negation", _negation),
-    Stage("disentanglement", _disentanglement),
-    Stage("ntk", _ntk),
+    *_stages(),
     Stage("merging", _merging),
     Stage("adaptation", _adaptation),
     Stage("random-init", _random_init),

@@ -10,6 +10,7 @@ from src import checkpoints
 from src.merging.base import Merge, Problem, Setting
 from src.merging.geometry import describe
 from src.published import convert
+from src.runtime.messages import MissingFile
 from src.task_vectors import Mask, TaskVector
 
 Masks = dict[str, Mask]  # of each task
@@ -63,7 +64,7 @@ def load_masks(problem: Problem, name: str, command: str, file: str | None = Non
     """
     path = Path(file) if file else problem.masks_at(name)
     if not path.is_file():
-        raise FileNotFoundError(f"expected masks in {path}, found no file; make them with: {command}")
+        raise MissingFile(f"expected masks in {path}, found no file; make them with: {command}")
     if path.suffix == ".npy":
         masks = convert.read_masks(path, like=problem.pretrained)
         _check(path, "scope", problem.scope, "published")

@@ -5,7 +5,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 
 from src.datasets import registry
-from src.merging.base import registered
+from src.merging.registry import registered
 
 
 def tasks_name(suite: str, tasks: Sequence[str], encoders: Mapping[str, str] | None = None) -> str:

@@ -12,10 +12,10 @@ import numpy as np
 import pandas as pd
 
 from src.datasets import registry
-from src.experiments.registry import ADDITION, NEGATION, NTK, SINGLE_TASK, Experiment
+from src.experiments.numbers import MEAN
+from src.experiments.registry import NTK, SINGLE_TASK, Experiment
 from src.model_names import ModelName, pretrained_name, random_name
 from src.reporting import frame
-from src.reporting.frame import MEAN
 from src.reporting.result import Result, as_text, joined, read_results
 from src.run import Run
 from src.runtime.messages import UsageError
@@ -163,9 +163,9 @@ class Runs:
     def command(self, experiment: Experiment, choice: str, seed: int) -> str:
         """The command that makes a result of one of the eval scripts, where the results that are there were made."""
         run = self._run(seed)
-        of_benchmark = experiment in (ADDITION, NEGATION) or ModelName.parse(self.model).random
+        of_benchmark = experiment.benchmark or ModelName.parse(self.model).random
         tasks = self.main_tasks if of_benchmark else self.tasks
-        told = experiment in (ADDITION, NEGATION, SINGLE_TASK) and tasks != run.suite_row.default
+        told = not experiment.pairs and tasks != run.suite_row.default
         return experiment.command(choice, run.flags() + (f" --tasks={','.join(tasks)}" if told else ""))
 
     def merge_command(

@@ -6,30 +6,16 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from src.datasets.examples import DataError
 from src.runtime import distributed, signals
-from src.runtime.messages import CheckpointError, UsageError
-from src.runtime.parallel import WorkerKilled
-from src.runtime.results import ResultError
+from src.runtime.messages import UsageError, UserError
 
 Returned = TypeVar("Returned")
-
-# What a user can cause and mend: told in a line, without a traceback.
-USER_ERRORS = (
-    CheckpointError,
-    DataError,
-    ResultError,
-    UsageError,
-    WorkerKilled,
-    FileNotFoundError,
-    FloatingPointError,
-)
 
 
 def exit_on_user_error(main: Callable[..., Returned]) -> Callable[..., Returned]:
     """Decorates a script's `main(argv=None)`: it ends with a message alone, and with the processes that it started.
 
-    The exit status is 1 after an error of USER_ERRORS, 2 after a UsageError, 130 after SIGINT (Ctrl-C) and 143 after
+    The exit status is 1 after a UserError, 2 after a UsageError, 130 after SIGINT (Ctrl-C) and 143 after
     SIGTERM. Under torchrun one process tells an error that all of them come to.
     """
 
@@ -48,7 +34,7 @@ def exit_on_user_error(main: Callable[..., Returned]) -> Callable[..., Returned]
             if distributed.is_primary():
                 print("stopped; the same command goes on", file=sys.stderr, flush=True)
             raise SystemExit(stopped.status) from None
-        except USER_ERRORS as error:
+        except UserError as error:
             distributed.leave_to_the_first()
             if isinstance(error, UsageError):
                 print(f"error: {error}", file=sys.stderr, flush=True)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from src.runtime.files import replacing
+from src.runtime.messages import MissingFile, UserError
 from src.runtime.paths import ROOT
 
 # Packages that decide a number or a pixel: name in `provenance.versions` -> name of the distribution.
@@ -25,11 +26,11 @@ PACKAGES = {
 ONE_LINE = 80  # characters of the longest string that may stand beside others on a line of a result
 
 
-class MissingResult(FileNotFoundError):
+class MissingResult(MissingFile):
     """A result that was never made; the message names the command that makes it."""
 
 
-class ResultError(ValueError):
+class ResultError(UserError, ValueError):
     """A result that cannot be written (it holds a NaN) or read (it is cut short, or is no result)."""
 
 
