@@ -605,7 +605,7 @@ def test_unknown_methods_keys_and_types_get_hydras_message(place, overrides, sai
         (["+encoders.letters=x.safetensors", "num_tasks=2"], "expected tasks among"),
         (["method=sum", "method.alphas=[]"], "at least one coefficient"),
         (["method=ties", "+search.kk=[1]"], "ties has no option kk; it has k, reduce, alphas"),
-        (["method=ties", "+search.k=[10,ten]"], "search.k: Value 'ten' of type 'str' could not be converted to Float"),
+        (["method=ties", "+search.k=[10,ten]"], "search.k: input should be a valid number"),
         (["method=ties", "+search.reduce=sum"], "search.reduce: expected a list of values, as in +search.k=[10,20]"),
         (["method=ties", "+search.k=[]"], "search.k: expected a list of values"),
         (["method=sum", "finetuning_mode=linear"], "python finetune.py"),

@@ -18,7 +18,7 @@ from src.merging.base import Affine, Drawn, Merge, Method, Problem, Progress, Sc
 from src.merging.evaluate import evaluate_merge, evaluate_unseen
 from src.merging.geometry import vector_geometry
 from src.merging.problem import Source, export, read_problem, storage
-from src.merging.registry import label
+from src.merging.registry import label, variant_label
 from src.merging.search import Searched
 from src.merging.watch import Watch
 from src.modes import EVALUATED
@@ -130,7 +130,7 @@ def result_name(run: Run, method: Method, options: Options) -> str:
 def variant_result(run: Run, variant: Variant, mode: str = "standard", unseen: tuple[str, ...] = ()) -> str:
     """The name of the result of a row of the tables."""
     folder = names.folder(run.suite, run.tasks, mode, "visual")
-    return f"{folder}/{names.unseen_label(variant.label, unseen)}"
+    return f"{folder}/{names.unseen_label(variant_label(variant), unseen)}"
 
 
 def _label(method: Method, options: Options) -> str:

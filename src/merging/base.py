@@ -327,7 +327,7 @@ class Variant:
     stage: that of reproduce.py which runs it; None: none does.
     spelling: a further `method=` that stands for these options.
     compared: beside each other on unseen tasks, on corrupted images, and adapted to validation images.
-    method, label: the registered name, and the name of its results (see registry.label); filled in by `register`.
+    method: the registered name, filled in by `register`.
     """
 
     title: str
@@ -337,7 +337,6 @@ class Variant:
     spelling: str | None = None
     compared: bool = False
     method: str = ""
-    label: str = ""
 
     def published_name(self, paper: str, table: str = "") -> str | None:
         return self.published.get(f"{paper}:{table}", self.published.get(paper))

@@ -50,7 +50,7 @@ def register(
         usual = Variant(title or name.replace("_", " "), {}, published or {}, stage, compared=compared)
         cls.name, cls.title, cls.paper, cls.needs, cls.after = name, usual.title, paper, needs, after
         cls.untuned = untuned
-        cls.variants = tuple(replace(v, method=name, label=label(cls(**v.options))) for v in (usual, *variants))
+        cls.variants = tuple(replace(v, method=name) for v in (usual, *variants))
         for variant in cls.variants:
             _check(variant, cls)
         for spelling in (name, *spellings):
@@ -124,6 +124,11 @@ def label(method: Method, search: Mapping[str, Sequence[Any]] | None = None) -> 
     if search:
         changed += ["search", *(f"{option}={'+'.join(map(_text, values))}" for option, values in search.items())]
     return "_".join([method.name, *(re.sub(r"[^\w.=+-]+", "-", text) for text in changed)])
+
+
+def variant_label(variant: Variant) -> str:
+    """The name of its results."""
+    return label(METHODS[variant.method](**variant.options))
 
 
 def _text(value: Any) -> str:

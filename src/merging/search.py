@@ -91,5 +91,6 @@ def with_options(method: Method, options: Mapping[str, Any], where: str) -> Meth
         try:
             values[option] = TypeAdapter(types[option]).validate_python(value)
         except ValidationError as error:
-            raise UsageError(f"{where}.{option}: {error.errors()[0]['msg']}; got {value!r}") from None
+            why = error.errors()[0]["msg"]
+            raise UsageError(f"{where}.{option}: {why[:1].lower()}{why[1:]}; got {value!r}") from None
     return replace(cast(Any, method), **values)
