@@ -33,9 +33,9 @@ def ledger(findings: Mapping[Paper, Sequence[Finding]], runs: Runs, heading: str
     comparisons = [comparison for finding in every for comparison in finding.comparisons]
     after = corrected_verdicts(findings)
     lines = [
-        f"{runs.model}: {len(every)} claims: {_counts(finding.verdict for finding in every)}. "
+        f"{runs.model}: {len(every)} claims: {verdict_counts(finding.verdict for finding in every)}. "
         f"{len(comparisons)} differences are tested at once; corrected for that by Holm's method: "
-        f"{_counts(after.values())}. {seeds_text(runs.seeds)} Numbers in %, ratios as they are{beside(runs.model)}. "
+        f"{verdict_counts(after.values())}. {seeds_text(runs.seeds)} Numbers in %, ratios as they are{beside(runs.model)}. "
         f"{LEGEND}",
     ]
     if any(map(_lacks_bits, every)):
@@ -52,7 +52,8 @@ def corrected_verdicts(findings: Mapping[Paper, Sequence[Finding]]) -> dict[Clai
     return {finding.claim: overall(islice(remaining, len(finding.comparisons))) for finding in every}
 
 
-def _counts(verdicts: Iterable[str]) -> str:
+def verdict_counts(verdicts: Iterable[str]) -> str:
+    """`18 holds, 1 does not hold, ...`"""
     found = list(verdicts)
     return ", ".join(f"{found.count(verdict)} {verdict}" for verdict in VERDICTS)
 

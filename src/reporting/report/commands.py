@@ -16,7 +16,7 @@ from src.runtime.messages import few
 
 @dataclass(frozen=True)
 class Made:
-    """what: the result in words. numbers: what it gives. command: for all of its seeds, on one line each."""
+    """what: the result in words. command: for all of its seeds, one a line where the script takes one."""
 
     kind: str
     what: str
@@ -31,13 +31,13 @@ def commands(runs: Runs) -> list[Made]:
         alike: dict[tuple[str, ...], list[Result]] = {}
         for result in model.read:
             if result.experiment != VECTORS:
-                alike.setdefault(_identity(result), []).append(result)
+                alike.setdefault(_identity(runs, result), []).append(result)
         made += [_made(model, results) for results in alike.values()]
     return made
 
 
-def _identity(result: Result) -> tuple[str, ...]:
-    return tuple(str(value) for name, value in result.columns("").items() if name not in ("seed", "tasks"))
+def _identity(runs: Runs, result: Result) -> tuple[str, ...]:
+    return tuple(str(value) for name, value in result.columns(runs.suite).items() if name != "seed")
 
 
 def _made(runs: Runs, results: list[Result]) -> Made:
@@ -49,6 +49,8 @@ def _made(runs: Runs, results: list[Result]) -> Made:
         scope = (f"scope={first.scope}",) if first.scope != "visual" else ()
         command = runs.merge_command((*corrupted, *row.overrides, *unseen, *scope), first.task_list, first.mode, seeds)
         return Made(WORK[MERGING], _words(runs, first, row.title()), _text(seeds), command)
+    if first.encoders:  # of a checkpoint that was named
+        return Made(WORK[first.experiment], first.encoders, _text(seeds), first.record["provenance"]["command"])
     flags = [f"--{name}" for name in corrupted]
     experiment = EXPERIMENTS[first.experiment]
     choice = json.loads(first.options)["reduction"] if experiment == NTK else first.mode

@@ -74,17 +74,18 @@ def kernel_clouds(runs: Runs) -> list[Chart]:
 
 def _cloud(start: str, pair: tuple[str, str], entries: Sequence[KernelPair]) -> Chart:
     index = usual_rank(entries[0]["ranks"])
-    names = {"task": f"{printed(pair[0])}: in the kernel", "heldout": "held out", "control": f"control: {printed(pair[1])}"}
+    names = {"task": f"{printed(pair[0])}, in the kernel", "heldout": "held out", "control": f"control, {printed(pair[1])}"}
+    names = {group: name for group, name in names.items() if group in entries[0]["nystrom"]["energy"]}
     seeds = {group: [np.asarray(e["nystrom"]["energy"][group][index], float) for e in entries] for group in names}
     every = np.concatenate([cloud for clouds in seeds.values() for cloud in clouds])
     floor = float(every[every > 0].min())
     means = {group: float(np.concatenate(clouds).mean()) for group, clouds in seeds.items()}
     labels = {"task": "task", "heldout": "held out", "control": "control"}
     zeros = int((every <= 0).sum())
-    ratio = means["heldout"] / means["control"]
+    ratio = means.get("heldout", means["task"]) / means["control"]
     return Chart(
         f"cloud-{start.split()[0]}-{'-'.join(pair)}",
-        f"{printed(pair[0])} against {printed(pair[1])}, {start}: held out / control = {ratio:.1f}",
+        f"{printed(pair[0])} against {printed(pair[1])}, {start}: ratio {ratio:.1f}",
         f"Local energy of the leading eigenfunctions of the tangent kernel, {start}, at each image. "
         + ", ".join(f"{names[group]}: mean {means[group]:.3g}" for group in names)
         + (f". {zeros} images have no energy and stand at the lowest other value." if zeros else "."),
