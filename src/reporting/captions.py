@@ -8,7 +8,7 @@ CAPTIONS = {
     "fig05_linear_advantage": "The same for linear fine-tuning: what training in the tangent space costs on each task.",
     "fig03_disentanglement": "Disentanglement error ξ over the coefficients of two tasks: 0 where adding one task "
     "changes nothing on the other's images. The red box is where coefficients are searched.",
-    "fig10_disentanglement_linear": "Disentanglement error ξ of linearly fine-tuned models, over the same coefficients.",
+    "fig10_disentanglement_linear": "Disentanglement error ξ of linear fine-tuning, over the same coefficients.",
     "fig09_disentanglement_scale": "Disentanglement error ξ of one pair of tasks for each model of the suite.",
     "fig06_eigenfunctions": "Local energy of the tangent kernel's leading eigenfunctions at each image of the task, of "
     "held-out images of it, and of a control task. Black lines and numbers: means. Images without any energy stand at "

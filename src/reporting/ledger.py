@@ -35,8 +35,8 @@ def ledger(findings: Mapping[Paper, Sequence[Finding]], runs: Runs, heading: str
     lines = [
         f"{runs.model}: {len(every)} claims: {verdict_counts(finding.verdict for finding in every)}. "
         f"{len(comparisons)} differences are tested at once; corrected for that by Holm's method: "
-        f"{verdict_counts(after.values())}. {seeds_text(runs.seeds)} Numbers in %, ratios as they are{beside(runs.model)}. "
-        f"{LEGEND}",
+        f"{verdict_counts(after.values())}. {seeds_text(runs.seeds)} Numbers in %, ratios as they are"
+        f"{beside(runs.model)}. {LEGEND}",
     ]
     if any(map(_lacks_bits, every)):
         lines += ["", NO_BITS]

@@ -1,1 +1,1 @@
-"""results/<suite>/report.html: one page that shows what was run and whether the claims hold, and the index beside it."""
+"""results/<suite>/report.html: one page that shows whether the claims hold, and the index beside it."""

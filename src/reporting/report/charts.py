@@ -13,6 +13,7 @@ from src.reporting import style
 
 DIGITS = 4  # of numbers in the page
 STEP = 22  # pixels of a row of a chart of rows
+KINDS = ("merged without images", "uses images")
 PANEL = 230  # pixels: the height of one of several small charts
 
 
@@ -37,10 +38,7 @@ class Chart:
         with alt.data_transformers.enable("default", max_rows=None):
             spec = self.chart.to_dict(validate=True)
         spec.pop("config", None)
-        return rounded(
-            spec
-            | {"description": self.description, "datasets": dict(self.data), "autosize": {"type": "fit-x", "contains": "padding"}}
-        )
+        return rounded(spec | {"description": self.description, "datasets": dict(self.data)})
 
 
 def rounded(value: Any) -> Any:
@@ -62,15 +60,25 @@ def wide(chart: Any, height: int | dict[str, int] = PANEL) -> Any:
     return chart.properties(width="container", height=height)
 
 
+def _rows() -> alt.Y:
+    """Methods, in the order of the data."""
+    return alt.Y("label:N", sort=None, title=None, axis=alt.Axis(ticks=False, domain=False))
+
+
+def _by_kind() -> alt.Color:
+    return alt.Color(
+        "kind:N",
+        scale=alt.Scale(domain=list(KINDS), range=[style.BLUE, style.PURPLE]),
+        legend=alt.Legend(title=None, orient="top", symbolOpacity=1, symbolType="circle", symbolSize=70,
+                          columns=alt.expr("width > 560 ? 2 : 1")),
+    )  # fmt: skip
+
+
 def intervals() -> Any:
     """Methods with their mean, one dot a seed, both intervals and the published number, in the order of the rows."""
-    base = alt.Chart(named("methods")).encode(y=alt.Y("label:N", sort=None, title=None, axis=alt.Axis(ticks=False, domain=False)))
-    colour = alt.Color(
-        "kind:N",
-        scale=alt.Scale(domain=["merged without images", "uses images"], range=[style.BLUE, style.PURPLE]),
-        legend=alt.Legend(title=None, orient="top"),
-    )
-    x = alt.X("value:Q", title="test accuracy, %", scale=alt.Scale(zero=False, nice=False))
+    base = alt.Chart(named("methods")).encode(y=_rows())
+    colour = _by_kind()
+    x = alt.X("value:Q", title="test accuracy, %", scale=alt.Scale(zero=False, nice=False, padding=12))
     tooltip = [
         alt.Tooltip("label:N", title="method"),
         alt.Tooltip("value:Q", title="mean", format=".1f"),
@@ -98,9 +106,15 @@ def intervals() -> Any:
 
 def heat_map() -> Any:
     """Methods x tasks."""
+    slanted = alt.expr("width > 430 ? -40 : -90")
     base = alt.Chart(named("heat")).encode(
-        y=alt.Y("label:N", sort=None, title=None, axis=alt.Axis(ticks=False, domain=False)),
-        x=alt.X("task:N", sort=None, title=None, axis=alt.Axis(orient="top", labelAngle=-40, ticks=False, domain=False)),
+        y=_rows(),
+        x=alt.X(
+            "task:N",
+            sort=None,
+            title=None,
+            axis=alt.Axis(orient="top", labelAngle=slanted, ticks=False, domain=False),
+        ),
     )
     cells = base.mark_rect().encode(
         color=alt.Color(
@@ -130,18 +144,14 @@ def storage() -> Any:
             scale=alt.Scale(type="log", nice=False, padding=24),
             axis=alt.Axis(values=[0.5, 1, 1.5, 2, 3, 4, 6, 8, 12, 16, 20], format="~g"),
         ),
-        y=alt.Y("value:Q", title="test accuracy, %", scale=alt.Scale(zero=False, padding=12)),
+        y=alt.Y("value:Q", title="test accuracy, %", scale=alt.Scale(zero=False, nice=False, padding=14)),
     )  # fmt: skip
     points = base.mark_point(filled=True, size=75, opacity=0.8).encode(
-        color=alt.Color(
-            "kind:N",
-            scale=alt.Scale(domain=["merged without images", "uses images"], range=[style.BLUE, style.PURPLE]),
-            legend=alt.Legend(title=None, orient="top"),
-        ),
+        color=_by_kind(),
         shape=alt.Shape(
             "model:N",
             scale=alt.Scale(domain=["one model", "a model per task"], range=["circle", "square"]),
-            legend=alt.Legend(title=None, orient="top"),
+            legend=alt.Legend(title=None, orient="top", symbolOpacity=1, columns=alt.expr("width > 560 ? 2 : 1")),
         ),
         tooltip=[
             alt.Tooltip("label:N", title="method"),
@@ -150,8 +160,13 @@ def storage() -> Any:
             alt.Tooltip("needs:N", title="needs"),
         ],
     )
-    names = base.transform_filter("datum.named").mark_text(align="left", dx=9, fontSize=10.5, opacity=alt.expr("width > 520 ? 1 : 0"))
-    return wide(alt.layer(points, names.encode(text="label:N", color=alt.value(style.BLACK))), 340)
+    right, left = (
+        base.transform_filter(f"datum.names && datum.storage {side} 1.5")
+        .mark_text(align=align, dx=dx, fontSize=10.5, opacity=alt.expr("width > 520 ? 1 : 0"))
+        .encode(text="names:N", color=alt.value(style.BLACK))
+        for side, align, dx in (("<", "left", 9), (">=", "right", -9))
+    )
+    return wide(alt.layer(points, right, left), 340)
 
 
 def curves(colour: str) -> Any:
@@ -159,11 +174,14 @@ def curves(colour: str) -> Any:
     alpha = alt.param(name="alpha", value=0.3)
     x = alt.X("alpha:Q", title="α", scale=alt.Scale(nice=False))
     y = alt.Y("value:Q", title="validation accuracy, %", scale=alt.Scale(domain=[0, 100]))
-    tooltip = ["task:N", alt.Tooltip("alpha:Q", title="α", format=".3~f"), alt.Tooltip("value:Q", title="%", format=".1f")]
+    tooltip = [
+        "task:N",
+        alt.Tooltip("alpha:Q", title="α", format=".3~f"),
+        alt.Tooltip("value:Q", title="%", format=".1f"),
+    ]
     lines = alt.Chart(named("curves"))
-    tasks = lines.transform_filter("datum.task != 'mean'").mark_line(strokeWidth=1, opacity=0.5, color=style.GREY).encode(
-        x=x, y=y, detail="task:N"
-    )  # fmt: skip
+    of_tasks = lines.transform_filter("datum.task != 'mean'")
+    tasks = of_tasks.mark_line(strokeWidth=1, opacity=0.5, color=style.GREY).encode(x=x, y=y, detail="task:N")
     means = lines.transform_filter("datum.task == 'mean'").mark_line(strokeWidth=3, color=colour).encode(x=x, y=y)
     at = lines.transform_filter("datum.at").mark_circle(size=46, opacity=1).encode(
         x=x, y=y, tooltip=tooltip,
@@ -174,16 +192,18 @@ def curves(colour: str) -> Any:
     chosen = alt.Chart(named("chosen")).mark_rule(strokeDash=[4, 3], color=colour, strokeWidth=1.4).encode(
         x="alpha:Q", tooltip=[alt.Tooltip("alpha:Q", title="chosen α, mean over seeds", format=".3~f")]
     )  # fmt: skip
-    slider = alt.Chart(named("chosen")).mark_rule(color=style.BLACK, strokeWidth=1.2).encode(x=alt.XDatum(alt.expr("alpha"), type="quantitative"))
+    moved = alt.Chart(named("chosen")).transform_calculate(now="alpha")
+    slider = moved.mark_rule(color=style.BLACK, strokeWidth=1.2).encode(x="now:Q")
     return wide(alt.layer(tasks, means, chosen, slider, at, hover).add_params(alpha), 260)
 
 
-def error_map(box: float, highest: float, names: Sequence[str]) -> Any:
+def error_map(highest: float, names: Sequence[str]) -> Any:
     """ξ over two coefficients, the search space outlined."""
+    scale, axis = alt.Scale(nice=False, zero=False), alt.Axis(grid=False, tickCount=7)
     cells = alt.Chart(named("cells")).mark_rect().encode(
-        x=alt.X("left:Q", title=f"α of {names[0]}", scale=alt.Scale(nice=False, zero=False), axis=alt.Axis(grid=False, tickCount=7)),
+        x=alt.X("left:Q", title=f"α of {names[0]}", scale=scale, axis=axis),
         x2="right:Q",
-        y=alt.Y("low:Q", title=f"α of {names[1]}", scale=alt.Scale(nice=False, zero=False), axis=alt.Axis(grid=False, tickCount=7)),
+        y=alt.Y("low:Q", title=f"α of {names[1]}", scale=scale, axis=axis),
         y2="high:Q",
         color=alt.Color("error:Q", scale=alt.Scale(scheme="yellowgreenblue", domain=[0, highest]),
                         legend=alt.Legend(title="ξ, %", orient="right", gradientLength=150)),
@@ -193,7 +213,7 @@ def error_map(box: float, highest: float, names: Sequence[str]) -> Any:
             alt.Tooltip("error:Q", title="ξ, %", format=".1f"),
         ],
     )  # fmt: skip
-    outline = alt.Chart(alt.InlineData(values=[{"a": -box, "b": box}])).mark_rect(
+    outline = alt.Chart(named("box")).mark_rect(
         fillOpacity=0, stroke="#E3120B", strokeWidth=1.6
     ).encode(x="a:Q", x2="b:Q", y="a:Q", y2="b:Q")  # fmt: skip
     return wide(alt.layer(cells, outline))
@@ -210,8 +230,8 @@ def clouds(colours: Mapping[str, str]) -> Any:
         color=alt.Color("group:N", scale=alt.Scale(domain=list(colours), range=list(colours.values())), legend=None),
         tooltip=["group:N", alt.Tooltip("energy:Q", format=".3~g"), "seed:O"],
     )
-    means = alt.Chart(named("means")).mark_tick(thickness=2.4, color=style.BLACK, bandSize=56).encode(
-        x=alt.X("group:N", sort=list(colours)), y="energy:Q",
+    means = alt.Chart(named("means")).mark_point(shape="stroke", size=2600, color=style.BLACK, strokeWidth=2.4).encode(
+        x=alt.X("group:N", sort=list(colours)), xOffset="jitter:Q", y="energy:Q",
         tooltip=["group:N", alt.Tooltip("energy:Q", title="mean", format=".3~g")],
     )  # fmt: skip
     return wide(alt.layer(points, means))
@@ -219,18 +239,19 @@ def clouds(colours: Mapping[str, str]) -> Any:
 
 def courses(colours: Mapping[str, str]) -> Any:
     """Mean validation accuracy along the steps of an adaptation; a click on the legend picks a method."""
+    columns = alt.expr("width > 560 ? 2 : 1")
     pick = alt.selection_point(name="pick", fields=["method"], bind="legend")
     base = alt.Chart(named("steps")).encode(
         x=alt.X("step:Q", title="step", scale=alt.Scale(nice=False)),
         color=alt.Color(
             "method:N", sort=list(colours),
             scale=alt.Scale(domain=list(colours), range=list(colours.values())),
-            legend=alt.Legend(title=None, orient="bottom", columns=alt.expr("width > 560 ? 2 : 1"), labelLimit=340),
+            legend=alt.Legend(title=None, orient="bottom", symbolOpacity=1, columns=columns, labelLimit=340),
         ),
     )  # fmt: skip
     dim = alt.condition(pick, alt.value(1), alt.value(0.12))
-    band = base.mark_area(opacity=0.12).encode(y=alt.Y("low:Q", scale=alt.Scale(zero=False)), y2="high:Q",
-                                               opacity=alt.condition(pick, alt.value(0.14), alt.value(0.02)))  # fmt: skip
+    faint = alt.condition(pick, alt.value(0.14), alt.value(0.02))
+    band = base.mark_area().encode(y=alt.Y("low:Q", scale=alt.Scale(zero=False)), y2="high:Q", opacity=faint)
     line = base.mark_line(strokeWidth=2).encode(
         y=alt.Y("value:Q", title="mean validation accuracy, %", scale=alt.Scale(zero=False)), opacity=dim
     )

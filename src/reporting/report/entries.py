@@ -1,15 +1,17 @@
 """Merging results as rows of the page: what table, intervals, heat map and storage show of a method."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
 from src.merging.base import METHODS
 from src.modes import MODES
+from src.records import Merging
 from src.reporting import answers
 from src.reporting.comparison.methods import methods_published
 from src.reporting.methods import Group, Row, groups, results_of, rows
+from src.reporting.report.charts import KINDS
 from src.reporting.runs import Runs
 from src.reporting.statistics import Constant, difference
 from src.reporting.table import Cell, of_fewer, printed, span
@@ -60,7 +62,8 @@ def _entry(runs: Runs, group: Group, row: Row, theirs: Mapping[str, float]) -> d
         "method": row.title(),
         "paper": method.paper if method else "",
         "needs": method.needs if method else "",
-        "kind": "uses images" if adapts else "merged without images",
+        "kind": KINDS[adapts],
+        "registered": row.exact,
         "model": "a model per task" if per_task else "one model",
         "mode": group.mode,
         "modeTitle": MODES[group.mode].short,
@@ -70,7 +73,8 @@ def _entry(runs: Runs, group: Group, row: Row, theirs: Mapping[str, float]) -> d
             for measure in MEASURES
         },
         "byTask": {measure: list(_by_task(runs, group, what, measure)) for measure in MEASURES},
-        "chosen": _chosen(runs, what),
+        "chosen": _chosen(runs, what, records),
+        "finetuned": _finetuned(runs, what, merged),
         "storage": _mean(runs.values(metric="storage", **what) / merged),
         "seconds": _mean(runs.values(metric="merging_seconds", **what)),
         "published": theirs,
@@ -114,15 +118,27 @@ def _by_task(runs: Runs, group: Group, what: Mapping[str, Any], measure: str) ->
             yield {"task": printed(task), "value": float(means[task]), "sd": float(spread[task])}
 
 
-def _chosen(runs: Runs, what: Mapping[str, Any]) -> str:
-    """The coefficient that validation chose; per task where each has its own."""
+def _chosen(runs: Runs, what: Mapping[str, Any], records: Sequence[Merging]) -> str:
+    """The coefficient that validation chose; per task where each has its own. Empty where there was no choice."""
+    if all(len(record["settings"]) == 1 for record in records):
+        return ""
     shared = runs.values(metric="chosen", **what)
     if not shared.empty:
         return Cell(shared, digits=2).text(len(shared))
     each = runs.select(metric="chosen", task=..., **what)["value"]
-    return "" if each.empty else f"{each.min():.2g} to {each.max():.2g} by task"
+    if each.empty:
+        return ""
+    low, high = (f"{end:.2g}" for end in (each.min(), each.max()))
+    return f"{low} on each task" if low == high else f"{low} to {high} by task"
 
 
 def _mean(values: pd.Series) -> float | None:
     values = values.dropna()
     return float(values.mean()) if len(values) else None
+
+
+def _finetuned(runs: Runs, what: Mapping[str, Any], merged: pd.Series) -> list[float] | None:
+    """Storage, in merged models, and mean accuracy of the models that were merged."""
+    storage = _mean(runs.values(metric="storage_finetuned", **what) / merged)
+    accuracy = _mean(100 * runs.values(metric="finetuned_accuracy", **what))
+    return None if storage is None or accuracy is None else [storage, accuracy]

@@ -22,9 +22,10 @@ def explorer(runs: Runs) -> dict[str, dict[str, Any]]:
     for mode in EVALUATED:
         if (records := runs.of(ADDITION, mode)) and (curves := _curves(records)):
             found.setdefault(TITLE, {})[mode] = curves
-    for row in in_order(Row.of(result) for mode in EVALUATED for result in results_of(runs, Group(runs.main_tasks, mode))):
-        for mode in EVALUATED:
-            records = {r.seed: r.record for r in results_of(runs, Group(runs.main_tasks, mode)) if Row.of(r) == row}
+    of_mode = {mode: results_of(runs, Group(runs.main_tasks, mode)) for mode in EVALUATED}
+    for row in in_order(Row.of(result) for results in of_mode.values() for result in results):
+        for mode, results in of_mode.items():
+            records = {result.seed: result.record for result in results if Row.of(result) == row}
             if row.exact and (curves := _curves(records)):
                 found.setdefault(row.title(), {})[mode] = curves
     return found

@@ -50,9 +50,9 @@ def _error_map(pair: Pair, mode: str, grid: Any, highest: float) -> Chart:
         f"{pair_name(pair)}, {MODES[mode].short}: {inside:.1f} % in the box",
         f"Disentanglement error of {names[0]} and {names[1]}, {MODES[mode].title}, over both coefficients: "
         f"{inside:.1f} % on average in the search box, at most {error.max():.0f} % on the grid.",
-        charts.error_map(grid["box"], highest, names),
+        charts.error_map(highest, names),
         canvas=True,
-        data={"cells": cells},
+        data={"cells": cells, "box": [{"a": -grid["box"], "b": grid["box"]}]},
     )
 
 
@@ -74,7 +74,8 @@ def kernel_clouds(runs: Runs) -> list[Chart]:
 
 def _cloud(start: str, pair: tuple[str, str], entries: Sequence[KernelPair]) -> Chart:
     index = usual_rank(entries[0]["ranks"])
-    names = {"task": f"{printed(pair[0])}, in the kernel", "heldout": "held out", "control": f"control, {printed(pair[1])}"}
+    task, control = map(printed, pair)
+    names = {"task": f"{task}, in the kernel", "heldout": "held out", "control": f"control, {control}"}
     names = {group: name for group, name in names.items() if group in entries[0]["nystrom"]["energy"]}
     seeds = {group: [np.asarray(e["nystrom"]["energy"][group][index], float) for e in entries] for group in names}
     every = np.concatenate([cloud for clouds in seeds.values() for cloud in clouds])
@@ -85,7 +86,7 @@ def _cloud(start: str, pair: tuple[str, str], entries: Sequence[KernelPair]) -> 
     ratio = means.get("heldout", means["task"]) / means["control"]
     return Chart(
         f"cloud-{start.split()[0]}-{'-'.join(pair)}",
-        f"{printed(pair[0])} against {printed(pair[1])}, {start}: ratio {ratio:.1f}",
+        f"{task} against {control}, {start}: ratio {ratio:.1f}",
         f"Local energy of the leading eigenfunctions of the tangent kernel, {start}, at each image. "
         + ", ".join(f"{names[group]}: mean {means[group]:.3g}" for group in names)
         + (f". {zeros} images have no energy and stand at the lowest other value." if zeros else "."),
@@ -93,7 +94,7 @@ def _cloud(start: str, pair: tuple[str, str], entries: Sequence[KernelPair]) -> 
         canvas=True,
         data={
             "images": list(_points(seeds, labels, floor)),
-            "means": [{"group": labels[group], "energy": max(mean, floor)} for group, mean in means.items()],
+            "means": [{"group": labels[g], "energy": max(mean, floor), "jitter": 0.0} for g, mean in means.items()],
         },
     )
 

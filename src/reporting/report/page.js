@@ -106,7 +106,7 @@ const passing = new IntersectionObserver((entries) => {
     if (list.scrollWidth > list.clientWidth) list.scrollLeft = link.offsetLeft - list.clientWidth / 3;
   }
 }, { rootMargin: "-20% 0px -70% 0px" });
-for (const section of $$("main section[id]")) passing.observe(section);
+for (const section of $$("main section[id], main .hero")) passing.observe(section);
 
 // ---- ledger
 function filterClaims() {
@@ -161,6 +161,7 @@ function fillMethods() {
   const several = value("#m-mode") === "";
   const rows = DATA.methods
     .filter((row) => (!value("#m-mode") || row.mode === value("#m-mode")) && row.tasks === Number(value("#m-tasks")))
+    .filter((row) => row.registered || value("#m-options"))
     .filter((row) => !value("#m-model") || row.model === value("#m-model"))
     .filter((row) => !value("#m-kind") || row.kind === value("#m-kind"))
     .filter((row) => !words || `${row.method} ${row.needs} ${row.paper}`.toLowerCase().includes(words))
@@ -168,6 +169,7 @@ function fillMethods() {
     .filter((row) => row.number)
     .sort((a, b) => b.number.mean - a.number.mean);
   const worst = (row) => row.byTask[measure].reduce((low, task) => (low === null || task.value < low.value ? task : low), null);
+  $("#methods").classList.toggle("one-mode", !several);
   $("#methods tbody").innerHTML = rows.map((row) => {
     const low = worst(row);
     const theirs = measure === "accuracy" && coefficient === "tuned" ? Object.entries(row.published) : [];
@@ -197,7 +199,7 @@ function fillMethods() {
 
 function fillHeat() {
   const mode = $("#h-mode").value, measure = $("#h-measure").value, tasks = Number($("#h-tasks").value);
-  const rows = DATA.methods.filter((row) => row.mode === mode && row.tasks === tasks && row.values[measure].tuned)
+  const rows = DATA.methods.filter((row) => row.registered && row.mode === mode && row.tasks === tasks && row.values[measure].tuned)
     .sort((a, b) => b.values[measure].tuned.mean - a.values[measure].tuned.mean);
   const cells = rows.flatMap((row) => [
     ...row.byTask[measure], { task: "mean", value: row.values[measure].tuned.mean, sd: row.values[measure].tuned.sd },
@@ -208,14 +210,21 @@ function fillHeat() {
 
 function fillStorage() {
   const mode = $("#s-mode").value, tasks = Number($("#s-tasks").value);
-  const rows = DATA.methods.filter((row) => row.mode === mode && row.tasks === tasks && row.storage !== null && row.values.accuracy.tuned);
-  const best = Math.max(...rows.filter((row) => row.storage <= 1.001).map((row) => row.values.accuracy.tuned.mean));
-  show("storage", {
-    storage: rows.map((row) => ({
-      label: row.method, kind: row.kind, model: row.model, needs: row.needs, storage: row.storage, value: row.values.accuracy.tuned.mean,
-      named: row.storage > 1.001 || row.values.accuracy.tuned.mean === best,
-    })),
+  const rows = DATA.methods.filter((row) => row.registered && row.mode === mode && row.tasks === tasks && row.storage !== null && row.values.accuracy.tuned);
+  const points = rows.map((row) => ({
+    label: row.method, kind: row.kind, model: row.model, needs: row.needs, storage: row.storage, value: row.values.accuracy.tuned.mean,
+  }));
+  const { finetuned } = rows.find((row) => row.finetuned) ?? {};
+  if (finetuned) points.push({
+    label: "fine-tuned, one each", kind: "merged without images", model: "a model per task", needs: "nothing is merged", storage: finetuned[0], value: finetuned[1],
   });
+  const best = points.filter((point) => point.storage <= 1.001).sort((a, b) => b.value - a.value)[0];
+  const named = points.filter((point) => point.storage > 1.001 || point === best);
+  for (const point of named) { // points that lie on each other share a name
+    const first = named.find((other) => Math.abs(other.storage - point.storage) < 0.02 && Math.abs(other.value - point.value) < 1.2);
+    first.names = first === point ? point.label : `${first.names}, ${point.label}`;
+  }
+  show("storage", { storage: points });
 }
 
 function listen(ids, fill) {
@@ -223,7 +232,7 @@ function listen(ids, fill) {
   for (const id of ids) $(id).addEventListener("input", fill);
   fill();
 }
-listen(["#m-mode", "#m-tasks", "#m-measure", "#m-coefficient", "#m-model", "#m-kind", "#m-search"], fillMethods);
+listen(["#m-mode", "#m-tasks", "#m-measure", "#m-coefficient", "#m-model", "#m-kind", "#m-options", "#m-search"], fillMethods);
 listen(["#h-mode", "#h-measure", "#h-tasks"], fillHeat);
 listen(["#s-mode", "#s-tasks"], fillStorage);
 
@@ -249,7 +258,7 @@ function fillExplorer() {
     curves.chosenIndex = chosen;
   }
   $("#e-table thead tr").innerHTML = `<th scope="col">validation accuracy, %</th>` +
-    modes.map((mode) => `<th scope="col" class="num">${escape(mode.title)}</th><th scope="col" class="num">at the chosen α</th>`).join("");
+    modes.map((mode) => `<th scope="col" class="num">${escape(mode.short)}</th><th scope="col" class="num">at its chosen α</th>`).join("");
   $("#e-table tbody").innerHTML = names.map((name) => {
     const strong = name.startsWith("mean") ? ["<b>", "</b>"] : ["", ""];
     return `<tr><td>${strong[0]}${escape(name)}${strong[1]}</td>` + modes.map((mode) => {

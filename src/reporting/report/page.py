@@ -45,7 +45,7 @@ SECTIONS = (
 SLUGS = {HOLDS: "holds", FAILS: "fails", EQUAL: "equal", UNDECIDED: "undecided", NOT_RUN: "notrun"}
 COLUMNS = (  # of the table of methods: heading, and how it is sorted
     ("method", "text"),
-    ("mode", "text"),
+    ("task vectors", "text"),
     ("accuracy, %", "number"),
     ("95 % over seeds", "number"),
     ("worst task", "number"),
@@ -118,13 +118,25 @@ def page_of(runs: Runs) -> str:
 def _of_methods() -> list[Chart]:
     """The charts that page.js fills with the rows of the table."""
     return [
-        Chart("intervals", "Mean test accuracy, with one dot a seed", "The methods of the table below, best first, with "
-              "intervals over seeds and over test images.", charts.intervals()),
-        Chart("heat", "Test accuracy of every task", "Methods in rows, best first, tasks in columns; the numbers of a "
-              "method also stand in the table above and in tables/.", charts.heat_map()),
-        Chart("storage", "Mean test accuracy by storage", "The methods of the table above, accuracy upwards, storage "
-              "to the right.", charts.storage()),
-    ]  # fmt: skip
+        Chart(
+            "intervals",
+            "Mean test accuracy, with one dot a seed",
+            "The methods of the table below, best first, with intervals over seeds and over test images.",
+            charts.intervals(),
+        ),
+        Chart(
+            "heat",
+            "Test accuracy of every task",
+            "Methods in rows, best first, tasks in columns. The same numbers stand in the tables beside this page.",
+            charts.heat_map(),
+        ),
+        Chart(
+            "storage",
+            "Mean test accuracy by storage",
+            "The methods of the table above, accuracy upwards, storage to the right.",
+            charts.storage(),
+        ),
+    ]
 
 
 def _curves(mode: str, title: str, colour: str) -> Chart:
@@ -153,7 +165,7 @@ def _data(
     return {
         "methods": methods,
         "explorer": curves,
-        "modes": [{"name": mode.name, "title": mode.title} for mode in modes],
+        "modes": [{"name": mode.name, "title": mode.title, "short": mode.short} for mode in modes],
         "charts": {chart.name: {"spec": chart.spec, "canvas": chart.canvas} for chart in drawn},
     }
 
@@ -173,5 +185,9 @@ def _library() -> str:
 @cache
 def _environment() -> Environment:
     return Environment(
-        loader=FileSystemLoader(FOLDER), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(FOLDER),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )

@@ -4,11 +4,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from src.datasets import registry
 from src.experiments.registry import EXPERIMENTS
 from src.reporting.result import MERGING, VECTORS, Result
 from src.reporting.runs import Runs
 from src.reporting.table import printed
+from src.runtime.messages import few
 
 WORK = {  # what a reader calls an experiment
     "single_task": "single-task accuracies",
@@ -54,16 +54,15 @@ def _facts(runs: Runs, results: Iterable[Result]) -> dict[str, str]:
     for entry in made:
         for name, version in entry.get("versions", {}).items():
             versions.setdefault(name, set()).add(str(version))
-    control = registry.suite(runs.suite).control
     facts = {
         "model": runs.model,
-        "suite": f"{runs.suite}: {len(runs.tasks)} tasks, control set {printed(control)}",
+        "suite": f"{runs.suite}: {len(runs.tasks)} tasks and a control set",
         "seeds": ", ".join(map(str, runs.seeds)),
         "results": str(len(made)),
         "made": dates[0] if dates and dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}" if dates else "",
         "machine": "; ".join(sorted({str(entry["device"]) for entry in made if entry.get("device")})),
         "versions": ", ".join(f"{name} {'/'.join(sorted(found))}" for name, found in sorted(versions.items())),
-        "commits": ", ".join(sorted({str(entry["commit"])[:8] for entry in made if entry.get("commit")})),
+        "commits": few(sorted({str(entry["commit"])[:8] for entry in made if entry.get("commit")}), 3),
     }
     return {name: value for name, value in facts.items() if value}
 
