@@ -1,4 +1,4 @@
-"""Every stage of a suite in order: fine-tune, evaluate, merge, analyse, tables, figures.
+"""Every stage of a suite in order: fine-tune, evaluate, merge, analyse, tables, figures, the page.
 
     python reproduce.py                          # mini suite, seed 1
     python reproduce.py --seeds 1,2,3

@@ -243,6 +243,10 @@ def _figures(run: Run) -> list[Command]:
     return [Command("make_figures", _reported(run), (folder,)), *sheets]
 
 
+def _report(run: Run) -> list[Command]:
+    return [Command("make_report", _reported(run), (run.paths.report(),))]
+
+
 def _reported(run: Run) -> tuple[str, ...]:
     """The flags of the programs that read results alone."""
     return tuple(flag for flag in common_flags(run) if flag.startswith(("--model=", "--results=")))
@@ -280,7 +284,7 @@ STAGES = (
     Stage("robustness", _robustness, extended=True),
 )
 # Once, after the stages of every seed, from whatever results there are.
-REPORT = (Stage("tables", _tables), Stage("figures", _figures))
+REPORT = (Stage("tables", _tables), Stage("figures", _figures), Stage("report", _report))
 NAMES = tuple(stage.name for stage in (*STAGES, *REPORT))
 
 
@@ -292,7 +296,7 @@ def reproduce(
     dry_run: bool = False,
     overwrite: bool = False,
 ) -> None:
-    """Run the stages of every seed, then tables and figures. only: names of stages.
+    """Run the stages of every seed, then tables, figures and the page. only: names of stages.
 
     A command that fails is reported, those that do not need it still run, and the exit status is 1.
     """

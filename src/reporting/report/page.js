@@ -24,7 +24,8 @@ function look(element) {
     tickColor: of("--line"), labelFontSize: 11.5, titleFontSize: 11.5, titleFontWeight: "normal",
     labelLimit: narrow ? 138 : 330, titlePadding: 8,
   };
-  const legend = { labelColor: of("--ink"), titleColor: of("--soft"), labelFontSize: 11.5, titleFontSize: 11.5, titleFontWeight: "normal" };
+  const legend = { labelColor: of("--ink"), titleColor: of("--soft"), labelFontSize: 11.5, titleFontSize: 11.5, titleFontWeight: "normal",
+    symbolBaseFillColor: of("--soft"), symbolBaseStrokeColor: of("--soft") };
   if (narrow) legend.labelLimit = Math.max(160, element.clientWidth - 60);
   return { background: null, font, axis, legend, view: { stroke: null }, style: { cell: { stroke: null } } };
 }

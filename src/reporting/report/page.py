@@ -38,7 +38,7 @@ SECTIONS = (
     ("disentanglement", "Disentanglement"),
     ("kernel", "Tangent kernel"),
     ("adaptation", "Adaptation"),
-    ("storage-h-section", "Storage"),
+    ("storage", "Storage"),
     ("figures", "Figures"),
     ("commands", "Commands"),
 )
