@@ -1,4 +1,4 @@
-"""Every command of PUBLISHED.md is one that its script takes: all are parsed, none is run."""
+"""Every command of docs/vision.md is one that its script takes: all are parsed, none is run."""
 
 import importlib
 import re
@@ -20,7 +20,7 @@ from src.merging.base import load_methods
 from src.run import Run
 from src.runtime.paths import ROOT
 
-PAGE = (ROOT / "PUBLISHED.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "vision.md").read_text(encoding="utf-8")
 COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL) for line in block.splitlines()]
 
 

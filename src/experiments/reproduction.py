@@ -24,6 +24,7 @@ from src.experiments.registry import (
 from src.merging.base import METHODS, Variant, variants
 from src.model_names import random_name
 from src.modes import EVALUATED, MODES, TRAINED
+from src.reporting.shipped import compared_with_shipped
 from src.run import Corruption, Run
 from src.runtime import results
 
@@ -318,6 +319,8 @@ def reproduce(
     if not dry_run:
         minutes = (time.time() - began) / 60
         print(f"all stages finished in {minutes:.1f} minutes; results in {run.places.results / run.suite}")
+        if comparison := compared_with_shipped(run.suite, run.model, run.paths.results):
+            print(comparison)
 
 
 def _chosen(stages: tuple[Stage, ...], only: Sequence[str] | None, extended: bool) -> list[Stage]:
