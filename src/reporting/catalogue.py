@@ -1,52 +1,52 @@
-"""docs/methods.md: every registered merging method with its paper, formula, options, published and measured numbers.
+"""Pages of docs/ that are written from the registries: the merging methods, and the sources of data and numbers.
 
     python -m src.reporting.catalogue
 
-writes it from the registry and from results/mini.
+writes docs/methods.md (paper, formula, options, published and measured numbers) and docs/sources.md.
 """
 
 import inspect
 from collections.abc import Iterator
 
+from src.datasets.registry import SUITES, get, names
 from src.merging.base import Method, registered
 from src.merging.names import listing_doc
 from src.modes import EVALUATED, MODES
 from src.reporting.comparison.methods import methods_published
 from src.reporting.methods import Group, Row
+from src.reporting.published import published_model, published_sources
 from src.reporting.runs import Runs
 from src.reporting.table import Cell, Table, write_text
+from src.runtime.messages import few
 from src.runtime.paths import ROOT, Places, from_root
 
-PAGE = ROOT / "docs" / "methods.md"
+DOCS = ROOT / "docs"
 HEAD = """# Merging methods
 
 *Written by `python -m src.reporting.catalogue` from the registry (`src/merging/`) and `results/mini`; do not edit.*
 
-{count} methods. A method is one file in `src/merging/`; [extending.md](extending.md) shows how to add one. Accuracies are means
-over {tasks} tasks of ViT-Mini in %, over seeds {seeds}; published ones are of {theirs}, by the family of checkpoints that was merged.
+{count} methods. A method is one file in `src/merging/`; [extending.md](extending.md) shows how to add one. Accuracies
+are means over {tasks} tasks of {model} in %, over seeds {seeds}; published ones are of {theirs}, by the family of
+checkpoints that was merged.
 
 | method | `method=` | paper | needs |
 | --- | --- | --- | --- |
 """
 
 
-def page(runs: Runs) -> str:
+def methods_page(runs: Runs) -> str:
     methods = registered()
     theirs = next(methods_published(runs), None)
     head = HEAD.format(
         count=len(methods),
         tasks=len(runs.main_tasks),
         seeds=", ".join(map(str, runs.seeds)),
-        theirs="ViT-B-32",
+        model=runs.model,
+        theirs=published_model(runs.model),
     )
-    lines = [f"| [{cls.title}](#{_anchor(cls)}) | `{cls.name}` | {_paper(cls)} | {cls.needs} |" for cls in methods]
+    lines = [f"| [{cls.title}](#{cls.name}) | `{cls.name}` | {_paper(cls)} | {cls.needs} |" for cls in methods]
     sections = ["\n".join(_section(cls, runs, theirs)) for cls in methods]
     return head + "\n".join(lines) + "\n\n" + "\n\n".join(sections) + "\n"
-
-
-def _anchor(cls: type[Method]) -> str:
-    """GitHub's and MkDocs' own for the heading, which is the plain name."""
-    return cls.name
 
 
 def _paper(cls: type[Method]) -> str:
@@ -63,11 +63,11 @@ def _section(cls: type[Method], runs: Runs, theirs: Table | None) -> Iterator[st
         yield "\n| option | default |\n| --- | --- |"
         for name, default in options.items():
             yield f"| `method.{name}` | `{default}` |"
-    rows = [Row.registered(variant) for variant in cls.variants]
     yield "\n| in tables as | " + " | ".join(MODES[mode].short for mode in EVALUATED) + " | published |"
-    yield "| --- | " + "---: | " * (len(EVALUATED) + 1)
-    for row in rows:
-        yield f"| {row.title()} | {' | '.join(_measured(runs, row, mode) for mode in EVALUATED)} | {_published(row, theirs)} |"
+    yield "| --- |" + " ---: |" * (len(EVALUATED) + 1)
+    for row in map(Row.registered, cls.variants):
+        cells = [row.title(), *(_measured(runs, row, mode) for mode in EVALUATED), _published(row, theirs)]
+        yield f"| {' | '.join(cells)} |"
 
 
 def _measured(runs: Runs, row: Row, mode: str) -> str:
@@ -85,11 +85,44 @@ def _published(row: Row, theirs: Table | None) -> str:
     )
 
 
+def sources_page() -> str:
+    lines = [
+        "# Sources and licences",
+        "",
+        "*Written by `python -m src.reporting.catalogue` from the registries; do not edit.*",
+        "",
+        "This project's code is under the MIT licence. It ships no data set: mini's pictures are drawn, "
+        "and the digits are read from scikit-learn. Data of vision are fetched by whoever prepares them, under the "
+        "terms below.",
+    ]
+    for suite in SUITES.values():
+        lines += ["", f"## Data sets of {suite.name}", ""]
+        lines += ["| data set | licence | source | note |", "| --- | --- | --- | --- |"]
+        for name in (*names(suite), suite.control):
+            about = get(name).about
+            lines.append(f"| {name} | {about['licence']} | {about.get('source', '')} | {about.get('note', '')} |")
+    lines += [
+        "",
+        "## Published numbers",
+        "",
+        "Facts of papers and of their code, in `src/reporting/published.csv`, each row with its source. Numbers of "
+        "different checkpoints must not be compared.",
+        "",
+        "| paper or project | numbers | sources |",
+        "| --- | ---: | --- |",
+    ]
+    for paper, of_paper in published_sources().items():
+        sources = few(sorted(set(of_paper)), 3).replace("|", "\\|")
+        lines.append(f"| {paper} | {len(of_paper)} | {sources} |")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     runs = Runs("mini", "ViT-Mini", from_root(Places.results))
     runs.check()
-    write_text(PAGE, page(runs))
-    print(f"{len(registered())} methods -> {PAGE}")
+    for name, text in {"methods": methods_page(runs), "sources": sources_page()}.items():
+        write_text(DOCS / f"{name}.md", text)
+        print(f"{name} -> {DOCS / f'{name}.md'}")
 
 
 if __name__ == "__main__":
