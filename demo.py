@@ -21,6 +21,7 @@ from src.runtime.paths import Places, from_root
 from src.runtime.program import exit_on_user_error
 
 FOLDER = Path("demo")
+SEED = 1
 STEPS = 120  # of fine-tuning; the suite's own models take 250
 
 
@@ -32,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--folder", type=Path, default=FOLDER, help=f"of all that is made; default: {FOLDER}")
     options = parser.parse_args(argv)
     places = Places(save=options.folder / "checkpoints", results=options.folder / "results")
-    run = Run.of(tasks=options.tasks, device="cpu", places=places)
+    run = Run.of(tasks=options.tasks, seed=SEED, device="cpu", places=places)
     if len(run.tasks) != 2:
         raise UsageError(f"--tasks: expected two tasks, as in --tasks=signs,digits; found {', '.join(run.tasks)}")
     steps = [("finetune", [f"--steps={options.steps}"])]
@@ -40,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     steps.append(("eval_task_addition", []))
     for script, flags in steps:
         flags = [*flags, *shlex.split(run.flags()), f"--tasks={','.join(run.tasks)}"]
-        print(f"$ python {script}.py {' '.join(flags)}", flush=True)
+        print(f"$ {shlex.join(['python', f'{script}.py', *flags])}", flush=True)
         importlib.import_module(script).main(flags)
     from src.reporting.first_look import draw  # here, so that --help does not wait for Matplotlib
 

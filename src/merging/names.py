@@ -39,6 +39,14 @@ def listing() -> str:
     return "\n".join(lines)
 
 
+def short_listing() -> str:
+    """A line for each method: name, title, paper."""
+    methods = registered()
+    width = max(len(cls.name) for cls in methods)
+    papers = {cls: f" (arXiv:{cls.paper})" if cls.paper else "" for cls in methods}
+    return "\n".join(f"    {cls.name:{width}}  {cls.title}{papers[cls]}" for cls in methods)
+
+
 def listing_doc(cls: type) -> str:
     """What a method says of itself: its class, or where that has no docstring of its own, its file."""
     own = cls.__doc__ if not (cls.__doc__ or "").startswith(f"{cls.__name__}(") else None  # a dataclass's signature

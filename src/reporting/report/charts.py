@@ -160,13 +160,11 @@ def storage() -> Any:
             alt.Tooltip("needs:N", title="needs"),
         ],
     )
-    right, left = (
-        base.transform_filter(f"datum.names && datum.storage {side} 1.5")
-        .mark_text(align=align, dx=dx, fontSize=10.5, opacity=alt.expr("width > 520 ? 1 : 0"))
-        .encode(text="names:N", color=alt.value(style.BLACK))
-        for side, align, dx in (("<", "left", 9), (">=", "right", -9))
-    )
-    return wide(alt.layer(points, right, left), 340)
+    words: dict[str, Any] = dict(fontSize=10.5, opacity=alt.expr("width > 520 ? 1 : 0"))
+    right = base.transform_filter("datum.names && datum.storage < 1.5").mark_text(align="left", dx=9, **words)
+    left = base.transform_filter("datum.names && datum.storage >= 1.5").mark_text(align="right", dx=-9, **words)
+    names = [side.encode(text="names:N", color=alt.value(style.BLACK)) for side in (right, left)]
+    return wide(alt.layer(points, *names), 340)
 
 
 def curves(colour: str) -> Any:

@@ -7,7 +7,6 @@ import pandas as pd
 
 from src.merging.base import METHODS
 from src.modes import MODES
-from src.records import Merging
 from src.reporting import answers
 from src.reporting.comparison.methods import methods_published
 from src.reporting.methods import Group, Row, groups, results_of, rows
@@ -118,7 +117,7 @@ def _by_task(runs: Runs, group: Group, what: Mapping[str, Any], measure: str) ->
             yield {"task": printed(task), "value": float(means[task]), "sd": float(spread[task])}
 
 
-def _chosen(runs: Runs, what: Mapping[str, Any], records: Sequence[Merging]) -> str:
+def _chosen(runs: Runs, what: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> str:
     """The coefficient that validation chose; per task where each has its own. Empty where there was no choice."""
     if all(len(record["settings"]) == 1 for record in records):
         return ""

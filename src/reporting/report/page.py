@@ -1,7 +1,7 @@
 """The page, assembled from its sections and written whole."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -179,7 +179,8 @@ def _json(value: Any) -> str:
 @cache
 def _library() -> str:
     """Vega, Vega-Lite and Vega-Embed in one script, which vl-convert carries."""
-    return vl_convert.javascript_bundle().replace("</script", "<\\/script")
+    bundle: Callable[[], str] = vl_convert.javascript_bundle  # type: ignore[assignment]  # its stub lacks the default
+    return bundle().replace("</script", "<\\/script")
 
 
 @cache
