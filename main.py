@@ -3,15 +3,16 @@
     python main.py model=ViT-B-32 method=ties method.k=20
     python main.py --multirun method=sum,ties,tall_mask,consensus finetuning_mode=standard,linear
     python main.py DATASETS=[land,signs] method=ties output=merged.safetensors
-    python main.py model=ViT-B-32 method=adamerging method.granularity=layer
     python main.py model=ViT-B-32 method=concrete_subspace/clip_concrete_task_arithmetic method.adapt_on=val
-    python main.py DATASETS=[land,signs] unseen=[digits,letters] method=concrete_task_arithmetic
-    python main.py --methods                                         # every method, with its options
+    python main.py --methods                                    # every method, with its options
+    python main.py method=ties --cfg job                        # every key, with its value
 
 Everything under `method` is the method's own; the other keys are the flags of the other scripts, and those of
 config/config.yaml. Validation chooses the setting (+search.k=[10,20]: options too), and test is read once. Writes
 merging/<tasks>/<mode>-<scope>/<method and its options>.json, and beside it vectors.json. Needs the single-task results
 of the mode and of `none`. A run that was killed goes on where it last kept its state: give the same command again.
+
+Exit status: 0 when every job is done, 1 when one failed, 2 for a wrong key or value, 130 after Ctrl-C.
 """
 
 import os
@@ -25,7 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from src.args import shared_flags
 from src.experiments import merging
-from src.merging.names import listing
+from src.merging.names import listing, short_listing
 from src.merging.registry import config_schemas
 from src.runtime.distributed import leave_to_the_first, spmd, world_size
 from src.runtime.messages import UsageError, UserError
@@ -40,9 +41,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     An error that a user can mend is told in a line; the other jobs of a --multirun run all the same. The exit status is
     then 2 where there were errors of usage alone, else 1.
     """
-    if "--methods" in (sys.argv[1:] if argv is None else argv):
-        print(listing())
-        return
+    words = sys.argv[1:] if argv is None else argv
+    if {"-h", "--help"} & {*words}:  # Hydra's own says nothing of what the keys mean
+        return print(f"{__doc__}\nMethods (--methods has their options):\n\n{short_listing()}")
+    if "--methods" in words:
+        return print(listing())
     for group, name, schema in ((None, "flags", shared_flags()), *config_schemas()):
         ConfigStore.instance().store(group=group, name=name, node=schema)
     failed: list[Exception] = []

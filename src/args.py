@@ -13,6 +13,7 @@ from src.runtime.distributed import check_devices, leave_to_the_first, under_tor
 from src.runtime.messages import nearest
 from src.runtime.paths import Places
 
+REPRODUCED = Path("reproduced")  # apart from results/, which ships: there most is finished
 PRECISIONS = ("fp32", "tf32", "bf16")
 
 
@@ -110,6 +111,7 @@ def reproduction_parser(doc: str | None, stages: Sequence[str]) -> Parser:
     parser.add_argument("--only", nargs="+", choices=stages, metavar="STAGE", help="these stages")
     parser.add_argument("--extended", action="store_true", help="also merging-*, unseen, adaptation-more, robustness")
     parser.add_argument("--dry-run", action="store_true", help="print the commands; run nothing")
+    parser.set_defaults(results=REPRODUCED)
     return parser
 
 

@@ -1,8 +1,9 @@
-"""Every command of PUBLISHED.md is one that its script takes: all are parsed, none is run."""
+"""Every command of README.md, docs/ and runs/ is one that its script takes: all are parsed, none is run."""
 
 import importlib
 import re
 import shlex
+from pathlib import Path
 
 import hydra
 import pytest
@@ -20,8 +21,24 @@ from src.merging.registry import load_methods
 from src.run import Run
 from src.runtime.paths import ROOT
 
-PAGE = (ROOT / "PUBLISHED.md").read_text(encoding="utf-8")
-COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL) for line in block.splitlines()]
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+RUNS = sorted((ROOT / "runs").glob("*.sh"))
+
+
+def commands_of(page: Path) -> list[str]:
+    """Those that start Python, without comments; of a shell file, for its usual arguments."""
+    text = page.read_text(encoding="utf-8")
+    if page.suffix == ".sh":
+        usual = dict(re.findall(r"^([A-Z]+)=\$\{\d:-(.*)\}$", text, re.MULTILINE))
+        text = re.sub(r'"?\$\{?([A-Z]+)\}?', lambda found: usual[found[1]], text.partition("\n\n")[2]).replace('"', "")
+    else:
+        text = "\n".join(re.findall(r"```sh\n(.*?)```", text, re.DOTALL))
+    lines = [shlex.join(shlex.split(line, comments=True)) for line in text.splitlines()]
+    return [line for line in lines if line.startswith(("python ", "torchrun "))]
+
+
+VISION = commands_of(ROOT / "docs" / "vision.md")
+COMMANDS = list(dict.fromkeys(line for page in (*PAGES, *RUNS) for line in commands_of(page)))
 
 
 class Parsed(Exception):
@@ -46,10 +63,11 @@ def test_a_command_parses(command, monkeypatch, capsys, tmp_path):
         rest = rest[script:]
     script, *flags = rest
     if script == "-m":
-        assert flags[0] == "src.datasets"
-        assert datasets_command.parse(flags[1:])
+        assert (ROOT / f"{flags[0].replace('.', '/')}.py").exists() or flags[0] == "src.datasets"
+        assert flags[0] != "src.datasets" or datasets_command.parse(flags[1:])
     elif script == "main.py":
-        compose(flags)
+        suites = compose(flags) if flags != ["--methods"] else set()
+        assert command not in VISION or suites == {"vision"}
     elif script == "reproduce.py":
         reproduce.main([*flags, "--dry-run", f"--results={tmp_path}"])
         assert "would run" in capsys.readouterr().out
@@ -61,8 +79,9 @@ def test_a_command_parses(command, monkeypatch, capsys, tmp_path):
             module.main(flags)
 
 
-def compose(flags: list[str]) -> None:
-    """What main.py would run: Hydra's configuration of every job of a sweep, completed."""
+def compose(flags: list[str]) -> set[str]:
+    """The suites of what main.py would run: Hydra's configuration of every job of a sweep, completed."""
+    suites = set()
     words = [word for word in flags if word != "--multirun"]
     if any(word.startswith("hydra/launcher=") for word in words):
         pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
@@ -76,13 +95,14 @@ def compose(flags: list[str]) -> None:
             cfg = hydra.compose("config", overrides=list(job), return_hydra_config=True)
             flags = OmegaConf.to_container(cfg, resolve=True)
             del flags["hydra"], flags["method"]
-            assert take_options(flags)[0].suite == "vision"
+            suites.add(take_options(flags)[0].suite)
+    return suites
 
 
 def test_the_page_has_commands_of_every_kind():
-    scripts = {word for command in COMMANDS for word in command.split() if word.endswith(".py")}
+    scripts = {word for command in VISION for word in command.split() if word.endswith(".py")}
     assert scripts >= {"finetune.py", "download_checkpoints.py", "main.py", "reproduce.py", "make_tables.py"}
-    assert all(command.startswith(("python ", "torchrun ")) for command in COMMANDS)
+    assert len(VISION) > 20 and len(RUNS) == 3 and all(len(commands_of(file)) > 8 for file in RUNS)
 
 
 def test_reproduce_adds_and_negates_the_tasks_of_the_papers():

@@ -19,6 +19,7 @@ from src.merging.base import Variant
 from src.merging.registry import METHODS, variants
 from src.model_names import random_name
 from src.modes import EVALUATED, MODES, TRAINED
+from src.reporting.shipped import compared_with_shipped
 from src.run import Corruption, Run
 from src.runtime import results
 
@@ -229,6 +230,10 @@ def _figures(run: Run) -> list[Command]:
     return [Command("make_figures", _reported(run), (folder,)), *sheets]
 
 
+def _report(run: Run) -> list[Command]:
+    return [Command("make_report", _reported(run), (run.paths.report(),))]
+
+
 def _reported(run: Run) -> tuple[str, ...]:
     """The flags of the programs that read results alone."""
     return tuple(flag for flag in common_flags(run) if flag.startswith(("--model=", "--results=")))
@@ -264,7 +269,7 @@ STAGES = (
     Stage("robustness", _robustness, extended=True),
 )
 # Once, after the stages of every seed, from whatever results there are.
-REPORT = (Stage("tables", _tables), Stage("figures", _figures))
+REPORT = (Stage("tables", _tables), Stage("figures", _figures), Stage("report", _report))
 NAMES = tuple(stage.name for stage in (*STAGES, *REPORT))
 
 
@@ -276,7 +281,7 @@ def reproduce(
     dry_run: bool = False,
     overwrite: bool = False,
 ) -> None:
-    """Run the stages of every seed, then tables and figures. only: names of stages.
+    """Run the stages of every seed, then tables, figures and the page. only: names of stages.
 
     A command that fails is reported, those that do not need it still run, and the exit status is 1.
     """
@@ -298,6 +303,8 @@ def reproduce(
     if not dry_run:
         minutes = (time.time() - began) / 60
         print(f"all stages finished in {minutes:.1f} minutes; results in {run.places.results / run.suite}")
+        if comparison := compared_with_shipped(run.suite, run.model, run.paths.results):
+            print(comparison)
 
 
 def _chosen(stages: tuple[Stage, ...], only: Sequence[str] | None, extended: bool) -> list[Stage]:

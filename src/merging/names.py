@@ -1,5 +1,6 @@
 """What results of merging are called, and the list of the methods."""
 
+import inspect
 import sys
 import zlib
 from collections.abc import Mapping, Sequence
@@ -31,13 +32,22 @@ def listing() -> str:
     """Every method: name, title, paper, what it needs, its first line, and its options with their defaults."""
     lines = []
     for cls in registered():
-        doc = (cls.__doc__ if not (cls.__doc__ or "").startswith(f"{cls.__name__}(") else None) or _module_doc(cls)
-        first = next(iter(doc.strip().splitlines()), "")
+        first = next(iter(listing_doc(cls).splitlines()), "")
         paper = f", arXiv:{cls.paper}" if cls.paper else ""
         lines += [f"{cls.name}: {cls.title}{paper} (needs {cls.needs})", f"    {first}"]
         lines += [f"    method.{option}={value}" for option, value in cls.defaults().items()]
     return "\n".join(lines)
 
 
-def _module_doc(cls: type) -> str:
-    return sys.modules[cls.__module__].__doc__ or ""
+def short_listing() -> str:
+    """A line for each method: name, title, paper."""
+    methods = registered()
+    width = max(len(cls.name) for cls in methods)
+    papers = {cls: f" (arXiv:{cls.paper})" if cls.paper else "" for cls in methods}
+    return "\n".join(f"    {cls.name:{width}}  {cls.title}{papers[cls]}" for cls in methods)
+
+
+def listing_doc(cls: type) -> str:
+    """What a method says of itself: its class, or where that has no docstring of its own, its file."""
+    own = cls.__doc__ if not (cls.__doc__ or "").startswith(f"{cls.__name__}(") else None  # a dataclass's signature
+    return inspect.cleandoc(own or sys.modules[cls.__module__].__doc__ or "")

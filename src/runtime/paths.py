@@ -108,6 +108,14 @@ class Paths:
     def claims(self) -> Path:
         return self.results / self.suite / "claims.md"
 
+    def report(self) -> Path:
+        """The page that shows everything."""
+        return self.results / self.suite / "report.html"
+
+    def index(self) -> Path:
+        """Figures and tables with links, as GitHub shows a folder."""
+        return self.results / self.suite / "README.md"
+
     def accuracies(self) -> Path:
         """Every number of every result, one a row."""
         return self.results / self.suite / "accuracies.csv"
