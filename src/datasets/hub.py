@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from src.datasets.download import TIMEOUT, set_aside
-from src.datasets.examples import BadFile, DataError, decode, digest
+from src.datasets.examples import BadFile, DataError, decode, digest, plain
 from src.runtime.files import file_hash, replacing
 
 CONVERTED = "refs/convert/parquet"  # where the hub keeps its own parquet copy of a set that came in another format
@@ -232,18 +232,14 @@ def class_order(theirs: list[str], ours: tuple[str, ...]) -> np.ndarray:
     """
     if not theirs or not ours:
         return np.empty(0, dtype=np.int64)
-    our_index = {_plain(name): index for index, name in enumerate(ours)}
-    order = np.array([our_index.get(_plain(name), index) for index, name in enumerate(theirs)])
+    our_index = {plain(name): index for index, name in enumerate(ours)}
+    order = np.array([our_index.get(plain(name), index) for index, name in enumerate(theirs)])
     if len(theirs) != len(ours) or len(set(order.tolist())) != len(ours):
         raise DataError(
             f"the mirror's classes do not fit: expected {len(ours)}: {', '.join(ours[:6])}, ...; "
             f"found {len(theirs)}: {', '.join(theirs[:6])}, ..."
         )
     return order
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[\W_]", "", name.lower())
 
 
 def _table(files: list[str], part: str, cache: Path):

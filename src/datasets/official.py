@@ -8,17 +8,19 @@ archives at every start, and without executing a pickle; the rest is read here.
 
 import csv
 import gzip
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from PIL import Image
 
 from src.datasets.base import FileExamples
 from src.datasets.classnames import CLASSNAMES
-from src.datasets.examples import Arrays, BadFile, DataError, Files
+from src.datasets.examples import Arrays, BadFile, DataError, Files, plain
+from src.runtime.messages import few
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,11 @@ class Layout:
         return [need for need in self.needs if not any((base / f"{need}{end}").exists() for end in endings)]
 
 
-def class_folders(base: Path, part: str, classes: int, *, folders: dict[str, str]) -> Files:
-    """One folder of images for each class, in the order of their names."""
+ClassFolders = Callable[[], Iterable[Sequence[str]]]  # the names that each class's folder may have, in label order
+
+
+def class_folders(base: Path, part: str, classes: int, *, folders: dict[str, str], names: ClassFolders) -> Files:
+    """One folder of images for each class, in the order of their names; a label is that of the folder's name."""
     from torchvision.datasets import ImageFolder
 
     where = base / folders[part]
@@ -48,7 +53,15 @@ def class_folders(base: Path, part: str, classes: int, *, folders: dict[str, str
         raise BadFile(where, f"{classes} folders of images, one for each class", str(error)) from error
     if len(images.classes) != classes:  # labels are positions among the folders: one less would shift them all
         raise BadFile(where, f"{classes} class folders", f"{len(images.classes)}: {', '.join(images.classes[:5])}, ...")
-    return Files.of(images.samples)
+    expected = list(names())
+    label = {plain(name): label for label, spellings in enumerate(expected) for name in spellings}
+    labels = [label.get(plain(folder)) for folder in images.classes]
+    if strange := [folder for folder, label in zip(images.classes, labels) if label is None]:
+        first = [spellings[0] for spellings in expected]
+        raise BadFile(where, f"folders named as the classes: {few(first)}", f"{len(strange)} others: {few(strange)}")
+    if len(set(labels)) != classes:
+        raise BadFile(where, "a folder of each class", f"two of one class among {few(images.classes)}")
+    return Files.of((path, cast(int, labels[place])) for path, place in images.samples)
 
 
 def cars(base: Path, part: str, classes: int) -> Files:
@@ -68,7 +81,12 @@ def dtd(base: Path, part: str, classes: int) -> Files:
 def gtsrb(base: Path, part: str, classes: int) -> Files:
     from torchvision.datasets import GTSRB
 
-    return Files.of(GTSRB(str(base.parent), part)._samples)
+    samples = GTSRB(str(base.parent), part)._samples
+    if part == "train":  # torchvision counts the folders, whose names are the classes' numbers
+        names = {Path(path).parent.name: label for path, label in samples}
+        if strange := sorted(name for name, label in names.items() if not name.isdecimal() or int(name) != label):
+            raise BadFile(base, f"class folders 00000 to {classes - 1:05d}", f"others: {few(strange)}")
+    return Files.of(samples)
 
 
 def pets(base: Path, part: str, classes: int) -> Files:
@@ -294,9 +312,22 @@ def idx_layouts(*folders: str, train: str = "train", test: str = "t10k", first: 
     return tuple(Layout(folder, needs, read, gzipped=True) for folder in folders)
 
 
-def folder_layout(folder: str, **folders: str) -> Layout:
+def folder_layout(folder: str, names: ClassFolders, **folders: str) -> Layout:
     """`folders` says which folder holds which part: train="train", test="val"."""
-    return Layout(folder, tuple(folders.values()), partial(class_folders, folders=folders), tuple(folders))
+    read = partial(class_folders, folders=folders, names=names)
+    return Layout(folder, tuple(folders.values()), read, tuple(folders))
+
+
+def named_as_classes(name: str) -> list[tuple[str, ...]]:
+    """Folders that are called as the classes of a set, or with the first letter before it, as SUN397 sorts them."""
+    return [(classname, f"{classname[0]} {classname}") for classname in CLASSNAMES[name]]
+
+
+def imagenet_synsets() -> list[tuple[str]]:
+    """WordNet's numbers of ImageNet's 1,000 classes."""
+    from timm.data import ImageNetInfo  # here: it takes torch
+
+    return [(synset,) for synset in ImageNetInfo("imagenet-1k").label_names()]
 
 
 def cifar_layout(folder: str, train: tuple[str, ...], test: tuple[str, ...], labels: str) -> Layout:
