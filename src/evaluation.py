@@ -231,4 +231,11 @@ def _single_task(run: Run, mode: str, tasks: Sequence[str]) -> dict[str, dict[st
         raise results.MissingResult(
             f"{path}: expected accuracies of {few(missing)}, found none; make it with: {command} --overwrite"
         )
-    return {split: {task: record[task + suffix] for task in tasks} for split, suffix in SUFFIXES.items()}
+    scores = {split: {task: record[task + suffix] for task in tasks} for split, suffix in SUFFIXES.items()}
+    for value in (value for of_split in scores.values() for value in of_split.values()):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+            raise results.ResultError(
+                f"{path}: expected accuracies from 0 to 1, found {str(value)[:40]!r}; make it again with: {command} "
+                "--overwrite"
+            )
+    return scores

@@ -399,12 +399,14 @@ def _set_precision(precision: str, device: str) -> AbstractContextManager:
 def _resume(path: Path, encoder: nn.Module, optimizer: torch.optim.Optimizer, header: dict[str, Any]) -> int:
     """Load a training state; the number of steps it has seen. Raises CheckpointError where its settings differ."""
     state = checkpoints.Checkpoint(path, kind="training state", model=header["model"], task=header["task"])
+    checkpoints.require(state, "settings", "step")
     if other := _differences(state.header["settings"], header["settings"]):
         raise checkpoints.CheckpointError(
             f"{path}: expected the state of a run with these settings, found {other}; "
             "repeat the earlier settings, or start anew with --overwrite"
         )
-    encoder.load_state_dict(checkpoints.load_state(state, {"optimizer": optimizer})["model"])
+    model = encoder.state_dict()
+    encoder.load_state_dict(checkpoints.load_state(state, {"optimizer": optimizer}, {"model": model})["model"])
     return state.header["step"]
 
 

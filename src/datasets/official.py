@@ -8,6 +8,8 @@ archives at every start, and without executing a pickle; the rest is read here.
 
 import csv
 import gzip
+import math
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +23,8 @@ from src.datasets.base import FileExamples
 from src.datasets.classnames import CLASSNAMES
 from src.datasets.examples import Arrays, BadFile, DataError, Files, plain
 from src.runtime.messages import few
+
+MAX_BYTES = 1 << 31  # of one array: the largest of the sets, SVHN's, has 225 MB
 
 
 @dataclass(frozen=True)
@@ -158,18 +162,23 @@ def _idx(path: Path, dimensions: int) -> tuple[np.ndarray, Path]:
     """The bytes of an idx file as an array: magic 0 0 8 `dimensions`, big-endian sizes, uint8 data."""
     if not path.exists():
         path = path.with_name(f"{path.name}.gz")
+    start = 4 + 4 * dimensions
     try:
         with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
-            data = file.read()
-    except (gzip.BadGzipFile, EOFError) as error:
+            head = file.read(start)
+            if head[:4] != bytes((0, 0, 8, dimensions)) or len(head) < start:
+                raise BadFile(
+                    path, f"an idx file of bytes in {dimensions} dimensions", f"it starts with {head[:4].hex(' ')}"
+                )
+            shape = tuple(np.frombuffer(head, ">u4", dimensions, 4).tolist())
+            if (size := math.prod(shape)) > MAX_BYTES:
+                raise BadFile(path, f"at most {MAX_BYTES} bytes", f"a header of {shape}")
+            data = file.read(size + 1)  # no more, however much a small gzip file may unpack to
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise BadFile(path, "a whole gzip file", str(error)) from error
-    start = 4 + 4 * dimensions
-    if data[:4] != bytes((0, 0, 8, dimensions)) or len(data) < start:
-        raise BadFile(path, f"an idx file of bytes in {dimensions} dimensions", f"it starts with {data[:4].hex(' ')}")
-    shape = tuple(np.frombuffer(data, ">u4", dimensions, 4).tolist())
-    if len(data) - start != np.prod(shape, dtype=np.int64):
-        raise BadFile(path, f"{np.prod(shape, dtype=np.int64)} bytes for {shape}", f"{len(data) - start}")
-    return np.frombuffer(data, np.uint8, offset=start).reshape(shape), path
+    if len(data) != size:
+        raise BadFile(path, f"{size} bytes for {shape}", f"{'more' if len(data) > size else len(data)}")
+    return np.frombuffer(data, np.uint8).reshape(shape), path
 
 
 def svhn(base: Path, part: str, classes: int) -> Arrays:
@@ -182,13 +191,16 @@ def svhn(base: Path, part: str, classes: int) -> Arrays:
 
 
 def _mat(path: Path, name: str) -> np.ndarray:
-    from scipy.io import loadmat
+    from scipy.io import loadmat, whosmat
 
     try:
+        for found, shape, _ in whosmat(path):
+            if found == name and math.prod(shape) > MAX_BYTES:
+                raise BadFile(path, f"at most {MAX_BYTES} numbers in {name!r}", f"a header of {shape}")
         return loadmat(path, variable_names=[name])[name]
-    except FileNotFoundError:
+    except (FileNotFoundError, BadFile):
         raise
-    except (ValueError, TypeError, KeyError, OSError, NotImplementedError) as error:
+    except Exception as error:  # SciPy promises no types
         raise BadFile(path, f"a MATLAB 5 file with {name!r}", f"{type(error).__name__}: {error}") from error
 
 
@@ -239,13 +251,13 @@ def fer2013(base: Path, part: str, classes: int) -> Arrays:
         rows = csv.DictReader(file, skipinitialspace=True)
         if missing := {"emotion", "pixels", "Usage"} - {column.strip() for column in rows.fieldnames or ()}:
             raise BadFile(path, "columns emotion, pixels, Usage", f"no {', '.join(sorted(missing))}")
-        for line, row in enumerate(rows, start=2):
-            if row["Usage"] in usages:
-                try:
+        try:
+            for row in rows:
+                if row["Usage"] in usages:
                     pixels.append(np.array(row["pixels"].split(), dtype=np.uint8).reshape(48, 48))
                     labels.append(int(row["emotion"]))
-                except (ValueError, OverflowError) as error:
-                    raise BadFile(path, f"an emotion and {48 * 48} pixels in line {line}", str(error)) from error
+        except (ValueError, OverflowError, AttributeError, csv.Error) as error:
+            raise BadFile(path, f"an emotion and {48 * 48} pixels in line {rows.line_num}", str(error)) from error
     if not pixels:
         raise BadFile(path, f"rows with Usage {' or '.join(usages)}", "none")
     return Arrays(np.stack(pixels), FER_ORDER[labels], (path,))
@@ -281,11 +293,14 @@ def pcam(base: Path, part: str, classes: int) -> Pcam:
     h5py = _h5py()
     try:
         with h5py.File(images) as x, h5py.File(labels) as y:
-            count, values = len(x["x"]), y["y"][:].reshape(-1).astype(np.int64)
-    except (OSError, KeyError) as error:
+            count = len(x["x"])
+            if y["y"].size != count:
+                raise BadFile(labels, f"{count} labels, as many as {images.name} has images", str(y["y"].size))
+            values = y["y"][:].reshape(-1).astype(np.int64)
+    except BadFile:
+        raise
+    except Exception as error:  # HDF5 promises no types
         raise BadFile(images, "whole HDF5 files with 'x' and 'y'", str(error)) from error
-    if count != len(values):
-        raise BadFile(labels, f"{count} labels, as many as {images.name} has images", str(len(values)))
     return Pcam(images, values)
 
 

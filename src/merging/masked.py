@@ -6,11 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from src import checkpoints
 from src.merging.base import Merge, Problem, Setting
 from src.merging.geometry import describe
 from src.published import convert
 from src.task_vectors import Mask, TaskVector
+from src.tensors import check_same
 
 Masks = dict[str, Mask]  # of each task
 
@@ -70,6 +73,9 @@ def load_masks(problem: Problem, name: str, command: str, file: str | None = Non
     else:
         masks = checkpoints.load_masks(path, model=problem.model, mode=problem.mode, scope=problem.scope)
     _check(path, "tasks", sorted(problem.tasks), sorted(masks))
+    like = {name: torch.empty(shape, device="meta") for name, shape in problem.shapes.items()}
+    for task in problem.tasks:
+        check_same(like, masks[task], f"{path}: the task vectors and the masks", checkpoints.CheckpointError)
     return {task: Mask(masks[task]) for task in problem.tasks}
 
 

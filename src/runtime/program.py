@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from src.datasets.examples import DataError
 from src.runtime import distributed, signals
+from src.runtime.files import StorageError
 from src.runtime.messages import CheckpointError, UsageError
 from src.runtime.parallel import WorkerKilled
 from src.runtime.results import ResultError
@@ -21,7 +22,10 @@ USER_ERRORS = (
     ResultError,
     UsageError,
     WorkerKilled,
+    StorageError,
     FileNotFoundError,
+    IsADirectoryError,
+    PermissionError,
     FloatingPointError,
 )
 

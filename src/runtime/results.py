@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from src.runtime.files import replacing
+from src.runtime.files import read_json, replacing
 from src.runtime.paths import ROOT
 
 # Packages that decide a number or a pixel: name in `provenance.versions` -> name of the distribution.
@@ -122,19 +122,16 @@ def read(path: Path) -> dict:
 def require(path: Path, command: str) -> dict:
     """The result at `path`, or an error that names the `command` that makes it: MissingResult or ResultError."""
     try:
-        text = path.read_text(encoding="utf-8")
+        record = read_json(path)
     except FileNotFoundError:
         raise MissingResult(f"expected the result {path}, found no file; make it with: {command}") from None
-    except UnicodeDecodeError:
-        text = ""
-    try:
-        record = json.loads(text)
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise ResultError(
-            f"expected a whole JSON result in {path}, found a damaged one of {path.stat().st_size} bytes "
-            f"(line {error.lineno}: {error.msg}); remove it and make it again with: {command}"
+            f"expected a whole JSON result in {path}, found a damaged one of {path.stat().st_size} bytes ({error}); "
+            f"remove it and make it again with: {command}"
         ) from None
-    if not isinstance(record, dict) or "provenance" not in record:
+    about = record.get("provenance") if isinstance(record, dict) else None
+    if not isinstance(about, dict) or not isinstance(about.get("config"), dict):
         raise ResultError(f"expected a result with its provenance in {path}, found other JSON; make it with: {command}")
     return record
 
