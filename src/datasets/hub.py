@@ -212,7 +212,8 @@ def read(mirror: Mirror, root: Path, part: str, classnames: tuple[str, ...]) -> 
     lacking = snapshot.missing(folder) if snapshot else ["snapshot.json"]
     if snapshot is None or lacking:
         raise DataError(f"{folder}: {len(lacking)} files are missing or cut short: {', '.join(lacking[:5])}")
-    files = mirror.select(list(snapshot.files), part)
+    if not (files := mirror.select(list(snapshot.files), part)):
+        raise BadFile(folder / "snapshot.json", f"files of the part {mirror.part(part)!r}", "none")
     table = _table([str(folder / file) for file in files], part, root / "hub" / ".arrow")
     from datasets import Image as ImageFeature  # after _table, which explains a wrong `datasets`
 

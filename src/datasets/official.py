@@ -71,6 +71,8 @@ def class_folders(base: Path, part: str, classes: int, *, folders: dict[str, str
 def cars(base: Path, part: str, classes: int) -> Files:
     from torchvision.datasets import StanfordCars
 
+    for file in (base / "devkit/cars_meta.mat", base / "devkit/cars_train_annos.mat", *base.glob("*.mat")):
+        _check_mat(file)
     return Files.of(StanfordCars(str(base.parent), part)._samples)
 
 
@@ -191,17 +193,30 @@ def svhn(base: Path, part: str, classes: int) -> Arrays:
 
 
 def _mat(path: Path, name: str) -> np.ndarray:
-    from scipy.io import loadmat, whosmat
+    from scipy.io import loadmat
 
     try:
-        for found, shape, _ in whosmat(path):
-            if found == name and math.prod(shape) > MAX_BYTES:
-                raise BadFile(path, f"at most {MAX_BYTES} numbers in {name!r}", f"a header of {shape}")
+        _check_mat(path)
         return loadmat(path, variable_names=[name])[name]
     except (FileNotFoundError, BadFile):
         raise
     except Exception as error:  # SciPy promises no types
         raise BadFile(path, f"a MATLAB 5 file with {name!r}", f"{type(error).__name__}: {error}") from error
+
+
+def _check_mat(path: Path) -> None:
+    """Raise BadFile for a file that promises arrays which no memory could hold; SciPy would make room for them."""
+    from scipy.io import whosmat
+
+    try:
+        arrays = whosmat(path)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # SciPy promises no types
+        raise BadFile(path, "a MATLAB 5 file", f"{type(error).__name__}: {error}") from error
+    for name, shape, _ in arrays:
+        if math.prod(map(int, shape)) > MAX_BYTES:
+            raise BadFile(path, f"at most {MAX_BYTES} numbers in {name!r}", f"a header of {shape}")
 
 
 def stl10(base: Path, part: str, classes: int) -> Arrays:
@@ -239,6 +254,7 @@ def _batch(path: Path, labels: str) -> tuple[np.ndarray, np.ndarray]:
 
 # Kaggle numbers the emotions angry, disgust, fear, happy, sad, surprise, neutral; the published loader, as every copy
 # in folders, numbers them by name: angry, disgust, fear, happy, neutral, sad, surprise.
+FER_USAGES = ("Training", "PublicTest", "PrivateTest")
 FER_ORDER = np.array((0, 1, 2, 3, 5, 6, 4))
 
 
@@ -253,11 +269,14 @@ def fer2013(base: Path, part: str, classes: int) -> Arrays:
             raise BadFile(path, "columns emotion, pixels, Usage", f"no {', '.join(sorted(missing))}")
         try:
             for row in rows:
+                if row["Usage"] not in FER_USAGES:
+                    raise ValueError(f"Usage {row['Usage']}")
                 if row["Usage"] in usages:
                     pixels.append(np.array(row["pixels"].split(), dtype=np.uint8).reshape(48, 48))
                     labels.append(int(row["emotion"]))
         except (ValueError, OverflowError, AttributeError, csv.Error) as error:
-            raise BadFile(path, f"an emotion and {48 * 48} pixels in line {rows.line_num}", str(error)) from error
+            expected = f"an emotion, {48 * 48} pixels and a known Usage in line {rows.line_num}"
+            raise BadFile(path, expected, str(error)) from error
     if not pixels:
         raise BadFile(path, f"rows with Usage {' or '.join(usages)}", "none")
     return Arrays(np.stack(pixels), FER_ORDER[labels], (path,))

@@ -83,7 +83,9 @@ class Facts:
                 f"Remove that folder and run: {self.command(root)}"
             ) from error
         labels, classes = examples.labels, len(self.classnames)
-        if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
+        if not len(labels):
+            raise DataError(f"{self.name}: expected images of the {part} part in {base}, found none")
+        if not 0 <= labels.min() <= labels.max() < classes:
             raise DataError(f"{base}: expected labels 0 to {classes - 1}, found {labels.min()} to {labels.max()}")
         return examples
 
