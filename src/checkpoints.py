@@ -14,6 +14,7 @@ import os
 import re
 import struct
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Required
 
@@ -57,7 +58,9 @@ class Header(TypedDict, total=False):
     curves: dict[str, Any]
     tasks: list[str]
     shapes: dict[str, list[NonNegativeInt]]
+    fingerprint: str
     fingerprints: dict[str, str]
+    made_of: dict[str, str]
     began_at: str | None
     text_side: str | None
     classnames: list[str]
@@ -122,10 +125,14 @@ def save(path: Path, weights: Mapping[str, torch.Tensor], header: Mapping, kind:
 
     header: JSON values; `model` must be among them, the others of FIELDS are null when absent.
     kind: "weights" (of an image encoder), "head" or "masks"; a reader that expects one kind refuses the others.
+    Raises CheckpointError for weights or a head that are not finite, and StorageError.
     """
     if not header.get("model"):
         raise ValueError(f"expected a header that names its model, found {dict(header)}")
     header = {"format": FORMAT, "kind": kind} | dict.fromkeys(FIELDS) | dict(header) | {"versions": versions()}
+    if kind in WEIGHTS:
+        _check_finite(weights, path, "nothing was written")
+        header["fingerprint"] = fingerprint(weights)
     text = json.dumps(header, allow_nan=False)
     with replacing(path) as temporary:
         try:
@@ -158,6 +165,42 @@ def fingerprint(weights: Mapping[str, torch.Tensor]) -> str:
         total.update(f"{name} {tuple(tensor.shape)}".encode())
         total.update(some.float().cpu().numpy().tobytes())
     return total.hexdigest()[:16]
+
+
+def known_fingerprint(weights: Mapping[str, torch.Tensor]) -> str:
+    """As `fingerprint`; a checkpoint on disk says it in its header, but for older ones."""
+    return _fingerprint_at(*_stamp(weights)) if isinstance(weights, Checkpoint) else fingerprint(weights)
+
+
+def require_finite(file: Checkpoint) -> None:
+    """Raise CheckpointError for weights that hold a NaN or an infinity. `save` writes none: what it wrote is not read.
+
+    Merging would hide some of them: no NaN is among the largest entries of a task vector.
+    """
+    if "fingerprint" not in file.header:
+        _check_finite_at(*_stamp(file))
+
+
+def _stamp(file: Checkpoint) -> tuple[Path, str, int, int]:
+    status = file.path.stat()
+    return file.path, file.header["kind"], status.st_mtime_ns, status.st_size
+
+
+@lru_cache(maxsize=256)
+def _fingerprint_at(path: Path, kind: str, *stamp: int) -> str:
+    file = Checkpoint(path, kind=kind)
+    return file.header.get("fingerprint") or fingerprint(file)
+
+
+@lru_cache(maxsize=256)
+def _check_finite_at(path: Path, kind: str, *stamp: int) -> None:
+    file = Checkpoint(path, kind=kind)
+    _check_finite(file, path, f"make it again: {_command(file.header)} --overwrite")
+
+
+def _check_finite(weights: Mapping[str, torch.Tensor], path: Path, mend: str) -> None:
+    if broken := [name for name in weights if not torch.isfinite(weights[name]).all()]:
+        raise CheckpointError(f"{path}: expected finite numbers, found NaN or infinity in {few(broken)}; {mend}")
 
 
 def save_masks(path: Path, masks: Masks, header: Mapping) -> None:

@@ -4,10 +4,11 @@ import shlex
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from src.datasets import corruptions, registry
-from src.model_names import check_model
+from src.model_names import ModelName, check_model
 from src.ranges import check
 from src.records import Corrupted
 from src.runtime.distributed import cores
@@ -75,6 +76,11 @@ class Run:
         model = model or registry.suite(suite or registry.DEFAULT).model
         check_model(model)
         suite = suite or registry.default_suite(model)
+        if path := fields.get("pretrained_path"):
+            if ModelName.parse(model).mini:
+                raise UsageError(f"--pretrained-path: {model} has weights of its own; leave the flag out")
+            if not Path(path).expanduser().is_file():
+                raise UsageError(f"--pretrained-path: expected a file of weights, found none at {path}")
         device = known_device(device or default_device())
         if jobs is None:
             jobs = cores() if device == "cpu" else 1

@@ -335,8 +335,6 @@ class Program:
         if there and self.dry_run:
             print(f"  there already: {command}")
             return False
-        if there and command.script == FINETUNE:
-            return False
         if self.dry_run:
             print(f"  would run:     {command}")
             return False

@@ -42,6 +42,8 @@ STAGES = ("merging", "methods", "adaptation", "adaptation-more", "methods-adapti
 SCOPES = ("visual", "published")
 ALPHAS = tuple(tenth / 10 for tenth in range(1, 11))  # the papers' coefficients of a merged vector
 
+LONGEST_LABEL = 160  # bytes: names of files have at most 255, and masks and states add to theirs
+
 Setting = Any  # what validation chooses among: a number, or a mapping of an option to its value
 
 
@@ -479,7 +481,8 @@ def variants(stage: str | None = None) -> list[Variant]:
 def label(method: Method, search: Mapping[str, Sequence[Any]] | None = None) -> str:
     """The method's name with the options that are not its defaults: `ties_k=10`; files by their name and a checksum.
 
-    search: the options that validation chooses among: `ties_search_k=10+20`.
+    search: the options that validation chooses among: `ties_search_k=10+20`. A longer label than a file's name may be
+    ends in a checksum; results are told apart by what they hold.
     """
     changed = []
     for option, default in method.defaults().items():
@@ -487,7 +490,10 @@ def label(method: Method, search: Mapping[str, Sequence[Any]] | None = None) -> 
             changed.append(f"{option}={_text(value)}")
     if search:
         changed += ["search", *(f"{option}={'+'.join(map(_text, values))}" for option, values in search.items())]
-    return "_".join([method.name, *(re.sub(r"[^\w.=+-]+", "-", text) for text in changed)])
+    whole = "_".join([method.name, *(re.sub(r"[^\w.=+-]+", "-", text) for text in changed)])
+    if len(whole.encode()) <= LONGEST_LABEL:
+        return whole
+    return f"{whole.encode()[: LONGEST_LABEL - 9].decode(errors='ignore')}-{zlib.crc32(whole.encode()):08x}"
 
 
 def _text(value: Any) -> str:

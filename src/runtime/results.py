@@ -39,6 +39,7 @@ def write(
     config: Mapping[str, Any],
     started: float,
     check: Callable[[dict[str, Any]], Any] | None = None,
+    made_of: Mapping[str, str] | None = None,
 ) -> None:
     """Write `record` with its provenance to `path`, atomically; under torchrun rank 0 does, while the others wait.
 
@@ -46,12 +47,16 @@ def write(
     config: the run and its options; see Run.config.
     started: `time.time()` when the work on this result began, for `provenance.seconds`.
     check: raises an error for a document that is not as its readers expect.
+    made_of: short hashes of what the numbers are made of, by name; see store.made_of.
     Raises ResultError for a NaN or an infinity, TypeError for what JSON cannot hold; `path` is then left as it was.
     """
     from src.runtime.distributed import from_primary  # here, so that reading results does not pay for torch
 
     def write_file() -> None:
-        document = _plain(record, path.stem) | {"provenance": provenance(config, started)}
+        about = provenance(config, started)
+        if made_of:
+            about["made_of"] = " ".join(f"{name}:{value}" for name, value in made_of.items())
+        document = _plain(record, path.stem) | {"provenance": about}
         if check:
             check(document)
         text = encode(document)
@@ -76,34 +81,51 @@ def exists(path: Path) -> bool:
     return from_primary(path.is_file)
 
 
-def skip_existing(path: Path, config: Mapping[str, Any], decisive: Iterable[str]) -> bool:
+def skip_existing(
+    path: Path, config: Mapping[str, Any], decisive: Iterable[str], made_of: Mapping[str, str] | None = None
+) -> bool:
     """Say that the result is there and skipped, and return True; False where it is not there.
 
     Raises ResultError as `require_same` does.
     """
     if not exists(path):
         return False
-    require_same(path, config, decisive)
+    require_same(path, config, decisive, made_of)
     print(f"{path}: there already, skipped (--overwrite computes it again)")
     return True
 
 
-def require_same(path: Path, config: Mapping[str, Any], decisive: Iterable[str]) -> None:
-    """Raise ResultError where the result was made with another `config`, and for a damaged result.
+def require_same(
+    path: Path, config: Mapping[str, Any], decisive: Iterable[str], made_of: Mapping[str, str] | None = None
+) -> None:
+    """Raise ResultError where the result was made with another `config` or of other files, and for a damaged result.
 
-    decisive: the entries of `config` that the numbers depend on. What an older result does not tell does not count.
+    decisive: the entries of `config` that the numbers depend on. made_of: as in `write`, of what is there now.
+    What an older result does not tell does not count.
     """
-    earlier = read(path)["provenance"]["config"]
+    about = read(path)["provenance"]
+    earlier = about["config"]
     asked = {name: _plain(config[name], name, other=str) for name in decisive}
     differing = [
         difference for name in asked if name in earlier for difference in _differences(name, earlier[name], asked[name])
     ]
+    if stale := outdated(about, made_of or {}):
+        raise ResultError(
+            f"{path}: expected a result of the files that are there, found one of others: {', '.join(stale)} changed "
+            "since. Make it anew with --overwrite (main.py: overwrite=True), or keep both with --results=ANOTHER_FOLDER"
+        )
     if differing:
         raise ResultError(
             f"{path}: expected a result of {'; '.join(f'{what} = {now}' for what, now, _ in differing)}; found one "
             f"of {'; '.join(f'{what} = {then}' for what, _, then in differing)}. Make it anew with --overwrite "
             "(main.py: overwrite=True), or keep both with --results=ANOTHER_FOLDER"
         )
+
+
+def outdated(provenance: Mapping[str, Any], made_of: Mapping[str, str]) -> list[str]:
+    """What a result was made of that is another now; what either side does not tell does not count."""
+    then = dict(pair.rpartition(":")[::2] for pair in str(provenance.get("made_of", "")).split())
+    return [name for name, value in made_of.items() if then.get(name, value) != value]
 
 
 def _differences(name: str, earlier: Any, asked: Any) -> list[tuple[str, Any, Any]]:
