@@ -30,7 +30,8 @@ def only_one(path: Path) -> Iterator[None]:
         return
     name = os.fsdecode(os.fsencode(path.name)[: LONGEST - 6])
     new = [folder for folder in path.absolute().parents if not folder.exists()]  # the innermost first
-    lock = FileLock(path.with_name(f".{name}.lock"), poll_interval=OFTEN)
+    place = path.with_name(f".{name}.lock")
+    lock = FileLock(place, poll_interval=OFTEN)
     try:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -42,7 +43,9 @@ def only_one(path: Path) -> Iterator[None]:
             refuse(path, error)
         yield
     finally:
-        lock.release()
+        if lock.is_locked:
+            place.unlink(missing_ok=True)  # before the release: who waits finds it gone, and locks a new one
+            lock.release()
         for folder in new:
             with suppress(OSError):  # not empty
                 folder.rmdir()
