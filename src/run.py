@@ -1,5 +1,6 @@
 """What a computation is about: network, images, places. Every function of the library takes a `Run`."""
 
+import re
 import shlex
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -14,6 +15,8 @@ from src.records import Corrupted
 from src.runtime.distributed import cores
 from src.runtime.messages import UsageError, nearest
 from src.runtime.paths import Paths, Places
+
+PLAIN = re.compile(r"[A-Za-z0-9_./:+-]+")  # Hydra's unquoted values; commas too, which separate jobs
 
 
 @dataclass(frozen=True)
@@ -136,6 +139,16 @@ class Run:
     def flags(self) -> str:
         """How a command is told of this run, as a shell reads it: `--model=ViT-Mini --seed=1 --results=reproduced`."""
         return shlex.join(f"--{name.replace('_', '-')}={value}" for name, value in self.named().items())
+
+
+def override(name: str, value: Any) -> str:
+    """`name=value` as Hydra reads it: a value of other characters than words, numbers and paths have is quoted."""
+    text = str(value)
+    if PLAIN.fullmatch(text):
+        return f"{name}={text}"
+    escaped = re.sub(r"(\\*)'", r"\1\1\'", text)  # backslashes count before a quote alone
+    escaped = re.sub(r"(\\+)$", r"\1\1", escaped).replace("${", r"\${")
+    return f"{name}='{escaped}'"
 
 
 def known_device(device: str) -> str:

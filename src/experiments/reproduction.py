@@ -24,7 +24,7 @@ from src.experiments.registry import (
 from src.merging.base import METHODS, Variant, variants
 from src.model_names import random_name
 from src.modes import EVALUATED, MODES, TRAINED
-from src.run import Corruption, Run
+from src.run import Corruption, Run, override
 from src.runtime import results
 
 FINETUNE = "finetune"
@@ -227,7 +227,7 @@ def _merge(
     if mode != "standard":
         flags.append(f"finetuning_mode={mode}")
     shared = (flag.removeprefix("--").split("=", 1) for flag in common_flags(run) if not flag.startswith("--tasks="))
-    flags += [f"{name.replace('-', '_')}={value}" for name, value in shared]
+    flags += [override(name.replace("-", "_"), value) for name, value in shared]
     return Command("main", tuple(flags), (run.paths.result(variant_result(run, variant, mode, unseen)),))
 
 

@@ -59,15 +59,14 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def refuse(path: Path, error: OSError) -> NoReturn:
     """Raise StorageError in words, for an error that came of writing `path`."""
-    folder = _nearest_folder(path)
+    folder, free = _nearest_folder(path), ""
     with suppress(OSError):
         free = f" ({shutil.disk_usage(folder).free / 2**20:.0f} MiB are free)"
-        raise StorageError(
-            f"{path}: expected room in {folder} and the right to write there, found: {os.strerror(error.errno or 0)}"
-            f"{free}. What was there is as it was. Make room, or name another folder (--save, --results, --cache-dir); "
-            "then the same command goes on"
-        ) from None
-    raise error
+    raise StorageError(
+        f"{path}: expected room in {folder} and the right to write there, found: {os.strerror(error.errno or 0)}{free}"
+        ". What was there is as it was. Make room, or name another folder (--save, --results, --cache-dir); then the "
+        "same command goes on"
+    ) from None
 
 
 def require_writable(path: Path, room: int = ROOM) -> None:
