@@ -47,7 +47,8 @@ def replacing(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())  # else a power cut could keep the new name and lose the bytes
         os.replace(temporary, path)
     except OSError as error:
-        if error.errno not in NO_PLACE or error.filename not in (None, temporary, str(temporary), str(path.parent)):
+        ours = temporary is None or error.filename in (None, temporary, str(temporary))
+        if isinstance(error, StorageError) or not ours or error.errno not in NO_PLACE:
             raise
         refuse(path, error)
     finally:
