@@ -16,7 +16,7 @@ from src.runtime.distributed import cores
 from src.runtime.messages import UsageError, nearest
 from src.runtime.paths import Paths, Places
 
-PLAIN = re.compile(r"[A-Za-z0-9_./:+-]+")  # Hydra's unquoted values; commas too, which separate jobs
+PLAIN = re.compile(r"[A-Za-z0-9_./:+-]+( [A-Za-z0-9_./:+-]+)*")  # what Hydra reads without quotes
 
 
 @dataclass(frozen=True)
