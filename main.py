@@ -29,8 +29,8 @@ from src.experiments import merging
 from src.merging.names import listing, short_listing
 from src.merging.registry import config_schemas
 from src.runtime.distributed import leave_to_the_first, spmd, world_size
-from src.runtime.messages import UsageError, UserError
-from src.runtime.program import exit_on_user_error
+from src.runtime.messages import UsageError
+from src.runtime.program import USER_ERRORS, exit_on_user_error
 
 
 @exit_on_user_error
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             method: Any = OmegaConf.to_object(cfg.method)
             run, options = merging.take_options(flags)
             merging.merge(run, method, options)
-        except UserError as error:
+        except USER_ERRORS as error:
             if "HYDRA_FULL_ERROR" in os.environ:
                 raise
             if world_size() > 1:

@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from pydantic import NonNegativeInt, TypeAdapter
+from typing_extensions import TypedDict  # Python's own does not serve pydantic before 3.12
 
 from src.datasets.download import TIMEOUT, set_aside
-from src.datasets.examples import BadFile, DataError, decode, digest
-from src.runtime.files import file_hash, replacing
+from src.datasets.examples import BadFile, DataError, decode, digest, plain
+from src.runtime.files import file_hash, read_json, replacing
 
 CONVERTED = "refs/convert/parquet"  # where the hub keeps its own parquet copy of a set that came in another format
 
@@ -47,13 +49,20 @@ class Mirror:
         return sorted(parquet or chosen, key=lambda file: [int(n) for n in re.findall(r"\d+", file)] + [file])
 
 
+class Fetched(TypedDict):
+    """size: in bytes. sha256: in hexadecimal digits, or None where the hub states none."""
+
+    size: NonNegativeInt
+    sha256: str | None
+
+
 @dataclass(frozen=True)
 class Snapshot:
     """What was fetched: files by their path in the repository."""
 
     repo: str
     revision: str
-    files: dict[str, dict]  # {"size": bytes, "sha256": hex or None where the hub states none}
+    files: dict[str, Fetched]
 
     @classmethod
     def read(cls, folder: Path) -> "Snapshot | None":
@@ -61,9 +70,14 @@ class Snapshot:
         if not path.exists():
             return None
         try:
-            return cls(**json.loads(path.read_text(encoding="utf-8")))
-        except (ValueError, TypeError) as error:
-            raise BadFile(path, "the record of a fetched snapshot", f"{error}; remove it and fetch again") from error
+            snapshot = TypeAdapter(cls).validate_python(read_json(path))
+            for file in snapshot.files:
+                if Path(file).is_absolute() or ".." in Path(file).parts:
+                    raise ValueError(f"a file outside of the folder, {file!r}")
+            return snapshot
+        except ValueError as error:
+            told = " ".join(str(error).splitlines()[:3])
+            raise BadFile(path, "the record of a fetched snapshot", f"{told}; remove it and fetch again") from error
 
     def write(self, folder: Path) -> None:
         with replacing(folder / "snapshot.json") as temporary:
@@ -80,7 +94,7 @@ class Snapshot:
         for file, facts in self.files.items():
             path = folder / file
             if path.exists():
-                found = {"size": path.stat().st_size, "sha256": facts["sha256"] and file_hash(path)}
+                found: Fetched = {"size": path.stat().st_size, "sha256": facts["sha256"] and file_hash(path)}
                 if found == facts:
                     continue
                 print(f"{path}: expected {facts}, found {found}; set aside as {set_aside(path).name}")
@@ -140,7 +154,9 @@ def _listing(mirror: Mirror, folder: Path) -> Snapshot:
             names = sum(chosen, []) + [name for name in ("classnames.txt",) if name in entries]
             stored = {name: entries[name].lfs for name in names}
             hashes = {name: lfs.sha256 if lfs else None for name, lfs in stored.items()}
-            files = {name: {"size": entries[name].size, "sha256": hashes[name]} for name in names}
+            files: dict[str, Fetched] = {
+                name: {"size": entries[name].size or 0, "sha256": hashes[name]} for name in names
+            }
             assert info.sha is not None  # the hub states it of every revision
             return Snapshot(mirror.repo, info.sha, files)
     raise DataError(
@@ -196,7 +212,8 @@ def read(mirror: Mirror, root: Path, part: str, classnames: tuple[str, ...]) -> 
     lacking = snapshot.missing(folder) if snapshot else ["snapshot.json"]
     if snapshot is None or lacking:
         raise DataError(f"{folder}: {len(lacking)} files are missing or cut short: {', '.join(lacking[:5])}")
-    files = mirror.select(list(snapshot.files), part)
+    if not (files := mirror.select(list(snapshot.files), part)):
+        raise BadFile(folder / "snapshot.json", f"files of the part {mirror.part(part)!r}", "none")
     table = _table([str(folder / file) for file in files], part, root / "hub" / ".arrow")
     from datasets import Image as ImageFeature  # after _table, which explains a wrong `datasets`
 
@@ -216,8 +233,13 @@ def read(mirror: Mirror, root: Path, part: str, classnames: tuple[str, ...]) -> 
     names = getattr(feature, "names", None) or (names_file.read_text().split("\n") if names_file.exists() else [])
     order = class_order([name for name in names if name], classnames if mirror.classes is None else mirror.classes)
     labels = labels.astype(np.int64)
+    try:
+        images = table.cast_column(mirror.image, ImageFeature(decode=False))
+        images[:1]
+    except Exception as error:  # as in _table
+        raise BadFile(folder / files[0], f"images in {mirror.image}", f"{table.features[mirror.image]}") from error
     return Encoded(
-        table.cast_column(mirror.image, ImageFeature(decode=False)),
+        images,
         order[labels] if len(order) else labels,
         mirror.image,
         f"{mirror.repo}@{snapshot.revision}/{part}",
@@ -232,18 +254,14 @@ def class_order(theirs: list[str], ours: tuple[str, ...]) -> np.ndarray:
     """
     if not theirs or not ours:
         return np.empty(0, dtype=np.int64)
-    our_index = {_plain(name): index for index, name in enumerate(ours)}
-    order = np.array([our_index.get(_plain(name), index) for index, name in enumerate(theirs)])
+    our_index = {plain(name): index for index, name in enumerate(ours)}
+    order = np.array([our_index.get(plain(name), index) for index, name in enumerate(theirs)])
     if len(theirs) != len(ours) or len(set(order.tolist())) != len(ours):
         raise DataError(
             f"the mirror's classes do not fit: expected {len(ours)}: {', '.join(ours[:6])}, ...; "
             f"found {len(theirs)}: {', '.join(theirs[:6])}, ..."
         )
     return order
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[\W_]", "", name.lower())
 
 
 def _table(files: list[str], part: str, cache: Path):
@@ -266,3 +284,6 @@ def _table(files: list[str], part: str, cache: Path):
         return builder.as_dataset(split=part)
     except OSError as error:
         raise DataError(f"cannot make an Arrow copy of {files[0]} (it needs room in {cache}): {error}") from error
+    except Exception as error:  # Arrow and the builders promise no types
+        reason = f"{type(error).__name__}: {error.__cause__ or error}".splitlines()[0]
+        raise BadFile(Path(files[0]), f"whole {Path(files[0]).suffix[1:]} files", reason) from error

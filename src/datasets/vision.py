@@ -17,7 +17,14 @@ from src.datasets.base import Dataset
 from src.datasets.classnames import CLASSNAMES
 from src.datasets.download import Download
 from src.datasets.hub import Mirror
-from src.datasets.official import Layout, cifar_layout, folder_layout, idx_layouts
+from src.datasets.official import (
+    Layout,
+    cifar_layout,
+    folder_layout,
+    idx_layouts,
+    imagenet_synsets,
+    named_as_classes,
+)
 from src.datasets.prepare import Facts, load
 from src.datasets.templates import TEMPLATES
 
@@ -42,6 +49,15 @@ def _files(folder: str, site: str, files: dict[str, str]) -> tuple[Download, ...
 
 def _each(images: int, classes: int) -> Sequence[int]:
     return [images] * classes
+
+
+EUROSAT_FOLDERS = (
+    "AnnualCrop Forest HerbaceousVegetation Highway Industrial Pasture PermanentCrop Residential River SeaLake".split()
+)
+
+
+def _eurosat_folders() -> list[tuple[str]]:
+    return [(name,) for name in EUROSAT_FOLDERS]
 
 
 ROBOTS = "https://www.robots.ox.ac.uk/~vgg/data"
@@ -96,7 +112,7 @@ _TABLE = (
         test=_each(40, 47),
         layouts=(
             Layout("dtd/dtd", ("images", "labels/train1.txt", "labels/val1.txt", "labels/test1.txt"), official.dtd),
-            folder_layout("dtd", train="train", test="val"),
+            folder_layout("dtd", partial(named_as_classes, "DTD"), train="train", test="val"),
         ),
         downloads=_files("dtd", f"{ROBOTS}/dtd/download", {"dtd-r1.0.1.tar.gz": "fff73e5086ae6bdbea199a49dfb8a4c1"}),
         mirror=Mirror("tanganke/dtd"),
@@ -112,8 +128,8 @@ _TABLE = (
         test=2700,
         other_parts={"val": 2700, "all": [3000, 3000, 3000, 2500, 2500, 2000, 2500, 3000, 2500, 3000]},
         layouts=(
-            folder_layout("EuroSAT_splits", train="train", val="val", test="test"),
-            folder_layout("eurosat", all="2750"),
+            folder_layout("EuroSAT_splits", _eurosat_folders, train="train", val="val", test="test"),
+            folder_layout("eurosat", _eurosat_folders, all="2750"),
         ),
         downloads=_files("eurosat", EUROSAT, {"EuroSAT.zip": "c8fa014336c82ac7804f0398fcb19387"}),
         mirror=Mirror("tanganke/eurosat"),
@@ -198,7 +214,7 @@ _TABLE = (
         train=_each(50, 397),
         test=_each(50, 397),
         layouts=(
-            folder_layout("sun397", train="train", test="val"),
+            folder_layout("sun397", partial(named_as_classes, "SUN397"), train="train", test="val"),
             Layout("SUN397", ("Training_01.txt", "Testing_01.txt", "a"), official.sun397),
         ),
         by_hand="its server no longer has it",
@@ -407,8 +423,8 @@ _TABLE = (
         train=1281167,
         test=_each(50, 1000),
         layouts=(
-            folder_layout("imagenet", train="train", test="val_in_folder"),
-            folder_layout("imagenet", train="train", test="val"),
+            folder_layout("imagenet", imagenet_synsets, train="train", test="val_in_folder"),
+            folder_layout("imagenet", imagenet_synsets, train="train", test="val"),
         ),
         by_hand="it is given on request",
         mirror=Mirror("ILSVRC/imagenet-1k", test="validation", classes=()),  # other names, the same order

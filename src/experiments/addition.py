@@ -6,6 +6,7 @@ import numpy as np
 
 from src import store
 from src.datasets import loading
+from src.evaluation import Denominators
 from src.experiments.base import carry_out
 from src.experiments.numbers import Number, score_numbers
 from src.experiments.registry import ADDITION
@@ -35,7 +36,12 @@ def add(run: Run, mode: str, n_eval_points: int | None = None, overwrite: bool =
     """
     check(n_eval_points=n_eval_points)
     points = run.protocol.n_eval_points if n_eval_points is None else n_eval_points
-    record = carry_out(ADDITION, mode, run, {"n_eval_points": points}, lambda: _record(run, mode, points), overwrite)
+
+    def made_of() -> dict[str, str]:
+        return store.made_of(run, mode, run.tasks) | Denominators.made_of(run, mode, run.tasks)
+
+    options = {"n_eval_points": points}
+    record = carry_out(ADDITION, mode, run, options, lambda: _record(run, mode, points), overwrite, made_of)
     if record is None:
         return
     test = record["test"]

@@ -82,7 +82,9 @@ def measure_disentanglement(
         "n_points": run.protocol.n_grid_points if n_points is None else n_points,
         "num_samples": run.protocol.grid_samples if num_samples is None else num_samples,
     }
-    record = carry_out(DISENTANGLEMENT, mode, run, options, lambda: _record(run, mode, **options), overwrite)
+    made_of = partial(store.made_of, run, mode, sorted({name for pair in options["pairs"] for name in pair}))
+    work = partial(_record, run, mode, **options)
+    record = carry_out(DISENTANGLEMENT, mode, run, options, work, overwrite, made_of)
     for pair in record["pairs"] if record else ():
         print(
             f"disentanglement {mode}: {'-'.join(pair['tasks'])} mean ξ in the box {pair['box_mean']:.3f} "

@@ -1,5 +1,6 @@
 """Merging by any method: choose on validation, read test once, and tell what it needs and costs."""
 
+import glob
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing
@@ -9,9 +10,11 @@ from typing import Any, cast
 
 import torch
 
+from src import checkpoints, store
 from src.args import take_run
 from src.datasets import registry
 from src.evaluation import Denominators
+from src.experiments.base import unchanged
 from src.experiments.numbers import Number, score_numbers, summary_numbers
 from src.merging import names
 from src.merging.base import Affine, Drawn, Merge, Method, Problem, Progress, Scaled, Variant, states_of
@@ -27,6 +30,8 @@ from src.run import Run, task_names
 from src.runtime import results
 from src.runtime.cost import measured
 from src.runtime.distributed import from_primary, is_primary
+from src.runtime.files import require_writable
+from src.runtime.locks import only_one
 from src.runtime.loggers import Logger, Loggers
 from src.runtime.messages import UsageError, nearest
 
@@ -77,6 +82,9 @@ def take_options(flags: dict[str, Any]) -> tuple[Run, Options]:
 
     Raises UsageError for values that make no sense.
     """
+    for name in ("overwrite", "skip_corrupt", "wandb", "tensorboard"):
+        if not isinstance(flags[name], bool):
+            raise UsageError(f"{name}: expected true or false; got {flags[name]!r}")
     mode, named, count = flags.pop("finetuning_mode"), flags.pop("DATASETS") or flags["tasks"], flags.pop("num_tasks")
     if mode not in EVALUATED:
         raise UsageError(f"finetuning_mode: {mode!r} does not exist{nearest(mode, EVALUATED)} Known: {EVALUATED}")
@@ -93,7 +101,7 @@ def take_options(flags: dict[str, Any]) -> tuple[Run, Options]:
         source=Source(mode, flags["scope"], tuple(sorted(flags["encoders"].items()))),
         unseen=unseen_tasks(run, flags["unseen"]),
         search=_searched(flags["search"]),
-        output=Path(flags["output"]) if flags["output"] else None,
+        output=Path(flags["output"]).expanduser() if flags["output"] else None,
         loggers=Loggers(flags["wandb"], flags["tensorboard"]),
         overwrite=flags["overwrite"],
         **steps,
@@ -139,15 +147,33 @@ def _label(method: Method, options: Options) -> str:
 
 def merge(run: Run, method: Method, options: Options) -> None:
     """Merge, evaluate, and write the record; skipped where the same is there, resumed where it was broken off."""
-    started = time.time()
-    source, search, named = options.source, dict(options.search), _label(method, options)
     name = result_name(run, method, options)
+    if _there(run, method, options, name):
+        return
+    target = run.paths.result(name)
+    require_writable(target)
+    if options.output:
+        check_output(run, options, _label(method, options))
+    with only_one(target):
+        if not _there(run, method, options, name):  # else another run made it meanwhile
+            _merge(run, method, options, name)
+
+
+def _there(run: Run, method: Method, options: Options, name: str) -> bool:
+    """Whether the same result is there and nothing is left to do, which is then told."""
+    states = states_of(run.paths.adaptation_state(name))
+    if options.overwrite or options.output or any(map(results.exists, states)):
+        return False
+    decisive, config = ("tasks", "method", "encoders", "search"), run.config(**_config(method, options))
+    return results.skip_existing(run.paths.result(name), config, decisive, _made_of(run, options))
+
+
+def _merge(run: Run, method: Method, options: Options, name: str) -> None:
+    started, before = time.time(), _made_of(run, options)
+    source, search, named = options.source, dict(options.search), _label(method, options)
     target, state = run.paths.result(name), run.paths.adaptation_state(name)
     states = states_of(state)
     config = run.config(**_config(method, options))
-    if not (options.overwrite or options.output or any(map(results.exists, states))):
-        if results.skip_existing(target, config, ("tasks", "method", "encoders", "search")):
-            return
     torch.manual_seed(run.seed)
     with closing(Logger(options.loggers, f"{run.model}-{named}", target.parent, config)) as logger:
         watched = run.paths.adaptation_state(f"{name}.watched")
@@ -181,9 +207,10 @@ def merge(run: Run, method: Method, options: Options) -> None:
         record["unseen"] = evaluate_unseen(run, made, setting, options.unseen, source.mode)
     if options.output:
         output = options.output
-        record["output"] = from_primary(lambda: export(problem, made, record["chosen"], output))
-    results.write(target, record, config, started, lambda document: checked(document, Merging, target))
-    _write_vectors(run, problem, name, config, started, options.overwrite)
+        record["output"] = from_primary(lambda: export(problem, made, record["chosen"], output, named))
+    _write_vectors(run, problem, name, config, started, options.overwrite)  # first: a result says that all is there
+    made_of = unchanged(target, before, _made_of(run, options))
+    results.write(target, record, config, started, lambda document: checked(document, Merging, target), made_of)
     _remove(*states_of(state), watched)
     test = record["test"]
     print(
@@ -191,6 +218,29 @@ def merge(run: Run, method: Method, options: Options) -> None:
         f"{100 * test['mean_accuracy']:.1f} % absolute, {100 * test['mean_normalised']:.1f} % normalised, "
         f"{made.storage_bits / 1e9:.2f} Gb -> {target}"
     )
+
+
+def check_output(run: Run, options: Options, named: str) -> None:
+    """Raise UsageError where `output` would replace another file than an earlier output of the same merge."""
+    output = cast(Path, options.output)
+    require_writable(output)
+    for path in (output, *output.parent.glob(f"{glob.escape(output.stem)}.*.safetensors")):
+        if not path.is_file():
+            continue
+        header = checkpoints.header(path)
+        if (header.get("label"), header.get("tasks")) != (named, list(run.tasks)) and not (
+            options.overwrite and header.get("label")
+        ):
+            raise UsageError(
+                f"output: expected a name that is free, or an earlier output of this merge, found {path} "
+                f"({header.get('label') or header.get('task') or header['kind']}); name another, or remove it"
+            )
+
+
+def _made_of(run: Run, options: Options) -> dict[str, str]:
+    source, tasks = options.source, (*run.tasks, *options.unseen)
+    made = store.made_of(run, source.mode, tasks, dict(source.encoders))
+    return made | Denominators.made_of(run, source.mode, tasks)
 
 
 def fixed_settings(method: Method, made: Merge) -> dict[str, float]:

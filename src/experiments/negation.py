@@ -1,6 +1,7 @@
 """Task negation: θ0 − α τ_t forgets task t while the control set is kept (Table 2 of arXiv:2305.12827)."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NotRequired
 
 from typing_extensions import TypedDict
@@ -79,8 +80,15 @@ def negate(
     check(n_eval_points=n_eval_points, control_threshold=control_threshold)
     points = NEGATION_POINTS if n_eval_points is None else n_eval_points
     options = {"n_eval_points": points, "control_threshold": control_threshold}
+    made_of = partial(store.made_of, run, mode, (*run.tasks, run.control))
     record = carry_out(
-        NEGATION, mode, run, options, lambda: _record(run, mode, coefficients(points), control_threshold), overwrite
+        NEGATION,
+        mode,
+        run,
+        options,
+        lambda: _record(run, mode, coefficients(points), control_threshold),
+        overwrite,
+        made_of,
     )
     if record is None:
         return

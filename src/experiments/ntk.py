@@ -100,7 +100,9 @@ def localize_kernel(
         "num_samples": num_samples,
         "ranks": tuple(ranks),
     }
-    record = carry_out(NTK, reduction, run, options, lambda: _record(run, **options, chunk_size=chunk_size), overwrite)
+    made_of = partial(store.made_of, run, "none", sorted({name for pair in options["pairs"] for name in pair}))
+    work = partial(_record, run, **options, chunk_size=chunk_size)
+    record = carry_out(NTK, reduction, run, options, work, overwrite, made_of)
     for pair in record["pairs"] if record else ():
         by_rank = zip(pair["ranks"], pair["nystrom"]["ratio_heldout"])
         ratios = ", ".join(f"{k}: {'none' if r is None else f'{r:.2f}'}" for k, r in by_rank)

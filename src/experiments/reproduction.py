@@ -20,7 +20,7 @@ from src.merging.registry import METHODS, variants
 from src.model_names import random_name
 from src.modes import EVALUATED, MODES, TRAINED
 from src.reporting.shipped import compared_with_shipped
-from src.run import Corruption, Run
+from src.run import Corruption, Run, override
 from src.runtime import results
 
 FINETUNE = "finetune"
@@ -214,7 +214,7 @@ def _merge(
     if mode != "standard":
         flags.append(f"finetuning_mode={mode}")
     shared = (flag.removeprefix("--").partition("=") for flag in common_flags(run) if not flag.startswith("--tasks="))
-    flags += [f"{name.replace('-', '_')}={value or True}" for name, _, value in shared]
+    flags += [override(name.replace("-", "_"), value or "True") for name, _, value in shared]
     return Command("main", tuple(flags), (run.paths.result(variant_result(run, variant, mode, unseen)),))
 
 
@@ -325,8 +325,6 @@ class Program:
         there = command.finished and not always and not self.overwrite
         if there and self.dry_run:
             print(f"  there already: {command}")
-            return False
-        if there and command.script == FINETUNE:
             return False
         if self.dry_run:
             print(f"  would run:     {command}")

@@ -1,7 +1,9 @@
 """Accuracy of the pre-trained and of each fine-tuned encoder on its own task and on the control set."""
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NotRequired
 
@@ -53,21 +55,29 @@ def evaluate_single_tasks(
     """
     if bool(encoder) != bool(name):
         raise UsageError("--encoder and --name go together: the second names the result")
+    if name and not re.fullmatch(r"\w[\w.+=-]*", name):
+        raise UsageError(f"--name: expected letters, digits and . _ + = -, for a file; got {name!r}")
     experiment = _Named(**vars(SINGLE_TASK), file=name) if name else SINGLE_TASK
     options = {"encoder": encoder}
     path = run.paths.result(experiment.result(mode))
     if not overwrite and results.exists(path):
-        results.require_same(path, run.config(**options), options)
+        results.require_same(path, run.config(**options), options, _made_of(run, mode, encoder))
         there = _tasks_of(results.read(path), run)
         if missing := [task for task in run.tasks if task not in there]:
             print(f"{path}: lacks {few(missing)}; it is made anew with all of {len(there) + len(missing)} tasks")
         run, overwrite = replace(run, tasks=(*there, *missing)), bool(missing)
-    record = carry_out(experiment, mode, run, options, lambda: _record(run, mode, encoder), overwrite)
+    made_of = partial(_made_of, run, mode, encoder)
+    record = carry_out(experiment, mode, run, options, lambda: _record(run, mode, encoder), overwrite, made_of)
     if record is not None:
         print(
             f"{mode}: {100 * mean(record[task] for task in run.tasks):.1f} % over {len(run.tasks)} tasks, "
             f"{run.control} {100 * record[run.control]:.1f} % -> {path}"
         )
+
+
+def _made_of(run: Run, mode: str, encoder: Path | None) -> dict[str, str]:
+    encoders = dict.fromkeys((*run.tasks, run.control), str(encoder)) if encoder else None
+    return store.made_of(run, mode, (*run.tasks, run.control), encoders)
 
 
 def _tasks_of(record: Mapping[str, Any], run: Run) -> tuple[str, ...]:

@@ -372,6 +372,7 @@ class Steps:
 
     def _resume(self, path) -> None:
         state = checkpoints.Checkpoint(path, kind="adaptation state")
+        checkpoints.require(state, "settings", "phases", "step", "curves")
         now = self.settings | {"phases": self.phases}
         then = state.header["settings"] | {"phases": state.header["phases"]}
         if differing := [key for key in now | then if now.get(key) != then.get(key)]:
@@ -380,7 +381,7 @@ class Steps:
                 f"{path}: expected the state of a run with these settings, found {told}; "
                 "repeat the earlier settings, or start anew with overwrite=True"
             )
-        values = checkpoints.load_state(state, self.optimizers)["value"]
+        values = checkpoints.load_state(state, self.optimizers, {"value": self.tensors})["value"]
         with torch.no_grad():
             for name, tensor in self.tensors.items():
                 tensor.copy_(values[name])

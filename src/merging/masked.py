@@ -6,12 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from src import checkpoints
 from src.merging.base import Merge, Problem, Setting
 from src.merging.geometry import describe
 from src.published import convert
-from src.runtime.messages import MissingFile
+from src.runtime.messages import MissingFile, few
 from src.task_vectors import Mask, TaskVector
+from src.tensors import check_same
 
 Masks = dict[str, Mask]  # of each task
 
@@ -52,7 +55,7 @@ def save_masks(problem: Problem, name: str, masks: Masks, **about: Any) -> dict[
     """Keep masks on disk, one bit per weight and task; gives the file and its size in bits. about: for the header."""
     path = problem.masks_at(name)
     header = dict(model=problem.model, mode=problem.mode, seed=problem.seed, scope=problem.scope, method=name)
-    checkpoints.save_masks(path, _bits(masks), header | about)
+    checkpoints.save_masks(path, _bits(masks), header | {"made_of": _made_of(problem)} | about)
     return {"mask_file": path, "mask_file_bits": 8 * path.stat().st_size}
 
 
@@ -70,8 +73,22 @@ def load_masks(problem: Problem, name: str, command: str, file: str | None = Non
         _check(path, "scope", problem.scope, "published")
     else:
         masks = checkpoints.load_masks(path, model=problem.model, mode=problem.mode, scope=problem.scope)
+        then, now = checkpoints.header(path).get("made_of", {}), _made_of(problem)
+        if stale := [task for task in now if then.get(task, now[task]) != now[task]]:
+            raise checkpoints.CheckpointError(
+                f"{path}: expected masks of the checkpoints that are there, found those of others: {few(stale)} "
+                f"changed since; make them with: {command}"
+            )
     _check(path, "tasks", sorted(problem.tasks), sorted(masks))
+    like = {name: torch.empty(shape, device="meta") for name, shape in problem.shapes.items()}
+    for task in problem.tasks:
+        check_same(like, masks[task], f"{path}: the task vectors and the masks", checkpoints.CheckpointError)
     return {task: Mask(masks[task]) for task in problem.tasks}
+
+
+def _made_of(problem: Problem) -> dict[str, str]:
+    weights = {"theta0": problem.pretrained, **problem.finetuned}
+    return {name: checkpoints.known_fingerprint(of_task) for name, of_task in weights.items()}
 
 
 def _bits(masks: Masks) -> checkpoints.Masks:

@@ -13,6 +13,7 @@ from src.merging.base import Method, Variant
 from src.runtime.messages import nearest
 from src.runtime.paths import METHOD_CONFIGS
 
+LONGEST_LABEL = 160  # bytes: names of files have at most 255, and masks and states add to theirs
 # What reproduce.py runs of the methods, by the words of `register`; see experiments/reproduction.py.
 STAGES = ("merging", "methods", "adaptation", "adaptation-more", "methods-adapting")
 
@@ -115,7 +116,8 @@ def variants(stage: str | None = None) -> list[Variant]:
 def label(method: Method, search: Mapping[str, Sequence[Any]] | None = None) -> str:
     """The method's name with the options that are not its defaults: `ties_k=10`; files by their name and a checksum.
 
-    search: the options that validation chooses among: `ties_search_k=10+20`.
+    search: the options that validation chooses among: `ties_search_k=10+20`. A longer label than a file's name may be
+    ends in a checksum; results are told apart by what they hold.
     """
     changed = []
     for option, default in method.defaults().items():
@@ -123,7 +125,10 @@ def label(method: Method, search: Mapping[str, Sequence[Any]] | None = None) -> 
             changed.append(f"{option}={_text(value)}")
     if search:
         changed += ["search", *(f"{option}={'+'.join(map(_text, values))}" for option, values in search.items())]
-    return "_".join([method.name, *(re.sub(r"[^\w.=+-]+", "-", text) for text in changed)])
+    whole = "_".join([method.name, *(re.sub(r"[^\w.=+-]+", "-", text) for text in changed)])
+    if len(whole.encode()) <= LONGEST_LABEL:
+        return whole
+    return f"{whole.encode()[: LONGEST_LABEL - 9].decode(errors='ignore')}-{zlib.crc32(whole.encode()):08x}"
 
 
 def variant_label(variant: Variant) -> str:

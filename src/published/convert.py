@@ -90,6 +90,8 @@ def convert(
     names: parameter names in the order of `ImageEncoder.named_parameters()`; files of `params.{i}` need them.
     provenance: facts for the header, beside the file's name and SHA-256.
     """
+    if not source.is_file():
+        raise CheckpointError(f"{source}: expected a published file, found {'a folder' if source.is_dir() else 'none'}")
     header: dict[str, Any] = {"model": model, "task": task, "mode": mode, "seed": seed}
     header["provenance"] = {"file": source.name, "sha256": file_hash(source)} | dict(provenance or {})
     if source.suffix == ".npy":

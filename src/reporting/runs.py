@@ -17,7 +17,7 @@ from src.experiments.registry import NTK, SINGLE_TASK, Experiment
 from src.model_names import ModelName, pretrained_name, random_name
 from src.reporting import frame
 from src.reporting.result import Result, as_text, joined, read_results
-from src.run import Run
+from src.run import Run, override
 from src.runtime.messages import UsageError
 from src.runtime.paths import ROOT, Paths, Places, from_root
 from src.runtime.results import MissingResult
@@ -176,8 +176,9 @@ class Runs:
         overrides = list(overrides)
         several = len(seeds) > 1 or any(o.startswith("corruption=") and "," in o for o in overrides)
         shared = ["--multirun"] if several else []
-        named = self._run(seeds[0]).named() | {"seed": ",".join(map(str, seeds))}
-        shared += [f"{name}={value}" for name, value in named.items()]
+        of_seeds = f"seed={','.join(map(str, seeds))}"
+        named = self._run(seeds[0]).named().items()
+        shared += [of_seeds if name == "seed" else override(name, value) for name, value in named]
         if tasks != self.suite_tasks[: len(tasks)]:
             shared.append(f"DATASETS=[{','.join(tasks)}]")
         elif len(tasks) != registry.BENCHMARKS[0]:  # main.py's default

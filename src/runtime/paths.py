@@ -14,7 +14,7 @@ CORRUPTED = "corrupted"  # folder of results on corrupted test images, beside th
 
 def from_root(location: str | Path) -> Path:
     """Relative locations are meant from the project's root, wherever a script is started."""
-    return ROOT / location
+    return ROOT / Path(location).expanduser()
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,9 @@ from src.runtime.messages import UsageError, UserError
 
 Returned = TypeVar("Returned")
 
+# Told in a line, without a traceback: what a user can mend, and what the system refuses a user.
+USER_ERRORS = (UserError, IsADirectoryError, PermissionError)
+
 
 def exit_on_user_error(main: Callable[..., Returned]) -> Callable[..., Returned]:
     """Decorates a script's `main(argv=None)`: it ends with a message alone, and with the processes that it started.
@@ -34,7 +37,7 @@ def exit_on_user_error(main: Callable[..., Returned]) -> Callable[..., Returned]
             if distributed.is_primary():
                 print("stopped; the same command goes on", file=sys.stderr, flush=True)
             raise SystemExit(stopped.status) from None
-        except UserError as error:
+        except USER_ERRORS as error:
             distributed.leave_to_the_first()
             if isinstance(error, UsageError):
                 print(f"error: {error}", file=sys.stderr, flush=True)
