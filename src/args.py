@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from src.datasets.corruptions import SEVERITIES
-from src.datasets.registry import SUITES
+from src.datasets.registry import BENCHMARKS, SUITES
 from src.modes import EVALUATED, TRAINED
 from src.run import Corruption, Run, pair_names
 from src.runtime.distributed import check_devices, leave_to_the_first, under_torchrun
@@ -47,7 +47,7 @@ def base_parser(doc: str | None, modes: Sequence[str] | None = EVALUATED) -> Par
         "--tasks",
         nargs="+",
         metavar="TASK",
-        help="names, or how many of the suite's first; default: 8 on mini, 20",
+        help="names, or how many of the suite's first: 8, 14, 20; default: 8 on mini, to add and to negate, else 20",
     )
     parser.add_argument("--seed", type=int, default=1, help="of everything; mini draws its images from it too")
     parser.add_argument("--save", type=Path, default=Places.save, help="folder of checkpoints")
@@ -69,6 +69,11 @@ def add_search(parser: Parser, points: int | None = None) -> None:
     """`--n-eval-points`, by default `points` or what the suite says."""
     default = points or "21, on mini 41"
     parser.add_argument("--n-eval-points", type=int, default=points, help=f"coefficients tried in [0, 1]; {default}")
+
+
+def first_benchmark(parser: Parser) -> None:
+    """Without `--tasks`, the papers' first benchmark: the first 8 of the suite, as the published scripts have them."""
+    parser.set_defaults(tasks=[str(BENCHMARKS[0])])
 
 
 def add_pairs(parser: Parser) -> None:

@@ -14,6 +14,8 @@ from src.run import Run
 from src.task_vectors import TaskVector
 from src.tensors import difference
 
+PUBLISHED_MODE = "standard"  # nobody publishes linear checkpoints
+
 
 @lru_cache(maxsize=2)
 def encoder(run: Run) -> ImageEncoder:
@@ -78,6 +80,20 @@ def finetuned(run: Run, task: str, mode: str) -> checkpoints.Checkpoint:
     checkpoint = checkpoints.Checkpoint(path, model=run.model, task=task, mode=trained_as, seed=run.seed)
     check_start(run, path, checkpoint.header)
     return checkpoint
+
+
+def publisher(run: Run, dataset: str) -> str | None:
+    """Who published the run's checkpoint of a data set, or, where it has none, all the others; None: made here."""
+    own = run.paths.checkpoint(dataset, PUBLISHED_MODE)
+    folder = run.paths.pretrained().parent
+    files = [own] if own.is_file() else sorted(folder.glob(f"*/{own.name}"))
+    publishers = {publisher_of(checkpoints.header(file)) for file in files}
+    return publishers.pop() if len(publishers) == 1 else None
+
+
+def publisher_of(header: Mapping) -> str | None:
+    """Who published the file of a header; None: nobody, it was made here."""
+    return (header.get("provenance") or {}).get("publisher")
 
 
 def check_start(run: Run, path: Path, header: Mapping) -> None:

@@ -9,6 +9,7 @@ import torch
 from src.datasets import corruptions, registry
 from src.datasets.base import Examples, Pixels
 from src.datasets.cache import cached, without_corrupt
+from src.datasets.prepare import Record
 from src.run import Corruption, Run
 
 
@@ -17,6 +18,12 @@ def examples(run: Run, dataset: str, split: str) -> Examples:
     """The examples of a split, not yet decoded. Raises what the row's loader raises, with the command that mends it."""
     row = registry.get(dataset)
     return row.load(split, run.paths.cache if registry.suite(row.suite).drawn else run.paths.data, run.seed)
+
+
+def is_prepared(run: Run, dataset: str) -> bool:
+    """Whether a data set can be loaded: drawn ones always, real ones once `prepare` has recorded them."""
+    row = registry.get(dataset)
+    return registry.suite(row.suite).drawn or Record.path(run.paths.data, dataset).is_file()
 
 
 @lru_cache(maxsize=64)

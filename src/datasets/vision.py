@@ -16,6 +16,7 @@ from src.datasets import official
 from src.datasets.base import Dataset
 from src.datasets.classnames import CLASSNAMES
 from src.datasets.download import Download
+from src.datasets.fusion_bench import NAMES as FUSION_BENCH
 from src.datasets.hub import Mirror
 from src.datasets.official import Layout, cifar_layout, folder_layout, idx_layouts
 from src.datasets.prepare import Facts, load
@@ -32,7 +33,9 @@ def _row(
     known = Facts(name, CLASSNAMES[name], counts, **facts)
     about = {"licence": licence, "source": page} | ({"note": note} if note else {})
     loader = partial(load, known)
-    return known, Dataset(name, "vision", CLASSNAMES[name], TEMPLATES[name], loader, epochs, about=about)
+    others = {"fusion_bench": FUSION_BENCH[name]} if name in FUSION_BENCH else {}
+    row = Dataset(name, "vision", CLASSNAMES[name], TEMPLATES[name], loader, epochs, about=about, names_of=others)
+    return known, row
 
 
 def _files(folder: str, site: str, files: dict[str, str]) -> tuple[Download, ...]:

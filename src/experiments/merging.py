@@ -62,7 +62,7 @@ def take_options(flags: dict[str, Any]) -> tuple[Run, Options]:
         raise UsageError(f"finetuning_mode: {mode!r} does not exist{nearest(mode, EVALUATED)} Known: {EVALUATED}")
     if not (isinstance(count, int) and count >= 1):
         raise UsageError(f"num_tasks: expected at least 1; got {count}")
-    run = take_run(flags | {"tasks": named or str(count)})
+    run = take_run(flags | {"tasks": str(named) if isinstance(named, int) else named or str(count)})
     steps = {name: flags[name] for name in ("save_every", "eval_every")}
     if steps["eval_every"] is None:
         steps["eval_every"] = run.protocol.watch_every

@@ -39,6 +39,7 @@ class SingleTask(Experiment):
 
 
 MODE = "--finetuning-mode"
+CONTROL = ("prepared", "always", "never")  # when single-task evaluation scores the control set too
 SINGLE_TASK = SingleTask("single_task", "eval_single_task", MODE, tuple(MODES))
 ADDITION = Experiment("addition", "eval_task_addition", MODE, EVALUATED)
 NEGATION = Experiment("negation", "eval_task_negation", MODE, EVALUATED)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from src import checkpoints, store
-from src.datasets import loading
+from src.datasets import loading, registry
 from src.heads import get_classification_head
 from src.linearize import LinearizedModel
 from src.merging.base import Labelled, Merge, Problem, Progress, Setting, Unlabelled
@@ -44,7 +44,9 @@ def read_problem(run: Run, source: Source, label: str = "", progress: Progress =
         if task not in encoders:
             return store.finetuned(run, task, mode)
         path = Path(encoders[task])
-        return checkpoints.Checkpoint(path, like=pretrained, model=run.model, mode=MODES[mode].checkpoint)
+        file = checkpoints.Checkpoint(path, like=pretrained, model=run.model, mode=MODES[mode].checkpoint)
+        check_head(run, task, file)
+        return file
 
     tasks = tasks_name(run.suite, run.tasks, encoders)
     weights = {task: finetuned(task) for task in run.tasks}
@@ -68,6 +70,17 @@ def read_problem(run: Run, source: Source, label: str = "", progress: Progress =
         progress=progress,
         memo=_memo(run, source, files),
     )
+
+
+def check_head(run: Run, task: str, file: checkpoints.Checkpoint) -> None:
+    """Raise CheckpointError for a checkpoint that was fine-tuned against a head of other class names than the run's."""
+    row, theirs = registry.get(task), store.publisher_of(file.header)
+    if row.names(theirs) != row.names(store.publisher(run, task)):
+        raise checkpoints.CheckpointError(
+            f"{file.path}: expected a checkpoint that was fine-tuned against this run's head of {task}, found one of "
+            f"{theirs or 'this project'}, whose class names are others; keep checkpoints of one publisher in a folder "
+            f"of their own, and name it: save=FOLDER (python download_checkpoints.py --publisher=... --save=FOLDER)"
+        )
 
 
 @lru_cache(maxsize=1)
