@@ -24,8 +24,9 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from src.args import shared_flags
+from src.counterparts import of_overrides
 from src.experiments import merging
-from src.merging.base import Method, load_methods
+from src.merging.base import METHODS, Method, load_methods
 from src.merging.names import listing
 from src.runtime.distributed import leave_to_the_first, spmd, world_size
 from src.runtime.messages import UsageError
@@ -44,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(listing())
         return
     load_methods()
+    refuse_foreign(sys.argv[1:] if argv is None else argv)
     ConfigStore.instance().store(name="flags", node=shared_flags())
     failed: list[Exception] = []
 
@@ -70,6 +72,15 @@ def main(argv: Sequence[str] | None = None) -> None:
             job(hydra.compose("config", overrides=list(argv)))
     if failed:
         raise SystemExit(_status(failed))
+
+
+def refuse_foreign(overrides: Sequence[str]) -> None:
+    """Raise UsageError for overrides of FusionBench's and the published main.py, with what stands for each here."""
+    named = dict(word.split("=", 1) for word in overrides if "=" in word)
+    chosen = [METHODS[name] for name in named.get("method", "sum").split(",") if name in METHODS]
+    offered = {f"method.{option}" for method in chosen for option in method.defaults()}
+    if instead := of_overrides(overrides, offered):
+        raise UsageError(f"{instead} (other projects' options: PUBLISHED.md has a table)")
 
 
 def _status(errors: Sequence[Exception]) -> int:

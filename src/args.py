@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from src import counterparts
 from src.datasets.corruptions import SEVERITIES
 from src.datasets.registry import BENCHMARKS, SUITES
 from src.modes import EVALUATED, TRAINED
@@ -25,6 +26,14 @@ class Parser(argparse.ArgumentParser):
             raise argparse.ArgumentError(
                 action, f"{value!r} does not exist{hint} Known: {', '.join(map(str, action.choices))}"
             )
+
+    def parse_args(self, args=None, namespace=None):
+        """As argparse's; flags of other projects are refused with what stands for them here."""
+        flags, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            instead = counterparts.of_flags(unknown)
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{f' ({instead})' if instead else ''}")
+        return flags
 
     def error(self, message: str) -> NoReturn:
         leave_to_the_first()

@@ -39,7 +39,7 @@ OVERRIDES = {
     "method.base_lr": "method.inner_lr=1",
     "method.scaling_factor": "method.coef=0.3 of methods that adapt; method.alphas=[0.3] of others",
     "method.init_values": "method.coef=0.3",
-    "method.eval_mask_type": "method.final=seeded (continuous), method.final=threshold (discrete)",
+    "method.eval_mask_type": "method.final=seeded (continuous), method.final=binary (discrete)",
     "method.mask_checkpoint": "method.mask_file=MASK.safetensors, converted by python -m src.checkpoints convert",
     "method.clamp_weights": "method.clamp=true",
     "method.save_interval": "save_every=50",
@@ -54,7 +54,9 @@ def of_flags(unknown: Iterable[str]) -> str:
     return "; ".join(f"for --{name} take {FLAGS[name]}" for name in names if name in FLAGS)
 
 
-def of_overrides(overrides: Iterable[str], known: Iterable[str]) -> str:
-    """What stands for main.py's unknown overrides. known: the options that the method has, with `method.`."""
+def of_overrides(overrides: Iterable[str], offered: Iterable[str]) -> str:
+    """What stands for overrides of main.py that it does not offer. offered: names of options, as `method.k`."""
     names = [word.lstrip("+~").partition("=")[0] for word in overrides if "=" in word]
-    return "; ".join(f"for {name} take {OVERRIDES[name]}" for name in names if name in OVERRIDES and name not in known)
+    return "; ".join(
+        f"for {name} take {OVERRIDES[name]}" for name in names if name in OVERRIDES and name not in offered
+    )

@@ -38,13 +38,13 @@ class SingleTask(Corrupted):
     losses, n: mean cross-entropy and number of images, by the keys of the accuracies.
     correct: which test images are right, by data set; none for the control of several fine-tuned models.
     control_per_task: split -> task -> what the task's fine-tuned model keeps on the control set.
-    control: why the control set was not scored; nothing where it was.
+    no_control: why the control set was not scored; nothing where it was.
     """
 
     losses: Mapping[str, float]
     n: Mapping[str, int]
     control_per_task: Mapping[str, Mapping[str, float]]
-    control: NotRequired[str]
+    no_control: NotRequired[str]
     correct: NotRequired[Mapping[str, Bits]]
 
 

@@ -146,7 +146,7 @@ def test_nothing_but_negation_needs_the_control(place, capsys):
         merge(place, "method=sum", f"results={place / 'without'}")
         make_tables.main(["--suite=vision", f"--model={MODEL}", apart])
         written = json.loads((place / f"without/vision/{MODEL}/seed_1/ft_accuracies.json").read_text())
-        assert written["control"] == "not prepared" and "ImageNet" not in written and not written["control_per_task"]
+        assert written["no_control"] == "not prepared" and "ImageNet" not in written and not written["control_per_task"]
         with pytest.raises(SystemExit, match="ImageNet is not prepared"):
             run(eval_task_negation, place, "--finetuning-mode=standard", apart)
         with pytest.raises(SystemExit, match="ImageNet is not prepared"):
@@ -157,7 +157,7 @@ def test_nothing_but_negation_needs_the_control(place, capsys):
     assert "ImageNet" in json.loads((place / f"without/vision/{MODEL}/seed_1/zeroshot_accuracies.json").read_text())
     run(eval_single_task, place, "--finetuning-mode=none", "--control=never", f"--results={place / 'never'}")
     path = place / f"never/vision/{MODEL}/seed_1/zeroshot_accuracies.json"
-    assert json.loads(path.read_text())["control"] == "not asked for"
+    assert json.loads(path.read_text())["no_control"] == "not asked for"
 
 
 def test_merging_and_tables(place):

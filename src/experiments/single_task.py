@@ -98,7 +98,7 @@ def _record(run: Run, mode: str, encoder: Path | None, no_control: str) -> dict[
     on_control = {} if no_control else dict(list(lines.items())[:1]) if one_for_all else lines
     record: dict[str, Any] = {"losses": {}, "n": {}, "control_per_task": {}, "correct": {}}
     if no_control:
-        record["control"] = no_control
+        record["no_control"] = no_control
     for split, suffix in SUFFIXES.items():
         jobs = {(task, run.control): (run.control, line) for task, line in on_control.items()}
         jobs |= {(task, task): (task, line) for task, line in lines.items()}

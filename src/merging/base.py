@@ -111,6 +111,7 @@ class Problem:
         image encoder, with the frozen text-side ones that the published vectors contain.
     mode: a name of modes.py: how the merged weights will be evaluated.
     mask_path(name) is where masks of this problem lie on disk; label: the name of those that these settings make.
+    published_masks: where the published ones of these tasks lie, if they were fetched.
     images: for methods that need some; None where there are none. validation: for those that ask for labels.
     memo: what methods have worked out and may want again, at other settings or options; it goes with the problem.
     Raises UsageError for an unknown scope and for no task; CheckpointError with the keys or shapes unlike θ0's.
@@ -124,6 +125,7 @@ class Problem:
     suite: Suite | None = None
     seed: int | None = None
     mask_path: Callable[[str], Path] | None = None
+    published_masks: Path | None = None
     label: str = ""
     images: Unlabelled | None = None
     validation: Labelled | None = None

@@ -13,6 +13,7 @@ from src.published import convert
 from src.task_vectors import Mask, TaskVector
 
 Masks = dict[str, Mask]  # of each task
+DOWNLOAD = "python download_checkpoints.py --model={} --kind=tall_masks --source=hub"
 
 
 @dataclass(kw_only=True)
@@ -39,12 +40,16 @@ class Masked(Merge):
 
 @dataclass(kw_only=True)
 class LoadedMasks(Masked):
-    """Masks that an earlier run kept: there is nothing to choose."""
+    """Masks that an earlier run kept, or published ones: there is nothing to choose. file: where they come from."""
 
     masks: Masks
+    file: Path
 
     def mask(self, task: str, setting: Setting) -> Mask:
         return self.masks[task]
+
+    def keep(self, masks: Masks, chosen: Mapping[str, Setting]) -> dict[str, Any]:
+        return {"mask_file": self.file}
 
 
 def save_masks(problem: Problem, name: str, masks: Masks, **about: Any) -> dict[str, Any]:
@@ -55,22 +60,31 @@ def save_masks(problem: Problem, name: str, masks: Masks, **about: Any) -> dict[
     return {"mask_file": path, "mask_file_bits": 8 * path.stat().st_size}
 
 
-def load_masks(problem: Problem, name: str, command: str, file: str | None = None) -> Masks:
-    """The masks that `save_masks` kept for this problem, or those of `file`, which may be a published `.npy`.
+def load_masks(
+    problem: Problem, name: str, command: str, file: str | None = None, published: Path | None = None
+) -> tuple[Masks, Path]:
+    """The masks that `save_masks` kept for this problem, and their file.
 
+    file: others in their place, which may be a published `.npy`. published: those to take where none were kept.
+    Published masks are of all tensors; a problem of scope "visual" takes those of its own, which are the same: the
+    others are never trained, so that nothing of them is masked.
     Raises FileNotFoundError that tells the `command` which makes them, and CheckpointError, with both names, for masks
     of another model, mode or scope, or of other tasks.
     """
-    path = Path(file) if file else problem.masks_at(name)
+    own = Path(file) if file else problem.masks_at(name)
+    path = published if published and published.is_file() and not file and not own.is_file() else own
     if not path.is_file():
-        raise FileNotFoundError(f"expected masks in {path}, found no file; make them with: {command}")
+        fetched = f", or fetch the published ones with: {DOWNLOAD.format(problem.model)}" if published else ""
+        raise FileNotFoundError(f"expected masks in {path}, found no file; make them with: {command}{fetched}")
     if path.suffix == ".npy":
         masks = convert.read_masks(path, like=problem.pretrained)
-        _check(path, "scope", problem.scope, "published")
     else:
-        masks = checkpoints.load_masks(path, model=problem.model, mode=problem.mode, scope=problem.scope)
+        masks = checkpoints.load_masks(path, model=problem.model, mode=problem.mode)
+        scope = checkpoints.header(path).get("scope")
+        if scope != "published":
+            _check(path, "scope", problem.scope, scope)
     _check(path, "tasks", sorted(problem.tasks), sorted(masks))
-    return {task: Mask(masks[task]) for task in problem.tasks}
+    return {task: Mask({key: masks[task][key] for key in problem.keys}) for task in problem.tasks}, path
 
 
 def _bits(masks: Masks) -> checkpoints.Masks:

@@ -60,6 +60,7 @@ def read_problem(run: Run, source: Source, label: str = "", progress: Progress =
         suite=run.suite_row,
         seed=run.seed,
         mask_path=lambda name: run.paths.masks(f"{name}_{tasks}_{mode}_{scope}"),
+        published_masks=_published_masks(run, source),
         label=label,
         images=Unlabelled(
             encoder=partial(model_of, run, mode),
@@ -70,6 +71,13 @@ def read_problem(run: Run, source: Source, label: str = "", progress: Progress =
         progress=progress,
         memo=_memo(run, source, files),
     )
+
+
+def _published_masks(run: Run, source: Source) -> Path | None:
+    """Of standard checkpoints of a suite's first tasks: nobody publishes others."""
+    first = run.suite_row.tasks[: len(run.tasks)]
+    fitting = run.tasks == first and source.mode == store.PUBLISHED_MODE and not source.encoders
+    return run.paths.published_masks(len(run.tasks)) if fitting else None
 
 
 def check_head(run: Run, task: str, file: checkpoints.Checkpoint) -> None:
