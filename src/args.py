@@ -8,12 +8,13 @@ from typing import Any, NoReturn
 from src import counterparts
 from src.datasets.corruptions import SEVERITIES
 from src.datasets.registry import BENCHMARKS, SUITES
-from src.modes import EVALUATED, TRAINED
+from src.modes import EVALUATED, SCOPES, TRAINED
 from src.run import Corruption, Run, pair_names
 from src.runtime.distributed import check_devices, leave_to_the_first, under_torchrun
 from src.runtime.messages import nearest
 from src.runtime.paths import Places
 
+BOTH = "both"
 PRECISIONS = ("fp32", "tf32", "bf16")
 
 
@@ -123,6 +124,12 @@ def reproduction_parser(doc: str | None, stages: Sequence[str]) -> Parser:
     parser.add_argument("--seeds", type=_numbers, help="such as 1,2,3; each draws its images and fine-tunes anew")
     parser.add_argument("--only", nargs="+", choices=stages, metavar="STAGE", help="these stages")
     parser.add_argument("--extended", action="store_true", help="also merging-*, unseen, adaptation-more, robustness")
+    parser.add_argument(
+        "--scope",
+        choices=(*SCOPES, BOTH),
+        default=SCOPES[0],
+        help="of merged vectors: the trained tensors (visual), those of the papers' tables (published), or both",
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the commands; run nothing")
     return parser
 

@@ -91,3 +91,21 @@ def test_reproduce_adds_and_negates_the_tasks_of_the_papers():
     commands = [command for stage in stages for command in stage.commands(run)]
     assert len(run.tasks) == 20 and len(stages) == 3
     assert all(f"--tasks={','.join(run.tasks[:8])}" in command.flags for command in commands)
+
+
+def test_reproduce_merges_in_the_scope_that_is_asked_for(tmp_path, capsys):
+    """`--scope=both`: each command of main.py twice, with results of their own; the others once."""
+    lines = {}
+    for scope in ("visual", "published", "both"):
+        reproduce.main(["--model=ViT-B-32", "--dry-run", f"--results={tmp_path}", f"--scope={scope}"])
+        told = (line.strip() for line in capsys.readouterr().out.splitlines() if "python" in line)
+        lines[scope] = [line.partition("python ")[2] for line in told]
+    merges = [line for line in lines["visual"] if line.startswith("main.py")]
+    assert merges and not any("scope=" in line for line in lines["visual"])
+    assert [line for line in lines["published"] if line.startswith("main.py")] == [
+        f"{m} scope=published" for m in merges
+    ]
+    assert set(lines["both"]) == {*lines["visual"], *lines["published"]}
+    run = Run.of("ViT-B-32", device="cpu")
+    command = reproduction._merging(run)[0]
+    assert reproduction.scoped(command, "published").outputs[0].parent.name == "standard-published"

@@ -1,14 +1,21 @@
 """Heads go with the checkpoints that were fine-tuned against them, and accuracies with the published ones."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+import vision_files as files
 
 from src import checkpoints, heads, store
-from src.datasets import registry
+from src.datasets import loading, registry
 from src.datasets.classnames import CLASSNAMES
 from src.datasets.fusion_bench import NAMES
+from src.datasets.prepare import prepare
+from src.datasets.vision import FACTS
+from src.experiments.leaks import leaks_record
 from src.experiments.published_accuracy import doubts, expected
 from src.merging.problem import Source, read_problem
+from src.reporting import tables
 from src.run import Run
 from src.runtime.paths import Places
 
@@ -120,3 +127,33 @@ def test_fine_tuned_accuracies_are_held_against_their_publishers(vision):
     assert len(doubts(run, "standard", record("MNIST", 0.98, 10000))) == 1
     publish(run, "DTD", "tall")
     assert expected(run, "standard", "DTD") is None  # which has seen test images
+
+
+def test_results_say_where_validation_may_hold_training_images(make_run, monkeypatch, tmp_path):
+    run = make_run("--tasks", "signs", "land", "digits")
+    monkeypatch.setattr(loading, "other_validation", lambda run, task: "" if task == "digits" else "another order")
+    published_checkpoint(run, "signs", "tall")
+    published_checkpoint(run, "land", None)  # fine-tuned here, on this very split
+    published_checkpoint(run, "digits", "tall")
+    told = {"signs": "validation may hold training images: another order"}
+    assert leaks_record(run, "standard") == leaks_record(run, "posthoc") == {"leaks": told}
+    assert leaks_record(run, "none") == leaks_record(run, "linear") == {}
+    foreign = tmp_path / "land.safetensors"
+    published_checkpoint(run, "land", "tall", foreign)
+    assert set(leaks_record(run, "standard", {"land": str(foreign)})["leaks"]) == {"signs", "land"}
+
+
+def test_tables_carry_the_mark():
+    def runs(*records):
+        return SimpleNamespace(read=[SimpleNamespace(record=record) for record in records])
+
+    assert tables.leaks(runs({}, {"tasks": []})) == ()
+    (note,) = tables.leaks(runs({"leaks": {"DTD": "why"}}, {"leaks": {"DTD": "why", "STL10": "order"}}))
+    assert note.startswith("Not clean") and "DTD: why; STL10: order." in note
+
+
+def test_a_run_that_reads_a_record_tells_its_validation(tmp_path):
+    files.OFFICIAL["MNIST"](tmp_path)
+    prepare(FACTS["MNIST"], tmp_path, "official", as_is=True)
+    run = Run("vision", "ViT-B-32", 1, ("MNIST",), Places(data=tmp_path))
+    assert "published images" in loading.other_validation(run, "MNIST") and loading.other_validation(run, "DTD") == ""

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import vision_files as files
+from PIL import Image
 
 from src.datasets import __main__ as command
 from src.datasets import hub, official
@@ -148,7 +149,7 @@ def test_folders_that_the_published_code_reads(name, folder, parts, tmp_path):
     if name == "EuroSAT":
         keys = files.EUROSAT
     elif name == "ImageNet":  # two classes of one name
-        keys = [f"n{label:08d}" for label in range(1000)]
+        keys = [f"n{1440764 + label:08d}" for label in range(1000)]
     files.class_folders(name, tmp_path / folder, parts, keys)
     prepare(FACTS[name], tmp_path, "official", as_is=True)
     found = check_images(name, tmp_path)
@@ -221,12 +222,132 @@ def test_mirror_classes_in_another_order(tmp_path):
 
 
 def test_mirror_classes_spelt_otherwise(tmp_path):
-    order = hub.class_order(["T - shirt / top", "Trouser", "Skirt"], ("Trouser", "T-shirt/top", "Dress"))
-    assert order.tolist() == [1, 0, 2]
+    more = [f"class_{number}" for number in range(8)]
+    order = hub.class_order(["T - shirt / top", "Trouser", *more, "Skirt"], ("Trouser", "T-shirt/top", *more, "Dress"))
+    assert order.tolist() == [1, 0, *range(2, 11)]
     with pytest.raises(DataError, match="classes do not fit: expected 3.*found 2"):
         hub.class_order(["a", "b"], ("a", "b", "c"))
     with pytest.raises(DataError, match="classes do not fit"):
-        hub.class_order(["b", "x", "c"], ("a", "b", "c"))
+        hub.class_order(["b", *more, "c", "x"], ("a", *more, "b", "c"))
+    for names in ([f"sign {n}" for n in range(43)], files.CLASSNAMES["CIFAR100"][:43]):  # foreign, though one to one
+        with pytest.raises(DataError, match="0 are called the same. .* take --source official"):
+            hub.class_order(list(names), files.CLASSNAMES["GTSRB"])
+
+
+def test_mirror_classes_with_longer_names():
+    ours = files.CLASSNAMES["ImageNet"]
+    theirs = [f"{name}, Latin name" for name in ours]
+    hub.check_longer_names(theirs, ours)
+    hub.check_longer_names(["another word"] * 300 + theirs[300:], ours)
+    for wrong in (theirs[1:] + theirs[:1], theirs[::-1], theirs[:-1]):
+        with pytest.raises(DataError, match="classes do not fit: expected 1000 in the order of tench"):
+            hub.check_longer_names(wrong, ours)
+    assert not FACTS["KMNIST"].mirror.longer_names and FACTS["KMNIST"].mirror.classes[0] == "お"
+
+
+# The published validation split
+
+
+def test_a_mirror_is_brought_into_the_official_order_by_its_file_names():
+    mirror = FACTS["DTD"].mirror
+    names = ["banded_0002.jpg", "blotchy_0001.jpg", "banded_0001.jpg"]
+    rows, official = hub.official_order(mirror, names, np.array([0, 1, 0]), "train")
+    assert rows.tolist() == [2, 0, 1] and official
+    for unknown in (["banded_0002.jpg", "", "banded_0001.jpg"], ["a.jpg", "b.jpg", "c.jpg"], [], names[:1] * 3):
+        rows, official = hub.official_order(mirror, unknown, np.array([0, 1, 0]), "train")
+        assert rows.tolist() == [0, 1, 2] and not official
+    cars = hub.official_order(
+        FACTS["Cars"].mirror, ["00003.jpg", "00001.jpg", "00002.jpg"], np.array([0, 5, 3]), "train"
+    )
+    assert cars[0].tolist() == [1, 2, 0] and cars[1]  # by number alone: official annotations go round the classes
+    imagenet = ["n01440764_18_n01440764.JPEG", "n01440764_180_n01440764.JPEG", "n01440764_2_n01440764.JPEG"]
+    rows, official = hub.official_order(FACTS["ImageNet"].mirror, imagenet, np.array([0, 0, 0]), "train")
+    assert official and [imagenet[i].split("_")[1] for i in rows] == ["18", "180", "2"]  # as n01440764_18.JPEG sorts
+
+
+def test_a_mirror_in_the_official_order_is_known_by_its_first_labels():
+    mirror = FACTS["MNIST"].mirror
+    first = [5, 0, 4, 1, 9, 2, 1, 3, 1, 4, 3, 5, 7]
+    assert hub.official_order(mirror, [], np.array(first), "train")[1]
+    assert not hub.official_order(mirror, [], np.array(first[::-1]), "train")[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "reason"),
+    [
+        ("MNIST", "official", ""),
+        ("DTD", "official", ""),
+        ("FER2013", "official", "Kaggle's csv"),
+        ("EuroSAT", "official", "no official split"),
+        ("STL10", "hub", "tanganke/stl10 are not known to stand in the official order"),
+        ("FER2013", "hub", "wds_fer2013 are not known"),
+    ],
+)
+def test_the_record_says_whether_validation_is_the_published_one(name, source, reason, tmp_path):
+    (files.OFFICIAL[name] if source == "official" else lambda root: files.hub(name, root))(tmp_path)
+    record = _prepare_counted(FACTS[name], tmp_path, source)
+    assert reason in record.other_validation and bool(reason) == bool(record.other_validation)
+    assert len(record.train_labels) == 64
+    assert Record.read(FACTS[name], tmp_path) == record
+
+
+def test_part_of_a_set_has_no_published_validation(tmp_path):
+    assert "does not hold the published images" in prepared("MNIST", tmp_path).other_validation
+
+
+@pytest.mark.parametrize("upright", [True, False])
+def test_digits_lie_on_their_side_whatever_a_mirror_does(tmp_path, upright, monkeypatch):
+    """The published code leaves EMNIST's official images on their side; a mirror may have turned them upright."""
+    stroke = np.zeros((28, 28), np.uint8)
+    stroke[4:24, 13:15] = 255
+    image = Image.fromarray(stroke if upright else stroke.T)
+    stream = io.BytesIO()
+    image.save(stream, "PNG")
+    monkeypatch.setattr(files, "encoded", lambda *_: stream.getvalue())
+    files.hub("EMNIST", tmp_path)
+    record = prepare(FACTS["EMNIST"], tmp_path, "hub", as_is=True)
+    (remark,) = record.remarks
+    assert ("turned on their side" in remark) == upright
+    shown = np.asarray(ROW["EMNIST"].load("test", tmp_path, 0)[0].convert("L"))
+    assert np.array_equal(shown, stroke.T)
+
+
+def test_orientation_that_cannot_be_told_is_said(tmp_path):
+    (remark,) = prepared("EMNIST", tmp_path, "hub").remarks  # images of one colour
+    assert "cannot be told" in remark
+    check_images("EMNIST", tmp_path)
+
+
+@pytest.mark.parametrize(("part", "refused"), [(0.005, False), (0.02, True)])
+def test_a_few_leaks_are_told_and_more_are_refused(part, refused, tmp_path, monkeypatch):
+    files.OFFICIAL["DTD"](tmp_path)
+    monkeypatch.setattr("src.datasets.prepare.find_leaks", lambda *_: [("a", "b")] * round(part * 10000))
+    monkeypatch.setattr("src.datasets.prepare.split_size", lambda *_: 10000)
+    if refused:
+        with pytest.raises(DataError, match="leaks: 200 images stand in two splits"):
+            _prepare_counted(FACTS["DTD"], tmp_path, "official")
+    else:
+        record = _prepare_counted(FACTS["DTD"], tmp_path, "official")
+        assert record.published and record.remarks == ["50 images stand in two splits"]
+
+
+@pytest.mark.parametrize(("name", "folder"), [("DTD", "dtd"), ("SUN397", "sun397")])
+def test_class_folders_of_other_names_are_refused(name, folder, tmp_path):
+    """As many as there should be, so that only their names tell that labels would be others."""
+    keys = [f"z{index:03d}" for index in range(len(files.CLASSNAMES[name]))]
+    files.class_folders(name, tmp_path / folder, {"train": 1, "val": 1}, keys)
+    with pytest.raises(DataError, match="expected folders named .*, found z000"):
+        prepare(FACTS[name], tmp_path, "official", as_is=True)
+
+
+def test_a_record_survives_what_is_stopped_and_a_network_that_fails(tmp_path, fake_hub, monkeypatch):
+    root = tmp_path / "data"
+    before = prepare(FACTS["SVHN"], root, "hub", as_is=True)
+    monkeypatch.setattr("src.datasets.prepare._fetch", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert prepare(FACTS["SVHN"], root, "hub", as_is=True) == before  # ready: nothing is fetched or hashed
+    with pytest.raises(KeyboardInterrupt):
+        prepare(FACTS["SVHN"], root, "hub", as_is=True, verify=True)
+    assert Record.read(FACTS["SVHN"], root) == before
 
 
 # Splits
@@ -556,7 +677,9 @@ def test_a_snapshot_is_repaired_at_its_revision(tmp_path, fake_hub, capsys):
     shard = FACTS["SVHN"].mirror.folder(root) / "cropped_digits/train-00001-of-00002.parquet"
     whole = shard.read_bytes()
     shard.write_bytes(whole[:-1] + b"?")
-    prepare(FACTS["SVHN"], root, "hub", as_is=True)
+    prepare(FACTS["SVHN"], root, "hub", as_is=True)  # a set that is ready is hashed again when that is asked for
+    assert not fake_hub.served
+    prepare(FACTS["SVHN"], root, "hub", as_is=True, verify=True)
     assert fake_hub.served == ["cropped_digits/train-00001-of-00002.parquet"] and shard.read_bytes() == whole
     assert shard.with_name(f"{shard.name}.bad").exists() and "set aside" in capsys.readouterr().out
     shard.unlink()

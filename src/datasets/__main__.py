@@ -62,6 +62,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{name}: {sizes} images of {len(FACTS[name].classnames)} classes from {record.origin}")
             for note in record.notes:
                 print(f"  as is: {note}")
+            for remark in record.remarks:
+                print(f"  {remark}")
+            if record.other_validation:
+                print(f"  validation may hold training images of published checkpoints: {record.other_validation}")
     if failed:
         print(f"not prepared: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0

@@ -10,6 +10,7 @@ from src.datasets import corruptions, registry
 from src.datasets.base import Examples, Pixels
 from src.datasets.cache import cached, without_corrupt
 from src.datasets.prepare import Record
+from src.datasets.vision import FACTS
 from src.run import Corruption, Run
 
 
@@ -24,6 +25,13 @@ def is_prepared(run: Run, dataset: str) -> bool:
     """Whether a data set can be loaded: drawn ones always, real ones once `prepare` has recorded them."""
     row = registry.get(dataset)
     return registry.suite(row.suite).drawn or Record.path(run.paths.data, dataset).is_file()
+
+
+def other_validation(run: Run, dataset: str) -> str:
+    """Why a set's validation images may be training images of published checkpoints; empty where they are not."""
+    if dataset not in FACTS or not is_prepared(run, dataset):
+        return ""
+    return Record.read(FACTS[dataset], run.paths.data).other_validation
 
 
 @lru_cache(maxsize=64)

@@ -8,7 +8,8 @@ archives at every start, and without executing a pickle; the rest is read here.
 
 import csv
 import gzip
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from PIL import Image
 from src.datasets.base import FileExamples
 from src.datasets.classnames import CLASSNAMES
 from src.datasets.examples import Arrays, BadFile, DataError, Files
+from src.runtime.messages import few
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,12 @@ class Layout:
         return [need for need in self.needs if not any((base / f"{need}{end}").exists() for end in endings)]
 
 
-def class_folders(base: Path, part: str, classes: int, *, folders: dict[str, str]) -> Files:
-    """One folder of images for each class, in the order of their names."""
+def class_folders(base: Path, part: str, classes: int, *, folders: dict[str, str], names: Sequence[str] = ()) -> Files:
+    """One folder of images for each class, in the order of their names.
+
+    names: of the first folders, or of all. They may be spelt with an initial, as in a_abbey. Raises BadFile where fewer
+    than nine in ten are there in this order: labels are positions, so that others would stand for other classes.
+    """
     from torchvision.datasets import ImageFolder
 
     where = base / folders[part]
@@ -48,7 +54,19 @@ def class_folders(base: Path, part: str, classes: int, *, folders: dict[str, str
         raise BadFile(where, f"{classes} folders of images, one for each class", str(error)) from error
     if len(images.classes) != classes:  # labels are positions among the folders: one less would shift them all
         raise BadFile(where, f"{classes} class folders", f"{len(images.classes)}: {', '.join(images.classes[:5])}, ...")
+    if not same_names(images.classes, names):
+        raise BadFile(where, f"folders named {few(names)}", few(images.classes))
     return Files.of(images.samples)
+
+
+def same_names(folders: Sequence[str], names: Sequence[str]) -> bool:
+    """Whether nine in ten folders are called as they should be, spelling of spaces and an initial aside."""
+
+    def plain(name: str) -> str:
+        return re.sub(r"[\W_]", "", name.lower())
+
+    same = sum(plain(name) in (plain(folder), plain(folder[1:])) for folder, name in zip(folders, names))
+    return same >= 0.9 * len(names)
 
 
 def cars(base: Path, part: str, classes: int) -> Files:
@@ -294,9 +312,10 @@ def idx_layouts(*folders: str, train: str = "train", test: str = "t10k", first: 
     return tuple(Layout(folder, needs, read, gzipped=True) for folder in folders)
 
 
-def folder_layout(folder: str, **folders: str) -> Layout:
-    """`folders` says which folder holds which part: train="train", test="val"."""
-    return Layout(folder, tuple(folders.values()), partial(class_folders, folders=folders), tuple(folders))
+def folder_layout(folder: str, names: Sequence[str] = (), **folders: str) -> Layout:
+    """`folders` says which folder holds which part: train="train", test="val". names: of the classes' folders."""
+    read = partial(class_folders, folders=folders, names=tuple(names))
+    return Layout(folder, tuple(folders.values()), read, tuple(folders))
 
 
 def cifar_layout(folder: str, train: tuple[str, ...], test: tuple[str, ...], labels: str) -> Layout:

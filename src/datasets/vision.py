@@ -55,6 +55,11 @@ EMNIST = Download(
 )
 EMNIST_FOLDERS = ("EMNIST/EMNIST/raw", "EMNIST/EMNIST/raw/gzip", "EMNIST/raw")
 EMNIST_PAGE = "https://www.nist.gov/itl/products-and-services/emnist-dataset"
+EUROSAT_FOLDERS = (
+    *("AnnualCrop", "Forest", "HerbaceousVegetation", "Highway", "Industrial", "Pasture", "PermanentCrop"),
+    *("Residential", "River", "SeaLake"),
+)
+FIRST_WORDNET = ("n01440764",)  # a tench; the others follow in the order of their numbers
 PCAM = {
     "camelyonpatch_level_2_split_train_x.h5": "1571f514728f59376b705fc836ff4b63",
     "camelyonpatch_level_2_split_train_y.h5": "35c2d7259d906cfc8143347bb8e05be7",
@@ -69,6 +74,7 @@ _fer = partial(
     test=[958, 111, 1024, 1774, 1233, 1247, 831],
     layouts=tuple(Layout("fer2013", (file,), official.fer2013) for file in ("fer2013.csv", "icml_face_data.csv")),
     by_hand="Kaggle asks for a login",
+    other_order="the rows of Kaggle's csv stand in another order than the images that the published code loads",
     mirror=Mirror("clip-benchmark/wds_fer2013", image="jpg", label="cls", classes=FER_CLASSES),
     licence="terms of the Kaggle competition: research and education",
     page="https://www.kaggle.com/c/challenges-in-representation-learning-facial-expression-recognition-challenge",
@@ -88,7 +94,7 @@ _TABLE = (
             ),
         ),
         by_hand="its server no longer has it",
-        mirror=Mirror("tanganke/stanford_cars"),
+        mirror=Mirror("tanganke/stanford_cars", file_names=r"\d{5}\.jpg", by_class=False),
         licence="research, non-commercial",
         page="https://ai.stanford.edu/~jkrause/cars/car_dataset.html",
     ),
@@ -99,10 +105,10 @@ _TABLE = (
         test=_each(40, 47),
         layouts=(
             Layout("dtd/dtd", ("images", "labels/train1.txt", "labels/val1.txt", "labels/test1.txt"), official.dtd),
-            folder_layout("dtd", train="train", test="val"),
+            folder_layout("dtd", train="train", test="val", names=CLASSNAMES["DTD"]),
         ),
         downloads=_files("dtd", f"{ROBOTS}/dtd/download", {"dtd-r1.0.1.tar.gz": "fff73e5086ae6bdbea199a49dfb8a4c1"}),
-        mirror=Mirror("tanganke/dtd"),
+        mirror=Mirror("tanganke/dtd", file_names=r"[a-z-]+_\d{4}\.jpg"),
         guarded=True,
         licence="research",
         page=f"{ROBOTS}/dtd/",
@@ -115,12 +121,13 @@ _TABLE = (
         test=2700,
         other_parts={"val": 2700, "all": [3000, 3000, 3000, 2500, 2500, 2000, 2500, 3000, 2500, 3000]},
         layouts=(
-            folder_layout("EuroSAT_splits", train="train", val="val", test="test"),
-            folder_layout("eurosat", all="2750"),
+            folder_layout("EuroSAT_splits", train="train", val="val", test="test", names=EUROSAT_FOLDERS),
+            folder_layout("eurosat", all="2750", names=EUROSAT_FOLDERS),
         ),
         downloads=_files("eurosat", EUROSAT, {"EuroSAT.zip": "c8fa014336c82ac7804f0398fcb19387"}),
         mirror=Mirror("tanganke/eurosat"),
         guarded=True,
+        other_order="it has no official split, and the published one was never published",
         licence="MIT",
         page="https://github.com/phelber/EuroSAT",
         note="no official split, and that of the published checkpoints is not published; the mirror has no validation "
@@ -141,7 +148,7 @@ _TABLE = (
                 "GTSRB_Final_Test_GT.zip": "fe31e9c9270bbcd7b84b7f21a9d9d9e5",
             },
         ),
-        mirror=Mirror("tanganke/gtsrb"),
+        mirror=Mirror("tanganke/gtsrb", file_names=r"\d{5}_\d{5}\.(ppm|png)"),
         licence="CC0",
         page="https://benchmark.ini.rub.de/",
     ),
@@ -161,7 +168,7 @@ _TABLE = (
                 "t10k-labels-idx1-ubyte.gz": "ec29112dd5afa0611ce80d1b7f02629c",
             },
         ),
-        mirror=Mirror("ylecun/mnist"),
+        mirror=Mirror("ylecun/mnist", first_labels=(5, 0, 4, 1, 9, 2, 1, 3, 1, 4, 3, 5)),
         licence="CC BY-SA 3.0",
         page="https://yann.lecun.org/exdb/mnist/",
     ),
@@ -172,7 +179,7 @@ _TABLE = (
         test=6300,
         layouts=(Layout("resisc45", ("NWPU-RESISC45", "resisc45-train.txt", "resisc45-test.txt"), official.resisc45),),
         by_hand="the images lie on a file-sharing page, and the links to the split lists answer 403",
-        mirror=Mirror("tanganke/resisc45"),
+        mirror=Mirror("tanganke/resisc45", file_names=r"[a-z_]+_\d{3}\.jpg"),
         licence="research",
         page="https://doi.org/10.1109/jproc.2017.2675998",
         note="split lists of arXiv:1911.06721; their 6,300 validation images are not used, as published",
@@ -191,7 +198,7 @@ _TABLE = (
                 "test_32x32.mat": "eb5a983be6a315427106f1b164d9cef3",
             },
         ),
-        mirror=Mirror("ufldl-stanford/svhn", config="cropped_digits"),
+        mirror=Mirror("ufldl-stanford/svhn", config="cropped_digits", first_labels=(1, 9, 2, 3, 2, 5, 9, 3, 3, 1)),
         licence="non-commercial",
         page="http://ufldl.stanford.edu/housenumbers/",
     ),
@@ -201,11 +208,11 @@ _TABLE = (
         train=_each(50, 397),
         test=_each(50, 397),
         layouts=(
-            folder_layout("sun397", train="train", test="val"),
+            folder_layout("sun397", train="train", test="val", names=CLASSNAMES["SUN397"]),
             Layout("SUN397", ("Training_01.txt", "Testing_01.txt", "a"), official.sun397),
         ),
         by_hand="its server no longer has it",
-        mirror=Mirror("tanganke/sun397"),
+        mirror=Mirror("tanganke/sun397", file_names=r"sun_[a-z]+\.jpg"),
         licence="research",
         page="https://vision.princeton.edu/projects/2010/SUN/",
         note="partition 1",
@@ -280,7 +287,7 @@ _TABLE = (
         downloads=_files(
             "", "https://www.cs.toronto.edu/~kriz", {"cifar-100-python.tar.gz": "eb9058c3a382ffc7106e4002c42a8d85"}
         ),
-        mirror=Mirror("tanganke/cifar100"),
+        mirror=Mirror("tanganke/cifar100", first_labels=(19, 29, 0, 11, 1, 86, 90, 28, 23, 31)),
         licence="not stated",
         page="https://www.cs.toronto.edu/~kriz/cifar.html",
     ),
@@ -313,7 +320,7 @@ _TABLE = (
         downloads=_files(
             "", "https://www.cs.toronto.edu/~kriz", {"cifar-10-python.tar.gz": "c58f30108f718f92721af3b95e74349a"}
         ),
-        mirror=Mirror("tanganke/cifar10"),
+        mirror=Mirror("tanganke/cifar10", first_labels=(6, 9, 9, 4, 1, 1, 2, 7, 8, 3)),
         licence="not stated",
         page="https://www.cs.toronto.edu/~kriz/cifar.html",
     ),
@@ -346,7 +353,7 @@ _TABLE = (
                 "t10k-labels-idx1-ubyte.gz": "bb300cfdad3c16e7a12a480ee83cd310",
             },
         ),
-        mirror=Mirror("zalando-datasets/fashion_mnist"),
+        mirror=Mirror("zalando-datasets/fashion_mnist", first_labels=(9, 0, 0, 3, 0, 2, 7, 2, 5, 5)),
         licence="MIT",
         page="https://github.com/zalandoresearch/fashion-mnist",
     ),
@@ -378,7 +385,7 @@ _TABLE = (
         test=_each(4000, 10),
         layouts=idx_layouts(*EMNIST_FOLDERS, train="emnist-digits-train", test="emnist-digits-test"),
         downloads=(EMNIST,),
-        mirror=Mirror("ernestchu/emnist-digits"),
+        mirror=Mirror("ernestchu/emnist-digits", strokes=1),
         licence="public domain",
         page=EMNIST_PAGE,
         note="the digits; the official images lie on their side, and the published code leaves them so; whether a "
@@ -400,7 +407,9 @@ _TABLE = (
                 "t10k-labels-idx1-ubyte.gz": "7320c461ea6c1c855c0b718fb2a4b134",
             },
         ),
-        mirror=Mirror("tanganke/kmnist", classes=()),  # it writes the classes in kana, in the same order
+        mirror=Mirror(
+            "tanganke/kmnist", classes=FUSION_BENCH["KMNIST"], first_labels=(8, 7, 0, 1, 4, 2, 4, 8)
+        ),  # in kana
         licence="CC BY-SA 4.0",
         page="http://codh.rois.ac.jp/kmnist/",
     ),
@@ -410,11 +419,16 @@ _TABLE = (
         train=1281167,
         test=_each(50, 1000),
         layouts=(
-            folder_layout("imagenet", train="train", test="val_in_folder"),
-            folder_layout("imagenet", train="train", test="val"),
+            folder_layout("imagenet", train="train", test="val_in_folder", names=FIRST_WORDNET),
+            folder_layout("imagenet", train="train", test="val", names=FIRST_WORDNET),
         ),
         by_hand="it is given on request",
-        mirror=Mirror("ILSVRC/imagenet-1k", test="validation", classes=()),  # other names, the same order
+        mirror=Mirror(
+            "ILSVRC/imagenet-1k",
+            test="validation",
+            longer_names=True,
+            file_names=r"(n\d{8}_\d+|ILSVRC2012_val_\d{8})(_n\d{8})?\.JPEG",
+        ),
         licence="research, non-commercial, on request",
         page="https://image-net.org/download.php",
         note="control of negation: 5,000 training images for validation; the official validation images are the test",

@@ -4,7 +4,9 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
+from src.experiments.leaks import leaks_record
 from src.experiments.registry import Experiment
+from src.modes import MODES
 from src.records import SCHEMAS, checked
 from src.run import Run
 from src.runtime import results
@@ -30,6 +32,8 @@ def carry_out(
         return None
     started = time.time()
     record: Any = {**compute(), **run.corruption_record()}
+    if choice in MODES:
+        record |= leaks_record(run, choice)
     schema = SCHEMAS[experiment.schema]
     results.write(path, record, config, started, lambda document: checked(document, schema, path))
     return record

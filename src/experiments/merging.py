@@ -12,6 +12,7 @@ import torch
 from src.args import take_run
 from src.datasets import registry
 from src.evaluation import Denominators
+from src.experiments.leaks import leaks_record
 from src.merging import names
 from src.merging.base import Affine, Drawn, Merge, Method, Problem, Progress, Scaled, Variant, label, states_of
 from src.merging.evaluate import evaluate_merge, evaluate_unseen
@@ -145,6 +146,7 @@ def merge(run: Run, method: Method, options: Options) -> None:
     record: Merging = {
         **evaluate_merge(run, made, run.tasks, source.mode, fixed_settings(method, made)),
         **run.corruption_record(),
+        **leaks_record(run, source.mode, dict(source.encoders)),
         "method": method.name,
         "label": named,
         "options": vars(method),

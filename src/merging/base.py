@@ -32,6 +32,7 @@ from hydra.core.config_store import ConfigStore
 from src.checkpoints import VISUAL, CheckpointError
 from src.datasets.registry import Suite
 from src.evaluation import FeatureMap, Line
+from src.modes import SCOPES
 from src.runtime.messages import UsageError, few, nearest
 from src.runtime.paths import METHOD_CONFIGS
 from src.task_vectors import TaskVector
@@ -39,7 +40,6 @@ from src.tensors import check_same, difference
 
 # What reproduce.py runs of the methods, by the words of `register`; see experiments/reproduction.py.
 STAGES = ("merging", "methods", "adaptation", "adaptation-more", "methods-adapting")
-SCOPES = ("visual", "published")
 ALPHAS = tuple(tenth / 10 for tenth in range(1, 11))  # the papers' coefficients of a merged vector
 
 Setting = Any  # what validation chooses among: a number, or a mapping of an option to its value

@@ -29,6 +29,7 @@ from src.runtime.messages import few
 from src.runtime.program import exit_on_user_error
 from src.tensors import Weights, check_same, shapes
 
+MOST_MOVED = 0.2  # ‖θ − θ0‖ over ‖θ0‖ of a fine-tuned CLIP: a few percent in the published ones
 # Hugging Face's CLIPVisionModel -> open_clip's visual tower. Keys and values are fused with the query.
 _BLOCK, _KIND = r"encoder\.layers\.(\d+)\.", r"\.(weight|bias)"
 HUGGING_FACE = {
@@ -81,6 +82,7 @@ def convert(
     pretrained: Mapping | None = None,
     names: Sequence[str] | None = None,
     provenance: Mapping | None = None,
+    began_at: str | None = None,
 ) -> None:
     """Write a published file (weights, a head, or TALL masks) in the one format.
 
@@ -89,6 +91,8 @@ def convert(
     and the result must share its names and shapes; masks and Hugging Face files need it.
     names: parameter names in the order of `ImageEncoder.named_parameters()`; files of `params.{i}` need them.
     provenance: facts for the header, beside the file's name and SHA-256.
+    began_at: the fingerprint of the pre-trained encoder that a fine-tuned one is held to have begun at; it must then
+    be near it, and what both have of the text side the same.
     """
     header: dict[str, Any] = {"model": model, "task": task, "mode": mode, "seed": seed}
     header["provenance"] = {"file": source.name, "sha256": file_hash(source)} | dict(provenance or {})
@@ -107,6 +111,9 @@ def convert(
             weights = _encoder(weights, pretrained, names, mode)
             if pretrained is not None:
                 check_same(pretrained, weights, "the pre-trained encoder and the file", CheckpointError)
+                if began_at:
+                    check_start(weights, pretrained)
+                    header["began_at"] = began_at
     except CheckpointError as error:
         raise CheckpointError(f"{source}: {error}") from None
     except KeyError as error:
@@ -143,6 +150,29 @@ def _encoder(weights: Weights, pretrained: Mapping | None, names: Sequence[str] 
     weights = {key: tensor for key, tensor in weights.items() if not key.startswith("model.transformer.")}
     frozen = {key: tensor for key, tensor in (pretrained or {}).items() if not key.startswith(VISUAL)}
     return frozen | weights
+
+
+def check_start(weights: Mapping, pretrained: Mapping) -> None:
+    """Raise CheckpointError for a fine-tuned encoder that began at other weights than `pretrained`.
+
+    What is never trained, the text side, must then be the same; where a file lacks it, as FusionBench's, its distance
+    tells: fine-tuning moves CLIP by a few percent, and another model is far away.
+    """
+    for key in (key for key in pretrained if not key.startswith(VISUAL)):
+        if not _equal(weights[key].to(pretrained[key].dtype), pretrained[key]):
+            raise CheckpointError(
+                f"expected {key}, which is never trained, to be that of the pre-trained encoder; found another: the "
+                "checkpoint was fine-tuned from other weights, and its task vector would be none. Give those by "
+                "--pretrained-path, with a --save of their own"
+            )
+    trained = [key for key in pretrained if key.startswith(VISUAL)]
+    far = sum(float((weights[key].double() - pretrained[key].double()).square().sum()) for key in trained)
+    norm = sum(float(pretrained[key].double().square().sum()) for key in trained)
+    if far > MOST_MOVED**2 * norm:
+        raise CheckpointError(
+            f"expected weights near those of the pre-trained encoder, found them {math.sqrt(far / norm):.0%} of its "
+            "norm away: the checkpoint was fine-tuned from other weights, or is of another model"
+        )
 
 
 def _from_hugging_face(weights: Weights, pretrained: Mapping | None) -> Weights:

@@ -290,7 +290,16 @@ def install(
         provenance["note"] = note
         print(f"{file.name}: {note}")
     task = None if file.what == "masks" else file.name
-    convert(raw, destination, model=request.model, task=task, seed=seed, pretrained=pretrained, provenance=provenance)
+    convert(
+        raw,
+        destination,
+        model=request.model,
+        task=task,
+        seed=seed,
+        pretrained=pretrained,
+        provenance=provenance,
+        began_at=store.fingerprints(pretrained)["image"] if pretrained and file.what == "encoder" else None,
+    )
 
 
 def download(
