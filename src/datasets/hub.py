@@ -5,7 +5,9 @@ file. Later fetches complete or repair that same revision. Copying the folder to
 """
 
 import json
+import os
 import re
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,13 +15,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from src.datasets.download import TIMEOUT, set_aside
+from src.datasets.download import TIMEOUT, require_room, set_aside
 from src.datasets.examples import BadFile, DataError, decode, digest
 from src.runtime.files import file_hash, replacing
+from src.runtime.paths import Places, from_root
 
 SAME_NAMES = 0.9  # share of the classes that a mirror must call as we do
 STROKES = 100  # images that tell how a set's strokes lie
 UPRIGHT = 1.5  # height over width of strokes: 4 upright and 0.25 on their side, measured on scikit-learn's digit 1
+READ_ONLY = from_root(Places.cache) / "arrow"  # Arrow copies of sets in a folder that may not be written to
 CONVERTED = "refs/convert/parquet"  # where the hub keeps its own parquet copy of a set that came in another format
 
 
@@ -109,11 +113,11 @@ def fetch(mirror: Mirror, root: Path) -> Snapshot:
     import huggingface_hub
 
     folder = mirror.folder(root)
-    snapshot = Snapshot.read(folder)
-    if snapshot is None:
-        snapshot = _listing(mirror, folder)
-        snapshot.write(folder)
-    if lacking := snapshot.verify(folder):
+    snapshot = describe(mirror, root)
+    snapshot.write(folder)
+    lacking = [name for name in snapshot.verify(folder) if not _from_shared_cache(snapshot, name, folder)]
+    if lacking:
+        require_room(folder, 2 * sum(snapshot.files[name]["size"] for name in lacking))  # and the Arrow copy
         try:
             huggingface_hub.snapshot_download(
                 mirror.repo,
@@ -130,6 +134,33 @@ def fetch(mirror: Mirror, root: Path) -> Snapshot:
                 f"{', '.join(wrong[:5])}. Run the same command again."
             )
     return snapshot
+
+
+def describe(mirror: Mirror, root: Path) -> Snapshot:
+    """What was fetched, or would be. Raises DataError when the hub cannot be asked."""
+    folder = mirror.folder(root)
+    return Snapshot.read(folder) or _listing(mirror, folder)
+
+
+def _from_shared_cache(snapshot: Snapshot, name: str, folder: Path) -> bool:
+    """Take a file that the hub's client has in its own cache (HF_HOME) already; whether there was one."""
+    import huggingface_hub
+
+    kept = huggingface_hub.try_to_load_from_cache(snapshot.repo, name, revision=snapshot.revision, repo_type="dataset")
+    if not isinstance(kept, str) or Path(kept).stat().st_size != snapshot.files[name]["size"]:
+        return False
+    with replacing(folder / name) as temporary:
+        try:
+            os.link(Path(kept).resolve(), temporary)
+        except OSError:  # another file system
+            shutil.copyfile(kept, temporary)
+    return True
+
+
+def arrow_folder(root: Path) -> Path:
+    """Where Arrow copies lie: beside the snapshots, or in the project's cache where these may not be written to."""
+    beside = root / "hub" / ".arrow"
+    return beside if os.access(beside if beside.exists() else root / "hub", os.W_OK) else READ_ONLY
 
 
 def _listing(mirror: Mirror, folder: Path) -> Snapshot:
@@ -219,7 +250,7 @@ def read(mirror: Mirror, root: Path, part: str, classnames: tuple[str, ...]) -> 
     if snapshot is None or lacking:
         raise DataError(f"{folder}: {len(lacking)} files are missing or cut short: {', '.join(lacking[:5])}")
     files = mirror.select(list(snapshot.files), part)
-    table = _table([str(folder / file) for file in files], part, root / "hub" / ".arrow")
+    table = _table([str(folder / file) for file in files], part, arrow_folder(root))
     from datasets import Image as ImageFeature  # after _table, which explains a wrong `datasets`
 
     if absent := {mirror.image, mirror.label} - set(table.column_names):
@@ -354,6 +385,7 @@ def _table(files: list[str], part: str, cache: Path):
     The builders are used without `load_dataset`, which calls the hub to be counted even when all files are local.
     """
     try:
+        from datasets.exceptions import DatasetsError
         from datasets.packaged_modules.parquet.parquet import Parquet
         from datasets.packaged_modules.webdataset.webdataset import WebDataset
     except ImportError as error:
@@ -366,5 +398,8 @@ def _table(files: list[str], part: str, cache: Path):
         builder = kind(cache_dir=str(cache), data_files={part: files})
         builder.download_and_prepare()
         return builder.as_dataset(split=part)
+    except DatasetsError as error:
+        reason = error.__cause__ or error
+        raise BadFile(Path(files[0]).parent, f"whole files of {part}", f"{type(reason).__name__}: {reason}") from error
     except OSError as error:
         raise DataError(f"cannot make an Arrow copy of {files[0]} (it needs room in {cache}): {error}") from error

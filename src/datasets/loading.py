@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from functools import lru_cache, partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -58,6 +59,14 @@ def _decoded(run: Run, dataset: str, split: str, side: int) -> Pixels:
     crop = partial(centre_crop, side=side)
     folder = run.paths.images()
     return cached(images, crop, f"centre_crop {side}", folder, dataset, split, skip_corrupt=run.skip_corrupt)
+
+
+def decode_split(job: tuple[str, str], root: Path, folder: Path, side: int) -> None:
+    """Fill the image cache with a (data set, split), as evaluation reads it."""
+    dataset, split = job
+    images = registry.get(dataset).load(split, root, 0)
+    if not isinstance(images, Pixels):
+        cached(images, partial(centre_crop, side=side), f"centre_crop {side}", folder, dataset, split)
 
 
 def _resized(images: Pixels, side: int) -> Pixels:

@@ -15,7 +15,7 @@ import numpy as np
 
 from src.datasets import hub
 from src.datasets.base import SPLITS, FileExamples, validation_indices
-from src.datasets.download import Download, set_aside
+from src.datasets.download import Download, remote_size, set_aside
 from src.datasets.examples import BadFile, DataError, Subset, digest
 from src.datasets.official import Layout
 from src.runtime.files import replacing
@@ -337,6 +337,37 @@ def _difference(expected: list[int], counts: list[int], classnames: tuple[str, .
         f"expected {sum(expected)} images, found {sum(counts)}; "
         f"{len(wrong)} classes differ (expected -> found): {shown}{', ...' if len(wrong) > 5 else ''}"
     )
+
+
+def bytes_to_fetch(facts: Facts, root: Path, source: str | None) -> int | None:
+    """What `prepare` would fetch of a set, by the servers' word; None where one does not tell, or does not answer."""
+    source = source or ("official" if facts.layout(root) else "hub")
+    if source == "hub":
+        try:
+            files = hub.describe(facts.mirror, root).files
+        except DataError:
+            return None
+        return sum(about["size"] for about in files.values())
+    if facts.layout(root):
+        return 0
+    sizes = [remote_size(download.url) for download in facts.downloads if not download.path(root).exists()]
+    return None if facts.by_hand or None in sizes else sum(size or 0 for size in sizes)
+
+
+def leftovers(facts: Facts, root: Path) -> list[Path]:
+    """Files of a set that nothing reads: set aside, cut short, or an archive of what is unpacked."""
+    folders = {root / layout.folder for layout in facts.layouts} | {root / load.folder for load in facts.downloads}
+    folders.add(facts.mirror.folder(root))
+    found = {p for folder in folders for kind in ("*.bad*", "*.part") for p in _below(folder, kind, root)}
+    if facts.layout(root):
+        found |= {p for load in facts.downloads if load.is_archive and (p := load.path(root)).exists()}
+    return sorted(found)
+
+
+def _below(folder: Path, pattern: str, root: Path) -> list[Path]:
+    """Files in a folder and those below; of the data root itself, which all sets share, those of this folder alone."""
+    found = folder.glob(pattern) if folder == root else folder.rglob(pattern)
+    return [path for path in found if path.is_file()]
 
 
 def state(facts: Facts, root: Path) -> dict[str, str]:
