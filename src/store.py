@@ -115,5 +115,11 @@ def task_vector(run: Run, task: str, mode: str) -> TaskVector:
     return TaskVector(vector=difference(finetuned(run, task, mode), start, trained))
 
 
+def start_of(encoder: torch.nn.Module, *vectors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """θ0: the parameters, and the buffers that vectors move, as BatchNorm's statistics."""
+    buffers = {name: buffer for name, buffer in encoder.named_buffers() if any(name in vector for vector in vectors)}
+    return dict(encoder.named_parameters()) | buffers
+
+
 def to_device(weights: Mapping[str, torch.Tensor], device: str) -> dict[str, torch.Tensor]:
     return {name: tensor.to(device) for name, tensor in weights.items()}

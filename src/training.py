@@ -260,6 +260,9 @@ class FineTuning:
         self.encoder = _build(run, training).to(world.device)
         self.classifier = ImageClassifier(self.encoder, get_classification_head(run, task)).to(world.device)
         self.classifier.freeze_head()
+        # As published; what has no BatchNorm computes the same either way.
+        if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.encoder.modules()):
+            self.classifier.train()
         examples = loading.training_examples(run, task)
         self.batches = Batches(run, training, self.encoder, examples, world, task)
         self.steps = number_of_steps(training, task, self.batches.per_epoch)

@@ -21,7 +21,8 @@ from typing import Any
 from src.args import command_parser
 from src.datasets.examples import DataError
 from src.datasets.prepare import DEFAULT_ROOT, SOURCES, Record, bytes_to_fetch, leftovers, prepare, ready, state
-from src.datasets.vision import CONTROL, FACTS, TASKS
+from src.datasets.registry import FACTS, check_own
+from src.datasets.vision import CONTROL, TASKS
 from src.run import Run
 from src.runtime import results
 from src.runtime.distributed import cores
@@ -68,6 +69,7 @@ def parse(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     checked.add_argument("--results", type=Path, default=Places.results, help="folder of results")
     flags = vars(parser.parse_args(arguments))
     for name in flags["names"]:
+        check_own(name)
         if name not in FACTS and name not in GROUPS:
             parser.error(f"unknown data set {name!r}{nearest(name, list(FACTS))} Known: {', '.join((*FACTS, *GROUPS))}")
     return flags

@@ -11,7 +11,6 @@ from src.datasets import corruptions, registry
 from src.datasets.base import Examples, Pixels
 from src.datasets.cache import cached, without_corrupt
 from src.datasets.prepare import Record
-from src.datasets.vision import FACTS
 from src.run import Corruption, Run
 
 
@@ -30,9 +29,9 @@ def is_prepared(run: Run, dataset: str) -> bool:
 
 def other_validation(run: Run, dataset: str) -> str:
     """Why a set's validation images may be training images of published checkpoints; empty where they are not."""
-    if dataset not in FACTS or not is_prepared(run, dataset):
+    if dataset not in registry.FACTS or not is_prepared(run, dataset):
         return ""
-    return Record.read(FACTS[dataset], run.paths.data).other_validation
+    return Record.read(registry.FACTS[dataset], run.paths.data).other_validation
 
 
 @lru_cache(maxsize=64)

@@ -15,6 +15,7 @@ import numpy as np
 
 from src.datasets import hub
 from src.datasets.base import SPLITS, FileExamples, validation_indices
+from src.datasets.classnames import CLASSNAMES
 from src.datasets.download import Download, remote_size, set_aside
 from src.datasets.examples import BadFile, DataError, Subset, digest
 from src.datasets.official import Layout
@@ -36,7 +37,7 @@ class Facts:
     # Images of each published part: a total, or one number for each class.
     counts: dict[str, int | Sequence[int]]
     layouts: tuple[Layout, ...]
-    mirror: hub.Mirror
+    mirror: hub.Mirror | None  # None for a set of one's own, in folders
     downloads: tuple[Download, ...] = ()
     by_hand: str = ""  # why the official files cannot be downloaded, where they cannot
     guarded: bool = False  # refuse the set when images stand in two splits
@@ -57,6 +58,8 @@ class Facts:
         if source == "official":
             layout = self.layout(root)
             return layout.folder if layout else ""
+        if self.mirror is None:
+            return ""
         snapshot = hub.Snapshot.read(self.mirror.folder(root))
         if snapshot is None or snapshot.missing(self.mirror.folder(root)):
             return ""
@@ -68,7 +71,7 @@ class Facts:
     def read(self, source: str, root: Path, part: str) -> FileExamples:
         """One official part, from files alone."""
         if source == "hub":
-            return hub.read(self.mirror, root, part, self.classnames)
+            return hub.read(self.require_mirror(root), root, part, self.classnames)
         return self.read_official(self._require_layout(root), root, part)
 
     def read_official(self, layout: Layout, root: Path, part: str) -> FileExamples:
@@ -85,6 +88,13 @@ class Facts:
             raise DataError(f"{base}: expected labels 0 to {classes - 1}, found {labels.min()} to {labels.max()}")
         return examples
 
+    def require_mirror(self, root: Path) -> hub.Mirror:
+        """Raises DataError for a set that has none."""
+        if self.mirror is None:
+            folders = ", ".join(str(root / layout.folder / need) for layout in self.layouts for need in layout.needs)
+            raise DataError(f"{self.name} has no mirror: expected its images in {folders}, found no such folders")
+        return self.mirror
+
     def _require_layout(self, root: Path) -> Layout:
         if layout := self.layout(root):
             return layout
@@ -93,7 +103,8 @@ class Facts:
     def how_to_get(self, root: Path) -> str:
         """The ways that are left when the official files are not there."""
         ways = [f"The official download does not work: {self.by_hand}."] if self.by_hand else []
-        ways.append(f"Take the mirror {self.mirror.repo}: {self.command(root, 'hub')}")
+        if self.mirror:
+            ways.append(f"Take the mirror {self.mirror.repo}: {self.command(root, 'hub')}")
         for layout in self.layouts:
             ways.append(
                 f"Or put the official files there yourself: {root / layout.folder}/ with {', '.join(layout.needs)}"
@@ -253,7 +264,7 @@ def other_validation(facts: Facts, source: str, parts: dict[str, FileExamples], 
         return "it does not hold the published images"
     if source == "official" or getattr(parts["train"], "official", False):
         return ""
-    return f"the rows of {facts.mirror.repo} are not known to stand in the official order"
+    return f"the rows of {facts.mirror and facts.mirror.repo} are not known to stand in the official order"
 
 
 def split_size(counts: dict[str, list[int]], split: dict) -> int:
@@ -263,7 +274,7 @@ def split_size(counts: dict[str, list[int]], split: dict) -> int:
 def _fetch(facts: Facts, root: Path, source: str) -> None:
     """Bring the files, where they are not there."""
     if source == "hub":
-        hub.fetch(facts.mirror, root)
+        hub.fetch(facts.require_mirror(root), root)
     elif facts.layout(root) is None:
         for download in facts.downloads:
             download.fetch(root, facts.how_to_get(root))
@@ -318,9 +329,9 @@ def _by_class(examples: FileExamples, facts: Facts) -> list[int]:
 
 def _wrong(facts: Facts, part: str, counts: list[int]) -> str:
     """How a part differs from the published one; empty when it does not."""
-    expected = facts.counts[part]
-    if isinstance(expected, int):
-        if sum(counts) != expected:
+    expected = facts.counts.get(part)
+    if expected is None or isinstance(expected, int):
+        if expected is not None and sum(counts) != expected:
             return f"expected {expected} images, found {sum(counts)}"
         empty = [facts.classnames[label] for label, count in enumerate(counts) if not count]
         return f"expected images of every class, found none of {', '.join(empty[:5])}" if empty else ""
@@ -344,7 +355,7 @@ def bytes_to_fetch(facts: Facts, root: Path, source: str | None) -> int | None:
     source = source or ("official" if facts.layout(root) else "hub")
     if source == "hub":
         try:
-            files = hub.describe(facts.mirror, root).files
+            files = hub.describe(facts.require_mirror(root), root).files
         except DataError:
             return None
         return sum(about["size"] for about in files.values())
@@ -357,7 +368,10 @@ def bytes_to_fetch(facts: Facts, root: Path, source: str | None) -> int | None:
 def leftovers(facts: Facts, root: Path) -> list[Path]:
     """Files of a set that nothing reads: set aside, cut short, or an archive of what is unpacked."""
     folders = {root / layout.folder for layout in facts.layouts} | {root / load.folder for load in facts.downloads}
-    folders.add(facts.mirror.folder(root))
+    if facts.mirror:
+        folders.add(facts.mirror.folder(root))
+    if facts.name not in CLASSNAMES:  # a folder of one's own is not ours to clean
+        return []
     found = {p for folder in folders for kind in ("*.bad*", "*.part") for p in _below(folder, kind, root)}
     if facts.layout(root):
         found |= {p for load in facts.downloads if load.is_archive and (p := load.path(root)).exists()}

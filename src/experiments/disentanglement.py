@@ -81,7 +81,7 @@ def term(job: tuple[Pair, int], run: Run, mode: str, alphas: np.ndarray, num_sam
     encoder = store.encoder(run)
     head = get_classification_head(run, pair[own]).to(run.device)
     vectors = [store.to_device(store.task_vector(run, task, mode).vector, run.device) for task in pair]
-    theta0 = dict(encoder.named_parameters())
+    theta0 = store.start_of(encoder, *vectors)
     batches = first_images(run, pair[own], "test", num_samples)
     if MODES[mode].tangent:
         tangents = two_tangents(lambda x, direction: forward_and_jvp(encoder, theta0, direction, x), *vectors)
