@@ -108,7 +108,9 @@ def finetuning_parser(doc: str | None) -> Parser:
     )
     parser.add_argument("--load", type=Path, help="start from this checkpoint in the place of the pre-trained model")
     parser.add_argument("--world-size", type=int, default=1, help="processes that share each batch")
-    parser.add_argument("--workers", type=int, default=2, help="processes that decode images (not on mini)")
+    parser.add_argument(
+        "--workers", type=int, help="processes that decode images (not on mini); default: the cores, 16 at most"
+    )
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of matrix products; weights stay fp32")
     parser.add_argument(
         "--compile", nargs="?", const="inductor", metavar="BACKEND", help="torch.compile; default backend: inductor"

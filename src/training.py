@@ -30,7 +30,7 @@ from src.modeling import ImageClassifier, ImageEncoder
 from src.modes import MODES
 from src.ranges import RANGES, check
 from src.run import Run
-from src.runtime.distributed import World
+from src.runtime.distributed import World, cores
 from src.runtime.loggers import Logger, Loggers
 from src.runtime.messages import UsageError
 from src.runtime.parallel import in_worker
@@ -38,6 +38,8 @@ from src.runtime.seeds import batch_indices, event_seed
 from src.runtime.signals import heed_parent, starting, until_stopped
 
 IGNORED = -100  # a label that is none: F.cross_entropy's ignore_index
+PREFETCHED = 4  # batches that each of them has ready
+MOST_WORKERS = 16  # that decode images, by default
 MAX_SHIFT = 2  # pixels: the augmentation of images that are held in memory
 NOT_SETTINGS = ("mode", "steps", "checkpoint_every", "world_size", "workers", "loggers")  # do not change the weights
 
@@ -69,7 +71,7 @@ class Training:
     compile: str | None = None
     checkpoint_every: int = 100
     world_size: int = 1
-    workers: int = 2
+    workers: int = field(default_factory=lambda: min(MOST_WORKERS, cores()))
     loggers: Loggers = field(default_factory=Loggers)
 
     def __post_init__(self):
@@ -178,6 +180,7 @@ class Batches:
             num_workers=self.training.workers,
             worker_init_fn=heed_parent,
             pin_memory=self.world.device.startswith("cuda"),
+            prefetch_factor=PREFETCHED if self.training.workers else None,
         )
         with starting():
             batches = iter(loader)

@@ -21,7 +21,7 @@ VIT = {"image_size": 32, "patch_size": 16, "width": 32, "layers": 2, "head_width
 RESNET = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "patch_size": None}
 TIMM = {"image_size": 32, "timm_model_name": "resnet10t", "timm_pool": "avg", "timm_proj": "linear"}
 CONVNEXT = TIMM | {"timm_model_name": "convnext_atto"}
-SIGLIP = TIMM | {"timm_model_name": "vit_tiny_patch16_224", "timm_pool": "map", "timm_proj": "none", "image_size": 32}
+SIGLIP = TIMM | {"timm_model_name": "vit_tiny_patch16_224", "timm_pool": "map", "timm_proj": "none", "image_size": 224}
 ONE_TOKEN = TEXT | {"no_causal_mask": True, "pool_type": "last", "proj_bias": True}
 # One of each kind that open_clip's list has: kind of image tower, of text tower, and of what joins them.
 KINDS: dict[str, dict] = {

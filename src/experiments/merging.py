@@ -21,6 +21,7 @@ from src.merging.problem import Source, export, read_problem, storage
 from src.merging.search import Searched
 from src.merging.watch import Watch
 from src.modes import EVALUATED
+from src.published.export import FORMATS, export_for_others
 from src.records import Adaptation, Merging, checked
 from src.run import Run, task_names
 from src.runtime import results
@@ -34,7 +35,7 @@ from src.runtime.messages import UsageError, nearest
 class Options:
     """What main.py takes beside the run and the method.
 
-    unseen: tasks that are scored without being merged. output: where to write the merged encoder, .safetensors.
+    unseen: tasks that are scored without being merged. output: where to write the merged encoder; format: whose.
     search: options of the method among whose values validation chooses, such as {"k": [10, 20]}.
     save_every, eval_every: steps of an adaptation between kept states and between watched accuracies; 0: none.
     """
@@ -43,14 +44,18 @@ class Options:
     unseen: tuple[str, ...] = ()
     search: tuple[tuple[str, tuple[Any, ...]], ...] = ()
     output: Path | None = None
+    format: str = FORMATS[0]
     save_every: int = 50
     eval_every: int = 0
     loggers: Loggers = Loggers()
     overwrite: bool = False
 
     def __post_init__(self):
-        if self.output and self.output.suffix != ".safetensors":
-            raise UsageError(f"output: expected a file that ends in .safetensors; got {self.output}")
+        if self.format not in FORMATS:
+            raise UsageError(f"format: {self.format!r} does not exist{nearest(self.format, FORMATS)} Known: {FORMATS}")
+        if self.output and (self.output.suffix == ".safetensors") == (self.format == "transformers"):
+            wanted = "a folder" if self.format == "transformers" else "a file that ends in .safetensors"
+            raise UsageError(f"output: expected {wanted} for format={self.format}; got {self.output}")
 
 
 def take_options(flags: dict[str, Any]) -> tuple[Run, Options]:
@@ -75,6 +80,7 @@ def take_options(flags: dict[str, Any]) -> tuple[Run, Options]:
         unseen=unseen_tasks(run, flags["unseen"]),
         search=_searched(flags["search"]),
         output=Path(flags["output"]) if flags["output"] else None,
+        format=flags["format"],
         loggers=Loggers(flags["wandb"], flags["tensorboard"]),
         overwrite=flags["overwrite"],
         **steps,
@@ -162,8 +168,7 @@ def merge(run: Run, method: Method, options: Options) -> None:
         setting = record["chosen"][run.tasks[0]]
         record["unseen"] = evaluate_unseen(run, made, setting, options.unseen, source.mode)
     if options.output:
-        output = options.output
-        record["output"] = from_primary(lambda: export(problem, made, record["chosen"], output))
+        record["output"] = from_primary(lambda: write_merged(run, options, problem, made, record))
     results.write(target, record, config, started, lambda document: checked(document, Merging, target))
     _write_vectors(run, problem, name, config, started, options.overwrite)
     _remove(*states_of(state), watched)
@@ -173,6 +178,19 @@ def merge(run: Run, method: Method, options: Options) -> None:
         f"{100 * test['mean_accuracy']:.1f} % absolute, {100 * test['mean_normalised']:.1f} % normalised, "
         f"{made.storage_bits / 1e9:.2f} Gb -> {target}"
     )
+
+
+def write_merged(run: Run, options: Options, problem: Problem, made: Merge, record: Merging) -> list[Path]:
+    """The files of `output=`, in the format that is asked for."""
+    output = cast(Path, options.output)
+    if options.format == FORMATS[0]:
+        return export(problem, made, record["chosen"], output)
+    if made.per_task:
+        raise UsageError(
+            f"format: {made.__class__.__name__} makes a model for each task; format={options.format} has one"
+        )
+    weights = problem.pretrained + made.vector(run.tasks[0], record["chosen"][run.tasks[0]])
+    return export_for_others(run, weights, output, options.format, record)
 
 
 def fixed_settings(method: Method, made: Merge) -> dict[str, float]:

@@ -29,6 +29,7 @@ from src.runtime.messages import few
 from src.runtime.program import exit_on_user_error
 from src.tensors import Weights, check_same, shapes
 
+HUGGING_FACE_FILE = "model.safetensors"
 MOST_MOVED = 0.2  # ‖θ − θ0‖ over ‖θ0‖ of a fine-tuned CLIP: a few percent in the published ones
 # Hugging Face's CLIPVisionModel -> open_clip's visual tower. Keys and values are fused with the query.
 _BLOCK, _KIND = r"encoder\.layers\.(\d+)\.", r"\.(weight|bias)"
@@ -95,7 +96,8 @@ def convert(
     be near it, and what both have of the text side the same.
     """
     header: dict[str, Any] = {"model": model, "task": task, "mode": mode, "seed": seed}
-    header["provenance"] = {"file": source.name, "sha256": file_hash(source)} | dict(provenance or {})
+    hashed = source / HUGGING_FACE_FILE if source.is_dir() else source
+    header["provenance"] = {"file": source.name, "sha256": file_hash(hashed)} | dict(provenance or {})
     if source.suffix == ".npy":
         if pretrained is None:
             raise CheckpointError(f"{source}: masks are positions in the pre-trained encoder; add --pretrained PATH")
@@ -122,13 +124,21 @@ def convert(
 
 
 def read_weights(path: Path) -> Weights:
-    """Weights under their published names, from safetensors or from a `torch.save` file, which is not executed."""
+    """Weights under their published names, from safetensors or from a `torch.save` file, which is not executed.
+
+    path: of the file, or of a Hugging Face folder that holds it. What DDP puts before every name, `module.`, is taken
+    off. Raises CheckpointError.
+    """
+    if path.is_dir():
+        path = path / HUGGING_FACE_FILE
+        if not path.is_file():
+            raise CheckpointError(f"expected {HUGGING_FACE_FILE} in the folder, found none")
     with open(path, "rb") as file:
         start = file.read(9)
     try:
-        if start.startswith(b"PK"):
-            return unpickle.torch_weights(path)
-        return load_file(path)
+        weights = unpickle.torch_weights(path) if start.startswith(b"PK") else load_file(path)
+        wrapped = all(name.startswith("module.") for name in weights)
+        return {name.removeprefix("module."): tensor for name, tensor in weights.items()} if wrapped else weights
     except unpickle.UnpickleError as error:
         raise CheckpointError(str(error)) from None
     except SafetensorError:
@@ -173,6 +183,41 @@ def check_start(weights: Mapping, pretrained: Mapping) -> None:
             f"expected weights near those of the pre-trained encoder, found them {math.sqrt(far / norm):.0%} of its "
             "norm away: the checkpoint was fine-tuned from other weights, or is of another model"
         )
+
+
+def to_hugging_face(weights: Mapping) -> Weights:
+    """An encoder of open_clip's vision transformer under the names of CLIPVisionModelWithProjection.
+
+    Raises CheckpointError for tensors that such a model does not have.
+    """
+    back = {
+        "class_embedding": "embeddings.class_embedding",
+        "positional_embedding": "embeddings.position_embedding.weight",
+        "conv1.weight": "embeddings.patch_embedding.weight",
+    }
+    parts = {"ln_1": "layer_norm1", "ln_2": "layer_norm2", "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2"}
+    parts |= {"attn.out_proj": "self_attn.out_proj"}
+    ends = {"ln_pre": "pre_layrnorm", "ln_post": "post_layernorm"}
+    named = {}
+    for name, tensor in weights.items():
+        name = name.removeprefix(VISUAL)
+        block = re.fullmatch(r"transformer\.resblocks\.(\d+)\.(.+?)[._](weight|bias)", name)
+        stem, _, kind = name.rpartition(".")
+        if name == "proj":
+            named["visual_projection.weight"] = tensor.T.contiguous()
+        elif name in back:
+            named[f"vision_model.{back[name]}"] = tensor
+        elif stem in ends:
+            named[f"vision_model.{ends[stem]}.{kind}"] = tensor
+        elif block and block[2] == "attn.in_proj":
+            for part, piece in zip("qkv", tensor.chunk(3), strict=True):
+                key = f"vision_model.encoder.layers.{block[1]}.self_attn.{part}_proj.{block[3]}"
+                named[key] = piece.contiguous()
+        elif block and block[2] in parts:
+            named[f"vision_model.encoder.layers.{block[1]}.{parts[block[2]]}.{block[3]}"] = tensor
+        else:
+            raise CheckpointError(f"expected the tensors of CLIP's vision transformer, found {name}")
+    return named
 
 
 def _from_hugging_face(weights: Weights, pretrained: Mapping | None) -> Weights:
