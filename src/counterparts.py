@@ -40,7 +40,7 @@ OVERRIDES = {
     "method.scaling_factor": "method.coef=0.3 of methods that adapt; method.alphas=[0.3] of others",
     "method.init_values": "method.coef=0.3",
     "method.eval_mask_type": "method.final=seeded (continuous), method.final=binary (discrete)",
-    "method.mask_checkpoint": "method.mask_file=MASK.safetensors, converted by python -m src.checkpoints convert",
+    "method.mask_checkpoint": "method.mask_file=FILE, converted by python -m src.checkpoints convert --mask",
     "method.clamp_weights": "method.clamp=true",
     "method.save_interval": "save_every=50",
     "method.threshold": "method.k=20 of TIES",

@@ -6,6 +6,7 @@ import shlex
 
 import hydra
 import pytest
+import vision_files
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -14,9 +15,13 @@ from omegaconf import OmegaConf
 import reproduce
 from src import args as arguments
 from src.datasets import __main__ as datasets_command
+from src.datasets import own
+from src.datasets.prepare import prepare
 from src.experiments import reproduction
 from src.experiments.merging import take_options
+from src.merging import files as merging_files
 from src.merging.base import load_methods
+from src.published import convert as converting
 from src.run import Run
 from src.runtime.paths import ROOT
 
@@ -29,8 +34,8 @@ class Parsed(Exception):
 
 
 def stopping_after(parse):
-    def parse_and_stop(*given):
-        parse(*given)
+    def parse_and_stop(*given, **named):
+        parse(*given, **named)
         raise Parsed
 
     return parse_and_stop
@@ -46,8 +51,17 @@ def test_a_command_parses(command, monkeypatch, capsys, tmp_path):
         rest = rest[script:]
     script, *flags = rest
     if script == "-m":
-        assert flags[0] == "src.datasets"
-        assert datasets_command.parse(flags[1:])
+        if flags[0] == "src.published.convert":
+            monkeypatch.setattr(converting, "convert", stopping_after(lambda *_, **__: None))
+            with pytest.raises(Parsed):
+                converting.main(flags[1:])
+        else:
+            assert flags[0] == "src.datasets"
+            assert datasets_command.parse(flags[1:])
+    elif script == "merge_checkpoints.py":
+        monkeypatch.setattr(merging_files, "merge_files", stopping_after(lambda **_: None))
+        with pytest.raises(Parsed):
+            importlib.import_module("merge_checkpoints").main(flags)
     elif script == "main.py":
         compose(flags)
     elif script == "reproduce.py":
@@ -109,3 +123,13 @@ def test_reproduce_merges_in_the_scope_that_is_asked_for(tmp_path, capsys):
     run = Run.of("ViT-B-32", device="cpu")
     command = reproduction._merging(run)[0]
     assert reproduction.scoped(command, "published").outputs[0].parent.name == "standard-published"
+
+
+def test_the_data_set_of_the_page_is_one(tmp_path):
+    """Its YAML, with folders of this machine in the place of the page's."""
+    (text,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
+    vision_files.class_folders("shapes", tmp_path, {"train": 10, "test": 2}, ["circle", "square"])
+    (tmp_path / "shapes.yaml").write_text(text.replace("/data/shapes", str(tmp_path)))
+    facts, row = own.read(tmp_path / "shapes.yaml")
+    assert prepare(facts, tmp_path / "data").size("val") == 2
+    assert row.templates == ("a drawing of a {}.",) and len(row.load("test", tmp_path / "data", 0)) == 4

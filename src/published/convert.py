@@ -3,6 +3,7 @@
     python -m src.checkpoints convert nonlinear_finetuned.pt OUT.safetensors --model ViT-B-32 --task MNIST
     python -m src.checkpoints convert model.safetensors OUT.safetensors --model ViT-B-32 --task MNIST --pretrained ZERO
     python -m src.checkpoints convert TALL_mask_8task.npy OUT.safetensors --model ViT-B-32 --pretrained ZERO
+    python -m src.checkpoints convert latest_checkpoint.pt OUT.safetensors --model ViT-B-32 --pretrained ZERO --mask
 
 where ZERO is the checkpoint of the pre-trained encoder. `python -m src.published.convert` does the same.
 """
@@ -29,6 +30,7 @@ from src.runtime.messages import few
 from src.runtime.program import exit_on_user_error
 from src.tensors import Weights, check_same, shapes
 
+PROJECTION = f"{VISUAL}proj"
 HUGGING_FACE_FILE = "model.safetensors"
 MOST_MOVED = 0.2  # ‖θ − θ0‖ over ‖θ0‖ of a fine-tuned CLIP: a few percent in the published ones
 # Hugging Face's CLIPVisionModel -> open_clip's visual tower. Keys and values are fused with the query.
@@ -121,6 +123,24 @@ def convert(
     except KeyError as error:
         raise CheckpointError(f"{source}: expected a tensor {error}, found none") from None
     checkpoints.save(destination, weights, header, kind)
+
+
+def convert_mask(source: Path, destination: Path, *, model: str, pretrained: Mapping) -> None:
+    """Write the logits of a Concrete mask that FusionBench learned for `method.mask_file`.
+
+    It has a logit for each weight of a CLIPVisionModel. The projection, which it does not train, gets 0: its task
+    vector is 0 whatever the mask. Queries, keys and values are one tensor here, so that they are rescaled together.
+    """
+    try:
+        weights = read_weights(source)
+        logits = _from_hugging_face(weights, {PROJECTION: torch.zeros_like(pretrained[PROJECTION])})
+        visual = {key: pretrained[key] for key in pretrained if key.startswith(VISUAL)}
+        check_same(visual, logits, "the pre-trained encoder and the mask", CheckpointError)
+    except CheckpointError as error:
+        raise CheckpointError(f"{source}: {error}") from None
+    header = {"model": model, "mode": "standard", "seed": None, "settings": {"mode": "standard", "adapt_on": "test"}}
+    header["provenance"] = {"file": source.name, "sha256": file_hash(source), "publisher": "fusion_bench"}
+    checkpoints.save(destination, logits, header, kind="mask logits")
 
 
 def read_weights(path: Path) -> Weights:
@@ -291,10 +311,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--mode", choices=TRAINED, default="standard")
     parser.add_argument("--seed", type=int, default=1, help="of the runs that will read it")
     parser.add_argument("--pretrained", type=Path, help="checkpoint of the pre-trained encoder, in the one format")
+    parser.add_argument("--mask", action="store_true", help="the file is a Concrete mask that FusionBench learned")
     parser.add_argument("--names", type=Path, help="text file of parameter names in order, for params.{i} files")
     flags = vars(parser.parse_args(arguments))
     source, destination, pretrained, names = (flags.pop(k) for k in ("source", "destination", "pretrained", "names"))
     lent = pretrained and Checkpoint(pretrained, model=flags["model"])
+    if flags.pop("mask"):
+        if lent is None:
+            parser.error("--mask needs --pretrained PATH, whose tensors the mask is of")
+        convert_mask(source, destination, model=flags["model"], pretrained=lent)
+        print(f"wrote {destination}; use it by: python main.py method=concrete_task_arithmetic method.mask_file=...")
+        return
     convert(source, destination, pretrained=lent, names=names and names.read_text().split(), **flags)
     print(f"wrote {destination}")
 
