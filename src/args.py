@@ -102,6 +102,7 @@ def finetuning_parser(doc: str | None) -> Parser:
     parser.add_argument("--steps", type=int, help="optimizer steps, in the place of epochs; default on mini: 250")
     parser.add_argument("--batch-size", type=int, help="images per forward pass over all processes")
     parser.add_argument("--num-grad-accumulation", type=int, help="forward passes per optimizer step")
+    parser.add_argument("--sum-gradients", action="store_true", help="of a step's passes, as published; default: mean")
     parser.add_argument("--clip", type=float, help="largest norm of the gradient")
     parser.add_argument(
         "--checkpoint-every", type=int, default=100, help="steps between saved training states; 0: none"

@@ -53,7 +53,8 @@ class Training:
     forward pass, over all processes. num_grad_accumulation: forward passes of an optimizer step. clip: largest norm of
     the gradient. load: a checkpoint to start from, in the place of θ0. precision: of matrix products. compile: a
     backend of torch.compile. checkpoint_every: steps between kept states, 0: none. world_size: processes that share
-    each batch. workers: processes that decode images.
+    each batch. workers: processes that decode images. sum_gradients: over the forward passes of a step, as the
+    published scripts do before they clip; their mean otherwise.
     """
 
     mode: str
@@ -71,6 +72,7 @@ class Training:
     compile: str | None = None
     checkpoint_every: int = 100
     world_size: int = 1
+    sum_gradients: bool = False
     workers: int = field(default_factory=lambda: min(MOST_WORKERS, cores()))
     loggers: Loggers = field(default_factory=Loggers)
 
@@ -356,7 +358,7 @@ class FineTuning:
                 logits = self.model(images).float()
             # The mean over the global batch: DDP divides the sum of the ranks' gradients by their number.
             loss = F.cross_entropy(logits, labels, label_smoothing=training.ls, reduction="sum") / size
-            (loss * world.size / training.num_grad_accumulation).backward()
+            (loss * world.size / (1 if training.sum_gradients else training.num_grad_accumulation)).backward()
             step_loss += loss.item() / training.num_grad_accumulation
             self.correct += int((logits.argmax(1) == labels).sum())
             self.seen += int((labels != IGNORED).sum())
