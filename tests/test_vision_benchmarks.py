@@ -93,18 +93,18 @@ def test_talls_checkpoints_and_masks_on_every_benchmark(place):
         assert published_vector(masks["Cars"]).ndim == 1
         header = dict(model=place.model, mode="standard", scope="published")
         checkpoints.save_masks(place.paths.published_masks(count), masks, header)
-        for scope in ("visual", "published"):
-            for method in (["method=sum", "method.alphas=[0.3]"], ["method=tall_mask", "method.load_mask=True"]):
-                merging.main([*told(place), *method, f"num_tasks={count}", f"scope={scope}"])
-        folder = f"merging/{count}task"
-        same = [
-            result(place, f"{folder}/standard-{s}/tall_mask_load_mask=True")["test"] for s in ("visual", "published")
-        ]
-        assert same[0] == same[1]  # the frozen rest does not move, masked or not
+        for scope in ("visual", "published") if count == 8 else ("published",):
+            merging.main(
+                [*told(place), "method=tall_mask", "method.load_mask=True", f"num_tasks={count}", f"scope={scope}"]
+            )
+    folder = "merging/8task/standard"
+    same = [result(place, f"{folder}-{scope}/tall_mask_load_mask=True")["test"] for scope in ("visual", "published")]
+    assert same[0] == same[1]  # the frozen rest does not move, masked or not
+    merging.main([*told(place), "method=sum", "method.alphas=[0.3]", "num_tasks=14"])
     make_tables.main(["--suite=vision", f"--model={place.model}", f"--results={place.places.results}"])
     tables = place.places.results / "vision/tables"
     text = next(tables.glob("single_task*.md")).read_text()
-    assert "Not clean" in text and "fredzzhang/atlas" in text
+    assert "Not clean" in text
 
 
 def test_fusion_benchs_twenty_tasks_with_its_own_heads(place):

@@ -79,10 +79,8 @@ def load_masks(
     if path.suffix == ".npy":
         masks = convert.read_masks(path, like=problem.pretrained)
     else:
-        masks = checkpoints.load_masks(path, model=problem.model, mode=problem.mode)
-        scope = checkpoints.header(path).get("scope")
-        if scope != "published":
-            _check(path, "scope", problem.scope, scope)
+        scope = None if checkpoints.header(path).get("scope") == "published" else problem.scope
+        masks = checkpoints.load_masks(path, model=problem.model, mode=problem.mode, scope=scope)
     _check(path, "tasks", sorted(problem.tasks), sorted(masks))
     return {task: Mask({key: masks[task][key] for key in problem.keys}) for task in problem.tasks}, path
 

@@ -112,9 +112,9 @@ def trims(row: Row) -> bool:
 
 
 def of_other_scope(runs: Runs, group: Group, shown: Iterable[Row]) -> tuple[str, ...]:
-    """A note on rows whose published number is of another share of the weights; none where the images are drawn."""
+    """A note on rows whose published number is of another share of the weights, where there is such a number."""
     titles = [row.title() for row in shown if trims(row)]
-    if not runs.shared_images or group.scope != "visual" or not titles:
+    if not runs.of_papers or group.scope != "visual" or not titles:
         return ()
     return (
         f"{', '.join(titles)}: other than in the brackets by construction. They keep a share of the trained weights, "

@@ -15,7 +15,7 @@ from src.reporting.methods import (
     results_of,
     rows,
 )
-from src.reporting.published import beside, published, published_model, unseen_table
+from src.reporting.published import beside, published, unseen_table
 from src.reporting.result import MERGING
 from src.reporting.runs import Runs
 from src.reporting.table import Cell, Table, percent, printed
@@ -59,13 +59,13 @@ def adaptation(runs: Runs) -> Iterator[Table]:
 
 def _differences(runs: Runs, group: Group, shown: Sequence[Row]) -> tuple[str, ...]:
     """Notes on rows that differ from their bracket by construction, where the images are the papers'."""
-    if not runs.shared_images:
+    if not runs.of_papers:
         return ()
     example = published("ViT-B-32", "fusionbench", "example", "Concrete TA", "average", "accuracy")
     own = f" FusionBench's own checkpoints give Concrete TA {example:.1f} (its example)." if example else ""
     return (
         "TIES: in the paper the disjoint sum at α = 0.3 (method=ties method.reduce=sum method.alphas=[0.3]), here the "
-        f"disjoint mean.{own if published_model(runs.model) == 'ViT-B-32' else ''}",
+        f"disjoint mean.{own if runs.model == 'ViT-B-32' else ''}",
         *of_other_scope(runs, group, shown),
     )
 

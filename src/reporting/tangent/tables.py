@@ -46,7 +46,7 @@ def single_task(runs: Runs) -> Iterator[Table]:
         runs.seeds,
         notes=(
             f"{printed(runs.control)}: mean over the fine-tuned models of what each keeps on the control set.",
-            *((SOURCES,) if runs.shared_images else ()),
+            *((SOURCES,) if runs.of_papers else ()),
         ),
         missing=tuple(runs.missing(SINGLE_TASK, modes)),
         in_readme=True,
