@@ -1,4 +1,4 @@
-# `make reproduce` and `make test` need Python >= 3.11 and make; each sets up .venv by itself.
+# `make help` says what there is. Each target sets up .venv by itself; it needs Python >= 3.11 and make.
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -7,22 +7,37 @@ SEEDS ?= 1
 RESULTS ?= reproduced
 # Exact versions of all packages; `make CONSTRAINTS=` installs the newest ones that pyproject.toml allows.
 CONSTRAINTS ?= constraints.txt
+# `make TORCH=cpu` installs PyTorch's CPU build: under 1 GB in the place of 5 GB with CUDA. uv knows where it lies.
+TORCH ?=
 
-.PHONY: reproduce test bench lint
+.PHONY: help reproduce demo test check docs bench lint
 
-reproduce: $(VENV)/.installed
+help:  ## what there is
+	@echo "make TARGET [SEEDS=1,2,3] [RESULTS=reproduced] [TORCH=cpu] [CONSTRAINTS=constraints.txt] [PYTHON=python3]"
+	@sed -n 's/^\([a-z]*\):.*##/  \1 /p' $(MAKEFILE_LIST)
+
+reproduce: $(VENV)/.installed  ## the mini suite into RESULTS/mini, 20 minutes a seed on two cores; open report.html there
 	$(RUN) reproduce.py --suite mini --seeds $(SEEDS) --results $(RESULTS)
 
-test: lint
+demo: $(VENV)/.installed  ## two tasks, one picture, a minute or two
+	$(RUN) demo.py
+
+test: lint  ## formats, types, all tests
 	$(RUN) -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
-bench: $(VENV)/.installed
+check: lint  ## formats, types, the fast tests: about a minute
+	$(RUN) -m pytest -m fast --numprocesses auto --maxprocesses 8 --dist loadfile
+
+docs: $(VENV)/.installed  ## docs/ as a web site in site/, warnings as errors
+	$(RUN) -m mkdocs build --strict --quiet
+
+bench: $(VENV)/.installed  ## speed beside the published way
 	$(RUN) benchmarks/linear_step.py
 	$(RUN) benchmarks/coefficient_sweep.py
 	$(RUN) benchmarks/image_cache.py
 	$(RUN) benchmarks/adaptation_step.py
 
-lint: $(VENV)/.installed
+lint: $(VENV)/.installed  ## formats and types
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
@@ -32,5 +47,9 @@ $(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "expected Python >= 3.11, found %s; set PYTHON=" % sys.version)'
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --upgrade pip
+ifneq ($(TORCH),)
+	$(RUN) -m pip install --quiet uv
+	$(RUN) -m uv pip install --quiet $(CONSTRAINTS:%=--constraint %) --torch-backend $(TORCH) torch torchvision
+endif
 	$(RUN) -m pip install --quiet $(CONSTRAINTS:%=--constraint %) -e '.[test]'
 	touch $@

@@ -1,4 +1,4 @@
-"""Every stage of a suite in order: fine-tune, evaluate, merge, analyse, tables, figures.
+"""Every stage of a suite in order: fine-tune, evaluate, merge, analyse, tables, figures, the page.
 
     python reproduce.py                          # mini suite, seed 1
     python reproduce.py --seeds 1,2,3
@@ -7,8 +7,11 @@
     python reproduce.py --dry-run                # what would run, and what is there already
     python reproduce.py --suite vision --model ViT-B-32
 
-Finished work is skipped, so a run that was stopped goes on where it was. A command that fails is reported, those that
-do not need it still run, and the exit status is 1.
+Results go to --results, by default reproduced/: the project's own, which ship, lie in results/ and stay as they are. In
+the end every number of test images is compared with the shipped ones. Finished work is skipped, so a run that was
+stopped goes on where it was. A command that fails is reported, and those that do not need it still run.
+
+Exit status: 0 when everything is there, 1 when a command failed, 2 for a wrong flag, 130 after Ctrl-C.
 """
 
 from src.args import parse, reproduction_parser

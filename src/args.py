@@ -15,6 +15,7 @@ from src.runtime.messages import nearest
 from src.runtime.paths import Places
 
 BOTH = "both"
+REPRODUCED = Path("reproduced")  # apart from results/, which ships: there most is finished
 PRECISIONS = ("fp32", "tf32", "bf16")
 
 
@@ -134,6 +135,7 @@ def reproduction_parser(doc: str | None, stages: Sequence[str]) -> Parser:
         help="of merged vectors: the trained tensors (visual), those of the papers' tables (published), or both",
     )
     parser.add_argument("--dry-run", action="store_true", help="print the commands; run nothing")
+    parser.set_defaults(results=REPRODUCED)
     return parser
 
 

@@ -10,18 +10,24 @@ src/published/convert.py:
 import hashlib
 import json
 import math
+import os
+import re
 import struct
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Required
 
 import numpy as np
 import torch
+from pydantic import NonNegativeInt, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from typing_extensions import TypedDict  # Python's own does not serve pydantic before 3.12
 
-from src.runtime.files import replacing
+from src.runtime.files import parse_json, replacing
 from src.runtime.messages import CheckpointError as CheckpointError  # there, where torch is not needed
+from src.runtime.messages import MissingFile, few
 from src.runtime.results import versions
 from src.tensors import Weights, check_same
 
@@ -30,7 +36,38 @@ Masks = dict[str, Weights]  # task -> name -> bool tensor
 VISUAL = "model.visual."  # how the names of the trained tensors, the image tower's, begin
 FORMAT = 1
 FIELDS = ("model", "task", "mode", "seed", "step")
+WEIGHTS = ("weights", "head")  # kinds of files whose tensors are computed with
+NUMBERS = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8")
 MAX_HEADER = 100_000_000  # bytes: safetensors' own limit
+
+
+class Header(TypedDict, total=False):
+    """What a header may hold, as far as a reader relies on it."""
+
+    kind: Required[str]
+    model: Required[str]
+    task: str | None
+    mode: str | None
+    seed: int | None
+    step: NonNegativeInt | None
+    scope: str | None
+    method: str | None
+    provenance: dict[str, Any] | None
+    settings: dict[str, Any]
+    phases: dict[str, NonNegativeInt]
+    curves: dict[str, Any]
+    tasks: list[str]
+    shapes: dict[str, list[NonNegativeInt]]
+    fingerprint: str
+    fingerprints: dict[str, str]
+    made_of: dict[str, str]
+    began_at: str | None
+    text_side: str | None
+    classnames: list[str]
+    templates: list[str]
+
+
+_HEADER = TypeAdapter(Header)
 
 
 class Checkpoint(Mapping):
@@ -75,6 +112,10 @@ class Checkpoint(Mapping):
         """Of every tensor, without reading one."""
         return {key: self.shape(key) for key in self}
 
+    def stored(self, key: str) -> str:
+        """The type of a tensor, as safetensors calls it."""
+        return self._specs[key]["dtype"]
+
     def dtype(self, key: str) -> torch.dtype:
         return self[key].dtype
 
@@ -84,13 +125,22 @@ def save(path: Path, weights: Mapping[str, torch.Tensor], header: Mapping, kind:
 
     header: JSON values; `model` must be among them, the others of FIELDS are null when absent.
     kind: "weights" (of an image encoder), "head" or "masks"; a reader that expects one kind refuses the others.
+    Raises CheckpointError for weights or a head that are not finite, and StorageError.
     """
     if not header.get("model"):
         raise ValueError(f"expected a header that names its model, found {dict(header)}")
     header = {"format": FORMAT, "kind": kind} | dict.fromkeys(FIELDS) | dict(header) | {"versions": versions()}
+    if kind in WEIGHTS:
+        _check_finite(weights, path, "nothing was written")
+        header["fingerprint"] = fingerprint(weights)
     text = json.dumps(header, allow_nan=False)
     with replacing(path) as temporary:
-        save_file(_own_storage(weights), temporary, metadata={"header": text})
+        try:
+            save_file(_own_storage(weights), temporary, metadata={"header": text})
+        except SafetensorError as error:
+            if number := re.search(r"os error (\d+)", str(error)):
+                raise OSError(int(number[1]), os.strerror(int(number[1]))) from None
+            raise
 
 
 def load(path: Path, *, like: Mapping | None = None, **expect: Any) -> Weights:
@@ -117,6 +167,42 @@ def fingerprint(weights: Mapping[str, torch.Tensor]) -> str:
     return total.hexdigest()[:16]
 
 
+def known_fingerprint(weights: Mapping[str, torch.Tensor]) -> str:
+    """As `fingerprint`; a checkpoint on disk says it in its header, but for older ones."""
+    return _fingerprint_at(*_stamp(weights)) if isinstance(weights, Checkpoint) else fingerprint(weights)
+
+
+def require_finite(file: Checkpoint) -> None:
+    """Raise CheckpointError for weights that hold a NaN or an infinity. `save` writes none: what it wrote is not read.
+
+    Merging would hide some of them: no NaN is among the largest entries of a task vector.
+    """
+    if "fingerprint" not in file.header:
+        _check_finite_at(*_stamp(file))
+
+
+def _stamp(file: Checkpoint) -> tuple[Path, str, int, int]:
+    status = file.path.stat()
+    return file.path, file.header["kind"], status.st_mtime_ns, status.st_size
+
+
+@lru_cache(maxsize=256)
+def _fingerprint_at(path: Path, kind: str, *stamp: int) -> str:
+    file = Checkpoint(path, kind=kind)
+    return file.header.get("fingerprint") or fingerprint(file)
+
+
+@lru_cache(maxsize=256)
+def _check_finite_at(path: Path, kind: str, *stamp: int) -> None:
+    file = Checkpoint(path, kind=kind)
+    _check_finite(file, path, f"make it again: {_command(file.header)} --overwrite")
+
+
+def _check_finite(weights: Mapping[str, torch.Tensor], path: Path, mend: str) -> None:
+    if broken := [name for name in weights if not torch.isfinite(weights[name]).all()]:
+        raise CheckpointError(f"{path}: expected finite numbers, found NaN or infinity in {few(broken)}; {mend}")
+
+
 def save_masks(path: Path, masks: Masks, header: Mapping) -> None:
     """Write {task: {name: bool tensor}} with one bit per weight; all tasks mask the same names and shapes."""
     shapes = {task: {name: list(mask.shape) for name, mask in named.items()} for task, named in masks.items()}
@@ -131,11 +217,26 @@ def save_masks(path: Path, masks: Masks, header: Mapping) -> None:
 def load_masks(path: Path, **expect: Any) -> Masks:
     """{task: {name: bool tensor}} from `path`; `expect` as in Checkpoint, `tasks=[...]` and `scope=...` among them."""
     file = Checkpoint(path, kind="masks", **expect)
-    shapes = file.header["shapes"]
+    require(file, "tasks", "shapes")
+    shapes, tasks = file.header["shapes"], file.header["tasks"]
+    sizes = {f"{task}/{name}": (-(-math.prod(shape) // 8),) for task in tasks for name, shape in shapes.items()}
+    if wrong := [key for key, size in sizes.items() if file.shapes.get(key) != size or file.stored(key) != "U8"]:
+        raise CheckpointError(
+            f"{path}: expected one bit for each weight of every task, found none or others for {few(wrong)}; make it "
+            f"again: {_command(file.header)} overwrite=True"
+        )
     return {
-        task: {name: _unpack(file[f"{task}/{name}"].numpy(), shape) for name, shape in shapes.items()}
-        for task in file.header["tasks"]
+        task: {name: _unpack(file[f"{task}/{name}"].numpy(), shape) for name, shape in shapes.items()} for task in tasks
     }
+
+
+def require(file: Checkpoint, *fields: str) -> None:
+    """Raise CheckpointError for a file whose header lacks one of the fields."""
+    if missing := [field for field in fields if file.header.get(field) is None]:
+        raise CheckpointError(
+            f"{file.path}: expected {', '.join(fields)} in its header, found no {', '.join(missing)}; remove it, or "
+            "start anew with --overwrite (main.py: overwrite=True)"
+        )
 
 
 def save_state(
@@ -152,20 +253,45 @@ def save_state(
     save(path, state_tensors(weights, optimizers), header, kind=kind)
 
 
-def load_state(state: Checkpoint, optimizers: Mapping[str, torch.optim.Optimizer]) -> dict[str, Weights]:
-    """The groups of weights that `save_state` wrote; the moments of the optimizers are restored in place."""
+def load_state(
+    state: Checkpoint,
+    optimizers: Mapping[str, torch.optim.Optimizer],
+    like: Mapping[str, Mapping[str, torch.Tensor]] | None = None,
+) -> dict[str, Weights]:
+    """The groups of weights that `save_state` wrote; the moments of the optimizers are restored in place.
+
+    like: weights whose names and shapes the groups must share. Raises CheckpointError for a state of other tensors.
+    """
     weights: dict[str, Weights] = {}
     restored = {name: optimizer.state_dict() | {"state": {}} for name, optimizer in optimizers.items()}
-    for key in state:
-        group, _, name = key.partition("/")
-        if group in restored:
-            index, moment = name.split("/")
-            restored[group]["state"].setdefault(int(index), {})[moment] = state[key]
-        else:
-            weights.setdefault(group, {})[name] = state[key]
+    try:
+        for key in state:
+            group, _, name = key.partition("/")
+            if group in restored:
+                index, moment = name.split("/")
+                _check_moment(optimizers[group], int(index), moment, state.shape(key))
+                restored[group]["state"].setdefault(int(index), {})[moment] = state[key]
+            else:
+                weights.setdefault(group, {})[name] = state[key]
+        for group, named in (like or {}).items():
+            check_same(named, weights.get(group, {}), f"the {group} and the state")
+    except ValueError as error:
+        raise CheckpointError(
+            f"{state.path}: expected the state of this run, found other tensors ({error}); remove it, or start anew "
+            "with --overwrite (main.py: overwrite=True)"
+        ) from None
     for name, optimizer in optimizers.items():
         optimizer.load_state_dict(restored[name])
     return weights
+
+
+def _check_moment(optimizer: torch.optim.Optimizer, index: int, moment: str, shape: tuple[int, ...]) -> None:
+    """Raise ValueError for a moment that is none of a parameter of the optimizer: of its shape, or one number."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if not 0 <= index < len(parameters):
+        raise ValueError(f"{moment} of parameter {index}, of {len(parameters)}")
+    if shape not in ((), tuple(parameters[index].shape)):
+        raise ValueError(f"{moment} of shape {shape} for a parameter of shape {tuple(parameters[index].shape)}")
 
 
 def state_tensors(
@@ -184,7 +310,7 @@ def _read_header(path: Path, expect: Mapping) -> tuple[dict, dict]:
     expect = {field: list(v) if isinstance(v, tuple) else v for field, v in expect.items() if v is not None}
     mend = _command(expect)
     if not path.is_file():
-        raise FileNotFoundError(f"expected the checkpoint {path}, found no file; make it with: {mend}")
+        raise MissingFile(f"expected the checkpoint {path}, found no file; make it with: {mend}")
     with open(path, "rb") as file:
         start = file.read(9)
         length = struct.unpack("<Q", start[:8])[0] if len(start) == 9 else 0
@@ -194,10 +320,8 @@ def _read_header(path: Path, expect: Mapping) -> tuple[dict, dict]:
         file.seek(8)
         text = file.read(length)
     try:
-        specs = json.loads(text)
-        metadata = specs.pop("__metadata__", {})
+        specs, header = _parsed(text)
         expected = 8 + length + max((spec["data_offsets"][1] for spec in specs.values()), default=0)
-        header = json.loads(metadata["header"]) if "header" in metadata else None
     except (ValueError, LookupError, TypeError, AttributeError):
         specs, header, expected = {}, None, 8 + length  # the header itself is cut short, or damaged
     size = path.stat().st_size
@@ -209,6 +333,19 @@ def _read_header(path: Path, expect: Mapping) -> tuple[dict, dict]:
             f"expected a checkpoint in {path}, found safetensors without this project's header (format {FORMAT}); "
             f"if it is a published one, convert it with: {_convert_command(path, expect)}"
         )
+    try:
+        _HEADER.validate_python(header)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise CheckpointError(
+            f"{path}: expected this project's header, found {'.'.join(map(str, first['loc']))}: "
+            f"{first['msg'].lower()}; make it again: {mend}"
+        ) from None
+    if strange := [name for name, spec in specs.items() if spec["dtype"] not in NUMBERS and header["kind"] in WEIGHTS]:
+        raise CheckpointError(
+            f"{path}: expected numbers in every tensor, found {specs[strange[0]]['dtype']} in {few(strange)}; "
+            f"make it again: {mend}"
+        )
     for field, value in expect.items():
         if header.get(field) != value:
             mend = _command(header | expect)
@@ -216,6 +353,19 @@ def _read_header(path: Path, expect: Mapping) -> tuple[dict, dict]:
                 f"{path}: expected {field} {value!r}, found {header.get(field)!r}; make the expected one with: {mend}"
             )
     return header, specs
+
+
+def _parsed(text: bytes) -> tuple[dict[str, Any], dict | None]:
+    """The specifications of the tensors, and the project's header. Raises all that damaged ones make."""
+    specs = parse_json(text.rstrip())
+    metadata = specs.pop("__metadata__", {})
+    for spec in specs.values():
+        sizes = (*spec["shape"], *spec["data_offsets"])
+        if not (isinstance(spec["dtype"], str) and len(spec["data_offsets"]) == 2):
+            raise ValueError(f"a specification {spec}")
+        if not all(isinstance(size, int) and 0 <= size < 1 << 60 for size in sizes):
+            raise ValueError(f"sizes {sizes}")
+    return specs, parse_json(metadata["header"].encode()) if "header" in metadata else None
 
 
 def describe_start(start: bytes) -> str:

@@ -9,6 +9,7 @@ so one jvp gives all of its coefficients; two do where the line does not pass th
 Source: https://arxiv.org/abs/2305.12827, equation (3).
 """
 
+import hashlib
 import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -29,7 +30,7 @@ from src.records import SUFFIXES, Summary
 from src.run import Run
 from src.runtime import results
 from src.runtime.distributed import world_size
-from src.runtime.messages import few
+from src.runtime.messages import NotFinite, few
 from src.runtime.parallel import map_tasks
 from src.tensors import moved
 
@@ -69,7 +70,7 @@ class Curve:
     draws: tuple[tuple[float, ...], ...] = ()
 
 
-class NonFiniteFeatures(FloatingPointError):
+class NonFiniteFeatures(NotFinite):
     """An image feature is no number: the coefficient is too large, or a checkpoint is broken."""
 
 
@@ -212,6 +213,15 @@ class Denominators:
             )
         return cls(finetuned, _single_task(run, "none", tasks))
 
+    @classmethod
+    def made_of(cls, run: Run, mode: str, tasks: Sequence[str]) -> dict[str, str]:
+        """A short hash of them, for results that they enter; none where they are not there."""
+        try:
+            known = cls.of(run, mode, tasks)
+        except (results.MissingResult, results.ResultError):
+            return {}
+        return {"denominators": hashlib.sha256(repr(known).encode()).hexdigest()[:12]}
+
     def summary(self, accuracy: Mapping[str, float], split: str = "test") -> Summary:
         """Absolute and normalised accuracy of a model, per task and averaged."""
         normalised = {task: value / self.finetuned[split][task] for task, value in accuracy.items()}
@@ -231,4 +241,16 @@ def _single_task(run: Run, mode: str, tasks: Sequence[str]) -> dict[str, dict[st
         raise results.MissingResult(
             f"{path}: expected accuracies of {few(missing)}, found none; make it with: {command} --overwrite"
         )
-    return {split: {task: record[task + suffix] for task in tasks} for split, suffix in SUFFIXES.items()}
+    if stale := results.outdated(record["provenance"], store.made_of(run, mode, tasks)):
+        raise results.ResultError(
+            f"{path}: expected accuracies of the checkpoints that are there, found those of others: {few(stale)} "
+            f"changed since; make it with: {command} --overwrite"
+        )
+    scores = {split: {task: record[task + suffix] for task in tasks} for split, suffix in SUFFIXES.items()}
+    for value in (value for of_split in scores.values() for value in of_split.values()):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+            raise results.ResultError(
+                f"{path}: expected accuracies from 0 to 1, found {str(value)[:40]!r}; make it again with: {command} "
+                "--overwrite"
+            )
+    return scores

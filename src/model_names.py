@@ -57,7 +57,10 @@ def open_clip_names() -> dict[str, str]:
 
 def check_model(name: str) -> None:
     """Raise UsageError for a model that does not exist, with the nearest name that does."""
-    architecture = ModelName.parse(name).architecture
+    parsed = ModelName.parse(name)
+    architecture = parsed.architecture
+    if parsed.mini and parsed.weights:
+        raise UsageError(f"--model: {MINI} has one set of weights, found {name!r}; leave out {WEIGHTS}{parsed.weights}")
     if architecture in (MINI, *PAPERS) or architecture in open_clip_names():
         return
     known = (MINI, *open_clip_names())

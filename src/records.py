@@ -1,7 +1,9 @@
 """The schema of results: what the experiments write into JSON, and what tables, figures and claims read out of it.
 
-Every record also gets `provenance` when it is written (see runtime/results.py), and `corruption` where test images were
-corrupted. Accuracies are in [0, 1]. A test that writes a record and the code that reads it name the same class.
+Here are the schemas of merging and addition, and shared parts; each other experiment has its `Record` in its
+own file in experiments/. Every record also gets `provenance` when it is written (see runtime/results.py), and
+`corruption` where test images were corrupted. Accuracies are in [0, 1]. A test that writes a record and the code that
+reads it name the same class.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,22 +36,6 @@ class Corrupted(TypedDict):
 
     corruption: NotRequired[Corruption]
     leaks: NotRequired[Mapping[str, str]]
-
-
-class SingleTask(Corrupted):
-    """Of eval_single_task.py; see `single_task_accuracies` for the accuracies, whose keys are names of data sets.
-
-    losses, n: mean cross-entropy and number of images, by the keys of the accuracies.
-    correct: which test images are right, by data set; none for the control of several fine-tuned models.
-    control_per_task: split -> task -> what the task's fine-tuned model keeps on the control set.
-    no_control: why the control set was not scored; nothing where it was.
-    """
-
-    losses: Mapping[str, float]
-    n: Mapping[str, int]
-    control_per_task: Mapping[str, Mapping[str, float]]
-    no_control: NotRequired[str]
-    correct: NotRequired[Mapping[str, Bits]]
 
 
 class Summary(TypedDict):
@@ -143,11 +129,18 @@ class Phase(TypedDict):
     steps: int
 
 
-class TaskCurves(TypedDict):
-    """A number of each task after some of the steps."""
-
-    step: Sequence[int]
-    tasks: Mapping[str, Sequence[float]]
+# Numbers after some of the steps: by task what is minimised (entropy, or another loss) and λ; density of a mask.
+# A dictionary, for `lambda` is no name in Python.
+StepCurves = TypedDict(
+    "StepCurves",
+    {
+        "step": Sequence[int],
+        "entropy": NotRequired[Mapping[str, Sequence[float]]],
+        "loss": NotRequired[Mapping[str, Sequence[float]]],
+        "lambda": NotRequired[Mapping[str, Sequence[float]]],
+        "density": NotRequired[Sequence[float]],
+    },
+)
 
 
 class LayerCurves(TypedDict):
@@ -155,11 +148,6 @@ class LayerCurves(TypedDict):
 
     step: Sequence[int]
     values: Sequence[Grid]
-
-
-class DensityCurve(TypedDict):
-    step: Sequence[int]
-    density: Sequence[float]
 
 
 class Coefficients(TypedDict):
@@ -188,21 +176,17 @@ class Watched(TypedDict):
     accuracy: Mapping[str, Sequence[float]]
 
 
-# The course of an adaptation. A dictionary, for `lambda` is no name in Python.
+# The course of an adaptation.
 Adaptation = TypedDict(
     "Adaptation",
     {
         "adapt_on": str,
         "variant": str | None,
         "settings": Mapping[str, Any],
-        "steps": Mapping[str, int],
         "phases": Sequence[Phase],
-        "entropy": TaskCurves | None,  # what was minimised, or that is under "loss"
-        "loss": NotRequired[TaskCurves],
+        "curves": StepCurves,
         "lambda": Coefficients | None,
-        "lambda_curve": TaskCurves | None,
         "lambda_layers_curve": LayerCurves | None,
-        "density_curve": DensityCurve | None,
         "mask": LearnedMask | None,
         "watched": Watched | None,
     },
@@ -260,118 +244,6 @@ class Vectors(TypedDict):
     cosine: Grid
 
 
-class NegatedCurves(TypedDict):
-    """Accuracy on the target and on the control set at each coefficient."""
-
-    target: Sequence[float]
-    control: Sequence[float]
-
-
-class NegatedBits(TypedDict):
-    target: Bits
-    control: Bits
-
-
-class NegatedScores(TypedDict):
-    target: float
-    control: float
-    correct: NotRequired[NegatedBits]
-
-
-class NegatedTask(TypedDict):
-    """alpha: chosen on validation, 0 where `control_kept` is false."""
-
-    alpha: float
-    control_kept: bool
-    val: NegatedCurves
-    test: NegatedScores
-
-
-class Negation(Corrupted):
-    """Of eval_task_negation.py. control_threshold: the share of the control's accuracy to keep."""
-
-    finetuning_mode: str
-    control: str
-    control_threshold: float
-    coefs: Sequence[float]
-    pretrained_control: Mapping[str, float]  # by split
-    control_correct: NotRequired[Bits]
-    tasks: Mapping[str, NegatedTask]
-    mean_target: float
-    mean_control: float
-    n: Mapping[str, Mapping[str, int]]
-
-
-class ErrorGrid(TypedDict):
-    """ξ of a pair of tasks, (alphas of the first, alphas of the second), and its mean for |α| <= box."""
-
-    tasks: Sequence[str]
-    samples: Sequence[int]
-    alphas: Grid
-    error: Grid
-    terms: Sequence[Grid]
-    box: float
-    box_mean: float
-
-
-class Disentanglement(Corrupted):
-    """Of eval_disentanglement.py."""
-
-    finetuning_mode: str
-    pairs: Sequence[ErrorGrid]
-
-
-class Spectrum(TypedDict):
-    """Local energies of the leading eigenfunctions: group of images -> (ranks, images)."""
-
-    eigenvalues: Sequence[float]
-    counts: Sequence[int]
-    kept: Sequence[int]
-    share_of_trace: Sequence[float]
-    energy: Mapping[str, Grid]
-    ratio: Sequence[float | None]  # None: over no energy at all
-
-
-class HeldOutSpectrum(Spectrum):
-    """Of the kernel on the task alone, carried to other images by Nyström's formula."""
-
-    ratio_heldout: Sequence[float | None]
-
-
-class JointSpectrum(Spectrum):
-    """Of the kernel on task and control together."""
-
-    ratio_of_shuffled_labels: Sequence[float | None]
-    task_share: Sequence[float]
-
-
-class KernelPair(TypedDict):
-    """ranks: numbers of eigenfunctions, or shares of the trace."""
-
-    task: str
-    control: str
-    ranks: Sequence[int | float]
-    nystrom: HeldOutSpectrum
-    joint: JointSpectrum
-
-
-class Kernel(Corrupted):
-    """Of eval_ntk_localization.py."""
-
-    reduction: str
-    num_samples: int
-    pairs: Sequence[KernelPair]
-
-
-SCHEMAS: dict[str, type] = {  # by the name of the experiment; see experiments/registry.py
-    "single_task": SingleTask,
-    "addition": Addition,
-    "negation": Negation,
-    "disentanglement": Disentanglement,
-    "ntk": Kernel,
-    "merging": Merging,
-    "vectors": Vectors,
-}
 SUFFIXES = {"test": "", "val": "Val"}  # split -> what a data set's name gets in the published single-task files
 
 Record = TypeVar("Record")

@@ -1,18 +1,22 @@
 """What a computation is about: network, images, places. Every function of the library takes a `Run`."""
 
+import re
 import shlex
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from src.datasets import corruptions, registry
-from src.model_names import check_model
+from src.model_names import ModelName, check_model
 from src.ranges import check
 from src.records import Corrupted
 from src.runtime.distributed import cores
 from src.runtime.messages import UsageError, nearest
 from src.runtime.paths import Paths, Places
+
+PLAIN = re.compile(r"[A-Za-z0-9_./:+-]+( [A-Za-z0-9_./:+-]+)*")  # what Hydra reads without quotes
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,11 @@ class Run:
         model = model or registry.suite(suite or registry.DEFAULT).model
         check_model(model)
         suite = suite or registry.default_suite(model)
+        if path := fields.get("pretrained_path"):
+            if ModelName.parse(model).mini:
+                raise UsageError(f"--pretrained-path: {model} has weights of its own; leave the flag out")
+            if not Path(path).expanduser().is_file():
+                raise UsageError(f"--pretrained-path: expected a file of weights, found none at {path}")
         device = known_device(device or default_device())
         if jobs is None:
             jobs = cores() if device == "cpu" else 1
@@ -130,6 +139,16 @@ class Run:
     def flags(self) -> str:
         """How a command is told of this run, as a shell reads it: `--model=ViT-Mini --seed=1 --results=reproduced`."""
         return shlex.join(f"--{name.replace('_', '-')}={value}" for name, value in self.named().items())
+
+
+def override(name: str, value: Any) -> str:
+    """`name=value` as Hydra reads it: a value of other characters than words, numbers and paths have is quoted."""
+    text = str(value)
+    if PLAIN.fullmatch(text):
+        return f"{name}={text}"
+    escaped = re.sub(r"(\\*)'", r"\1\1\'", text)  # backslashes count before a quote alone
+    escaped = re.sub(r"(\\+)$", r"\1\1", escaped).replace("${", r"\${")
+    return f"{name}='{escaped}'"
 
 
 def known_device(device: str) -> str:

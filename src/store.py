@@ -1,6 +1,7 @@
 """θ0 and the task vectors of a run, from the checkpoints that finetune.py wrote."""
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import torch
 
 from src import checkpoints
 from src.checkpoints import VISUAL
+from src.datasets import registry
 from src.modeling import ImageEncoder
 from src.modes import MODES
 from src.run import Run
@@ -79,6 +81,7 @@ def finetuned(run: Run, task: str, mode: str) -> checkpoints.Checkpoint:
     path = run.paths.checkpoint(task, trained_as)
     checkpoint = checkpoints.Checkpoint(path, model=run.model, task=task, mode=trained_as, seed=run.seed)
     check_start(run, path, checkpoint.header)
+    checkpoints.require_finite(checkpoint)
     return checkpoint
 
 
@@ -94,6 +97,36 @@ def publisher(run: Run, dataset: str) -> str | None:
 def publisher_of(header: Mapping) -> str | None:
     """Who published the file of a header; None: nobody, it was made here."""
     return (header.get("provenance") or {}).get("publisher")
+
+
+def made_of(run: Run, mode: str, tasks: Iterable[str], encoders: Mapping[str, str] | None = None) -> dict[str, str]:
+    """What scores are made of, as short hashes: θ0, and for each task its weights, class names and templates.
+
+    encoders: checkpoints in the place of the run's own, by task. What is not on disk, or too old to say, is left out.
+    """
+    known = written_fingerprints(run)
+    if not known:
+        return {}
+    made = {"theta0": known["image"]}
+    for task in tasks:
+        path = Path(encoders[task]).expanduser() if encoders and task in encoders else _weights_of(run, task, mode)
+        try:
+            weights = checkpoints.known_fingerprint(checkpoints.Checkpoint(path)) if path else known["image"]
+        except FileNotFoundError:
+            continue
+        row = registry.get(task)
+        made[task] = _short(weights, known["text"], *row.names(publisher(run, task)), "", *row.templates)
+    return made
+
+
+def _weights_of(run: Run, task: str, mode: str) -> Path | None:
+    """Where the encoder that is scored on a task lies; None for θ0, which scores the control set too."""
+    trained_as = MODES[mode].trained_as
+    return None if trained_as is None or task == run.control else run.paths.checkpoint(task, trained_as)
+
+
+def _short(*parts: str) -> str:
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
 
 
 def check_start(run: Run, path: Path, header: Mapping) -> None:

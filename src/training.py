@@ -23,7 +23,7 @@ from tqdm import tqdm
 from src import checkpoints, store
 from src.datasets import loading, registry
 from src.datasets.base import Examples, PixelArray, Pixels
-from src.datasets.examples import CorruptImage
+from src.datasets.examples import CorruptImage, DataError
 from src.heads import get_classification_head
 from src.linearize import LinearizedImageEncoder
 from src.modeling import ImageClassifier, ImageEncoder
@@ -31,8 +31,10 @@ from src.modes import MODES
 from src.ranges import RANGES, check
 from src.run import Run
 from src.runtime.distributed import World, cores
+from src.runtime.files import require_writable
+from src.runtime.locks import only_one
 from src.runtime.loggers import Logger, Loggers
-from src.runtime.messages import UsageError
+from src.runtime.messages import NotFinite, UsageError
 from src.runtime.parallel import in_worker
 from src.runtime.seeds import batch_indices, event_seed
 from src.runtime.signals import heed_parent, starting, until_stopped
@@ -40,6 +42,7 @@ from src.runtime.signals import heed_parent, starting, until_stopped
 IGNORED = -100  # a label that is none: F.cross_entropy's ignore_index
 PREFETCHED = 4  # batches that each of them has ready
 MOST_WORKERS = 16  # that decode images, by default
+STATES = 6  # times θ0 on disk: a state is weights and two moments, and the new one stands beside the old for a moment
 MAX_SHIFT = 2  # pixels: the augmentation of images that are held in memory
 NOT_SETTINGS = ("mode", "steps", "checkpoint_every", "world_size", "workers", "loggers")  # do not change the weights
 
@@ -107,7 +110,7 @@ class Training:
 FROM_PROTOCOL = ("wd", "ls", "warmup_length", "batch_size", "num_grad_accumulation", "clip")
 
 
-class NonFiniteLoss(FloatingPointError):
+class NonFiniteLoss(NotFinite):
     """The loss is no number: training stopped, and the last good state was kept."""
 
 
@@ -227,17 +230,34 @@ def finetune(run: Run, task: str, training: Training, world: World = World(), ov
     Raises CheckpointError for a checkpoint or a state of other settings, and NonFiniteLoss.
     """
     target, state = run.paths.checkpoint(task, training.mode), run.paths.training_state(task, training.mode)
-    if target.is_file() and not overwrite:
-        _check_finished(run, task, training)
-        world.print0(f"{task} {training.mode}: finished before, skipped ({target})")
+    if _finished(run, task, training, world, overwrite):
         return
-    if overwrite and world.is_primary:
-        target.unlink(missing_ok=True)
-        state.unlink(missing_ok=True)
-    world.barrier()
-    torch.manual_seed(run.seed)
-    FineTuning(run, task, training, world).run_to_end()
-    world.barrier()
+    require_writable(target, STATES * _size(run.paths.pretrained()))
+    with only_one(target):
+        world.barrier()  # before the others look at what is there
+        if _finished(run, task, training, world, overwrite):  # another run made it meanwhile
+            return
+        if overwrite and world.is_primary:
+            target.unlink(missing_ok=True)
+            state.unlink(missing_ok=True)
+        world.barrier()
+        torch.manual_seed(run.seed)
+        FineTuning(run, task, training, world).run_to_end()
+        world.barrier()
+
+
+def _finished(run: Run, task: str, training: Training, world: World, overwrite: bool) -> bool:
+    """Whether the checkpoint is there and as is asked for, which is then told."""
+    target = run.paths.checkpoint(task, training.mode)
+    if overwrite or not target.is_file():
+        return False
+    _check_finished(run, task, training)
+    world.print0(f"{task} {training.mode}: finished before, skipped ({target})")
+    return True
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
 
 
 def _check_finished(run: Run, task: str, training: Training) -> None:
@@ -246,13 +266,24 @@ def _check_finished(run: Run, task: str, training: Training) -> None:
     header = checkpoints.header(target, model=run.model, task=task, mode=training.mode)
     store.check_start(run, target, header)
     asked = training.settings | {"seed": run.seed}
-    if training.steps is not None:
-        asked["steps"] = training.steps
+    if (steps := _known_steps(run, task, training)) is not None:
+        asked["steps"] = steps
     if other := _differences(header.get("settings", {}), asked):
         raise checkpoints.CheckpointError(
             f"{target}: expected a checkpoint of these settings, found one that was trained with {other}; "
             "repeat those, train anew with --overwrite, or keep both with --save=ANOTHER_FOLDER"
         )
+
+
+def _known_steps(run: Run, task: str, training: Training) -> int | None:
+    """The steps that are asked for; None where a number of epochs says so and the images are not at hand."""
+    if training.steps is not None or (training.epochs is None and registry.get(task).steps is not None):
+        return number_of_steps(training, task, 0)
+    try:
+        images = len(loading.training_examples(run, task))
+    except DataError:
+        return None
+    return number_of_steps(training, task, math.ceil(images / training.batch_size))
 
 
 class FineTuning:
@@ -407,12 +438,14 @@ def _set_precision(precision: str, device: str) -> AbstractContextManager:
 def _resume(path: Path, encoder: nn.Module, optimizer: torch.optim.Optimizer, header: dict[str, Any]) -> int:
     """Load a training state; the number of steps it has seen. Raises CheckpointError where its settings differ."""
     state = checkpoints.Checkpoint(path, kind="training state", model=header["model"], task=header["task"])
+    checkpoints.require(state, "settings", "step")
     if other := _differences(state.header["settings"], header["settings"]):
         raise checkpoints.CheckpointError(
             f"{path}: expected the state of a run with these settings, found {other}; "
             "repeat the earlier settings, or start anew with --overwrite"
         )
-    encoder.load_state_dict(checkpoints.load_state(state, {"optimizer": optimizer})["model"])
+    model = encoder.state_dict()
+    encoder.load_state_dict(checkpoints.load_state(state, {"optimizer": optimizer}, {"model": model})["model"])
     return state.header["step"]
 
 

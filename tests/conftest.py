@@ -39,8 +39,34 @@ LONG = (
     "test_adaptation.py",
 )
 
+# What `make check` runs: neither training nor processes, browsers or every figure.
+FAST = (
+    "test_checkpoints.py",
+    "test_compare.py",
+    "test_concrete_mask.py",
+    "test_dual_numbers.py",
+    "test_frame.py",
+    "test_loggers.py",
+    "test_merging_contract.py",
+    "test_merging_methods.py",
+    "test_modeling.py",
+    "test_ranges.py",
+    "test_readme.py",
+    "test_records.py",
+    "test_results.py",
+    "test_shipped.py",
+    "test_statistics.py",
+    "test_store.py",
+    "test_task_vectors.py",
+    "test_tensors.py",
+    "test_unpickle.py",
+)
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.name in FAST:
+            item.add_marker(pytest.mark.fast)
     items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
 
 

@@ -15,9 +15,13 @@ import numpy as np
 from src import records
 from src.correctness import pack
 from src.datasets import registry
-from src.experiments.registry import ADDITION, DISENTANGLEMENT, EXPERIMENTS, NEGATION, NTK, SINGLE_TASK
-from src.merging.base import METHODS, label, load_methods
+from src.experiments import disentanglement as disentangled
+from src.experiments import negation as negated
+from src.experiments import ntk as kernel
+from src.experiments import single_task as solo
+from src.experiments.registry import ADDITION, DISENTANGLEMENT, EXPERIMENTS, NEGATION, NTK, SINGLE_TASK, module
 from src.merging.names import folder, unseen_label
+from src.merging.registry import METHODS, label, load_methods
 from src.modes import EVALUATED, TRAINED
 
 SUITE = registry.suite("mini")
@@ -53,9 +57,9 @@ def write(folder: Path, seeds=(1, 2, 3), model: str = SUITE.model, merges: bool 
 def dump(path: Path, record: Mapping[str, Any]) -> None:
     """Write a record with its provenance, checked against the schema that its name stands for."""
     names = {row.result(choice): row.name for row in EXPERIMENTS.values() for choice in row.choices}
-    merged = "vectors" if path.stem == "vectors" else "merging"
     document = json.loads(json.dumps({**record, "provenance": {"command": "made up", "config": {}}}))
-    records.checked(document, records.SCHEMAS[names.get(path.stem, merged)], path)
+    schema = records.Vectors if path.stem == "vectors" else module(names.get(path.stem, "merging")).Record
+    records.checked(document, schema, path)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(document), encoding="utf-8")
 
@@ -103,7 +107,7 @@ def single_task(mode: str, seed: int, level: float | None = None) -> Mapping[str
     accuracies |= {f"{task}{records.SUFFIXES['val']}": value + 0.002 for task, value in accuracies.items()}
     control = 0.97 if mode == "none" else 0.9 + 0.01 * wobble(seed)
     accuracies |= {CONTROL: control, f"{CONTROL}{records.SUFFIXES['val']}": control}
-    about: records.SingleTask = {
+    about: solo.Record = {
         "losses": {field: 1.5 * (1 - value) for field, value in accuracies.items()},
         "n": dict.fromkeys(accuracies, N),
         "control_per_task": {},
@@ -170,7 +174,7 @@ def addition(mode: str, seed: int) -> records.Addition:
     return merge(TASKS, mode, seed, ADDED[mode], SINGLE["none"], SINGLE[mode], [i / 20 for i in range(21)])
 
 
-def negation(mode: str, seed: int) -> records.Negation:
+def negation(mode: str, seed: int) -> negated.Record:
     """Target falls and control slowly after it; the third task's control is never kept in posthoc."""
     coefs = [i / 20 for i in range(21)]
     speed = {"standard": 2.0, "linear": 4.0, "posthoc": 3.0}[mode]
@@ -203,7 +207,7 @@ def negation(mode: str, seed: int) -> records.Negation:
     }
 
 
-def disentanglement(mode: str, seed: int, points: int = 13) -> records.Disentanglement:
+def disentanglement(mode: str, seed: int, points: int = 13) -> disentangled.Record:
     """ξ grows away from the axes, where one coefficient is zero and nothing can interfere."""
     alphas = [-3 + 6 * i / (points - 1) for i in range(points)]
     width = {"standard": 1.2, "posthoc": 2.0, "linear": 2.4}[mode]
@@ -220,7 +224,7 @@ def disentanglement(mode: str, seed: int, points: int = 13) -> records.Disentang
         pairs.append({
             "tasks": list(tasks),
             "samples": [256, 256],
-            "alphas": [alphas, alphas],
+            "alphas": alphas,
             "error": error,
             "terms": [[[value / 2 for value in row] for row in error]] * 2,
             "box": 1.0,
@@ -229,7 +233,7 @@ def disentanglement(mode: str, seed: int, points: int = 13) -> records.Disentang
     return {"finetuning_mode": mode, "pairs": pairs}
 
 
-def ntk(seed: int, reduction: str, ratio: float, points: int = 24) -> records.Kernel:
+def ntk(seed: int, reduction: str, ratio: float, points: int = 24) -> kernel.Record:
     """Energies of a task, of held-out images of it, and of a control that has a `ratio`-th of them."""
     pairs = []
     for number, (task, control) in enumerate(SUITE.ntk_pairs):
@@ -411,13 +415,13 @@ def course(
         "adapt_on": options["adapt_on"],
         "variant": "original",
         "settings": {"coef": 0.3},
-        "steps": phases,
         "phases": [{"name": name, "steps": count} for name, count in phases.items()],
-        "entropy": {
+        "curves": {
             "step": steps,
-            "tasks": {
+            "entropy": {
                 t: [0.4 + 0.8 * math.exp(-s / 20) + 0.05 * wobble(i, s) for s in steps] for i, t in enumerate(tasks)
             },
+            "lambda": {t: [0.3 + 0.002 * s * wobble(i) for s in steps] for i, t in enumerate(tasks)},
         },
         "watched": {
             "split": "val",
@@ -433,12 +437,7 @@ def course(
             "layers": LAYERS if layer_wise else None,
             "values": [[0.3 + 0.2 * wobble(i, j) for j in range(columns)] for i in range(len(tasks))],
         },
-        "lambda_curve": {
-            "step": steps,
-            "tasks": {t: [0.3 + 0.002 * s * wobble(i) for s in steps] for i, t in enumerate(tasks)},
-        },
         "lambda_layers_curve": None,
-        "density_curve": None,
         "mask": {"final": "seeded", "density": 0.5, "probability": 0.51, "by_tensor": by_tensor} if concrete else None,
     }
 

@@ -32,12 +32,13 @@ from src.datasets import loading, registry
 from src.datasets.base import Pixels
 from src.experiments import merging
 from src.linearize import LinearizedModel
-from src.merging import adaptation, base, watch
+from src.merging import adaptation, watch
 from src.merging.adamerging import AdaMerging, AdaMergingPP
 from src.merging.adaptation import MergedModel, NonFiniteLoss, entropy
-from src.merging.base import Problem, Progress, load_methods
+from src.merging.base import Problem, Progress
 from src.merging.concrete import ConcreteTaskArithmetic, LayerWiseConcreteAdaMerging, TaskWiseConcreteAdaMerging
 from src.merging.problem import unlabelled
+from src.merging.registry import METHODS, load_methods
 from src.merging.ties import ties_vector
 from src.runtime.messages import UsageError
 from src.runtime.seeds import event_seed
@@ -219,8 +220,8 @@ def test_adamerging_is_the_loop_written_by_hand(variant, batches, clamp, granula
         lam = adam.step(lam, torch.autograd.grad(written_out(given, lam, {}, numbers, clamp), lam)[0])
     found = small(AdaMerging, variant=variant, granularity=granularity, steps=4, lr=0.2).merge(given)
     torch.testing.assert_close(flat(found.vector("a", 1.0).vector), merged(given, lam, {}, clamp))
-    course = found.adaptation["entropy"]
-    assert course["step"] == [0, 1, 2, 3] and set(course["tasks"]) == set(TASKS)
+    curves = found.adaptation["curves"]
+    assert curves["step"] == [0, 1, 2, 3] and set(curves["entropy"]) == set(TASKS)
 
 
 def test_the_plus_plus_vectors_are_what_ties_merges():
@@ -243,7 +244,7 @@ def test_variants_have_the_published_settings_and_options_override_them():
     for name, phases in steps.items():
         stopped = problem(batch=lambda *a: torch.full((1, 4), float("nan")).double())
         with pytest.raises(NonFiniteLoss, match=f"step 0 of {next(iter(phases.values()))} "):
-            small(base.METHODS[name]).merge(stopped)
+            small(METHODS[name]).merge(stopped)
     found = small(AdaMerging, steps=1, clamp=False).merge(tiny).adaptation["settings"]
     assert (found["batches"], found["clamp"], found["lr"], found["coef"]) == (2, False, 1e-3, 0.3)
     shorter = small(AdaMerging, batch_size=1).merge(replace(tiny, suite=registry.suite("mini"))).adaptation["settings"]
@@ -263,11 +264,11 @@ def test_on_mini_a_rate_grows_only_where_its_own_steps_shrink():
 def test_spellings_of_a_method_are_one_method():
     load_methods()
     for word in ("task_arithmetic", "task_wise_adamerging", "layer_wise_adamerging"):
-        method = base.METHODS[f"concrete_{word}"]
-        assert base.METHODS[f"concrete_subspace/clip_concrete_{word}"] is method
-        assert base.METHODS[f"clip_concrete_{word}"] is method
+        method = METHODS[f"concrete_{word}"]
+        assert METHODS[f"concrete_subspace/clip_concrete_{word}"] is method
+        assert METHODS[f"clip_concrete_{word}"] is method
         assert method.name == f"concrete_{word}"
-    assert base.METHODS["adamerging++"].name == "adamerging_pp"
+    assert METHODS["adamerging++"].name == "adamerging_pp"
 
 
 @pytest.mark.parametrize("vectors", ["float16", "bfloat16"])
@@ -307,13 +308,13 @@ def test_kept_logits_take_the_place_of_learning(tmp_path):
     file = made.finish({})["mask_file"]
     again = small(ConcreteTaskArithmetic, mask_file=str(file)).merge(given)
     assert torch.equal(flat(again.vector("a", 1.0).vector), flat(made.vector("a", 1.0).vector))
-    assert again.adaptation["steps"] == {"mask": 0}
+    assert again.adaptation["phases"] == [{"name": "mask", "steps": 0}]
     (kept,) = tmp_path.iterdir()
     kept.rename(tmp_path / "moved")
     assert again.finish({}) == {} and not kept.exists(), "what was only read is not kept again"
     (tmp_path / "moved").rename(kept)
     adapted = small(TaskWiseConcreteAdaMerging, mask_file=str(file), steps=1).merge(given)
-    assert adapted.adaptation["steps"] == {"meta": 0, "lambda": 1}
+    assert adapted.adaptation["phases"] == [{"name": "meta", "steps": 0}, {"name": "lambda", "steps": 1}]
     with pytest.raises(checkpoints.CheckpointError, match="large"):
         small(ConcreteTaskArithmetic, mask_file=str(file)).merge(replace(given, model="large"))
 
@@ -369,7 +370,7 @@ def test_a_problem_without_images_is_refused_by_name(method):
 
 # ---- protocol, resuming, watching
 
-METHODS = [
+ADAPTING = [
     small(ConcreteTaskArithmetic, mask_steps=6, mask_lr=0.1),
     small(LayerWiseConcreteAdaMerging, mask_steps=4, steps=4, mask_lr=0.1, lr=0.1),
     small(AdaMerging, steps=7, lr=0.1),
@@ -384,13 +385,13 @@ def test_only_the_named_split_is_asked_for(adapt_on):
         asked.add(split)
         return images(task, split, batch_size, number)
 
-    for method in METHODS:
+    for method in ADAPTING:
         found = replace(method, adapt_on=adapt_on).merge(problem(batch=remembered))
         assert found.adaptation["adapt_on"] == adapt_on
     assert asked == {adapt_on}
 
 
-@pytest.mark.parametrize("method", METHODS, ids=lambda method: type(method).__name__)
+@pytest.mark.parametrize("method", ADAPTING, ids=lambda method: type(method).__name__)
 @pytest.mark.parametrize("killed_at", [1, 3, 5])
 def test_a_killed_run_goes_on_and_ends_bit_for_bit_the_same(tmp_path, method, killed_at):
     watched = []
@@ -477,10 +478,10 @@ def test_without_a_state_a_stop_promises_none(tmp_path):
 def test_a_long_course_is_recorded_in_a_limited_number_of_points(monkeypatch):
     monkeypatch.setattr(adaptation, "KEPT", 20)
     course = small(AdaMerging, steps=41, batches=1, granularity="task").merge(problem()).adaptation
-    assert course["entropy"]["step"] == list(range(0, 41, 3))
-    assert len(course["lambda_curve"]["tasks"]["b"]) == 14
+    assert course["curves"]["step"] == list(range(0, 41, 3))
+    assert len(course["curves"]["entropy"]["b"]) == len(course["curves"]["lambda"]["b"]) == 14
     assert course["lambda"]["layers"] is None and len(course["lambda"]["values"]) == 3
-    assert course["lambda_layers_curve"] is course["density_curve"] is None
+    assert course["lambda_layers_curve"] is None and "density" not in course["curves"]
 
 
 def test_the_course_of_the_mask_and_of_every_layer_is_recorded_and_logged():
@@ -488,11 +489,11 @@ def test_the_course_of_the_mask_and_of_every_layer_is_recorded_and_logged():
     given = problem(progress=Progress(log=lambda values, step: logged.update({step: values})))
     method = small(LayerWiseConcreteAdaMerging, mask_steps=28, steps=4, mask_lr=0.1)
     course = method.merge(given).adaptation
-    density = course["density_curve"]
-    assert density["step"] == course["entropy"]["step"] == list(range(32))
-    assert density["density"] == [logged[step]["density"] for step in range(32)]
-    assert density["density"][0] != density["density"][27]
-    assert density["density"][28:] == [course["mask"]["probability"]] * 4, "the mask is frozen"
+    density = course["curves"]["density"]
+    assert course["curves"]["step"] == list(range(32))
+    assert density == [logged[step]["density"] for step in range(32)]
+    assert density[0] != density[27]
+    assert density[28:] == [course["mask"]["probability"]] * 4, "the mask is frozen"
     layers = course["lambda_layers_curve"]
     assert layers["step"] == list(range(0, 32, 2))
     assert {(len(point), len(point[0])) for point in layers["values"]} == {(3, len(given.keys))}
@@ -605,7 +606,7 @@ def test_no_label_reaches_a_method(place, monkeypatch):
         true.append((record, checkpoints.load(Path(record["info"]["mask_file"]), kind="mask logits")))
     (one, logits), (other, others) = true
     assert all(torch.equal(logits[key], others[key]) for key in logits)
-    for key in ("entropy", "lambda", "lambda_curve", "density_curve", "mask"):
+    for key in ("curves", "lambda", "mask"):
         assert one["adaptation"][key] == other["adaptation"][key]
     for key in ("val", "test"):
         assert one[key]["accuracy"] != other[key]["accuracy"]
@@ -702,7 +703,7 @@ def test_what_cannot_be_done_is_told_in_a_line(place, capsys, options, message):
 )
 def test_every_spelling_is_known_to_the_command_line(place, spelling, name, capsys):
     flags = ["method.adapt_on=val", "method.batch_size=2", "eval_every=0", "save_every=0"]
-    steps = [f"method.{option}=1" for option in ("mask_steps", "steps") if option in base.METHODS[name].defaults()]
+    steps = [f"method.{option}=1" for option in ("mask_steps", "steps") if option in METHODS[name].defaults()]
     main.main([*place, "tasks=[digits,signs]", f"method={spelling}", *flags, *steps])
     assert "% absolute" in capsys.readouterr().out
     folder = Path(next(flag.removeprefix("results=") for flag in place if flag.startswith("results=")))

@@ -105,8 +105,8 @@ def test_what_is_minimised_falls_and_is_recorded_by_its_name(method, loss):
     same = labelled(batch=lambda task, split, batch_size, number: images(task, split, batch_size, 0))
     same = replace(same, validation=Labelled(lambda task, batch_size, number: labels_of(task, batch_size, 0)))
     course = small(method, **options).merge(same).adaptation
-    assert course["entropy"] is None and course["settings"]["loss"] == loss
-    mean = np.mean([course["loss"]["tasks"][task] for task in TASKS], 0)
+    assert "entropy" not in course["curves"] and course["settings"]["loss"] == loss
+    mean = np.mean([course["curves"]["loss"][task] for task in TASKS], 0)
     assert mean[-1] < mean[0]
 
 

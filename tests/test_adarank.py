@@ -24,8 +24,9 @@ from src.datasets import registry
 from src.linearize import LinearizedModel
 from src.merging.adaptation import NonFiniteLoss, entropy
 from src.merging.adarank import AdaRank, ComponentModel
-from src.merging.base import METHODS, Problem, Progress, Unlabelled, load_methods, variants
+from src.merging.base import Problem, Progress, Unlabelled
 from src.merging.matrices import SVD
+from src.merging.registry import METHODS, load_methods, variants
 from src.merging.spectral import Cart
 from src.merging.task_arithmetic import multi_task_vector
 from src.runtime.messages import UsageError
@@ -288,7 +289,7 @@ def test_it_is_the_loop_written_by_hand(start, rank, coef):
     assert about["by_tensor"] == pytest.approx({name: float((x > 0).double().mean()) for name, x in b.items()})
     of_task = {t: np.mean([float((x[place] > 0).double().mean()) for x in b.values()]) for place, t in enumerate(TASKS)}
     assert about["by_task"] == pytest.approx(of_task)
-    assert found.adaptation["density_curve"]["density"][-1] < 1 and found.settings == (1.0,) and not found.per_task
+    assert found.adaptation["curves"]["density"][-1] < 1 and found.settings == (1.0,) and not found.per_task
 
 
 def test_the_suite_shortens_the_published_schedule():

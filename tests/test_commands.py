@@ -3,6 +3,7 @@
 import json
 import shlex
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -113,7 +114,7 @@ def test_on_larger_suites_the_first_benchmark_is_named(tmp_path):
 
 def test_a_run_says_all_that_is_not_the_default():
     places = Places(save=Path("a b"), results=Path("r"), cache=Path("c"), data=Path("d"))
-    run = Run.of(seed=2, device="cpu", places=places, pretrained_path="w.pt")
+    run = replace(Run.of(seed=2, device="cpu", places=places), pretrained_path="w.pt")
     assert run.flags() == (
         "--model=ViT-Mini --seed=2 '--save=a b' --results=r --cache-dir=c --data-location=d --pretrained-path=w.pt"
     )

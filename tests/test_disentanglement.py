@@ -204,7 +204,7 @@ def test_error_box_and_record():
     assert len(inside) == 25 and found.box_mean() == pytest.approx(np.mean(inside))
     record = found.record()
     assert record["tasks"] == ["a", "b"] and record["samples"] == [10, 20]
-    assert record["alphas"] == [alphas.tolist()] * 2
+    assert record["alphas"] == alphas.tolist()
     assert record["error"][3][4] == found.error[3, 4] and record["box_mean"] == found.box_mean()
     with pytest.raises(ValueError, match="inside"):
         Disentanglement([2, 3], (Term("a", np.zeros((2, 2)), 1),) * 2).box_mean()

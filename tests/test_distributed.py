@@ -132,13 +132,14 @@ def test_a_users_error_arrives_as_its_one_line(tmp_path):
     program.write_text(
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
         "from pathlib import Path\n"
-        "from src.runtime.program import USER_ERRORS, exit_on_user_error\nfrom src.datasets.examples import BadFile\n"
+        "from src.runtime.program import exit_on_user_error\n"
+        "from src.datasets.examples import BadFile\n"
         "from src.runtime.distributed import launch\n"
         "def worker(world):\n"
         "    if world.rank == 1: raise BadFile(Path('a.mat'), 'labels', 'none')\n"
         "    world.barrier()\n"
         "@exit_on_user_error\n"
-        "def main(argv=None): launch(worker, 'cpu', 2, USER_ERRORS)\n"
+        "def main(argv=None): launch(worker, 'cpu', 2)\n"
         "if __name__ == '__main__': main()\n"
     )
     done = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, timeout=300)
@@ -213,22 +214,23 @@ def test_ranks_adapt_as_one_process_does(make_run, tmp_path, capsys):
     assert found["two"]["n"] == found["one"]["n"]
     two, one = (found[name]["adaptation"] for name in ("two", "one"))
     assert two["watched"] == one["watched"]
-    assert two["density_curve"]["density"] == pytest.approx(one["density_curve"]["density"])
-    for task, entropies in two["entropy"]["tasks"].items():
-        assert len(entropies) == 3 and entropies == pytest.approx(one["entropy"]["tasks"][task])
+    assert two["curves"]["density"] == pytest.approx(one["curves"]["density"])
+    for task, entropies in two["curves"]["entropy"].items():
+        assert len(entropies) == 3 and entropies == pytest.approx(one["curves"]["entropy"][task])
 
 
 APART = """
 import sys
 sys.path.insert(0, {root!r})
 from src.runtime.distributed import gathered, rank, spmd
+from src.runtime.messages import MissingFile
 from src.runtime.program import exit_on_user_error
 
 @exit_on_user_error
 @spmd
 def main(argv=None):
     if rank() == {which}:
-        raise FileNotFoundError("no such file")
+        raise MissingFile("no such file")
     gathered(None)
 
 main()

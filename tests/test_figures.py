@@ -10,7 +10,8 @@ from PIL import Image
 
 import make_figures
 from src.experiments.registry import DISENTANGLEMENT
-from src.merging import base
+from src.merging import registry
+from src.merging.base import Method
 from src.reporting import figures, pictures, style, tables
 from src.reporting.methods import Group, adapts, registered_rows, results_of, variant_row
 from src.reporting.plots import method_looks
@@ -109,9 +110,9 @@ def test_no_two_methods_of_a_figure_look_alike(folder):
 def test_a_new_method_is_in_the_figures_that_compare_methods(tmp_path):
     synthetic_results.write(tmp_path, seeds=(1,))
 
-    @base.register("mine", title="My method", paper="2401.00001")
+    @registry.register("mine", title="My method", paper="2401.00001")
     @dataclass
-    class Mine(base.Method):
+    class Mine(Method):
         def merge(self, problem):
             raise NotImplementedError
 
@@ -134,7 +135,7 @@ def test_a_new_method_is_in_the_figures_that_compare_methods(tmp_path):
         assert "My method" in [line.get_label() for line in drawn.axes[1].lines]
         plt.close(drawn)
     finally:
-        del base.METHODS["mine"]
+        del registry.METHODS["mine"]
 
 
 def test_learning_is_shown_phase_by_phase_on_a_shared_axis(folder):

@@ -24,10 +24,11 @@ from torch import nn
 from torch.func import functional_call, jacrev
 
 from src.linearize import LinearizedModel
-from src.merging.base import METHODS, Method, Problem, Unlabelled, load_methods
+from src.merging.base import Method, Problem, Unlabelled
 from src.merging.gram import ActMat, Wudi
 from src.merging.inputs import Models, Moments, gather
 from src.merging.matrices import NoDecomposition
+from src.merging.registry import METHODS, load_methods
 from src.merging.regmean import FeatCal, LinearFit, Lot, NormFit, RegMean, RegMeanPlusPlus, stage_of
 from src.merging.tangent_matching import TangentMatching
 from src.runtime.messages import UsageError

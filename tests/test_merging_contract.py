@@ -8,11 +8,12 @@ import torch
 from merging_problems import Counted
 
 from src import checkpoints
-from src.merging import base
-from src.merging.base import Merge, Method, Problem, Progress, label, load_methods, part_of_state, register
+from src.merging import registry
+from src.merging.base import Merge, Method, Problem, Progress, part_of_state
 from src.merging.consensus import Consensus
 from src.merging.geometry import describe, vector_geometry
 from src.merging.mag_masking import MagnitudeMasking
+from src.merging.registry import label, load_methods, register
 from src.merging.search import Searched
 from src.merging.tall_mask import TallMask
 from src.merging.ties import Ties
@@ -60,7 +61,7 @@ def test_weights_are_read_tensor_by_tensor(tmp_path, name):
     TallMask().merge(Problem(start, ends, **paths)).finish(dict.fromkeys(ends, 0.4))  # the masks that consensus reads
     Counted.alive = Counted.most = 0
     counted = Problem(Counted(start), {task: Counted(weights) for task, weights in ends.items()}, **paths)
-    merge = base.METHODS[name]().merge(counted)
+    merge = registry.METHODS[name]().merge(counted)
     merge.vector("t3", merge.settings[0])
     assert 0 < Counted.most <= 3
 
@@ -90,12 +91,12 @@ def test_register_refuses_what_is_no_method_and_names_that_are_taken():
 
     with pytest.raises(ValueError, match="two merging methods"):
         register("ties")(Other)
-    assert base.METHODS["ties"].name == "ties"
+    assert registry.METHODS["ties"].name == "ties"
     with pytest.raises(ValueError, match="two merging methods have the title 'TIES'"):
         register("other", title="TIES")(Other)
     with pytest.raises(ValueError, match="stage 'mergin' does not exist; did you mean merging?"):
         register("other", stage="mergin")(Other)
-    assert "other" not in base.METHODS
+    assert "other" not in registry.METHODS
 
 
 def test_a_class_of_another_file_does_not_take_a_name():
@@ -105,7 +106,7 @@ def test_a_class_of_another_file_does_not_take_a_name():
     )
     with pytest.raises(ValueError, match="two merging methods"):
         register("ties")(namesake)
-    assert base.METHODS["ties"] is Ties
+    assert registry.METHODS["ties"] is Ties
 
 
 @pytest.mark.parametrize("use_ties", [False, True])

@@ -26,16 +26,18 @@ import reproduce
 import src.merging
 from src import args as arguments
 from src import checkpoints, store
+from src.checkpoints import VISUAL
 from src.datasets import loading, registry
 from src.datasets.base import Pixels
 from src.experiments import merging, reproduction
-from src.merging import base, names
+from src.merging import names
+from src.merging import registry as method_registry
 from src.merging.ties import Ties
 from src.run import Run
 from src.runtime import results
 from src.runtime.paths import ROOT
 
-base.load_methods()  # before a test puts another registry in its place
+method_registry.load_methods()  # before a test puts another registry in its place
 IMAGES = 10  # of each split
 SUITE = registry.suite("mini")
 TASKS, LARGER = SUITE.default, SUITE.tasks[:14]
@@ -73,7 +75,7 @@ class Workplace:
         start, generator = checkpoints.load(self.paths.pretrained()), torch.Generator().manual_seed(0)
         for task in tasks:
             weights = dict(start)
-            for name in [name for name in start if name.startswith(base.VISUAL)]:
+            for name in [name for name in start if name.startswith(VISUAL)]:
                 noise = torch.randn(start[name].shape, generator=generator)
                 weights[name] = start[name] + 0.3 * start[name].abs().mean() * noise
             header = dict(model="ViT-Mini", task=task, mode=mode, seed=0)
@@ -249,7 +251,8 @@ def test_an_option_that_an_older_result_does_not_tell_is_no_difference(place, ca
 HALF = """
 from dataclasses import dataclass
 
-from src.merging.base import Merge, Method, Problem, Variant, register, scaled
+from src.merging.base import Merge, Method, Problem, Variant, scaled
+from src.merging.registry import register
 from src.merging.task_arithmetic import multi_task_vector
 from src.runtime.messages import UsageError
 
@@ -266,8 +269,9 @@ class Half(Method):
     alpha: float = 0.5
 
     def merge(self, problem: Problem) -> Merge:
-        if self.alpha == 13:
-            raise ValueError("the author's own fault")
+        own = {13: ValueError, 14: FileNotFoundError, 15: FloatingPointError}
+        if self.alpha in own:
+            raise own[self.alpha]("the author's own fault")
         if self.alpha > 1:
             raise UsageError(f"alpha: expected at most 1; got {self.alpha}")
         return scaled(problem, multi_task_vector(problem), [self.alpha])
@@ -279,7 +283,7 @@ def half(tmp_path, monkeypatch):
     """A folder with somebody's method, which main.py finds."""
     (tmp_path / "half.py").write_text(HALF)
     monkeypatch.setattr(src.merging, "__path__", [*src.merging.__path__, str(tmp_path)])
-    monkeypatch.setattr(base, "METHODS", dict(base.METHODS))
+    monkeypatch.setattr(method_registry, "METHODS", dict(method_registry.METHODS))
     yield tmp_path
     sys.modules.pop("src.merging.half", None)
 
@@ -291,12 +295,12 @@ def test_a_method_is_one_file(place, half):
 
 
 def test_what_a_methods_file_says_makes_its_rows_and_the_names_of_its_results(place, half):
-    titles = [variant.title for variant in base.variants()]
+    titles = [variant.title for variant in method_registry.variants()]
     assert titles.index("a third of the sum") == titles.index("half of the sum") + 1
-    (row,) = [variant for variant in base.variants("merging") if variant.method == "half"]
+    (row,) = [variant for variant in method_registry.variants("merging") if variant.method == "half"]
     assert row.title == "half of the sum" and row.published_name("tall") is None
     run = replace(place.run, tasks=PAIRED)
-    other = next(variant for variant in base.variants() if variant.title == "a third of the sum")
+    other = next(variant for variant in method_registry.variants() if variant.title == "a third of the sum")
     written = [(variant, run.paths.result(merging.variant_result(run, variant))) for variant in (row, other)]
     assert written[0][1] != written[1][1] and not any(path.exists() for _, path in written)
     for variant, path in written:
@@ -318,6 +322,13 @@ def test_a_misused_option_of_somebodys_own_method_is_told_in_a_line(place, half,
         place.call(PAIR, "method=half", "method.alpha=2")
     assert ended.value.code == 2
     assert capsys.readouterr().err == "error: alpha: expected at most 1; got 2.0\n"
+
+
+@pytest.mark.parametrize("alpha, kind", [(13, ValueError), (14, FileNotFoundError), (15, FloatingPointError)])
+def test_an_error_of_the_methods_own_keeps_its_file_and_line(place, half, alpha, kind):
+    with pytest.raises(kind, match="the author's own fault") as raised:
+        place.call(PAIR, "method=half", f"method.alpha={alpha}")
+    assert "half.py" in str(raised.traceback[-1].path)
 
 
 def test_a_traceback_passes_hydra_too(place, half):
@@ -343,7 +354,7 @@ def test_the_list_of_methods_has_them_all_with_title_paper_and_options(half, cap
     main.main(["--methods"])
     told = capsys.readouterr().out
     blocks = [block.splitlines() for block in re.split(r"\n(?=\S)", told)]
-    methods = base.registered()
+    methods = method_registry.registered()
     assert len(methods) == len(blocks) >= 40 and "half" in {cls.name for cls in methods}
     for cls, (first, about, *options) in zip(methods, blocks, strict=True):
         paper = f", arXiv:{cls.paper}" if cls.paper else ""
@@ -503,7 +514,7 @@ def test_reproduce_expects_the_results_where_main_writes_them(place):
 def test_reproduce_takes_seeds_by_either_flag(place, capsys):
     for flag in ("--seed=7", "--seeds=7", "--seeds=7-7"):
         reproduce.main(["--dry-run", "--only", "merging", flag])
-        assert capsys.readouterr().out.count("seed=7") == len(base.variants("merging"))
+        assert capsys.readouterr().out.count("seed=7") == len(method_registry.variants("merging"))
     with pytest.raises(SystemExit):
         reproduce.main(["--seeds=a"])
     assert "expected numbers such as 1,2,5-7; got 'a'" in capsys.readouterr().err
@@ -594,7 +605,7 @@ def test_unknown_methods_keys_and_types_get_hydras_message(place, overrides, sai
         (["+encoders.letters=x.safetensors", "num_tasks=2"], "expected tasks among"),
         (["method=sum", "method.alphas=[]"], "at least one coefficient"),
         (["method=ties", "+search.kk=[1]"], "ties has no option kk; it has k, reduce, alphas"),
-        (["method=ties", "+search.k=[10,ten]"], "search.k: Value 'ten' of type 'str' could not be converted to Float"),
+        (["method=ties", "+search.k=[10,ten]"], "search.k: input should be a valid number"),
         (["method=ties", "+search.reduce=sum"], "search.reduce: expected a list of values, as in +search.k=[10,20]"),
         (["method=ties", "+search.k=[]"], "search.k: expected a list of values"),
         (["method=sum", "finetuning_mode=linear"], "python finetune.py"),

@@ -22,13 +22,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from src.linearize import LinearizedModel
 from src.merging import fisher as fisher_module
-from src.merging.base import METHODS, Drawn, Problem, Unlabelled, label, load_methods
+from src.merging.base import Drawn, Problem, Unlabelled
 from src.merging.emr import Emr, elected_vector, rescalers
 from src.merging.fisher import Fisher
 from src.merging.mag_masking import MagnitudePruning, magnitude_mask
 from src.merging.metagpt import MetaGPT, coefficients
 from src.merging.model_stock import ModelStock, interpolation, mean_cosine
 from src.merging.pcb import Pcb
+from src.merging.registry import METHODS, label, load_methods
 from src.merging.sparsify import (
     Breadcrumbs,
     Dare,

@@ -1,8 +1,9 @@
-"""Every command of PUBLISHED.md is one that its script takes: all are parsed, none is run."""
+"""Every command of README.md, docs/ and runs/ is one that its script takes: all are parsed, none is run."""
 
 import importlib
 import re
 import shlex
+from pathlib import Path
 
 import hydra
 import pytest
@@ -20,13 +21,29 @@ from src.datasets.prepare import prepare
 from src.experiments import reproduction
 from src.experiments.merging import take_options
 from src.merging import files as merging_files
-from src.merging.base import load_methods
+from src.merging.registry import load_methods
 from src.published import convert as converting
 from src.run import Run
 from src.runtime.paths import ROOT
 
-PAGE = (ROOT / "PUBLISHED.md").read_text(encoding="utf-8")
-COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL) for line in block.splitlines()]
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+RUNS = sorted((ROOT / "runs").glob("*.sh"))
+
+
+def commands_of(page: Path) -> list[str]:
+    """Those that start Python, without comments; of a shell file, for its usual arguments."""
+    text = page.read_text(encoding="utf-8")
+    if page.suffix == ".sh":
+        usual = dict(re.findall(r"^([A-Z]+)=\$\{\d:-(.*)\}$", text, re.MULTILINE))
+        text = re.sub(r'"?\$\{?([A-Z]+)\}?', lambda found: usual[found[1]], text.partition("\n\n")[2]).replace('"', "")
+    else:
+        text = "\n".join(re.findall(r"```sh\n(.*?)```", text, re.DOTALL))
+    lines = [shlex.join(shlex.split(line, comments=True)) for line in text.splitlines()]
+    return [line for line in lines if line.startswith(("python ", "torchrun "))]
+
+
+VISION = commands_of(ROOT / "docs" / "vision.md")
+COMMANDS = list(dict.fromkeys(line for page in (*PAGES, *RUNS) for line in commands_of(page)))
 
 
 class Parsed(Exception):
@@ -56,14 +73,15 @@ def test_a_command_parses(command, monkeypatch, capsys, tmp_path):
             with pytest.raises(Parsed):
                 converting.main(flags[1:])
         else:
-            assert flags[0] == "src.datasets"
-            assert datasets_command.parse(flags[1:])
+            assert (ROOT / f"{flags[0].replace('.', '/')}.py").exists() or flags[0] == "src.datasets"
+            assert flags[0] != "src.datasets" or datasets_command.parse(flags[1:])
     elif script == "merge_checkpoints.py":
         monkeypatch.setattr(merging_files, "merge_files", stopping_after(lambda **_: None))
         with pytest.raises(Parsed):
             importlib.import_module("merge_checkpoints").main(flags)
     elif script == "main.py":
-        compose(flags)
+        suites = compose(flags) if flags != ["--methods"] else set()
+        assert command not in VISION or suites == {"vision"}
     elif script == "reproduce.py":
         reproduce.main([*flags, "--dry-run", f"--results={tmp_path}"])
         assert "would run" in capsys.readouterr().out
@@ -75,8 +93,9 @@ def test_a_command_parses(command, monkeypatch, capsys, tmp_path):
             module.main(flags)
 
 
-def compose(flags: list[str]) -> None:
-    """What main.py would run: Hydra's configuration of every job of a sweep, completed."""
+def compose(flags: list[str]) -> set[str]:
+    """The suites of what main.py would run: Hydra's configuration of every job of a sweep, completed."""
+    suites = set()
     words = [word for word in flags if word != "--multirun"]
     if any(word.startswith("hydra/launcher=") for word in words):
         pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
@@ -90,13 +109,14 @@ def compose(flags: list[str]) -> None:
             cfg = hydra.compose("config", overrides=list(job), return_hydra_config=True)
             flags = OmegaConf.to_container(cfg, resolve=True)
             del flags["hydra"], flags["method"]
-            assert take_options(flags)[0].suite == "vision"
+            suites.add(take_options(flags)[0].suite)
+    return suites
 
 
 def test_the_page_has_commands_of_every_kind():
-    scripts = {word for command in COMMANDS for word in command.split() if word.endswith(".py")}
+    scripts = {word for command in VISION for word in command.split() if word.endswith(".py")}
     assert scripts >= {"finetune.py", "download_checkpoints.py", "main.py", "reproduce.py", "make_tables.py"}
-    assert all(command.startswith(("python ", "torchrun ")) for command in COMMANDS)
+    assert len(VISION) > 20 and len(RUNS) == 3 and all(len(commands_of(file)) > 8 for file in RUNS)
 
 
 def test_reproduce_adds_and_negates_the_tasks_of_the_papers():
@@ -127,7 +147,8 @@ def test_reproduce_merges_in_the_scope_that_is_asked_for(tmp_path, capsys):
 
 def test_the_data_set_of_the_page_is_one(tmp_path):
     """Its YAML, with folders of this machine in the place of the page's."""
-    (text,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
+    page = (ROOT / "docs" / "vision.md").read_text(encoding="utf-8")
+    (text,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
     vision_files.class_folders("shapes", tmp_path, {"train": 10, "test": 2}, ["circle", "square"])
     (tmp_path / "shapes.yaml").write_text(text.replace("/data/shapes", str(tmp_path)))
     facts, row = own.read(tmp_path / "shapes.yaml")

@@ -10,7 +10,7 @@ import main as merging
 from src import args as arguments
 from src import counterparts
 from src.datasets.vision import TASKS
-from src.merging.base import METHODS, load_methods
+from src.merging.registry import METHODS, load_methods
 
 EIGHT, TWENTY = TASKS[:8], TASKS
 PARSED: dict = {

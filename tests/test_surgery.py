@@ -17,7 +17,8 @@ from src.evaluation import Line, score, score_all
 from src.linearize import LinearizedModel
 from src.merging import surgery
 from src.merging.adaptation import NonFiniteLoss
-from src.merging.base import Merge, Method, Problem, Progress, load_methods
+from src.merging.base import Merge, Method, Problem, Progress
+from src.merging.registry import load_methods
 from src.merging.search import Searched
 from src.merging.surgery import Adapter, Surgery
 from src.merging.task_arithmetic import multi_task_vector
@@ -87,14 +88,14 @@ def test_it_is_the_loop_written_by_hand():
     start = small(steps=0).merge(given)
     found = small(steps=4, lr=0.05).merge(given)
     theta = merged_theta(given)
-    curve = found.adaptation["loss"]
+    curve = found.adaptation["curves"]
     for task in TASKS:
         down, up = (tensor.clone() for tensor in vars(start.adapters[task]).values())
         adams = Adam(0.05), Adam(0.05)
         for step in range(4):
             down.requires_grad_(), up.requires_grad_()
             loss = written_out(given, theta, task, down, up, step)
-            assert curve["tasks"][task][step] == pytest.approx(loss.item())
+            assert curve["loss"][task][step] == pytest.approx(loss.item())
             gradients = torch.autograd.grad(loss, (down, up))
             down, up = (adam.step(x, g) for adam, x, g in zip(adams, (down, up), gradients))
         torch.testing.assert_close(found.adapters[task].down, down)
@@ -117,7 +118,7 @@ def test_the_experts_own_model_needs_no_surgery():
     given = problem()
     alone = replace(given, finetuned={"b": given.finetuned["b"]})
     found = small(steps=3, lr=0.05, coefficient=1.0).merge(alone)
-    assert found.adaptation["loss"]["tasks"]["b"] == pytest.approx([0, 0, 0], abs=1e-12)
+    assert found.adaptation["curves"]["loss"]["b"] == pytest.approx([0, 0, 0], abs=1e-12)
 
 
 def test_the_best_correction_of_a_constant_bias_is_found():
@@ -127,7 +128,7 @@ def test_the_best_correction_of_a_constant_bias_is_found():
     end = {n: w + 1.0 if n == key else w for n, w in start.items()}
     given = replace(problem(), finetuned={"a": end})
     found = small(steps=400, lr=0.02, base="zeroshot", rank=8, batch_size=32).merge(given)
-    losses = found.adaptation["loss"]["tasks"]["a"]
+    losses = found.adaptation["curves"]["loss"]["a"]
     assert losses[0] == pytest.approx(1.0) and losses[-1] < 0.25
 
 
@@ -144,7 +145,7 @@ def test_a_tangent_model_has_its_features_corrected():
 
     f = linear({name: 0.3 * tau for name, tau in multi_task_vector(given).vector.items()})
     f_t = linear(given.vector("a").vector)
-    assert found.adaptation["loss"]["tasks"]["a"][0] == pytest.approx(float((f - f_t).abs().mean()))
+    assert found.adaptation["curves"]["loss"]["a"][0] == pytest.approx(float((f - f_t).abs().mean()))
 
 
 @dataclass
@@ -167,7 +168,7 @@ def test_a_base_with_a_model_for_each_task_is_corrected_in_each(monkeypatch):
     found = small(steps=2, lr=0.1).merge(given)
     assert found.storage_bits == 7 + 32 * 3 * 2 * 3 * D
     for task in TASKS:
-        assert found.adaptation["loss"]["tasks"][task] == pytest.approx([0, 0], abs=1e-12)
+        assert found.adaptation["curves"]["loss"][task] == pytest.approx([0, 0], abs=1e-12)
         torch.testing.assert_close(flat(found.vector(task, 1.0).vector), flat(given.vector(task).vector))
 
 
@@ -292,7 +293,7 @@ def test_a_killed_command_goes_on_writes_the_same_result_and_keeps_its_adapters(
     watched = whole["adaptation"]["watched"]
     assert watched["step"] == [0, 2, 4] and watched["phase"] == ["surgery"] * 3
     assert watched["accuracy"]["digits"][-1] == whole["val"]["accuracy"]["digits"][0]
-    assert whole["adaptation"]["entropy"] is whole["adaptation"]["lambda"] is whole["adaptation"]["mask"] is None
+    assert whole["adaptation"]["lambda"] is whole["adaptation"]["mask"] is None
     assert whole["storage"]["this"] == whole["storage"]["merged"] + 32 * 2 * 2 * 16 * 128
     with checkpoints.safe_open(tmp_path / "merged.digits.safetensors", framework="pt") as file:
         assert {"adapter.down", "adapter.up"} < set(file.keys())

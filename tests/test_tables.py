@@ -21,8 +21,8 @@ import synthetic_results
 import make_figures
 import make_tables
 from src.datasets import registry
-from src.merging import base
-from src.merging.base import Variant
+from src.merging.base import Method, Variant
+from src.merging.registry import METHODS, register
 from src.reporting import table as writing
 from src.reporting import tables
 from src.reporting.published import published, published_model, unseen_table
@@ -143,9 +143,9 @@ def test_one_seed_has_no_sd_and_the_design_seed_is_left_out(tmp_path):
 def mine():
     """A method that is registered here, with a variant."""
 
-    @base.register("mine", title="My method", paper="2401.00001", variants=(Variant("My second", {"twice": True}),))
+    @register("mine", title="My method", paper="2401.00001", variants=(Variant("My second", {"twice": True}),))
     @dataclass
-    class Mine(base.Method):
+    class Mine(Method):
         k: int = 10
         twice: bool = False
 
@@ -153,7 +153,7 @@ def mine():
             raise NotImplementedError
 
     yield Mine
-    del base.METHODS["mine"]
+    del METHODS["mine"]
 
 
 def write_merged(folder: Path, method: str, level: float, seed: int = 1, **fields) -> dict:
@@ -199,7 +199,7 @@ def test_a_method_that_is_no_longer_registered_keeps_its_row(tmp_path):
 
 def test_values_that_a_search_tried_are_in_the_name(tmp_path):
     write_merged(tmp_path, "sum", 0.7)
-    write_merged(tmp_path, "ties", 0.9, options=base.METHODS["ties"].defaults(), info={"search": {"k": [10, 20]}})
+    write_merged(tmp_path, "ties", 0.9, options=METHODS["ties"].defaults(), info={"search": {"k": [10, 20]}})
     made = table(Runs("mini", "ViT-Mini", tmp_path), "merging")
     assert "TIES, k=10|20" in names(made) and row(made, "TIES")[1] == "[75.1]"
 

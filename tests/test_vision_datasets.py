@@ -138,23 +138,54 @@ def test_mirrors(name, tmp_path):
     assert sorted(np.concatenate([found["train"], found["val"]])) == sorted(labels)
 
 
-@pytest.mark.parametrize(
-    ("name", "folder", "parts"),
-    [
-        ("DTD", "dtd", {"train": 2, "val": 1}),
-        ("SUN397", "sun397", {"train": 1, "val": 1}),
-        ("EuroSAT", "EuroSAT_splits", {"train": 2, "val": 1, "test": 1}),
-        ("ImageNet", "imagenet", {"train": 1, "val_in_folder": 1}),
-    ],
-)
-def test_folders_that_the_published_code_reads(name, folder, parts, tmp_path):
-    letters = {"SUN397": lambda c: f"{c[0]}_{c}", "ImageNet": lambda c: f"n{files.CLASSNAMES[name].index(c):08d}"}
-    keys = [letters.get(name, str)(classname).replace(" ", "_") for classname in files.CLASSNAMES[name]]
+def folder_names(name: str) -> list[str]:
+    """What the published code calls the folders of the classes, in the order of the labels."""
     if name == "EuroSAT":
-        keys = files.EUROSAT
-    elif name == "ImageNet":  # two classes of one name
-        keys = [f"n{1440764 + label:08d}" for label in range(1000)]
-    files.class_folders(name, tmp_path / folder, parts, keys)
+        return list(files.EUROSAT)
+    if name == "ImageNet":
+        return files.synsets()
+    return [(f"{c[0]}_{c}" if name == "SUN397" else c).replace(" ", "_") for c in files.CLASSNAMES[name]]
+
+
+IN_FOLDERS = [
+    ("DTD", "dtd", {"train": 2, "val": 1}),
+    ("SUN397", "sun397", {"train": 1, "val": 1}),
+    ("EuroSAT", "EuroSAT_splits", {"train": 2, "val": 1, "test": 1}),
+    ("ImageNet", "imagenet", {"train": 1, "val_in_folder": 1}),
+]
+
+
+@pytest.mark.parametrize(("name", "folder", "parts"), IN_FOLDERS)
+def test_class_folders_of_other_names_are_refused(name, folder, parts, tmp_path):
+    """By place in the alphabet 0, 1, 10, 11, 2, ... would give nearly every class another's name."""
+    numbered = [str(label) for label in range(len(files.CLASSNAMES[name]))]
+    files.class_folders(name, tmp_path / folder, parts, numbered)
+    with pytest.raises(DataError, match="expected folders named as the classes: .*, found .* others: 0, 1, "):
+        prepare(FACTS[name], tmp_path, "official", as_is=True)
+
+
+def test_numbered_folders_of_traffic_signs_have_five_digits(tmp_path):
+    files.OFFICIAL["GTSRB"](tmp_path)
+    for folder in sorted((tmp_path / "gtsrb/GTSRB/Training").iterdir()):
+        folder.rename(folder.with_name(str(int(folder.name))))
+    with pytest.raises(DataError, match="expected class folders 00000 to 00042, found others: 10, 11"):
+        prepare(FACTS["GTSRB"], tmp_path, "official", as_is=True)
+
+
+def test_class_folders_are_matched_by_name_not_by_place(tmp_path):
+    """Case and separators may differ, and with them the order: "sea-lake" stands behind "annualcrop"."""
+    spelt = [
+        f"{name.lower()[:3]}-{name.upper()[3:]}" if number % 2 else name for number, name in enumerate(files.EUROSAT)
+    ]
+    files.class_folders("EuroSAT", tmp_path / "EuroSAT_splits", {"train": 2, "val": 1, "test": 1}, spelt)
+    prepare(FACTS["EuroSAT"], tmp_path, "official", as_is=True)
+    check_images("EuroSAT", tmp_path)
+    assert sorted(spelt) != spelt
+
+
+@pytest.mark.parametrize(("name", "folder", "parts"), IN_FOLDERS)
+def test_folders_that_the_published_code_reads(name, folder, parts, tmp_path):
+    files.class_folders(name, tmp_path / folder, parts, folder_names(name))
     prepare(FACTS[name], tmp_path, "official", as_is=True)
     found = check_images(name, tmp_path)
     if name == "EuroSAT":
@@ -333,15 +364,6 @@ def test_a_few_leaks_are_told_and_more_are_refused(part, refused, tmp_path, monk
     else:
         record = _prepare_counted(FACTS["DTD"], tmp_path, "official")
         assert record.published and record.remarks == ["50 images stand in two splits"]
-
-
-@pytest.mark.parametrize(("name", "folder"), [("DTD", "dtd"), ("SUN397", "sun397")])
-def test_class_folders_of_other_names_are_refused(name, folder, tmp_path):
-    """As many as there should be, so that only their names tell that labels would be others."""
-    keys = [f"z{index:03d}" for index in range(len(files.CLASSNAMES[name]))]
-    files.class_folders(name, tmp_path / folder, {"train": 1, "val": 1}, keys)
-    with pytest.raises(DataError, match="expected folders named .*, found z000"):
-        prepare(FACTS[name], tmp_path, "official", as_is=True)
 
 
 def test_a_record_survives_what_is_stopped_and_a_network_that_fails(tmp_path, fake_hub, monkeypatch):

@@ -24,11 +24,12 @@ from merging_problems import (
 from omegaconf import OmegaConf
 
 from src.args import shared_flags
-from src.merging import base
-from src.merging.base import Affine, Drawn, Merge, Method, Problem, Scaled, load_methods, register, scaled
+from src.merging import registry
+from src.merging.base import Affine, Drawn, Merge, Method, Problem, Scaled, scaled
 from src.merging.consensus import Consensus
 from src.merging.lines import BETAS, Lines, depths
 from src.merging.matrices import Deltas, Matrix
+from src.merging.registry import load_methods, register
 from src.merging.svc import SingularValueCalibration, responses
 from src.merging.task_arithmetic import Average, multi_task_vector
 from src.merging.ties import Ties, ties_vector
@@ -263,8 +264,8 @@ class Shaken(Method):
 @pytest.fixture
 def shaken(monkeypatch):
     load_methods()
-    monkeypatch.setattr(base, "METHODS", dict(base.METHODS))
-    monkeypatch.setattr("src.merging.wrapped.METHODS", base.METHODS)
+    monkeypatch.setattr(registry, "METHODS", dict(registry.METHODS))
+    monkeypatch.setattr("src.merging.wrapped.METHODS", registry.METHODS)
     register("shaken")(Shaken)
 
 
@@ -301,7 +302,7 @@ def test_options_of_a_base_are_given_on_the_command_line():
         method = OmegaConf.to_object(hydra.compose("config", overrides=overrides).method)
     assert method == Lines(base="ties", base_options={"k": 10})
     assert method.base_method() == Ties(k=10.0)
-    assert base.label(method) == "lines_base=ties_base_options=-k-10-"
+    assert registry.label(method) == "lines_base=ties_base_options=-k-10-"
 
 
 @pytest.mark.parametrize("wrapper", [Lines, SVC])

@@ -20,6 +20,8 @@ from scipy.io import savemat
 
 from src.datasets.classnames import CLASSNAMES
 from src.datasets.hub import Snapshot
+from src.datasets.official import imagenet_synsets
+from src.datasets.vision import EUROSAT_FOLDERS as EUROSAT
 from src.datasets.vision import FACTS
 
 STEP = 25  # between the colours of two labels: far more than JPEG loses
@@ -93,11 +95,6 @@ def dtd(root: Path) -> None:
             lines.append(f"{folder}/{folder}_{part}.jpg")
             put(base / "images" / lines[-1], encoded(label))
         put(base / "labels" / f"{part}.txt", "\n".join(lines) + "\n")
-
-
-EUROSAT = (
-    "AnnualCrop Forest HerbaceousVegetation Highway Industrial Pasture PermanentCrop Residential River SeaLake".split()
-)
 
 
 def eurosat(root: Path) -> None:
@@ -276,8 +273,11 @@ def rendered_sst2(root: Path) -> None:
 
 
 def imagenet(root: Path) -> None:
-    folders = [f"n{1440764 + 7 * label:08d}" for label in range(1000)]
-    class_folders("ImageNet", root / "imagenet", {"train": 1, "val": 1}, folders, "JPEG")
+    class_folders("ImageNet", root / "imagenet", {"train": 1, "val": 1}, synsets(), "JPEG")
+
+
+def synsets() -> list[str]:
+    return [name for (name,) in imagenet_synsets()]
 
 
 OFFICIAL: dict[str, Callable[[Path], None]] = {

@@ -16,13 +16,29 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from typing_extensions import TypedDict
 
-from src.records import ErrorGrid
+from src.runtime.messages import NotFinite
 from src.tensors import check_same
 
 SEARCH_BOX = 1.0  # the red box of Figures 3, 9, 10: where the papers look for coefficients, both ways from θ0
 Alphas = Sequence[float] | np.ndarray
 GRID_ELEMENTS = 1 << 22  # logits held at once while a grid is swept
+
+
+class ErrorGrid(TypedDict):
+    """ξ of a pair of tasks, (alphas of the first, alphas of the second), and its mean for |α| <= box.
+
+    terms: of each task; error: their sum.
+    """
+
+    tasks: Sequence[str]
+    samples: Sequence[int]
+    alphas: Sequence[float]
+    error: Sequence[Sequence[float]]
+    terms: Sequence[Sequence[Sequence[float]]]
+    box: float
+    box_mean: float
 
 
 @dataclass(frozen=True)
@@ -65,7 +81,7 @@ class Disentanglement:
         return {
             "tasks": [term.task for term in self.terms],
             "samples": [term.samples for term in self.terms],
-            "alphas": [[float(alpha) for alpha in self.alphas]] * 2,  # of task 1, of task 2
+            "alphas": [float(alpha) for alpha in self.alphas],
             "error": self.error.tolist(),
             "terms": [term.disagreement.tolist() for term in self.terms],
             "box": SEARCH_BOX,
@@ -80,7 +96,7 @@ def _check_index(index: int) -> None:
 
 def _require_finite(features: Tensor, task: str, where: str) -> None:
     if not features.isfinite().all():
-        raise FloatingPointError(f"the features of {task} are not finite at {where}")
+        raise NotFinite(f"the features of {task} are not finite at {where}")
 
 
 @torch.no_grad()

@@ -26,7 +26,7 @@ from src.datasets.examples import CorruptImage, DataError, Subset, digest
 from src.runtime.distributed import cores
 from src.runtime.files import replacing
 
-FORMAT = 1
+FORMAT = 2  # 1: 16-bit images were clipped
 BLOCK = 256  # images decoded before they are written: bounds the memory, keeps the threads busy
 SHOWN = 10  # names of corrupt images in a message
 Crop = Callable[[Image.Image], np.ndarray]

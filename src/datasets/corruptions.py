@@ -98,7 +98,7 @@ def contrast(image: np.ndarray, rng: np.random.Generator, scale: float) -> np.nd
 def jpeg_compression(image: np.ndarray, rng: np.random.Generator, quality: int) -> np.ndarray:
     file = io.BytesIO()
     Image.fromarray(image).save(file, "JPEG", quality=quality)
-    return np.asarray(Image.open(file))
+    return np.asarray(Image.open(file, formats=("JPEG",)))
 
 
 @dataclass(frozen=True)

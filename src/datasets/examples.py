@@ -3,6 +3,8 @@
 import hashlib
 import io
 import os
+import re
+import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +13,10 @@ import numpy as np
 from PIL import Image
 
 from src.datasets.base import FileExamples
+from src.runtime.messages import UserError
 
 
-class DataError(RuntimeError):
+class DataError(UserError, RuntimeError):
     """Data that cannot be used; the message says what was expected, what was found and what mends it."""
 
 
@@ -36,13 +39,48 @@ class CorruptImage(DataError):
         return cls(f"corrupt image {name}: {reason}")
 
 
+# The formats of the sets. Of all others, whatever a file is called, Pillow's readers stay out of reach: that of EPS
+# starts Ghostscript, which runs the program that such a file is.
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
+MAX_PIXELS = 89_478_485  # beyond them Pillow warns; decoded they take 270 MB
+WIDE = 257  # 65535 / 255: from 16 bits to 8
+
+
 def decode(source: str | bytes, name: str) -> Image.Image:
-    """The image in a file, or in its bytes, as RGB."""
+    """The image in a file, or in its bytes, as RGB; 16-bit grey is scaled to 8 bits, and EXIF turns nothing.
+
+    Raises CorruptImage for what is no image of FORMATS, is cut short, has more than MAX_PIXELS, or has pixels without
+    an agreed range (floating point, 32-bit integers).
+    """
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-            return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # all that Pillow raises
-        raise CorruptImage.of(name, error) from error
+        if not isinstance(source, bytes) and not stat.S_ISREG(os.stat(source).st_mode):
+            raise OSError("no regular file")  # a pipe would be waited for without end
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(f"{image.width} x {image.height} pixels, expected at most {MAX_PIXELS}")
+            return _eight_bits(image).convert("RGB")
+    except Exception as error:  # Pillow promises no types; damaged files raise a dozen of them
+        raise CorruptImage.of(name, error or type(error).__name__) from error
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """The image with at most 8 bits a channel; Pillow's own `convert` clips what is more to white."""
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        wide = np.asarray(image).astype(np.uint32)
+        return Image.fromarray(((wide + WIDE // 2) // WIDE).clip(max=255).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"pixels of mode {image.mode}, which have no agreed range; save it with 8 or 16 bits")
+    return image
+
+
+def printable(path: str | Path) -> str:
+    """A path in a message; bytes of a name that are no UTF-8 stand there as they are written in Python."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def plain(name: str) -> str:
+    """The name of a class without case and separators, by which spellings of it are matched."""
+    return re.sub(r"[\W_]", "", name.lower())
 
 
 @dataclass(frozen=True)
@@ -64,10 +102,12 @@ class Files:
         return decode(self.paths[index], self.name(index))
 
     def name(self, index: int) -> str:
-        return self.paths[index]
+        return printable(self.paths[index])
 
     def raw(self, index: int) -> bytes:
         try:
+            if not os.path.isfile(self.paths[index]):
+                raise OSError("no regular file")
             return Path(self.paths[index]).read_bytes()
         except OSError as error:
             raise CorruptImage.of(self.name(index), error) from error
@@ -141,7 +181,7 @@ def digest(parts: Iterable[str | bytes]) -> str:
     """A hash of the parts in their order."""
     total = hashlib.sha256()
     for part in parts:
-        part = part.encode() if isinstance(part, str) else part
+        part = os.fsencode(part) if isinstance(part, str) else part  # names of files need not be UTF-8
         total.update(len(part).to_bytes(8, "little"))
         total.update(part)
     return total.hexdigest()

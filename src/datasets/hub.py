@@ -14,10 +14,12 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from pydantic import NonNegativeInt, TypeAdapter
+from typing_extensions import TypedDict  # Python's own does not serve pydantic before 3.12
 
 from src.datasets.download import TIMEOUT, require_room, set_aside
-from src.datasets.examples import BadFile, DataError, decode, digest
-from src.runtime.files import file_hash, replacing
+from src.datasets.examples import BadFile, DataError, decode, digest, plain
+from src.runtime.files import file_hash, read_json, replacing
 from src.runtime.paths import Places, from_root
 
 SAME_NAMES = 0.9  # share of the classes that a mirror must call as we do
@@ -64,13 +66,20 @@ class Mirror:
         return sorted(parquet or chosen, key=lambda file: [int(n) for n in re.findall(r"\d+", file)] + [file])
 
 
+class Fetched(TypedDict):
+    """size: in bytes. sha256: in hexadecimal digits, or None where the hub states none."""
+
+    size: NonNegativeInt
+    sha256: str | None
+
+
 @dataclass(frozen=True)
 class Snapshot:
     """What was fetched: files by their path in the repository."""
 
     repo: str
     revision: str
-    files: dict[str, dict]  # {"size": bytes, "sha256": hex or None where the hub states none}
+    files: dict[str, Fetched]
 
     @classmethod
     def read(cls, folder: Path) -> "Snapshot | None":
@@ -78,9 +87,14 @@ class Snapshot:
         if not path.exists():
             return None
         try:
-            return cls(**json.loads(path.read_text(encoding="utf-8")))
-        except (ValueError, TypeError) as error:
-            raise BadFile(path, "the record of a fetched snapshot", f"{error}; remove it and fetch again") from error
+            snapshot = TypeAdapter(cls).validate_python(read_json(path))
+            for file in snapshot.files:
+                if Path(file).is_absolute() or ".." in Path(file).parts:
+                    raise ValueError(f"a file outside of the folder, {file!r}")
+            return snapshot
+        except ValueError as error:
+            told = " ".join(str(error).splitlines()[:3])
+            raise BadFile(path, "the record of a fetched snapshot", f"{told}; remove it and fetch again") from error
 
     def write(self, folder: Path) -> None:
         with replacing(folder / "snapshot.json") as temporary:
@@ -97,7 +111,7 @@ class Snapshot:
         for file, facts in self.files.items():
             path = folder / file
             if path.exists():
-                found = {"size": path.stat().st_size, "sha256": facts["sha256"] and file_hash(path)}
+                found: Fetched = {"size": path.stat().st_size, "sha256": facts["sha256"] and file_hash(path)}
                 if found == facts:
                     continue
                 print(f"{path}: expected {facts}, found {found}; set aside as {set_aside(path).name}")
@@ -184,7 +198,9 @@ def _listing(mirror: Mirror, folder: Path) -> Snapshot:
             names = sum(chosen, []) + [name for name in ("classnames.txt",) if name in entries]
             stored = {name: entries[name].lfs for name in names}
             hashes = {name: lfs.sha256 if lfs else None for name, lfs in stored.items()}
-            files = {name: {"size": entries[name].size, "sha256": hashes[name]} for name in names}
+            files: dict[str, Fetched] = {
+                name: {"size": entries[name].size or 0, "sha256": hashes[name]} for name in names
+            }
             assert info.sha is not None  # the hub states it of every revision
             return Snapshot(mirror.repo, info.sha, files)
     raise DataError(
@@ -249,7 +265,8 @@ def read(mirror: Mirror, root: Path, part: str, classnames: tuple[str, ...]) -> 
     lacking = snapshot.missing(folder) if snapshot else ["snapshot.json"]
     if snapshot is None or lacking:
         raise DataError(f"{folder}: {len(lacking)} files are missing or cut short: {', '.join(lacking[:5])}")
-    files = mirror.select(list(snapshot.files), part)
+    if not (files := mirror.select(list(snapshot.files), part)):
+        raise BadFile(folder / "snapshot.json", f"files of the part {mirror.part(part)!r}", "none")
     table = _table([str(folder / file) for file in files], part, arrow_folder(root))
     from datasets import Image as ImageFeature  # after _table, which explains a wrong `datasets`
 
@@ -275,8 +292,13 @@ def read(mirror: Mirror, root: Path, part: str, classnames: tuple[str, ...]) -> 
         order = class_order(names, ours)
     labels = order[labels.astype(np.int64)] if len(order) else labels.astype(np.int64)
     rows, official = official_order(mirror, _file_names(table, mirror.image), labels, part)
+    try:
+        images = table.cast_column(mirror.image, ImageFeature(decode=False))
+        images[:1]
+    except Exception as error:  # as in _table
+        raise BadFile(folder / files[0], f"images in {mirror.image}", f"{table.features[mirror.image]}") from error
     found = Encoded(
-        table.cast_column(mirror.image, ImageFeature(decode=False)),
+        images,
         labels[rows],
         mirror.image,
         f"{mirror.repo}@{snapshot.revision}/{part}",
@@ -295,9 +317,9 @@ def class_order(theirs: list[str], ours: tuple[str, ...]) -> np.ndarray:
     """
     if not theirs or not ours:
         return np.empty(0, dtype=np.int64)
-    our_index = {_plain(name): index for index, name in enumerate(ours)}
-    same = [_plain(name) in our_index for name in theirs]
-    order = np.array([our_index.get(_plain(name), index) for index, name in enumerate(theirs)])
+    our_index = {plain(name): index for index, name in enumerate(ours)}
+    same = [plain(name) in our_index for name in theirs]
+    order = np.array([our_index.get(plain(name), index) for index, name in enumerate(theirs)])
     if len(theirs) != len(ours) or len(set(order.tolist())) != len(ours) or sum(same) < SAME_NAMES * len(ours):
         raise DataError(
             f"the mirror's classes do not fit: expected {len(ours)}: {', '.join(ours[:6])}, ...; "
@@ -309,7 +331,7 @@ def class_order(theirs: list[str], ours: tuple[str, ...]) -> np.ndarray:
 
 def check_longer_names(theirs: list[str], ours: tuple[str, ...]) -> None:
     """Raise DataError unless most of the mirror's names contain ours at the same place, and there are as many."""
-    same = sum(_plain(our) in _plain(their) for our, their in zip(ours, theirs))
+    same = sum(plain(our) in plain(their) for our, their in zip(ours, theirs))
     if theirs and (len(theirs) != len(ours) or same < len(ours) / 2):
         raise DataError(
             f"the mirror's classes do not fit: expected {len(ours)} in the order of {', '.join(ours[:4])}, ...; found "
@@ -334,8 +356,8 @@ def official_order(mirror: Mirror, names: list[str], labels: np.ndarray, part: s
     rows = np.arange(len(labels))
     if mirror.file_names and len(names) == len(labels) and all(re.fullmatch(mirror.file_names, n) for n in names):
         # The hub's ImageNet writes the class behind the name: n01440764_18_n01440764.JPEG
-        plain = [re.sub(r"_n\d{8}(?=\.)", "", name) for name in names]
-        keys = [(int(label) if mirror.by_class else 0, name) for label, name in zip(labels, plain)]
+        shorter = [re.sub(r"_n\d{8}(?=\.)", "", name) for name in names]
+        keys = [(int(label) if mirror.by_class else 0, name) for label, name in zip(labels, shorter)]
         if len(set(keys)) == len(keys):
             return np.array(sorted(rows, key=keys.__getitem__), dtype=np.int64), True
     first = labels[: len(mirror.first_labels)].tolist()
@@ -366,17 +388,13 @@ def elongation(image: np.ndarray) -> float:
     bright = image - image.min()
     if not bright.any():
         return 1.0
-    rows, columns = np.indices(image.shape)
+    rows, columns = np.arange(image.shape[0])[:, None], np.arange(image.shape[1])
 
     def variance(positions: np.ndarray) -> float:
-        mean = np.average(positions, weights=bright)
-        return float(np.average((positions - mean) ** 2, weights=bright))
+        mean = (positions * bright).sum() / bright.sum()
+        return float(((positions - mean) ** 2 * bright).sum() / bright.sum())
 
     return variance(rows) / max(variance(columns), 1e-9)
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[\W_]", "", name.lower())
 
 
 def _table(files: list[str], part: str, cache: Path):
@@ -385,7 +403,6 @@ def _table(files: list[str], part: str, cache: Path):
     The builders are used without `load_dataset`, which calls the hub to be counted even when all files are local.
     """
     try:
-        from datasets.exceptions import DatasetsError
         from datasets.packaged_modules.parquet.parquet import Parquet
         from datasets.packaged_modules.webdataset.webdataset import WebDataset
     except ImportError as error:
@@ -398,8 +415,8 @@ def _table(files: list[str], part: str, cache: Path):
         builder = kind(cache_dir=str(cache), data_files={part: files})
         builder.download_and_prepare()
         return builder.as_dataset(split=part)
-    except DatasetsError as error:
-        reason = error.__cause__ or error
-        raise BadFile(Path(files[0]).parent, f"whole files of {part}", f"{type(reason).__name__}: {reason}") from error
     except OSError as error:
         raise DataError(f"cannot make an Arrow copy of {files[0]} (it needs room in {cache}): {error}") from error
+    except Exception as error:  # Arrow and the builders promise no types
+        reason = f"{type(error).__name__}: {error.__cause__ or error}".splitlines()[0]
+        raise BadFile(Path(files[0]), f"whole {Path(files[0]).suffix[1:]} files", reason) from error

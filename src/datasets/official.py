@@ -8,19 +8,23 @@ archives at every start, and without executing a pickle; the rest is read here.
 
 import csv
 import gzip
-import re
+import math
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from PIL import Image
 
 from src.datasets.base import FileExamples
 from src.datasets.classnames import CLASSNAMES
-from src.datasets.examples import Arrays, BadFile, DataError, Files
+from src.datasets.examples import Arrays, BadFile, DataError, Files, plain
 from src.runtime.messages import few
+
+MAX_BYTES = 1 << 31  # of one array: the largest of the sets, SVHN's, has 225 MB
 
 
 @dataclass(frozen=True)
@@ -39,12 +43,11 @@ class Layout:
         return [need for need in self.needs if not any((base / f"{need}{end}").exists() for end in endings)]
 
 
-def class_folders(base: Path, part: str, classes: int, *, folders: dict[str, str], names: Sequence[str] = ()) -> Files:
-    """One folder of images for each class, in the order of their names.
+ClassFolders = Callable[[], Iterable[Sequence[str]]]  # the names that each class's folder may have, in label order
 
-    names: of the first folders, or of all. They may be spelt with an initial, as in a_abbey. Raises BadFile where fewer
-    than nine in ten are there in this order: labels are positions, so that others would stand for other classes.
-    """
+
+def class_folders(base: Path, part: str, classes: int, *, folders: dict[str, str], names: ClassFolders) -> Files:
+    """One folder of images for each class, in the order of their names; a label is that of the folder's name."""
     from torchvision.datasets import ImageFolder
 
     where = base / folders[part]
@@ -54,24 +57,22 @@ def class_folders(base: Path, part: str, classes: int, *, folders: dict[str, str
         raise BadFile(where, f"{classes} folders of images, one for each class", str(error)) from error
     if len(images.classes) != classes:  # labels are positions among the folders: one less would shift them all
         raise BadFile(where, f"{classes} class folders", f"{len(images.classes)}: {', '.join(images.classes[:5])}, ...")
-    if not same_names(images.classes, names):
-        raise BadFile(where, f"folders named {few(names)}", few(images.classes))
-    return Files.of(images.samples)
-
-
-def same_names(folders: Sequence[str], names: Sequence[str]) -> bool:
-    """Whether nine in ten folders are called as they should be, spelling of spaces and an initial aside."""
-
-    def plain(name: str) -> str:
-        return re.sub(r"[\W_]", "", name.lower())
-
-    same = sum(plain(name) in (plain(folder), plain(folder[1:])) for folder, name in zip(folders, names))
-    return same >= 0.9 * len(names)
+    expected = list(names())
+    label = {plain(name): label for label, spellings in enumerate(expected) for name in spellings}
+    labels = [label.get(plain(folder)) for folder in images.classes]
+    if strange := [folder for folder, label in zip(images.classes, labels) if label is None]:
+        first = [spellings[0] for spellings in expected]
+        raise BadFile(where, f"folders named as the classes: {few(first)}", f"{len(strange)} others: {few(strange)}")
+    if len(set(labels)) != classes:
+        raise BadFile(where, "a folder of each class", f"two of one class among {few(images.classes)}")
+    return Files.of((path, cast(int, labels[place])) for path, place in images.samples)
 
 
 def cars(base: Path, part: str, classes: int) -> Files:
     from torchvision.datasets import StanfordCars
 
+    for file in (base / "devkit/cars_meta.mat", base / "devkit/cars_train_annos.mat", *base.glob("*.mat")):
+        _check_mat(file)
     return Files.of(StanfordCars(str(base.parent), part)._samples)
 
 
@@ -86,7 +87,12 @@ def dtd(base: Path, part: str, classes: int) -> Files:
 def gtsrb(base: Path, part: str, classes: int) -> Files:
     from torchvision.datasets import GTSRB
 
-    return Files.of(GTSRB(str(base.parent), part)._samples)
+    samples = GTSRB(str(base.parent), part)._samples
+    if part == "train":  # torchvision counts the folders, whose names are the classes' numbers
+        names = {Path(path).parent.name: label for path, label in samples}
+        if strange := sorted(name for name, label in names.items() if not name.isdecimal() or int(name) != label):
+            raise BadFile(base, f"class folders 00000 to {classes - 1:05d}", f"others: {few(strange)}")
+    return Files.of(samples)
 
 
 def pets(base: Path, part: str, classes: int) -> Files:
@@ -158,18 +164,23 @@ def _idx(path: Path, dimensions: int) -> tuple[np.ndarray, Path]:
     """The bytes of an idx file as an array: magic 0 0 8 `dimensions`, big-endian sizes, uint8 data."""
     if not path.exists():
         path = path.with_name(f"{path.name}.gz")
+    start = 4 + 4 * dimensions
     try:
         with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
-            data = file.read()
-    except (gzip.BadGzipFile, EOFError) as error:
+            head = file.read(start)
+            if head[:4] != bytes((0, 0, 8, dimensions)) or len(head) < start:
+                raise BadFile(
+                    path, f"an idx file of bytes in {dimensions} dimensions", f"it starts with {head[:4].hex(' ')}"
+                )
+            shape = tuple(np.frombuffer(head, ">u4", dimensions, 4).tolist())
+            if (size := math.prod(shape)) > MAX_BYTES:
+                raise BadFile(path, f"at most {MAX_BYTES} bytes", f"a header of {shape}")
+            data = file.read(size + 1)  # no more, however much a small gzip file may unpack to
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise BadFile(path, "a whole gzip file", str(error)) from error
-    start = 4 + 4 * dimensions
-    if data[:4] != bytes((0, 0, 8, dimensions)) or len(data) < start:
-        raise BadFile(path, f"an idx file of bytes in {dimensions} dimensions", f"it starts with {data[:4].hex(' ')}")
-    shape = tuple(np.frombuffer(data, ">u4", dimensions, 4).tolist())
-    if len(data) - start != np.prod(shape, dtype=np.int64):
-        raise BadFile(path, f"{np.prod(shape, dtype=np.int64)} bytes for {shape}", f"{len(data) - start}")
-    return np.frombuffer(data, np.uint8, offset=start).reshape(shape), path
+    if len(data) != size:
+        raise BadFile(path, f"{size} bytes for {shape}", f"{'more' if len(data) > size else len(data)}")
+    return np.frombuffer(data, np.uint8).reshape(shape), path
 
 
 def svhn(base: Path, part: str, classes: int) -> Arrays:
@@ -185,11 +196,27 @@ def _mat(path: Path, name: str) -> np.ndarray:
     from scipy.io import loadmat
 
     try:
+        _check_mat(path)
         return loadmat(path, variable_names=[name])[name]
+    except (FileNotFoundError, BadFile):
+        raise
+    except Exception as error:  # SciPy promises no types
+        raise BadFile(path, f"a MATLAB 5 file with {name!r}", f"{type(error).__name__}: {error}") from error
+
+
+def _check_mat(path: Path) -> None:
+    """Raise BadFile for a file that promises arrays which no memory could hold; SciPy would make room for them."""
+    from scipy.io import whosmat
+
+    try:
+        arrays = whosmat(path)
     except FileNotFoundError:
         raise
-    except (ValueError, TypeError, KeyError, OSError, NotImplementedError) as error:
-        raise BadFile(path, f"a MATLAB 5 file with {name!r}", f"{type(error).__name__}: {error}") from error
+    except Exception as error:  # SciPy promises no types
+        raise BadFile(path, "a MATLAB 5 file", f"{type(error).__name__}: {error}") from error
+    for name, shape, _ in arrays:
+        if math.prod(map(int, shape)) > MAX_BYTES:
+            raise BadFile(path, f"at most {MAX_BYTES} numbers in {name!r}", f"a header of {shape}")
 
 
 def stl10(base: Path, part: str, classes: int) -> Arrays:
@@ -227,6 +254,7 @@ def _batch(path: Path, labels: str) -> tuple[np.ndarray, np.ndarray]:
 
 # Kaggle numbers the emotions angry, disgust, fear, happy, sad, surprise, neutral; the published loader, as every copy
 # in folders, numbers them by name: angry, disgust, fear, happy, neutral, sad, surprise.
+FER_USAGES = ("Training", "PublicTest", "PrivateTest")
 FER_ORDER = np.array((0, 1, 2, 3, 5, 6, 4))
 
 
@@ -239,13 +267,16 @@ def fer2013(base: Path, part: str, classes: int) -> Arrays:
         rows = csv.DictReader(file, skipinitialspace=True)
         if missing := {"emotion", "pixels", "Usage"} - {column.strip() for column in rows.fieldnames or ()}:
             raise BadFile(path, "columns emotion, pixels, Usage", f"no {', '.join(sorted(missing))}")
-        for line, row in enumerate(rows, start=2):
-            if row["Usage"] in usages:
-                try:
+        try:
+            for row in rows:
+                if row["Usage"] not in FER_USAGES:
+                    raise ValueError(f"Usage {row['Usage']}")
+                if row["Usage"] in usages:
                     pixels.append(np.array(row["pixels"].split(), dtype=np.uint8).reshape(48, 48))
                     labels.append(int(row["emotion"]))
-                except (ValueError, OverflowError) as error:
-                    raise BadFile(path, f"an emotion and {48 * 48} pixels in line {line}", str(error)) from error
+        except (ValueError, OverflowError, AttributeError, csv.Error) as error:
+            expected = f"an emotion, {48 * 48} pixels and a known Usage in line {rows.line_num}"
+            raise BadFile(path, expected, str(error)) from error
     if not pixels:
         raise BadFile(path, f"rows with Usage {' or '.join(usages)}", "none")
     return Arrays(np.stack(pixels), FER_ORDER[labels], (path,))
@@ -281,11 +312,14 @@ def pcam(base: Path, part: str, classes: int) -> Pcam:
     h5py = _h5py()
     try:
         with h5py.File(images) as x, h5py.File(labels) as y:
-            count, values = len(x["x"]), y["y"][:].reshape(-1).astype(np.int64)
-    except (OSError, KeyError) as error:
+            count = len(x["x"])
+            if y["y"].size != count:
+                raise BadFile(labels, f"{count} labels, as many as {images.name} has images", str(y["y"].size))
+            values = y["y"][:].reshape(-1).astype(np.int64)
+    except BadFile:
+        raise
+    except Exception as error:  # HDF5 promises no types
         raise BadFile(images, "whole HDF5 files with 'x' and 'y'", str(error)) from error
-    if count != len(values):
-        raise BadFile(labels, f"{count} labels, as many as {images.name} has images", str(len(values)))
     return Pcam(images, values)
 
 
@@ -312,10 +346,22 @@ def idx_layouts(*folders: str, train: str = "train", test: str = "t10k", first: 
     return tuple(Layout(folder, needs, read, gzipped=True) for folder in folders)
 
 
-def folder_layout(folder: str, names: Sequence[str] = (), **folders: str) -> Layout:
-    """`folders` says which folder holds which part: train="train", test="val". names: of the classes' folders."""
-    read = partial(class_folders, folders=folders, names=tuple(names))
+def folder_layout(folder: str, names: ClassFolders, **folders: str) -> Layout:
+    """`folders` says which folder holds which part: train="train", test="val"."""
+    read = partial(class_folders, folders=folders, names=names)
     return Layout(folder, tuple(folders.values()), read, tuple(folders))
+
+
+def named_as_classes(name: str) -> list[tuple[str, ...]]:
+    """Folders that are called as the classes of a set, or with the first letter before it, as SUN397 sorts them."""
+    return [(classname, f"{classname[0]} {classname}") for classname in CLASSNAMES[name]]
+
+
+def imagenet_synsets() -> list[tuple[str]]:
+    """WordNet's numbers of ImageNet's 1,000 classes."""
+    from timm.data import ImageNetInfo  # here: it takes torch
+
+    return [(synset,) for synset in ImageNetInfo("imagenet-1k").label_names()]
 
 
 def cifar_layout(folder: str, train: tuple[str, ...], test: tuple[str, ...], labels: str) -> Layout:

@@ -24,7 +24,7 @@ from typing import Any
 
 from src.datasets.base import Dataset
 from src.datasets.hub import Mirror
-from src.datasets.official import folder_layout
+from src.datasets.official import Layout, folder_layout
 from src.datasets.prepare import Facts, load
 from src.runtime.messages import UsageError
 from src.runtime.paths import from_root
@@ -58,15 +58,17 @@ def read(path: Path) -> tuple[Facts, Dataset]:
         raise UsageError(f"{path}: expected YAML, found {type(error).__name__}: {error}") from None
     _check(path, given)
     templates, name = tuple(given.get("templates", TEMPLATES)), path.stem
+    layouts: tuple[Layout, ...] = ()
+    mirror: Mirror | None = None
     if repo := given.get("hub"):
         columns = {key: given[key] for key in ("config", "image", "label", "train", "test") if key in given}
-        layouts, mirror = (), Mirror(repo, **columns)
+        mirror = Mirror(repo, **columns)
     else:
         parts = {part: from_root(Path(str(given[part])).expanduser()) for part in ("train", "test")}
         base = os.path.commonpath(parts.values())
         relative = {part: os.path.relpath(folder, base) for part, folder in parts.items()}
-        layouts, mirror = (folder_layout(base, **relative),), None
-    classnames = tuple(map(str, given.get("classnames") or _folders(path, parts["train"])))
+        layouts = (folder_layout(base, partial(_spellings, path, parts["train"]), **relative),)
+    classnames = tuple(map(str, given.get("classnames") or _words(_folders(path, parts["train"]))))
     facts = Facts(name, classnames, {}, layouts, mirror)
     about = {"licence": "not stated", "source": repo or given["train"]}
     return facts, Dataset(name, "vision", classnames, templates, partial(load, facts), given.get("epochs"), about=about)
@@ -87,8 +89,17 @@ def _check(path: Path, given: Any) -> None:
 
 
 def _folders(path: Path, train: Path) -> list[str]:
-    """Names of the class folders, as words."""
+    """Names of the class folders, in the order of the labels."""
     names = sorted(folder.name for folder in train.iterdir() if folder.is_dir()) if train.is_dir() else []
     if not names:
         raise UsageError(f"{path}: expected a folder of images for each class in {train}, found none")
-    return [name.replace("_", " ") for name in names]
+    return names
+
+
+def _words(folders: list[str]) -> list[str]:
+    return [name.replace("_", " ") for name in folders]
+
+
+def _spellings(path: Path, train: Path) -> list[tuple[str]]:
+    """The folders of every part are those of train."""
+    return [(name,) for name in _folders(path, train)]

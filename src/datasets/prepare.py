@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from pydantic import NonNegativeInt, TypeAdapter, ValidationError
+from typing_extensions import TypedDict  # Python's own does not serve pydantic before 3.12
 
 from src.datasets import hub
 from src.datasets.base import SPLITS, FileExamples, validation_indices
@@ -19,7 +21,7 @@ from src.datasets.classnames import CLASSNAMES
 from src.datasets.download import Download, remote_size, set_aside
 from src.datasets.examples import BadFile, DataError, Subset, digest
 from src.datasets.official import Layout
-from src.runtime.files import replacing
+from src.runtime.files import read_json, replacing
 from src.runtime.paths import ROOT
 
 DEFAULT_ROOT = ROOT / "data"
@@ -78,13 +80,17 @@ class Facts:
         base = root / layout.folder
         try:
             examples = layout.read(base, part, len(self.classnames))
-        except (OSError, ValueError, LookupError, TypeError) as error:
+        except DataError:
+            raise
+        except Exception as error:  # the libraries that read these files promise no types
             raise DataError(
                 f"{self.name}: cannot read the {part} part in {base}: {type(error).__name__}: {error}\n"
                 f"Remove that folder and run: {self.command(root)}"
             ) from error
         labels, classes = examples.labels, len(self.classnames)
-        if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
+        if not len(labels):
+            raise DataError(f"{self.name}: expected images of the {part} part in {base}, found none")
+        if not 0 <= labels.min() <= labels.max() < classes:
             raise DataError(f"{base}: expected labels 0 to {classes - 1}, found {labels.min()} to {labels.max()}")
         return examples
 
@@ -112,6 +118,13 @@ class Facts:
         return "\n".join(ways)
 
 
+class Piece(TypedDict):
+    """Which part a split is of, and which of its images; None: all of them."""
+
+    part: str
+    indices: list[NonNegativeInt] | None
+
+
 @dataclass(frozen=True)
 class Record:
     """What `prepare` found. `published`: the counts, and for guarded sets the leak check, are as they must be."""
@@ -120,8 +133,8 @@ class Record:
     source: str
     origin: str  # folder, or repository@revision
     published: bool
-    counts: dict[str, list[int]]  # images of each class in each part
-    splits: dict[str, dict]  # split -> {"part": ..., "indices": [...], or None for the whole part}
+    counts: dict[str, list[NonNegativeInt]]  # images of each class in each part
+    splits: dict[str, Piece]
     notes: list[str] = field(default_factory=list)
     # Why the validation images are not those that published checkpoints were not trained on; empty where they are.
     other_validation: str = ""
@@ -137,14 +150,38 @@ class Record:
     def read(cls, facts: Facts, root: Path) -> "Record":
         path = cls.path(root, facts.name)
         try:
-            record = cls(**json.loads(path.read_text(encoding="utf-8")))
+            record = TypeAdapter(cls).validate_python(read_json(path))
             if record.format != FORMAT:
                 raise ValueError(f"format {record.format}, expected {FORMAT}")
+            record.check(facts)
         except FileNotFoundError as error:
             raise DataError(f"{facts.name} is not prepared in {root}. Run: {facts.command(root)}") from error
-        except (ValueError, TypeError) as error:
-            raise DataError(f"{path} is damaged or of another version ({error}). Run: {facts.command(root)}") from error
+        except ValueError as error:
+            first = str(error).splitlines()
+            told = " ".join(first[1:3]) if isinstance(error, ValidationError) else first[0]
+            raise DataError(f"{path} is damaged or of another version ({told}). Run: {facts.command(root)}") from error
         return record
+
+    def check(self, facts: Facts) -> None:
+        """Raise ValueError for splits that are not of the counted images, or that share some."""
+        if self.source not in SOURCES:
+            raise ValueError(f"source {self.source}, expected one of {', '.join(SOURCES)}")
+        for part, counts in self.counts.items():
+            if len(counts) != len(facts.classnames):
+                raise ValueError(f"{len(counts)} counts of {part}, expected one for each of {len(facts.classnames)}")
+        used: dict[str, list[np.ndarray]] = {}
+        for split in SPLITS:
+            if split not in self.splits or self.splits[split]["part"] not in self.counts:
+                raise ValueError(f"expected a counted part for the split {split}, found none")
+            part, indices = self.splits[split]["part"], self.splits[split]["indices"]
+            total = sum(self.counts[part])
+            if indices is not None and not (indices and max(indices) < total):
+                raise ValueError(f"expected some of the {total} images of {part} in {split}, found none or others")
+            used.setdefault(part, []).append(np.arange(total) if indices is None else np.array(indices, dtype=np.int64))
+        for part, pieces in used.items():
+            every = np.concatenate(pieces)
+            if len(np.unique(every)) != len(every):
+                raise ValueError(f"images of {part} stand twice, or in two splits")
 
     def write(self, root: Path) -> None:
         with replacing(self.path(root, self.name)) as temporary:
@@ -247,8 +284,9 @@ def _checked(facts: Facts, root: Path, source: str, as_is: bool) -> Record:
             )
     order = digest([np.ascontiguousarray(parts[next(iter(parts))].labels, dtype=np.int64).tobytes()])
     other = other_validation(facts, source, parts, bool(wrong))
-    told = list(dict.fromkeys(remarks))
-    record = Record(facts.name, source, origin, not notes, counts, splits, notes, other, order, told)
+    record = Record(
+        facts.name, source, origin, not notes, counts, splits, notes, other, order, list(dict.fromkeys(remarks))
+    )
     record.write(root)
     return record
 
@@ -267,8 +305,9 @@ def other_validation(facts: Facts, source: str, parts: dict[str, FileExamples], 
     return f"the rows of {facts.mirror and facts.mirror.repo} are not known to stand in the official order"
 
 
-def split_size(counts: dict[str, list[int]], split: dict) -> int:
-    return sum(counts[split["part"]]) if split["indices"] is None else len(split["indices"])
+def split_size(counts: dict[str, list[int]], split: Piece) -> int:
+    indices = split["indices"]
+    return sum(counts[split["part"]]) if indices is None else len(indices)
 
 
 def _fetch(facts: Facts, root: Path, source: str) -> None:
@@ -280,7 +319,7 @@ def _fetch(facts: Facts, root: Path, source: str) -> None:
             download.fetch(root, facts.how_to_get(root))
 
 
-def cut(parts: dict[str, FileExamples], classes: int) -> dict[str, dict]:
+def cut(parts: dict[str, FileExamples], classes: int) -> dict[str, Piece]:
     """Which part, and which of its indices, each split is.
 
     Validation is cut from train as published (`validation_indices`), unless the set brings its own. A set that comes
@@ -309,7 +348,7 @@ def cut(parts: dict[str, FileExamples], classes: int) -> dict[str, dict]:
     }
 
 
-def find_leaks(parts: dict[str, FileExamples], splits: dict[str, dict]) -> list[tuple[str, str]]:
+def find_leaks(parts: dict[str, FileExamples], splits: dict[str, Piece]) -> list[tuple[str, str]]:
     """Pairs of names of images that have the same bytes and stand in two splits."""
     seen: dict[str, tuple[str, str]] = {}
     leaks = []
@@ -388,15 +427,24 @@ def state(facts: Facts, root: Path) -> dict[str, str]:
     """One row of the status table."""
     row = dict.fromkeys(("source", "train", "val", "test"), "") | {"name": facts.name}
     row["classes"] = str(len(facts.classnames))
-    try:
-        record = Record.read(facts, root)
-    except DataError:
-        there = [source for source in SOURCES if facts.origin(source, root)]
+    if Record.path(root, facts.name).exists():
+        try:
+            record = Record.read(facts, root)
+            origin = facts.origin(record.source, root)
+        except DataError as error:
+            row["state"] = f"damaged: {error}"
+            return row
+    else:
+        try:
+            there = [source for source in SOURCES if facts.origin(source, root)]
+        except DataError as error:
+            row["state"] = f"damaged: {error}"
+            return row
         row["state"] = f"{' and '.join(there)} files there; not prepared" if there else "absent"
         return row
     row |= {split: str(record.size(split)) for split in SPLITS}
     row["source"] = record.origin.partition("@")[0]
     row["state"] = "ready" if record.published else f"as is: {'; '.join(record.notes)}"
-    if facts.origin(record.source, root) != record.origin:
+    if origin != record.origin:
         row["state"] = "prepared, but its files are gone"
     return row

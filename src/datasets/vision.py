@@ -18,7 +18,14 @@ from src.datasets.classnames import CLASSNAMES
 from src.datasets.download import Download
 from src.datasets.fusion_bench import NAMES as FUSION_BENCH
 from src.datasets.hub import Mirror
-from src.datasets.official import Layout, cifar_layout, folder_layout, idx_layouts
+from src.datasets.official import (
+    Layout,
+    cifar_layout,
+    folder_layout,
+    idx_layouts,
+    imagenet_synsets,
+    named_as_classes,
+)
 from src.datasets.prepare import Facts, load
 from src.datasets.templates import TEMPLATES
 
@@ -47,6 +54,15 @@ def _each(images: int, classes: int) -> Sequence[int]:
     return [images] * classes
 
 
+EUROSAT_FOLDERS = (
+    "AnnualCrop Forest HerbaceousVegetation Highway Industrial Pasture PermanentCrop Residential River SeaLake".split()
+)
+
+
+def _eurosat_folders() -> list[tuple[str]]:
+    return [(name,) for name in EUROSAT_FOLDERS]
+
+
 ROBOTS = "https://www.robots.ox.ac.uk/~vgg/data"
 ERDA = "https://sid.erda.dk/public/archives/daaeac0d7ce1152aea9b61d9f1e19370"
 EUROSAT = "https://huggingface.co/datasets/torchgeo/eurosat/resolve/c877bcd43f099cd0196738f714544e355477f3fd"
@@ -56,11 +72,6 @@ EMNIST = Download(
 )
 EMNIST_FOLDERS = ("EMNIST/EMNIST/raw", "EMNIST/EMNIST/raw/gzip", "EMNIST/raw")
 EMNIST_PAGE = "https://www.nist.gov/itl/products-and-services/emnist-dataset"
-EUROSAT_FOLDERS = (
-    *("AnnualCrop", "Forest", "HerbaceousVegetation", "Highway", "Industrial", "Pasture", "PermanentCrop"),
-    *("Residential", "River", "SeaLake"),
-)
-FIRST_WORDNET = ("n01440764",)  # a tench; the others follow in the order of their numbers
 PCAM = {
     "camelyonpatch_level_2_split_train_x.h5": "1571f514728f59376b705fc836ff4b63",
     "camelyonpatch_level_2_split_train_y.h5": "35c2d7259d906cfc8143347bb8e05be7",
@@ -106,7 +117,7 @@ _TABLE = (
         test=_each(40, 47),
         layouts=(
             Layout("dtd/dtd", ("images", "labels/train1.txt", "labels/val1.txt", "labels/test1.txt"), official.dtd),
-            folder_layout("dtd", train="train", test="val", names=CLASSNAMES["DTD"]),
+            folder_layout("dtd", partial(named_as_classes, "DTD"), train="train", test="val"),
         ),
         downloads=_files("dtd", f"{ROBOTS}/dtd/download", {"dtd-r1.0.1.tar.gz": "fff73e5086ae6bdbea199a49dfb8a4c1"}),
         mirror=Mirror("tanganke/dtd", file_names=r"[a-z-]+_\d{4}\.jpg"),
@@ -122,8 +133,8 @@ _TABLE = (
         test=2700,
         other_parts={"val": 2700, "all": [3000, 3000, 3000, 2500, 2500, 2000, 2500, 3000, 2500, 3000]},
         layouts=(
-            folder_layout("EuroSAT_splits", train="train", val="val", test="test", names=EUROSAT_FOLDERS),
-            folder_layout("eurosat", all="2750", names=EUROSAT_FOLDERS),
+            folder_layout("EuroSAT_splits", _eurosat_folders, train="train", val="val", test="test"),
+            folder_layout("eurosat", _eurosat_folders, all="2750"),
         ),
         downloads=_files("eurosat", EUROSAT, {"EuroSAT.zip": "c8fa014336c82ac7804f0398fcb19387"}),
         mirror=Mirror("tanganke/eurosat"),
@@ -217,7 +228,7 @@ _TABLE = (
         train=_each(50, 397),
         test=_each(50, 397),
         layouts=(
-            folder_layout("sun397", train="train", test="val", names=CLASSNAMES["SUN397"]),
+            folder_layout("sun397", partial(named_as_classes, "SUN397"), train="train", test="val"),
             Layout("SUN397", ("Training_01.txt", "Testing_01.txt", "a"), official.sun397),
         ),
         by_hand="its server no longer has it",
@@ -428,8 +439,8 @@ _TABLE = (
         train=1281167,
         test=_each(50, 1000),
         layouts=(
-            folder_layout("imagenet", train="train", test="val_in_folder", names=FIRST_WORDNET),
-            folder_layout("imagenet", train="train", test="val", names=FIRST_WORDNET),
+            folder_layout("imagenet", imagenet_synsets, train="train", test="val_in_folder"),
+            folder_layout("imagenet", imagenet_synsets, train="train", test="val"),
         ),
         by_hand="it is given on request",
         mirror=Mirror(

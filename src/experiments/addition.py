@@ -1,16 +1,27 @@
 """Task addition: θ0 + α Σ τ_t (Ilharco et al., 2023, arXiv:2212.04089; Table 1 of arXiv:2305.12827)."""
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from src import store
 from src.datasets import loading
+from src.evaluation import Denominators
 from src.experiments.base import carry_out
+from src.experiments.numbers import Number, score_numbers
 from src.experiments.registry import ADDITION
 from src.merging.base import Scaled
 from src.merging.evaluate import evaluate_merge
 from src.ranges import check
 from src.records import Addition
 from src.run import Run
+
+Record = Addition
+
+
+def numbers(record: Record, suite: str) -> Iterator[Number]:
+    """The numbers of a record."""
+    return score_numbers(record, foreign=False)
 
 
 def coefficients(points: int) -> tuple[float, ...]:
@@ -25,7 +36,12 @@ def add(run: Run, mode: str, n_eval_points: int | None = None, overwrite: bool =
     """
     check(n_eval_points=n_eval_points)
     points = run.protocol.n_eval_points if n_eval_points is None else n_eval_points
-    record = carry_out(ADDITION, mode, run, {"n_eval_points": points}, lambda: _record(run, mode, points), overwrite)
+
+    def made_of() -> dict[str, str]:
+        return store.made_of(run, mode, run.tasks) | Denominators.made_of(run, mode, run.tasks)
+
+    options = {"n_eval_points": points}
+    record = carry_out(ADDITION, mode, run, options, lambda: _record(run, mode, points), overwrite, made_of)
     if record is None:
         return
     test = record["test"]

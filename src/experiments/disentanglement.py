@@ -1,7 +1,9 @@
 """Disentanglement error ξ(α1, α2) of pairs of tasks on a grid (Figures 3, 9, 10 of arXiv:2305.12827)."""
 
+import math
 from collections.abc import Iterator, Sequence
 from functools import partial
+from statistics import fmean as mean
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ import torch
 from src import store
 from src.analysis.disentanglement import (
     Disentanglement,
+    ErrorGrid,
     Term,
     WeightPlane,
     linear_term,
@@ -18,17 +21,41 @@ from src.analysis.disentanglement import (
 )
 from src.datasets import loading
 from src.experiments.base import carry_out
+from src.experiments.numbers import Number
 from src.experiments.registry import DISENTANGLEMENT
 from src.heads import get_classification_head
 from src.linearize import forward_and_jvp
 from src.modes import MODES
 from src.ranges import check
-from src.records import Disentanglement as DisentanglementRecord
+from src.records import Corrupted
 from src.run import Run
 from src.runtime.messages import UsageError
 from src.runtime.parallel import map_tasks
 
 Pair = tuple[str, str]
+
+
+class Record(Corrupted):
+    finetuning_mode: str
+    pairs: Sequence[ErrorGrid]
+
+
+def numbers(record: Record, suite: str) -> Iterator[Number]:
+    for pair in record["pairs"]:
+        yield Number("error_in_box", pair["box_mean"], "-".join(pair["tasks"]))
+        yield Number("error_outside_box", error_outside(pair), "-".join(pair["tasks"]))
+
+
+def error_outside(pair: ErrorGrid) -> float:
+    """The mean of ξ over the points of the grid outside the search box; nan where there are none."""
+    alphas, box = pair["alphas"], pair["box"] + 1e-9
+    outside = [
+        pair["error"][i][j]
+        for i, alpha1 in enumerate(alphas)
+        for j, alpha2 in enumerate(alphas)
+        if max(abs(alpha1), abs(alpha2)) > box
+    ]
+    return mean(outside) if outside else math.nan
 
 
 def measure_disentanglement(
@@ -55,7 +82,9 @@ def measure_disentanglement(
         "n_points": run.protocol.n_grid_points if n_points is None else n_points,
         "num_samples": run.protocol.grid_samples if num_samples is None else num_samples,
     }
-    record = carry_out(DISENTANGLEMENT, mode, run, options, lambda: _record(run, mode, **options), overwrite)
+    made_of = partial(store.made_of, run, mode, sorted({name for pair in options["pairs"] for name in pair}))
+    work = partial(_record, run, mode, **options)
+    record = carry_out(DISENTANGLEMENT, mode, run, options, work, overwrite, made_of)
     for pair in record["pairs"] if record else ():
         print(
             f"disentanglement {mode}: {'-'.join(pair['tasks'])} mean ξ in the box {pair['box_mean']:.3f} "
@@ -65,7 +94,7 @@ def measure_disentanglement(
 
 def _record(
     run: Run, mode: str, pairs: Sequence[Pair], range: tuple[float, float], n_points: int, num_samples: int | None
-) -> DisentanglementRecord:
+) -> Record:
     loading.examples(run, pairs[0][0], "test")  # mini's are drawn once, before the workers look for them
     alphas = np.linspace(*range, n_points)
     jobs = [(pair, own) for pair in pairs for own in (0, 1)]

@@ -9,7 +9,6 @@ from src.run import Run
 from src.runtime.distributed import World, launch, under_torchrun
 from src.runtime.loggers import Loggers
 from src.runtime.parallel import map_tasks
-from src.runtime.program import USER_ERRORS
 from src.training import Training, finetune, finetune_together
 
 
@@ -20,7 +19,7 @@ def finetune_tasks(
     training = Training.of(run, mode, loggers=Loggers(wandb, tensorboard), **flags)
     if under_torchrun() or training.world_size > 1 or run.jobs == 1:
         work = partial(_together, run, training, overwrite)
-        launch(work, run.device, training.world_size, USER_ERRORS)
+        launch(work, run.device, training.world_size)
         return
     store.write_pretrained(run)
     loading.examples(run, run.tasks[0], "train")  # mini's are drawn once, before the workers look for them

@@ -1,7 +1,8 @@
 """Merging by any method: choose on validation, read test once, and tell what it needs and costs."""
 
+import glob
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,26 +10,50 @@ from typing import Any, cast
 
 import torch
 
+from src import checkpoints, store
 from src.args import take_run
 from src.datasets import registry
 from src.evaluation import Denominators
+from src.experiments.base import unchanged
 from src.experiments.leaks import leaks_record
+from src.experiments.numbers import Number, score_numbers, summary_numbers
 from src.merging import names
-from src.merging.base import Affine, Drawn, Merge, Method, Problem, Progress, Scaled, Variant, label, states_of
+from src.merging.base import Affine, Drawn, Merge, Method, Problem, Progress, Scaled, Variant, states_of
 from src.merging.evaluate import evaluate_merge, evaluate_unseen
 from src.merging.geometry import vector_geometry
 from src.merging.problem import Source, export, read_problem, storage
+from src.merging.registry import label, variant_label
 from src.merging.search import Searched
 from src.merging.watch import Watch
 from src.modes import EVALUATED
-from src.published.export import FORMATS, export_for_others
+from src.published.export import FORMATS, export_for_others, files_for_others, merge_of
 from src.records import Adaptation, Merging, checked
 from src.run import Run, task_names
 from src.runtime import results
 from src.runtime.cost import measured
 from src.runtime.distributed import from_primary, is_primary
+from src.runtime.files import require_writable
+from src.runtime.locks import only_one
 from src.runtime.loggers import Logger, Loggers
 from src.runtime.messages import UsageError, nearest
+
+Record = Merging
+
+
+def numbers(record: Record, suite: str) -> Iterator[Number]:
+    foreign = bool(record["encoders"])
+    yield from score_numbers(record, foreign)
+    storage = record["storage"]
+    yield Number("storage", storage["this"])
+    yield Number("storage_merged", storage["merged"])
+    yield Number("storage_finetuned", storage["finetuned"])
+    if "cost" in record:
+        yield Number("merging_seconds", record["cost"]["seconds"])
+        yield Number("peak_memory", record["cost"]["peak_memory"])
+    if "unseen" in record:
+        unseen = record["unseen"]
+        yield from summary_numbers(unseen, unseen["tasks"], False, "unseen_")
+        yield from summary_numbers(unseen["zeroshot"], unseen["tasks"], False, "unseen_zeroshot_")
 
 
 @dataclass(frozen=True)
@@ -63,6 +88,9 @@ def take_options(flags: dict[str, Any]) -> tuple[Run, Options]:
 
     Raises UsageError for values that make no sense.
     """
+    for name in ("overwrite", "skip_corrupt", "wandb", "tensorboard"):
+        if not isinstance(flags[name], bool):
+            raise UsageError(f"{name}: expected true or false; got {flags[name]!r}")
     mode, named, count = flags.pop("finetuning_mode"), flags.pop("DATASETS") or flags["tasks"], flags.pop("num_tasks")
     if mode not in EVALUATED:
         raise UsageError(f"finetuning_mode: {mode!r} does not exist{nearest(mode, EVALUATED)} Known: {EVALUATED}")
@@ -79,7 +107,7 @@ def take_options(flags: dict[str, Any]) -> tuple[Run, Options]:
         source=Source(mode, flags["scope"], tuple(sorted(flags["encoders"].items()))),
         unseen=unseen_tasks(run, flags["unseen"]),
         search=_searched(flags["search"]),
-        output=Path(flags["output"]) if flags["output"] else None,
+        output=Path(flags["output"]).expanduser() if flags["output"] else None,
         format=flags["format"],
         loggers=Loggers(flags["wandb"], flags["tensorboard"]),
         overwrite=flags["overwrite"],
@@ -117,7 +145,7 @@ def result_name(run: Run, method: Method, options: Options) -> str:
 def variant_result(run: Run, variant: Variant, mode: str = "standard", unseen: tuple[str, ...] = ()) -> str:
     """The name of the result of a row of the tables."""
     folder = names.folder(run.suite, run.tasks, mode, "visual")
-    return f"{folder}/{names.unseen_label(variant.label, unseen)}"
+    return f"{folder}/{names.unseen_label(variant_label(variant), unseen)}"
 
 
 def _label(method: Method, options: Options) -> str:
@@ -126,15 +154,33 @@ def _label(method: Method, options: Options) -> str:
 
 def merge(run: Run, method: Method, options: Options) -> None:
     """Merge, evaluate, and write the record; skipped where the same is there, resumed where it was broken off."""
-    started = time.time()
-    source, search, named = options.source, dict(options.search), _label(method, options)
     name = result_name(run, method, options)
+    if _there(run, method, options, name):
+        return
+    target = run.paths.result(name)
+    require_writable(target)
+    if options.output:
+        check_output(run, options, _label(method, options))
+    with only_one(target):
+        if not _there(run, method, options, name):  # else another run made it meanwhile
+            _merge(run, method, options, name)
+
+
+def _there(run: Run, method: Method, options: Options, name: str) -> bool:
+    """Whether the same result is there and nothing is left to do, which is then told."""
+    states = states_of(run.paths.adaptation_state(name))
+    if options.overwrite or options.output or any(map(results.exists, states)):
+        return False
+    decisive, config = ("tasks", "method", "encoders", "search"), run.config(**_config(method, options))
+    return results.skip_existing(run.paths.result(name), config, decisive, _made_of(run, options))
+
+
+def _merge(run: Run, method: Method, options: Options, name: str) -> None:
+    started, before = time.time(), _made_of(run, options)
+    source, search, named = options.source, dict(options.search), _label(method, options)
     target, state = run.paths.result(name), run.paths.adaptation_state(name)
     states = states_of(state)
     config = run.config(**_config(method, options))
-    if not (options.overwrite or options.output or any(map(results.exists, states))):
-        if results.skip_existing(target, config, ("tasks", "method", "encoders", "search")):
-            return
     torch.manual_seed(run.seed)
     with closing(Logger(options.loggers, f"{run.model}-{named}", target.parent, config)) as logger:
         watched = run.paths.adaptation_state(f"{name}.watched")
@@ -149,6 +195,8 @@ def merge(run: Run, method: Method, options: Options) -> None:
             made = Searched.over(method, search, problem) if search else method.merge(problem)
     if options.unseen and made.per_task:
         raise UsageError(f"unseen: {method.name} makes a model for each merged task, and none for {options.unseen[0]}")
+    if options.output and options.format != FORMATS[0] and made.per_task:
+        raise UsageError(f"format: {method.name} makes a model for each task; format={options.format} has one")
     record: Merging = {
         **evaluate_merge(run, made, run.tasks, source.mode, fixed_settings(method, made)),
         **run.corruption_record(),
@@ -169,8 +217,9 @@ def merge(run: Run, method: Method, options: Options) -> None:
         record["unseen"] = evaluate_unseen(run, made, setting, options.unseen, source.mode)
     if options.output:
         record["output"] = from_primary(lambda: write_merged(run, options, problem, made, record))
-    results.write(target, record, config, started, lambda document: checked(document, Merging, target))
-    _write_vectors(run, problem, name, config, started, options.overwrite)
+    _write_vectors(run, problem, name, config, started, options.overwrite)  # first: a result says that all is there
+    made_of = unchanged(target, before, _made_of(run, options))
+    results.write(target, record, config, started, lambda document: checked(document, Merging, target), made_of)
     _remove(*states_of(state), watched)
     test = record["test"]
     print(
@@ -184,13 +233,35 @@ def write_merged(run: Run, options: Options, problem: Problem, made: Merge, reco
     """The files of `output=`, in the format that is asked for."""
     output = cast(Path, options.output)
     if options.format == FORMATS[0]:
-        return export(problem, made, record["chosen"], output)
-    if made.per_task:
-        raise UsageError(
-            f"format: {made.__class__.__name__} makes a model for each task; format={options.format} has one"
-        )
+        return export(problem, made, record["chosen"], output, record["label"])
     weights = problem.pretrained + made.vector(run.tasks[0], record["chosen"][run.tasks[0]])
     return export_for_others(run, weights, output, options.format, record)
+
+
+def check_output(run: Run, options: Options, named: str) -> None:
+    """Raise UsageError where `output` would replace another file than an earlier output of the same merge."""
+    output = cast(Path, options.output)
+    others = files_for_others(output, options.format)
+    files = others or [output, *output.parent.glob(f"{glob.escape(output.stem)}.*.safetensors")]
+    require_writable(files[0])
+    for path in files:
+        if not path.is_file():
+            continue
+        header = merge_of(files[0]) if others else checkpoints.header(path)
+        known = header.get("label") or header.get("task") or header.get("kind", "another file")
+        if (header.get("label"), header.get("tasks")) != (named, list(run.tasks)) and not (
+            options.overwrite and header.get("label")
+        ):
+            raise UsageError(
+                f"output: expected a name that is free, or an earlier output of this merge, found {path} "
+                f"({known}); name another, or remove it"
+            )
+
+
+def _made_of(run: Run, options: Options) -> dict[str, str]:
+    source, tasks = options.source, (*run.tasks, *options.unseen)
+    made = store.made_of(run, source.mode, tasks, dict(source.encoders))
+    return made | Denominators.made_of(run, source.mode, tasks)
 
 
 def fixed_settings(method: Method, made: Merge) -> dict[str, float]:

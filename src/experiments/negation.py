@@ -1,16 +1,76 @@
 """Task negation: θ0 − α τ_t forgets task t while the control set is kept (Table 2 of arXiv:2305.12827)."""
 
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, NotRequired
+
+from typing_extensions import TypedDict
 
 from src import store
 from src.datasets import loading
 from src.evaluation import ORIGIN, Line, mean, score_all, select_negation
 from src.experiments.addition import coefficients
 from src.experiments.base import carry_out
+from src.experiments.numbers import Number
 from src.experiments.registry import NEGATION, NEGATION_POINTS
 from src.ranges import check
-from src.records import Negation
+from src.records import Bits, Corrupted
 from src.run import Run
+
+
+class NegatedCurves(TypedDict):
+    """Accuracy on the target and on the control set at each coefficient."""
+
+    target: Sequence[float]
+    control: Sequence[float]
+
+
+class NegatedBits(TypedDict):
+    target: Bits
+    control: Bits
+
+
+class NegatedScores(TypedDict):
+    target: float
+    control: float
+    correct: NotRequired[NegatedBits]
+
+
+class NegatedTask(TypedDict):
+    """alpha: chosen on validation, 0 where `control_kept` is false."""
+
+    alpha: float
+    control_kept: bool
+    val: NegatedCurves
+    test: NegatedScores
+
+
+class Record(Corrupted):
+    """control_threshold: the share of the control's accuracy to keep."""
+
+    finetuning_mode: str
+    control: str
+    control_threshold: float
+    coefs: Sequence[float]
+    pretrained_control: Mapping[str, float]  # by split
+    control_correct: NotRequired[Bits]
+    tasks: Mapping[str, NegatedTask]
+    mean_target: float
+    mean_control: float
+    n: Mapping[str, Mapping[str, int]]
+
+
+def numbers(record: Record, suite: str) -> Iterator[Number]:
+    for task, scores in record["tasks"].items():
+        yield Number("target_accuracy", scores["test"]["target"], task)
+        yield Number("control_accuracy", scores["test"]["control"], task)
+        yield Number("chosen", scores["alpha"], task)
+        yield Number("control_kept", scores["control_kept"], task)
+    yield Number("target_accuracy", record["mean_target"])
+    yield Number("control_accuracy", record["mean_control"])
+    yield Number("control_threshold", record["control_threshold"])
+    for split, accuracy in record["pretrained_control"].items():
+        yield Number("pretrained_control_accuracy", accuracy, split=split)
 
 
 def negate(
@@ -20,8 +80,15 @@ def negate(
     check(n_eval_points=n_eval_points, control_threshold=control_threshold)
     points = NEGATION_POINTS if n_eval_points is None else n_eval_points
     options = {"n_eval_points": points, "control_threshold": control_threshold}
+    made_of = partial(store.made_of, run, mode, (*run.tasks, run.control))
     record = carry_out(
-        NEGATION, mode, run, options, lambda: _record(run, mode, coefficients(points), control_threshold), overwrite
+        NEGATION,
+        mode,
+        run,
+        options,
+        lambda: _record(run, mode, coefficients(points), control_threshold),
+        overwrite,
+        made_of,
     )
     if record is None:
         return
@@ -35,7 +102,7 @@ def negate(
     )
 
 
-def _record(run: Run, mode: str, coefs: tuple[float, ...], threshold: float) -> Negation:
+def _record(run: Run, mode: str, coefs: tuple[float, ...], threshold: float) -> Record:
     control = run.control
     taus = {task: (-store.task_vector(run, task, mode)).vector for task in run.tasks}
     loading.examples(run, control, "test")  # mini's are drawn once, before the workers look for them

@@ -6,25 +6,74 @@ nor the numbers of samples and eigenfunctions, and no script was ever published.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, cast
 
 import numpy as np
 import torch
+from typing_extensions import TypedDict
 
 from src import store
 from src.analysis import ntk
 from src.checkpoints import VISUAL
 from src.datasets import loading
 from src.experiments.base import carry_out
+from src.experiments.numbers import Number
 from src.experiments.registry import NTK, NTK_RANKS, NTK_SAMPLES
 from src.heads import get_classification_head
 from src.ranges import check
-from src.records import Kernel, KernelPair, Spectrum
+from src.records import Corrupted, Grid
 from src.run import Run
 from src.runtime.messages import UsageError
 from src.runtime.parallel import map_tasks
+
+
+class Spectrum(TypedDict):
+    """Local energies of the leading eigenfunctions: group of images -> (ranks, images)."""
+
+    eigenvalues: Sequence[float]
+    counts: Sequence[int]
+    kept: Sequence[int]
+    share_of_trace: Sequence[float]
+    energy: Mapping[str, Grid]
+    ratio: Sequence[float | None]  # None: over no energy at all
+
+
+class HeldOutSpectrum(Spectrum):
+    """Of the kernel on the task alone, carried to other images by Nyström's formula."""
+
+    ratio_heldout: Sequence[float | None]
+
+
+class JointSpectrum(Spectrum):
+    """Of the kernel on task and control together."""
+
+    ratio_of_shuffled_labels: Sequence[float | None]
+    task_share: Sequence[float]
+
+
+class KernelPair(TypedDict):
+    """ranks: numbers of eigenfunctions, or shares of the trace."""
+
+    task: str
+    control: str
+    ranks: Sequence[int | float]
+    nystrom: HeldOutSpectrum
+    joint: JointSpectrum
+
+
+class Record(Corrupted):
+    reduction: str
+    num_samples: int
+    pairs: Sequence[KernelPair]
+
+
+def numbers(record: Record, suite: str) -> Iterator[Number]:
+    for pair in record["pairs"]:
+        name = f"{pair['task']}-{pair['control']}"
+        for rank, ratio in zip(pair["ranks"], pair["nystrom"]["ratio_heldout"], strict=True):
+            yield Number("energy_ratio", ratio, name, setting=rank)
 
 
 def localize_kernel(
@@ -51,7 +100,9 @@ def localize_kernel(
         "num_samples": num_samples,
         "ranks": tuple(ranks),
     }
-    record = carry_out(NTK, reduction, run, options, lambda: _record(run, **options, chunk_size=chunk_size), overwrite)
+    made_of = partial(store.made_of, run, "none", sorted({name for pair in options["pairs"] for name in pair}))
+    work = partial(_record, run, **options, chunk_size=chunk_size)
+    record = carry_out(NTK, reduction, run, options, work, overwrite, made_of)
     for pair in record["pairs"] if record else ():
         by_rank = zip(pair["ranks"], pair["nystrom"]["ratio_heldout"])
         ratios = ", ".join(f"{k}: {'none' if r is None else f'{r:.2f}'}" for k, r in by_rank)
@@ -65,7 +116,7 @@ def _record(
     num_samples: int,
     ranks: Sequence[int | float],
     chunk_size: int | None,
-) -> Kernel:
+) -> Record:
     loading.examples(run, pairs[0][0], "test")  # mini's are drawn once, before the workers look for them
     work = partial(
         localization, run=run, reduction=reduction, num_samples=num_samples, chunk_size=chunk_size, ranks=ranks

@@ -1,30 +1,36 @@
-"""The experiments: what their results are called, and the commands that make them.
+"""The experiments: what their results are called, the commands that make them, and the stage that runs them.
 
-To add one: a row here, a file beside this one that computes the record, and a script of docstring, flags and one call.
+To add one: a row here; a file beside this one, named as the row, with `Record` (the schema of its results), `numbers`
+(what they hold for tables) and the computation; and a script of docstring, flags and one call.
 """
 
 from dataclasses import dataclass
+from importlib import import_module
+from types import ModuleType
 
 from src.modes import EVALUATED, MODES
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """A row: `python <script>.py <flag>=<choice>` writes `<name>_<choice>.json`."""
+    """A row: `python <script>.py <flag>=<choice>` writes `<name>_<choice>.json`.
+
+    stage: of reproduce.py. benchmark: whether it is on the papers' first 8 tasks, in the place of all of the run's.
+    pairs: whether it is on pairs of tasks, so that --tasks says nothing to it. random_init: also on random weights.
+    """
 
     name: str
     script: str
     flag: str
     choices: tuple[str, ...]
+    stage: str
+    benchmark: bool = False
+    pairs: bool = False
+    random_init: bool = False
 
     def result(self, choice: str) -> str:
         """The name of a result, in the folder of a seed."""
         return f"{self.name}_{choice}"
-
-    @property
-    def schema(self) -> str:
-        """The name of its records' schema; see records.py."""
-        return self.name
 
     def command(self, choice: str, flags: str) -> str:
         """The command that makes a result; flags: those of a run."""
@@ -40,13 +46,19 @@ class SingleTask(Experiment):
 
 MODE = "--finetuning-mode"
 CONTROL = ("prepared", "always", "never")  # when single-task evaluation scores the control set too
-SINGLE_TASK = SingleTask("single_task", "eval_single_task", MODE, tuple(MODES))
-ADDITION = Experiment("addition", "eval_task_addition", MODE, EVALUATED)
-NEGATION = Experiment("negation", "eval_task_negation", MODE, EVALUATED)
-DISENTANGLEMENT = Experiment("disentanglement", "eval_disentanglement", MODE, EVALUATED)
+SINGLE_TASK = SingleTask("single_task", "eval_single_task", MODE, tuple(MODES), "single-task")
+ADDITION = Experiment("addition", "eval_task_addition", MODE, EVALUATED, "addition", benchmark=True)
+NEGATION = Experiment("negation", "eval_task_negation", MODE, EVALUATED, "negation", benchmark=True)
 NEGATION_POINTS = 21  # on mini too: every point costs a pass over the control set for each task
-NTK = Experiment("ntk", "eval_ntk_localization", "--reduction", ("trace", "sum"))
+DISENTANGLEMENT = Experiment("disentanglement", "eval_disentanglement", MODE, EVALUATED, "disentanglement", pairs=True)
+NTK = Experiment("ntk", "eval_ntk_localization", "--reduction", ("trace", "sum"), "ntk", pairs=True, random_init=True)
 NTK_RANKS = (5, 10, 20, 0.9)  # eigenfunctions, and with a point shares of the trace
 NTK_SAMPLES = 64
 
 EXPERIMENTS = {row.name: row for row in (SINGLE_TASK, ADDITION, NEGATION, DISENTANGLEMENT, NTK)}
+MERGING = "merging"  # of main.py, whose commands are not of this form
+
+
+def module(experiment: str) -> ModuleType:
+    """The file of an experiment: its `Record`, its `numbers`, and the computation. It imports torch."""
+    return import_module(f"src.experiments.{experiment}")

@@ -7,6 +7,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,18 +15,13 @@ import numpy as np
 from src.args import BOTH
 from src.datasets.registry import BENCHMARKS
 from src.experiments.merging import variant_result
-from src.experiments.registry import (
-    ADDITION,
-    DISENTANGLEMENT,
-    NEGATION,
-    NTK,
-    SINGLE_TASK,
-    Experiment,
-)
-from src.merging.base import METHODS, Variant, variants
+from src.experiments.registry import ADDITION, EXPERIMENTS, SINGLE_TASK, Experiment
+from src.merging.base import Variant
+from src.merging.registry import METHODS, variants
 from src.model_names import random_name
 from src.modes import EVALUATED, MODES, SCOPES, TRAINED
-from src.run import Corruption, Run
+from src.reporting.shipped import compared_with_shipped
+from src.run import Corruption, Run, override
 from src.runtime import results
 
 FINETUNE, MERGE = "finetune", "main"
@@ -81,6 +77,7 @@ def _fine_tune(run: Run) -> list[Command]:
 
 def _each(run: Run, experiment: Experiment, choices: Sequence[str] | None = None) -> list[Command]:
     """An experiment with every choice, or with those."""
+    run = _first_benchmark(run) if experiment.benchmark else run
     return [
         Command(
             experiment.script,
@@ -97,24 +94,14 @@ def _first_benchmark(run: Run) -> Run:
     return replace(run, tasks=run.tasks[: BENCHMARKS[0]])
 
 
-def _single_task(run: Run) -> list[Command]:
-    return _each(run, SINGLE_TASK)
+def _stages() -> list[Stage]:
+    """A stage of each experiment, which runs all its choices."""
+    return [Stage(row.stage, partial(_all_choices, experiment=row)) for row in EXPERIMENTS.values()]
 
 
-def _addition(run: Run) -> list[Command]:
-    return _each(_first_benchmark(run), ADDITION)
-
-
-def _negation(run: Run) -> list[Command]:
-    return _each(_first_benchmark(run), NEGATION)
-
-
-def _disentanglement(run: Run) -> list[Command]:
-    return _each(run, DISENTANGLEMENT)
-
-
-def _ntk(run: Run) -> list[Command]:
-    return [*_each(run, NTK), *_each(replace(run, model=random_name(run.model)), NTK)]
+def _all_choices(run: Run, experiment: Experiment) -> list[Command]:
+    runs = (run, replace(run, model=random_name(run.model))) if experiment.random_init else (run,)
+    return [command for each in runs for command in _each(each, experiment)]
 
 
 def _random_init(run: Run) -> list[Command]:
@@ -227,8 +214,8 @@ def _merge(
         flags.append(f"num_tasks={len(run.tasks)}")
     if mode != "standard":
         flags.append(f"finetuning_mode={mode}")
-    shared = (flag.removeprefix("--").split("=", 1) for flag in common_flags(run) if not flag.startswith("--tasks="))
-    flags += [f"{name.replace('-', '_')}={value}" for name, value in shared]
+    shared = (flag.removeprefix("--").partition("=") for flag in common_flags(run) if not flag.startswith("--tasks="))
+    flags += [override(name.replace("-", "_"), value or "True") for name, _, value in shared]
     return Command(MERGE, tuple(flags), (run.paths.result(variant_result(run, variant, mode, unseen)),))
 
 
@@ -262,6 +249,10 @@ def _figures(run: Run) -> list[Command]:
     return [Command("make_figures", _reported(run), (folder,)), *sheets]
 
 
+def _report(run: Run) -> list[Command]:
+    return [Command("make_report", _reported(run), (run.paths.report(),))]
+
+
 def _reported(run: Run) -> tuple[str, ...]:
     """The flags of the programs that read results alone."""
     return tuple(flag for flag in common_flags(run) if flag.startswith(("--model=", "--results=")))
@@ -274,19 +265,17 @@ def common_flags(run: Run) -> tuple[str, ...]:
         named["device"] = run.device
     if run.batch_size != Run.batch_size:
         named["eval_batch_size"] = run.batch_size
+    if run.jobs != Run.of(device=run.device).jobs:
+        named["jobs"] = run.jobs
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in named.items()]
     if run.tasks != run.suite_row.default:
         flags.append(f"--tasks={','.join(run.tasks)}")
-    return tuple(flags)
+    return (*flags, *(["--skip-corrupt"] if run.skip_corrupt else []))
 
 
 STAGES = (
     Stage("fine-tuning", _fine_tune),
-    Stage("single-task", _single_task),
-    Stage("addition", _addition),
-    Stage("negation", _negation),
-    Stage("disentanglement", _disentanglement),
-    Stage("ntk", _ntk),
+    *_stages(),
     Stage("merging", _merging),
     Stage("adaptation", _adaptation),
     Stage("random-init", _random_init),
@@ -299,7 +288,7 @@ STAGES = (
     Stage("robustness", _robustness, extended=True),
 )
 # Once, after the stages of every seed, from whatever results there are.
-REPORT = (Stage("tables", _tables), Stage("figures", _figures))
+REPORT = (Stage("tables", _tables), Stage("figures", _figures), Stage("report", _report))
 NAMES = tuple(stage.name for stage in (*STAGES, *REPORT))
 
 
@@ -312,7 +301,7 @@ def reproduce(
     scope: str = SCOPES[0],
     overwrite: bool = False,
 ) -> None:
-    """Run the stages of every seed, then tables and figures. only: names of stages.
+    """Run the stages of every seed, then tables, figures and the page. only: names of stages.
 
     scope: of the vectors that are merged, or "both", one after the other.
 
@@ -337,6 +326,8 @@ def reproduce(
     if not dry_run:
         minutes = (time.time() - began) / 60
         print(f"all stages finished in {minutes:.1f} minutes; results in {run.places.results / run.suite}")
+        if comparison := compared_with_shipped(run.suite, run.model, run.paths.results):
+            print(comparison)
 
 
 def _chosen(stages: tuple[Stage, ...], only: Sequence[str] | None, extended: bool) -> list[Stage]:
@@ -357,8 +348,6 @@ class Program:
         there = command.finished and not always and not self.overwrite
         if there and self.dry_run:
             print(f"  there already: {command}")
-            return False
-        if there and command.script == FINETUNE:
             return False
         if self.dry_run:
             print(f"  would run:     {command}")

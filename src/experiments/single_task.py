@@ -1,23 +1,52 @@
 """Accuracy of the pre-trained and of each fine-tuned encoder on its own task and on the control set."""
 
+import re
 import sys
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
 from src import checkpoints, store
 from src.datasets import loading, registry
 from src.evaluation import ORIGIN, Line, mean, score_all
 from src.experiments.base import carry_out
+from src.experiments.numbers import Number, by_task
 from src.experiments.published_accuracy import doubts
 from src.experiments.registry import CONTROL, SINGLE_TASK, Experiment
 from src.modes import MODES
-from src.records import SUFFIXES
+from src.records import SUFFIXES, Bits, Corrupted, single_task_accuracies
 from src.run import Run
 from src.runtime import results
 from src.runtime.messages import UsageError, few
 from src.tensors import difference
+
+
+class Record(Corrupted):
+    """See `single_task_accuracies` for the accuracies, whose keys are names of data sets.
+
+    losses, n: mean cross-entropy and number of images, by the keys of the accuracies.
+    correct: which test images are right, by data set; none for the control of several fine-tuned models.
+    control_per_task: split -> task -> what the task's fine-tuned model keeps on the control set.
+    no_control: why the control set was not scored; nothing where it was.
+    """
+
+    losses: Mapping[str, float]
+    n: Mapping[str, int]
+    control_per_task: Mapping[str, Mapping[str, float]]
+    no_control: NotRequired[str]
+    correct: NotRequired[Mapping[str, Bits]]
+
+
+def numbers(record: Record, suite: str) -> Iterator[Number]:
+    row = registry.suite(suite)
+    for split, accuracy in single_task_accuracies(record, (*registry.names(row), row.control)).items():
+        yield from by_task("accuracy", accuracy, accuracy, split)
+    for split, losses in single_task_accuracies(record["losses"], (*registry.names(row), row.control)).items():
+        yield from by_task("loss", losses, losses, split)
+    for split, control in record["control_per_task"].items():
+        yield from by_task("control_accuracy", control, control, split)
 
 
 def evaluate_single_tasks(
@@ -38,11 +67,13 @@ def evaluate_single_tasks(
     """
     if bool(encoder) != bool(name):
         raise UsageError("--encoder and --name go together: the second names the result")
-    experiment = _Named(name, SINGLE_TASK.script, SINGLE_TASK.flag, (mode,)) if name else SINGLE_TASK
+    if name and not re.fullmatch(r"\w[\w.+=-]*", name):
+        raise UsageError(f"--name: expected letters, digits and . _ + = -, for a file; got {name!r}")
+    experiment = _Named(**vars(SINGLE_TASK), file=name) if name else SINGLE_TASK
     options = {"encoder": encoder}
     path = run.paths.result(experiment.result(mode))
     if not overwrite and results.exists(path):
-        results.require_same(path, run.config(**options), options)
+        results.require_same(path, run.config(**options), options, _made_of(run, mode, encoder))
         earlier = results.read(path)
         there = _tasks_of(earlier, run)
         missing = [task for task in run.tasks if task not in there]
@@ -51,7 +82,8 @@ def evaluate_single_tasks(
             print(f"{path}: lacks {few(lacking)}; it is made anew with all of {len(there) + len(missing)} tasks")
         run, overwrite = replace(run, tasks=(*there, *missing)), bool(lacking)
     absent = "" if control == "always" else _no_control(run, control)
-    record = carry_out(experiment, mode, run, options, lambda: _record(run, mode, encoder, absent), overwrite)
+    made_of = partial(_made_of, run, mode, encoder)
+    record = carry_out(experiment, mode, run, options, lambda: _record(run, mode, encoder, absent), overwrite, made_of)
     if record is not None:
         accuracy = f"{run.control} {100 * record[run.control]:.1f} %" if run.control in record else f"control: {absent}"
         over = f"{100 * mean(record[task] for task in run.tasks):.1f} % over {len(run.tasks)} tasks"
@@ -67,21 +99,25 @@ def _no_control(run: Run, control: str) -> str:
     return "not asked for" if control == "never" else "not prepared"
 
 
+def _made_of(run: Run, mode: str, encoder: Path | None) -> dict[str, str]:
+    encoders = dict.fromkeys((*run.tasks, run.control), str(encoder)) if encoder else None
+    return store.made_of(run, mode, (*run.tasks, run.control), encoders)
+
+
 def _tasks_of(record: Mapping[str, Any], run: Run) -> tuple[str, ...]:
     """The tasks that a result has, in its own order."""
     config = record["provenance"]["config"]
     return tuple(config.get("tasks") or (task for task in registry.names(run.suite_row) if task in record))
 
 
+@dataclass(frozen=True)
 class _Named(Experiment):
-    """A result under a name of its own."""
+    """A result in a file of another name."""
+
+    file: str = ""
 
     def result(self, choice: str) -> str:
-        return self.name
-
-    @property
-    def schema(self) -> str:
-        return SINGLE_TASK.name
+        return self.file
 
 
 def _record(run: Run, mode: str, encoder: Path | None, no_control: str) -> dict[str, Any]:

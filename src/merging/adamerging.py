@@ -31,7 +31,8 @@ from src.merging.adaptation import (
     schedule,
     stacked,
 )
-from src.merging.base import Merge, Problem, Variant, register, scaled
+from src.merging.base import Merge, Problem, Variant, scaled
+from src.merging.registry import register
 from src.merging.ties import magnitude_threshold
 
 

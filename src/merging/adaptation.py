@@ -32,7 +32,7 @@ from src import checkpoints
 from src.merging.base import Method, Problem, Watchable
 from src.runtime import results
 from src.runtime.distributed import broadcast, from_primary, is_primary
-from src.runtime.messages import UsageError
+from src.runtime.messages import NotFinite, UsageError
 from src.runtime.signals import until_stopped
 from src.task_vectors import TaskVector
 from src.tensors import Weights
@@ -48,7 +48,7 @@ KEPT, KEPT_LAYERS = 200, 20  # most points of a curve in a result, and of λ by 
 Given = TypeVar("Given")
 
 
-class NonFiniteLoss(FloatingPointError):
+class NonFiniteLoss(NotFinite):
     """The entropy of a batch, or another loss, or what was learned from it, is no number."""
 
 
@@ -325,15 +325,11 @@ class Steps:
             "adapt_on": settings["adapt_on"],
             "variant": settings.get("variant"),
             "settings": settings,
-            "steps": dict(self.phases),
             "phases": [{"name": name, "steps": steps} for name, steps in self.phases.items()],
-            "entropy": None,
+            "curves": {name: curve for name, curve in self.curves.items() if name != "layers"},
             "lambda": None,
-            "lambda_curve": None,
             "lambda_layers_curve": None,
-            "density_curve": None,
             "mask": None,
-            self.loss: {"step": self.curves["step"], "tasks": self.curves[self.loss]},
         }
 
     def _first(self, phase: str) -> int:
@@ -376,6 +372,7 @@ class Steps:
 
     def _resume(self, path) -> None:
         state = checkpoints.Checkpoint(path, kind="adaptation state")
+        checkpoints.require(state, "settings", "phases", "step", "curves")
         now = self.settings | {"phases": self.phases}
         then = state.header["settings"] | {"phases": state.header["phases"]}
         if differing := [key for key in now | then if now.get(key) != then.get(key)]:
@@ -384,7 +381,7 @@ class Steps:
                 f"{path}: expected the state of a run with these settings, found {told}; "
                 "repeat the earlier settings, or start anew with overwrite=True"
             )
-        values = checkpoints.load_state(state, self.optimizers)["value"]
+        values = checkpoints.load_state(state, self.optimizers, {"value": self.tensors})["value"]
         with torch.no_grad():
             for name, tensor in self.tensors.items():
                 tensor.copy_(values[name])
@@ -426,7 +423,7 @@ class Adaptation(Steps):
         about, loss = {"norms of the task vectors": norms}, "entropy" if model.loss == "entropy" else "loss"
         super().__init__(problem, model.method, phases, tensors, optimizers, about, loss)
         self.curves |= {"lambda": {task: [] for task in problem.tasks}}
-        self.curves |= {"density": [], "layers": {"step": [], "values": []}}
+        self.curves |= {"layers": {"step": [], "values": []}} | ({"density": []} if mask else {})
         self.resume()
 
     def course(self, mask: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -437,9 +434,7 @@ class Adaptation(Steps):
                 "layers": names if values.shape[1] > 1 else None,
                 "values": values.tolist(),
             },
-            "lambda_curve": {"step": self.curves["step"], "tasks": self.curves["lambda"]},
             "lambda_layers_curve": self.curves["layers"] if values.shape[1] > 1 else None,  # (tasks, layers) each
-            "density_curve": {"step": self.curves["step"], "density": self.curves["density"]} if self.mask else None,
             "mask": mask,
         }
 

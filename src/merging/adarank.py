@@ -43,8 +43,9 @@ from src.merging.adaptation import (
     schedule,
     unmasked,
 )
-from src.merging.base import Merge, Problem, Variant, register, scaled
+from src.merging.base import Merge, Problem, Variant, scaled
 from src.merging.matrices import SVD, MatrixMethod, matrices_of, share, total
+from src.merging.registry import register
 from src.runtime.messages import UsageError
 
 STARTS = ("task_arithmetic", "cart")

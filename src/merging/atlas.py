@@ -23,7 +23,8 @@ from src.merging.adaptation import (
     given,
     schedule,
 )
-from src.merging.base import Merge, Problem, register
+from src.merging.base import Merge, Problem
+from src.merging.registry import register
 
 STEPS = 480
 

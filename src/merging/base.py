@@ -10,36 +10,28 @@ A method is one file in this folder, which carries everything that is to be know
         def merge(self, problem: Problem) -> Merge: ...
 
 The dataclass is the method's schema for Hydra, so a wrong name, key or type gets Hydra's own message. The words of
-`register` put the method into tables, figures and the stages of reproduce.py. Settings under a name of their own may
-go into config/method/<name>.yaml, which starts with `defaults: [<method>]`, or `[base_<method>]` under that name.
+`register` (registry.py) put the method into tables, figures and the stages of reproduce.py. Settings under a name of
+their own may go into config/method/<name>.yaml, which starts with `defaults: [<method>]`, or `[base_<method>]`.
 """
 
 import glob
-import importlib
-import pkgutil
-import re
-import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import torch
-from hydra.core.config_store import ConfigStore
 
 from src.checkpoints import VISUAL, CheckpointError
 from src.datasets.registry import Suite
 from src.evaluation import FeatureMap, Line
 from src.modes import SCOPES
-from src.runtime.messages import UsageError, few, nearest
-from src.runtime.paths import METHOD_CONFIGS
+from src.runtime.messages import UsageError, few
 from src.task_vectors import TaskVector
 from src.tensors import check_same, difference
 
-# What reproduce.py runs of the methods, by the words of `register`; see experiments/reproduction.py.
-STAGES = ("merging", "methods", "adaptation", "adaptation-more", "methods-adapting")
 ALPHAS = tuple(tenth / 10 for tenth in range(1, 11))  # the papers' coefficients of a merged vector
 
 Setting = Any  # what validation chooses among: a number, or a mapping of an option to its value
@@ -352,11 +344,6 @@ class Variant:
         return self.published.get(f"{paper}:{table}", self.published.get(paper))
 
     @property
-    def label(self) -> str:
-        """The name of its results; see `label`."""
-        return label(METHODS[self.method](**self.options))
-
-    @property
     def overrides(self) -> tuple[str, ...]:
         """How main.py is told of it."""
         return f"method={self.method}", *(f"method.{key}={value}" for key, value in self.options.items())
@@ -388,111 +375,3 @@ class Method(ABC):
             option.name: option.default_factory() if option.default_factory is not MISSING else option.default
             for option in fields(cast(Any, cls))
         }
-
-
-METHODS: dict[str, type[Method]] = {}  # by every spelling of `method=`; filled by `register`
-
-
-def register(
-    name: str,
-    *spellings: str,
-    title: str = "",
-    paper: str = "",
-    published: Mapping[str, str] | None = None,
-    stage: str | None = None,
-    needs: str = "weights",
-    after: str | None = None,
-    untuned: float | None = None,
-    compared: bool = False,
-    variants: Sequence[Variant] = (),
-) -> Callable[[type[Method]], type[Method]]:
-    """Make a dataclass known as `method=<name>`; a name with slashes is a folder of config/method/.
-
-    spellings: further ones of `method=`; results are called by the name.
-    title, published, stage, compared: as in Variant, of the method with its default options; variants: other options.
-    paper: its arXiv number. needs: "weights", or what else it takes. after: the method whose files it reads.
-    untuned: the published default of the coefficient that validation chooses, if there is one.
-    Raises TypeError when the class is no (non-frozen) dataclass with a `merge`, ValueError when a name or a title is
-    taken and for an unknown stage.
-    """
-
-    def decorate(cls: type[Method]) -> type[Method]:
-        if not (is_dataclass(cls) and issubclass(cls, Method)) or cls.__dataclass_params__.frozen:
-            raise TypeError(f"expected method {name!r} to be a non-frozen dataclass and a Method; got {cls}")
-        usual = Variant(title or name.replace("_", " "), {}, published or {}, stage, compared=compared)
-        cls.name, cls.title, cls.paper, cls.needs, cls.after = name, usual.title, paper, needs, after
-        cls.untuned = untuned
-        cls.variants = tuple(replace(v, method=name) for v in (usual, *variants))
-        for variant in cls.variants:
-            _check(variant, cls)
-        for spelling in (name, *spellings):
-            _store(spelling, cls, cls)
-        for variant in cls.variants:
-            if variant.spelling:
-                _store(variant.spelling, cls, cls(**variant.options))
-        return cls
-
-    return decorate
-
-
-def _check(variant: Variant, cls: type[Method]) -> None:
-    """Raise ValueError for a title that another method has, and for an unknown stage."""
-    if variant.stage not in (None, *STAGES):
-        raise ValueError(f"{cls}: stage {variant.stage!r} does not exist{nearest(variant.stage or '', STAGES)}")
-    others = {other for other in METHODS.values() if _identity(other) != _identity(cls)}
-    for other in others:
-        if variant.title in [row.title for row in other.variants]:
-            raise ValueError(f"two merging methods have the title {variant.title!r}: {other} and {cls}")
-
-
-def _identity(cls: type[Method]) -> tuple[str, str]:
-    """A class that is made twice, as by a module that is run and imported, is one method."""
-    return cls.__module__, cls.__qualname__
-
-
-def _store(spelling: str, cls: type[Method], node: Any) -> None:
-    taken = METHODS.setdefault(spelling, cls)
-    if _identity(taken) != _identity(cls):
-        raise ValueError(f"two merging methods are called {spelling!r}: {METHODS[spelling]} and {cls}")
-    group, _, option = f"method/{spelling}".rpartition("/")
-    has_yaml = (METHOD_CONFIGS / f"{spelling}.yaml").exists()  # takes the name, and builds on the schema
-    ConfigStore.instance().store(group=group, name=f"base_{option}" if has_yaml else option, node=node)
-
-
-def load_methods() -> None:
-    """Import every module of this folder; each registers its methods."""
-    package = importlib.import_module("src.merging")
-    for module in pkgutil.iter_modules(package.__path__, "src.merging."):
-        importlib.import_module(module.name)
-
-
-def registered() -> list[type[Method]]:
-    """Every method once, in the order of its paper: the order of the tables. Those without a paper come last."""
-    load_methods()
-    return sorted(dict.fromkeys(METHODS.values()), key=lambda cls: (cls.paper or "~", cls.__module__))
-
-
-def variants(stage: str | None = None) -> list[Variant]:
-    """The rows of the tables, in order; with a stage, those that it runs."""
-    rows = [variant for cls in registered() for variant in cls.variants]
-    return rows if stage is None else [variant for variant in rows if variant.stage == stage]
-
-
-def label(method: Method, search: Mapping[str, Sequence[Any]] | None = None) -> str:
-    """The method's name with the options that are not its defaults: `ties_k=10`; files by their name and a checksum.
-
-    search: the options that validation chooses among: `ties_search_k=10+20`.
-    """
-    changed = []
-    for option, default in method.defaults().items():
-        if (value := getattr(method, option)) != default:
-            changed.append(f"{option}={_text(value)}")
-    if search:
-        changed += ["search", *(f"{option}={'+'.join(map(_text, values))}" for option, values in search.items())]
-    return "_".join([method.name, *(re.sub(r"[^\w.=+-]+", "-", text) for text in changed)])
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, str) and "/" in value:
-        return f"{Path(value).stem}-{zlib.crc32(value.encode()):08x}"
-    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -39,8 +39,9 @@ from src.merging.adaptation import (
     given,
     schedule,
 )
-from src.merging.base import Drawn, Merge, Problem, Scaled, register, scaled
+from src.merging.base import Drawn, Merge, Problem, Scaled, scaled
 from src.merging.concrete_mask import FINAL, ConcreteMask, mean_of, rescaled
+from src.merging.registry import register
 
 
 @dataclass(frozen=True)

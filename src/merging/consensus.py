@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 
 import torch
 
-from src.merging.base import ALPHAS, Merge, Method, Problem, Variant, register, scaled
+from src.merging.base import ALPHAS, Merge, Method, Problem, Variant, scaled
 from src.merging.masked import Masks
+from src.merging.registry import register
 from src.merging.tall_mask import load_tall_masks, tau_mtl
 from src.runtime.messages import UsageError
 from src.task_vectors import Mask

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 import torch
 
 from src.merging.adaptation import check_choice
-from src.merging.base import Merge, Method, Problem, Setting, register
+from src.merging.base import Merge, Method, Problem, Setting
 from src.merging.masked import Masked
+from src.merging.registry import register
 from src.task_vectors import Mask, TaskVector
 
 RESCALE = ("global", "published")

@@ -10,8 +10,9 @@ import yaml
 from safetensors.torch import save_file
 
 from src.checkpoints import VISUAL
-from src.merging.base import METHODS, Merge, Method, Problem, label, load_methods
-from src.published.convert import HUGGING_FACE_FILE, read_weights
+from src.merging.base import Merge, Method, Problem
+from src.merging.registry import METHODS, label, load_methods
+from src.published.convert import HUGGING_FACE_FILE, read_weights, weights_file
 from src.runtime.files import file_hash, replacing
 from src.runtime.messages import CheckpointError, UsageError, nearest
 from src.tensors import Weights
@@ -53,6 +54,8 @@ def merge_files(
     chosen = method_of(method, options or {})
     if missing := [path for path in (pretrained, *files) if not path.exists()]:
         raise UsageError(f"expected files to merge, found none at {', '.join(map(str, missing))}")
+    for path in (pretrained, *files):
+        weights_file(path)
     if len({*files}) < len(files) or not files:
         raise UsageError("expected at least one fine-tuned model, and each once")
     start = _read(pretrained)
@@ -119,15 +122,12 @@ def _write(path: Path, weights: Mapping[str, torch.Tensor]) -> None:
 def _write_card(
     card: Path, output: Path, pretrained: Path, files: Sequence[Path], method: Method, setting: Any
 ) -> None:
-    def hashed(path: Path) -> str:
-        return file_hash(path / HUGGING_FACE_FILE if path.is_dir() else path)
-
     text = CARD.format(
         title=output.stem,
         command=f"merge_checkpoints.py --method={method.name}",
         pretrained=pretrained,
-        pretrained_hash=hashed(pretrained),
-        models="\n".join(f"- `{path}` (SHA-256 {hashed(path)})" for path in files),
+        pretrained_hash=file_hash(weights_file(pretrained)),
+        models="\n".join(f"- `{path}` (SHA-256 {file_hash(weights_file(path))})" for path in files),
         method=f"{method.title}, options {vars(method)}" if vars(method) else method.title,
         setting=setting,
     )

@@ -30,7 +30,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 from src.merging.adaptation import IMAGES, check_choice, check_least
-from src.merging.base import Merge, Method, Problem, register, scaled
+from src.merging.base import Merge, Method, Problem, scaled
+from src.merging.registry import register
 from src.runtime.messages import UsageError
 from src.runtime.seeds import event_seed
 from src.task_vectors import TaskVector

@@ -39,8 +39,9 @@ import torch
 from torch import Tensor
 
 from src.merging.adaptation import check_choice, check_least
-from src.merging.base import Merge, Problem, Variant, register, scaled
+from src.merging.base import Merge, Problem, Variant, scaled
 from src.merging.matrices import Deltas, MatrixMethod, NoDecomposition, map_matrices
+from src.merging.registry import register
 
 WUDI = "WUDI-Merging"  # the paper, as published_more.csv has it
 

@@ -19,7 +19,8 @@ import torch
 
 from src.checkpoints import VISUAL
 from src.merging.adaptation import check_choice
-from src.merging.base import Affine, Merge, Problem, Variant, register
+from src.merging.base import Affine, Merge, Problem, Variant
+from src.merging.registry import register
 from src.merging.task_arithmetic import multi_task_vector
 from src.merging.wrapped import Wrapper
 from src.runtime.messages import UsageError, few

@@ -12,8 +12,9 @@ and for each task a mask bit per weight and the weights that are kept, in fp32.
 
 from dataclasses import dataclass
 
-from src.merging.base import Merge, Method, Problem, Setting, register
+from src.merging.base import Merge, Method, Problem, Setting
 from src.merging.masked import Masked
+from src.merging.registry import register
 from src.merging.task_arithmetic import multi_task_vector
 from src.merging.ties import magnitude_threshold
 from src.task_vectors import Mask, TaskVector

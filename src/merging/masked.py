@@ -6,11 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from src import checkpoints
 from src.merging.base import Merge, Problem, Setting
 from src.merging.geometry import describe
 from src.published import convert
+from src.runtime.messages import MissingFile, few
 from src.task_vectors import Mask, TaskVector
+from src.tensors import check_same
 
 Masks = dict[str, Mask]  # of each task
 DOWNLOAD = "python download_checkpoints.py --model={} --kind=tall_masks --source=hub"
@@ -56,7 +60,7 @@ def save_masks(problem: Problem, name: str, masks: Masks, **about: Any) -> dict[
     """Keep masks on disk, one bit per weight and task; gives the file and its size in bits. about: for the header."""
     path = problem.masks_at(name)
     header = dict(model=problem.model, mode=problem.mode, seed=problem.seed, scope=problem.scope, method=name)
-    checkpoints.save_masks(path, _bits(masks), header | about)
+    checkpoints.save_masks(path, _bits(masks), header | {"made_of": _made_of(problem)} | about)
     return {"mask_file": path, "mask_file_bits": 8 * path.stat().st_size}
 
 
@@ -68,21 +72,40 @@ def load_masks(
     file: others in their place, which may be a published `.npy`. published: those to take where none were kept.
     Published masks are of all tensors; a problem of scope "visual" takes those of its own, which are the same: the
     others are never trained, so that nothing of them is masked.
-    Raises FileNotFoundError that tells the `command` which makes them, and CheckpointError, with both names, for masks
+    Raises MissingFile that tells the `command` which makes them, and CheckpointError, with both names, for masks
     of another model, mode or scope, or of other tasks.
     """
     own = Path(file) if file else problem.masks_at(name)
     path = published if published and published.is_file() and not file and not own.is_file() else own
     if not path.is_file():
         fetched = f", or fetch the published ones with: {DOWNLOAD.format(problem.model)}" if published else ""
-        raise FileNotFoundError(f"expected masks in {path}, found no file; make them with: {command}{fetched}")
-    if path.suffix == ".npy":
+        raise MissingFile(f"expected masks in {path}, found no file; make them with: {command}{fetched}")
+    of_all = path.suffix == ".npy"  # tensors, whatever the scope
+    if of_all:
         masks = convert.read_masks(path, like=problem.pretrained)
     else:
-        scope = None if checkpoints.header(path).get("scope") == "published" else problem.scope
+        header = checkpoints.header(path)
+        of_all = header.get("scope") == "published"
+        scope = None if of_all else problem.scope
         masks = checkpoints.load_masks(path, model=problem.model, mode=problem.mode, scope=scope)
+        then, now = header.get("made_of", {}), _made_of(problem)
+        if stale := [task for task in now if then.get(task, now[task]) != now[task]]:
+            raise checkpoints.CheckpointError(
+                f"{path}: expected masks of the checkpoints that are there, found those of others: {few(stale)} "
+                f"changed since; make them with: {command}"
+            )
     _check(path, "tasks", sorted(problem.tasks), sorted(masks))
-    return {task: Mask({key: masks[task][key] for key in problem.keys}) for task in problem.tasks}, path
+    like = {name: torch.empty(shape, device="meta") for name, shape in problem.shapes.items()}
+    for task in problem.tasks:
+        if of_all:
+            masks[task] = {key: mask for key, mask in masks[task].items() if key in problem.shapes}
+        check_same(like, masks[task], f"{path}: the task vectors and the masks", checkpoints.CheckpointError)
+    return {task: Mask(masks[task]) for task in problem.tasks}, path
+
+
+def _made_of(problem: Problem) -> dict[str, str]:
+    weights = {"theta0": problem.pretrained, **problem.finetuned}
+    return {name: checkpoints.known_fingerprint(of_task) for name, of_task in weights.items()}
 
 
 def _bits(masks: Masks) -> checkpoints.Masks:

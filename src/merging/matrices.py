@@ -36,7 +36,7 @@ from src.checkpoints import VISUAL
 from src.merging.adaptation import check_choice
 from src.merging.base import Method, Problem
 from src.modes import MODES
-from src.runtime.messages import UsageError, few
+from src.runtime.messages import NotFinite, UsageError, few
 from src.task_vectors import TaskVector
 
 BUDGET = 2**30  # bytes of decompositions that a problem keeps: all of ViT-B/32's at rank r/T
@@ -47,7 +47,7 @@ STACKED = "attn.in_proj_weight"
 IN_OUT = f"{VISUAL}proj"
 
 
-class NoDecomposition(FloatingPointError):
+class NoDecomposition(NotFinite):
     """A matrix without a singular value decomposition."""
 
 

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 import torch
 
-from src.merging.base import Merge, Method, Problem, register, scaled
+from src.merging.base import Merge, Method, Problem, scaled
+from src.merging.registry import register
 from src.task_vectors import TaskVector
 
 

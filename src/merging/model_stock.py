@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import torch
 
-from src.merging.base import Merge, Method, Problem, register, scaled
+from src.merging.base import Merge, Method, Problem, scaled
+from src.merging.registry import register
 from src.task_vectors import TaskVector
 
 POLE = 1e-8  # FusionBench adds as much to the denominator

@@ -1,11 +1,14 @@
-"""What results of merging are called, and the list of the methods."""
+"""What results of merging are called, the list of the methods, and other projects' names of options."""
 
+import inspect
 import sys
 import zlib
 from collections.abc import Mapping, Sequence
 
+from src.counterparts import of_overrides
 from src.datasets import registry
-from src.merging.base import registered
+from src.merging.registry import METHODS, registered
+from src.runtime.messages import UsageError
 
 
 def tasks_name(suite: str, tasks: Sequence[str], encoders: Mapping[str, str] | None = None) -> str:
@@ -31,13 +34,31 @@ def listing() -> str:
     """Every method: name, title, paper, what it needs, its first line, and its options with their defaults."""
     lines = []
     for cls in registered():
-        doc = (cls.__doc__ if not (cls.__doc__ or "").startswith(f"{cls.__name__}(") else None) or _module_doc(cls)
-        first = next(iter(doc.strip().splitlines()), "")
+        first = next(iter(listing_doc(cls).splitlines()), "")
         paper = f", arXiv:{cls.paper}" if cls.paper else ""
         lines += [f"{cls.name}: {cls.title}{paper} (needs {cls.needs})", f"    {first}"]
         lines += [f"    method.{option}={value}" for option, value in cls.defaults().items()]
     return "\n".join(lines)
 
 
-def _module_doc(cls: type) -> str:
-    return sys.modules[cls.__module__].__doc__ or ""
+def short_listing() -> str:
+    """A line for each method: name, title, paper."""
+    methods = registered()
+    width = max(len(cls.name) for cls in methods)
+    papers = {cls: f" (arXiv:{cls.paper})" if cls.paper else "" for cls in methods}
+    return "\n".join(f"    {cls.name:{width}}  {cls.title}{papers[cls]}" for cls in methods)
+
+
+def refuse_foreign(overrides: Sequence[str]) -> None:
+    """Raise UsageError for overrides of FusionBench's and the published main.py, with what stands for each here."""
+    named = dict(word.split("=", 1) for word in overrides if "=" in word)
+    chosen = [METHODS[name] for name in named.get("method", "sum").split(",") if name in METHODS]
+    offered = {f"method.{option}" for method in chosen for option in method.defaults()}
+    if instead := of_overrides(overrides, offered):
+        raise UsageError(f"{instead} (other projects' options: docs/vision.md has a table)")
+
+
+def listing_doc(cls: type) -> str:
+    """What a method says of itself: its class, or where that has no docstring of its own, its file."""
+    own = cls.__doc__ if not (cls.__doc__ or "").startswith(f"{cls.__name__}(") else None  # a dataclass's signature
+    return inspect.cleandoc(own or sys.modules[cls.__module__].__doc__ or "")

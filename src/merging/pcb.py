@@ -24,7 +24,8 @@ from dataclasses import dataclass, field
 import torch
 
 from src.merging.adaptation import check_choice, given
-from src.merging.base import Merge, Method, Problem, register, scaled
+from src.merging.base import Merge, Method, Problem, scaled
+from src.merging.registry import register
 from src.runtime.messages import UsageError
 from src.task_vectors import TaskVector
 

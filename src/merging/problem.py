@@ -43,10 +43,11 @@ def read_problem(run: Run, source: Source, label: str = "", progress: Progress =
     def finetuned(task: str) -> checkpoints.Checkpoint:
         if task not in encoders:
             return store.finetuned(run, task, mode)
-        path = Path(encoders[task])
-        file = checkpoints.Checkpoint(path, like=pretrained, model=run.model, mode=MODES[mode].checkpoint)
-        check_head(run, task, file)
-        return file
+        path = Path(encoders[task]).expanduser()
+        given = checkpoints.Checkpoint(path, like=pretrained, model=run.model, mode=MODES[mode].checkpoint)
+        check_head(run, task, given)
+        checkpoints.require_finite(given)
+        return given
 
     tasks = tasks_name(run.suite, run.tasks, encoders)
     weights = {task: finetuned(task) for task in run.tasks}
@@ -140,10 +141,11 @@ def storage(problem: Problem, merge: Merge) -> Storage:
     }
 
 
-def export(problem: Problem, merge: Merge, chosen: Mapping[str, Setting], output: Path) -> list[Path]:
+def export(problem: Problem, merge: Merge, chosen: Mapping[str, Setting], output: Path, label: str = "") -> list[Path]:
     """Write θ0 + the chosen vector to `output`; to a file for each task (`.<task>.safetensors`) where models differ.
 
     Such a file has the task's adapter too, `adapter.*`, where there is one; it is then no encoder, and loads as none.
+    label: of the method with its options, for the header.
     """
     written = []
     for task in problem.tasks if merge.per_task else problem.tasks[:1]:
@@ -152,7 +154,7 @@ def export(problem: Problem, merge: Merge, chosen: Mapping[str, Setting], output
         if adapter := merge.adapter(task, chosen[task]):
             weights |= {f"adapter.{name}": tensor for name, tensor in vars(adapter).items()}
         header: dict[str, Any] = dict(model=problem.model, mode=MODES[problem.mode].checkpoint, seed=problem.seed)
-        header |= dict(tasks=list(problem.tasks), scope=problem.scope, chosen=chosen[task])
+        header |= dict(tasks=list(problem.tasks), scope=problem.scope, chosen=chosen[task], label=label)
         checkpoints.save(path, weights, header | (dict(task=task) if merge.per_task else {}))
         written.append(path)
     return written

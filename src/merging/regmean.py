@@ -45,10 +45,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from src.merging.adaptation import IMAGES, check_choice, check_least
-from src.merging.base import Merge, Problem, Scaled, Variant, register, scaled
+from src.merging.base import Merge, Problem, Scaled, Variant, scaled
 from src.merging.gram import NormalEquation
 from src.merging.inputs import Models, Moments, gather
 from src.merging.matrices import IN_OUT, RESTS, STACKED, Deltas, Matrix, MatrixMethod, moved
+from src.merging.registry import register
 from src.merging.task_arithmetic import multi_task_vector
 from src.merging.wrapped import Wrapper
 from src.runtime.messages import UsageError

@@ -3,9 +3,9 @@
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast, get_type_hints
 
-from omegaconf import OmegaConf, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from src.evaluation import FeatureMap
 from src.merging.base import Merge, Method, Problem, Setting
@@ -85,8 +85,12 @@ def with_options(method: Method, options: Mapping[str, Any], where: str) -> Meth
     """
     if unknown := [option for option in options if option not in method.defaults()]:
         raise UsageError(f"{where}: {method.name} has no option {unknown[0]}; it has {', '.join(method.defaults())}")
-    try:
-        copy: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(method), dict(options)))
-        return copy
-    except ValidationError as error:
-        raise UsageError(f"{where}.{error.full_key}: {str(error).splitlines()[0]}") from None
+    types = get_type_hints(type(method))
+    values = {}
+    for option, value in options.items():
+        try:
+            values[option] = TypeAdapter(types[option]).validate_python(value)
+        except ValidationError as error:
+            why = error.errors()[0]["msg"]
+            raise UsageError(f"{where}.{option}: {why[:1].lower()}{why[1:]}; got {value!r}") from None
+    return replace(cast(Any, method), **values)

@@ -25,7 +25,8 @@ from dataclasses import dataclass, field, fields
 import torch
 
 from src.merging.adaptation import check_choice, check_least
-from src.merging.base import ALPHAS, Drawn, Merge, Method, Problem, Variant, register, scaled
+from src.merging.base import ALPHAS, Drawn, Merge, Method, Problem, Variant, scaled
+from src.merging.registry import register
 from src.merging.task_arithmetic import multi_task_vector
 from src.merging.ties import ties_vector
 from src.runtime.messages import UsageError

@@ -39,8 +39,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from src.merging.base import Affine, Merge, Problem, Setting, register, scaled
+from src.merging.base import Affine, Merge, Problem, Setting, scaled
 from src.merging.matrices import SVD, Deltas, Matrix, MatrixMethod, map_matrices, matrices_of, moved, share, total
+from src.merging.registry import register
 from src.runtime.messages import UsageError
 from src.task_vectors import TaskVector
 

@@ -36,7 +36,8 @@ from src.merging.adaptation import (
     given,
     schedule,
 )
-from src.merging.base import Drawn, Merge, Problem, Setting, Variant, register
+from src.merging.base import Drawn, Merge, Problem, Setting, Variant
+from src.merging.registry import register
 from src.merging.wrapped import Based
 from src.runtime.messages import UsageError
 from src.runtime.seeds import event_seed

@@ -25,8 +25,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from src.merging.base import Merge, Problem, Setting, Variant, register
+from src.merging.base import Merge, Problem, Setting, Variant
 from src.merging.matrices import SVD, Deltas, Matrix, MatrixMethod, matrices_of
+from src.merging.registry import register
 from src.merging.wrapped import Wrapper
 from src.runtime.messages import UsageError
 from src.task_vectors import TaskVector

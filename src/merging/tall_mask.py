@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from src.merging.base import Merge, Method, Problem, Variant, register
+from src.merging.base import Merge, Method, Problem, Variant
 from src.merging.masked import LoadedMasks, Masked, Masks, load_masks, save_masks
+from src.merging.registry import register
 from src.merging.task_arithmetic import multi_task_vector
 from src.merging.ties import ties_vector
 from src.task_vectors import Mask, TaskVector

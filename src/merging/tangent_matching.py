@@ -37,8 +37,9 @@ from tqdm import tqdm
 
 from src.linearize import forward_and_jvp
 from src.merging.adaptation import IMAGES, check_choice, check_least
-from src.merging.base import Merge, Method, Problem, Setting, Unlabelled, register
+from src.merging.base import Merge, Method, Problem, Setting, Unlabelled
 from src.merging.inputs import Models, gather
+from src.merging.registry import register
 from src.merging.task_arithmetic import multi_task_vector
 from src.runtime.messages import UsageError
 from src.task_vectors import TaskVector

@@ -3,12 +3,14 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from src.evaluation import Line, score_all
 from src.merging.base import Watchable
 from src.records import Watched
 from src.run import Run
-from src.runtime.files import replacing
+from src.runtime.files import read_json, replacing
+from src.runtime.messages import CheckpointError
 from src.task_vectors import TaskVector
 
 
@@ -27,7 +29,7 @@ class Watch:
     def __call__(self, step: int, phase: str, model: Callable[[], Watchable]) -> None:
         if not self.every:
             return
-        points = json.loads(self.file.read_text()) if self.file.is_file() else []
+        points = self._points() if self.file.is_file() else []
         before = [point["step"] < step or (point["step"] == step and point["phase"] != phase) for point in points]
         points = points[: before.index(False) if False in before else None]
         if step % self.every and phase in {point["phase"] for point in points}:
@@ -45,10 +47,24 @@ class Watch:
         """Which split was watched, and its accuracies by task; None where nothing was."""
         if not (self.every and self.file.is_file()):
             return None
-        points = json.loads(self.file.read_text())
+        points = self._points()
         return {
             "split": self.split,
             "step": [point["step"] for point in points],
             "phase": [point["phase"] for point in points],
             "accuracy": {task: [point["accuracy"][task] for point in points] for task in self.run.tasks},
         }
+
+    def _points(self) -> list[dict[str, Any]]:
+        """What was watched until now. Raises CheckpointError for a damaged file."""
+        try:
+            points = read_json(self.file)
+            for point in points:
+                if not {"step", "phase", "accuracy"} <= {*point} or not {*self.run.tasks} <= {*point["accuracy"]}:
+                    raise ValueError("a point without its step, phase or accuracies")
+            return points
+        except (ValueError, TypeError, AttributeError) as error:
+            raise CheckpointError(
+                f"{self.file}: expected the accuracies of an unfinished adaptation, found a damaged file ({error}); "
+                "start anew with overwrite=True"
+            ) from None

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from src.merging.adaptation import Adapting
-from src.merging.base import METHODS, Drawn, Merge, Method, Problem, Scaled, load_methods
+from src.merging.base import Drawn, Merge, Method, Problem, Scaled
+from src.merging.registry import METHODS, load_methods
 from src.merging.search import with_options
 from src.runtime.messages import UsageError, nearest
 from src.task_vectors import TaskVector

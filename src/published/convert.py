@@ -98,8 +98,7 @@ def convert(
     be near it, and what both have of the text side the same.
     """
     header: dict[str, Any] = {"model": model, "task": task, "mode": mode, "seed": seed}
-    hashed = source / HUGGING_FACE_FILE if source.is_dir() else source
-    header["provenance"] = {"file": source.name, "sha256": file_hash(hashed)} | dict(provenance or {})
+    header["provenance"] = {"file": source.name, "sha256": file_hash(weights_file(source))} | dict(provenance or {})
     if source.suffix == ".npy":
         if pretrained is None:
             raise CheckpointError(f"{source}: masks are positions in the pre-trained encoder; add --pretrained PATH")
@@ -131,6 +130,7 @@ def convert_mask(source: Path, destination: Path, *, model: str, pretrained: Map
     It has a logit for each weight of a CLIPVisionModel. The projection, which it does not train, gets 0: its task
     vector is 0 whatever the mask. Queries, keys and values are one tensor here, so that they are rescaled together.
     """
+    digest = file_hash(weights_file(source))
     try:
         weights = read_weights(source)
         logits = _from_hugging_face(weights, {PROJECTION: torch.zeros_like(pretrained[PROJECTION])})
@@ -139,8 +139,17 @@ def convert_mask(source: Path, destination: Path, *, model: str, pretrained: Map
     except CheckpointError as error:
         raise CheckpointError(f"{source}: {error}") from None
     header = {"model": model, "mode": "standard", "seed": None, "settings": {"mode": "standard", "adapt_on": "test"}}
-    header["provenance"] = {"file": source.name, "sha256": file_hash(source), "publisher": "fusion_bench"}
+    header["provenance"] = {"file": source.name, "sha256": digest, "publisher": "fusion_bench"}
     checkpoints.save(destination, logits, header, kind="mask logits")
+
+
+def weights_file(path: Path) -> Path:
+    """The file itself, or that of a Hugging Face folder. Raises CheckpointError where there is none."""
+    file = path / HUGGING_FACE_FILE if path.is_dir() else path
+    if not file.is_file():
+        found = f"a folder without {HUGGING_FACE_FILE}" if path.is_dir() else "none"
+        raise CheckpointError(f"{path}: expected a published file, found {found}")
+    return file
 
 
 def read_weights(path: Path) -> Weights:
@@ -149,10 +158,7 @@ def read_weights(path: Path) -> Weights:
     path: of the file, or of a Hugging Face folder that holds it. What DDP puts before every name, `module.`, is taken
     off. Raises CheckpointError.
     """
-    if path.is_dir():
-        path = path / HUGGING_FACE_FILE
-        if not path.is_file():
-            raise CheckpointError(f"expected {HUGGING_FACE_FILE} in the folder, found none")
+    path = weights_file(path)
     with open(path, "rb") as file:
         start = file.read(9)
     try:

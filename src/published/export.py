@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from src import store
@@ -41,6 +42,23 @@ Test accuracy: {accuracy:.1f} % on average.
 """
 
 
+def files_for_others(output: Path, kind: str) -> list[Path]:
+    """What `export_for_others` writes, the weights first; nothing for the suite's own format."""
+    if kind == "transformers":
+        return [output / name for name in (HUGGING_FACE_FILE, "config.json", "README.md")]
+    return [output, output.with_suffix(".md")] if kind == "open_clip" else []
+
+
+def merge_of(path: Path) -> dict[str, Any]:
+    """`label` and `tasks` of the merge that `export_for_others` wrote to a file; nothing for any other file."""
+    try:
+        with safe_open(path, "pt") as file:
+            told = json.loads((file.metadata() or {}).get("merge", "{}"))
+    except (OSError, SafetensorError, ValueError):
+        return {}
+    return told if isinstance(told, dict) else {}
+
+
 def export_for_others(run: Run, weights: Mapping, output: Path, kind: str, record: Mapping[str, Any]) -> list[Path]:
     """Write the encoder `weights` (names of ImageEncoder) and its card; gives the files.
 
@@ -48,16 +66,17 @@ def export_for_others(run: Run, weights: Mapping, output: Path, kind: str, recor
     transformer, which transformers' CLIP cannot hold.
     """
     tower = {name: tensor for name, tensor in weights.items() if name.startswith(VISUAL)}
+    merge = {"label": record["label"], "tasks": list(run.tasks)}
     if kind == "open_clip":
         model, _ = build_clip(run)
         state = model.state_dict() | {name.removeprefix("model."): tensor for name, tensor in tower.items()}
-        _save(output, state)
+        _save(output, state, merge)
         quick = ", force_quick_gelu=True" if _quick_gelu(model.visual) else ""
         use = f'`open_clip.create_model("{run.model}", pretrained="{output.name}"{quick})`'
         return [output, _card(output.with_suffix(".md"), run, output.stem, use, record)]
     visual = store.encoder(run).model.visual
     state = to_hugging_face(tower)
-    _save(output / HUGGING_FACE_FILE, state)
+    _save(output / HUGGING_FACE_FILE, state, merge)
     with replacing(output / "config.json") as temporary:
         temporary.write_text(json.dumps(_config(visual, state), indent=2) + "\n", encoding="utf-8")
     use = f'`transformers.CLIPVisionModelWithProjection.from_pretrained("{output.name}")`'
@@ -65,11 +84,10 @@ def export_for_others(run: Run, weights: Mapping, output: Path, kind: str, recor
     return [output / HUGGING_FACE_FILE, output / "config.json", card]
 
 
-def _save(path: Path, state: Mapping[str, torch.Tensor]) -> None:
+def _save(path: Path, state: Mapping[str, torch.Tensor], merge: Mapping[str, Any]) -> None:
+    metadata = {"format": "pt", "merge": json.dumps(merge)}
     with replacing(path) as temporary:
-        save_file(
-            {name: tensor.cpu().contiguous().clone() for name, tensor in state.items()}, temporary, {"format": "pt"}
-        )
+        save_file({name: tensor.cpu().contiguous().clone() for name, tensor in state.items()}, temporary, metadata)
 
 
 def _quick_gelu(visual: Any) -> bool:

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
 
+from src.experiments.numbers import MEAN
 from src.experiments.registry import ADDITION, NEGATION, SINGLE_TASK
-from src.reporting.frame import MEAN
 from src.reporting.result import MERGING
 from src.reporting.runs import Runs
 from src.reporting.statistics import Accuracy, BySeed, Formula, combined, mean_of

@@ -175,15 +175,18 @@ class Merged(Quantity):
     def title(self) -> str:
         return self.name or self.row.title()
 
+    def group(self, runs: Runs) -> Group:
+        return Group(runs.main_tasks)
+
     def values(self, runs: Runs) -> pd.Series:
-        return 100 * runs.values(metric=self.metric, **Group(runs.main_tasks).columns, **self.row.columns)
+        return 100 * runs.values(metric=self.metric, **self.group(runs).columns, **self.row.columns)
 
     def formulas(self, runs: Runs) -> BySeed:
-        what = Group(runs.main_tasks).columns | self.row.columns
+        what = self.group(runs).columns | self.row.columns
         return answers.percent(answers.formulas(runs, metric=self.metric, **what))
 
     def commands(self, runs: Runs) -> list[str]:
-        return missing_command(runs, Group(runs.main_tasks), self.row)
+        return missing_command(runs, self.group(runs), self.row)
 
     def published(self, runs: Runs) -> float | None:
         paper, table, setting, metric = self.theirs

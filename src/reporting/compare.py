@@ -8,9 +8,9 @@ from typing import Any
 
 import pandas as pd
 
+from src.experiments.numbers import MEAN
 from src.modes import EVALUATED, MODES
 from src.reporting import answers
-from src.reporting.frame import MEAN
 from src.reporting.methods import Group, Row, results_of
 from src.reporting.runs import Runs
 from src.reporting.statistics import BySeed, Difference, difference

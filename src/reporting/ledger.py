@@ -31,13 +31,12 @@ def ledger(findings: Mapping[Paper, Sequence[Finding]], runs: Runs, heading: str
     """Every claim that `claim.examine_all` has examined."""
     every = [finding for of_paper in findings.values() for finding in of_paper]
     comparisons = [comparison for finding in every for comparison in finding.comparisons]
-    remaining = iter(corrected(comparisons))
-    after = {finding.claim: overall(islice(remaining, len(finding.comparisons))) for finding in every}
+    after = corrected_verdicts(findings)
     lines = [
-        f"{runs.model}: {len(every)} claims: {_counts(finding.verdict for finding in every)}. "
+        f"{runs.model}: {len(every)} claims: {verdict_counts(finding.verdict for finding in every)}. "
         f"{len(comparisons)} differences are tested at once; corrected for that by Holm's method: "
-        f"{_counts(after.values())}. {seeds_text(runs.seeds)} Numbers in %, ratios as they are{beside(runs.model)}. "
-        f"{LEGEND}",
+        f"{verdict_counts(after.values())}. {seeds_text(runs.seeds)} Numbers in %, ratios as they are"
+        f"{beside(runs.model)}. {LEGEND}",
     ]
     if any(map(_lacks_bits, every)):
         lines += ["", NO_BITS]
@@ -46,7 +45,15 @@ def ledger(findings: Mapping[Paper, Sequence[Finding]], runs: Runs, heading: str
     return "\n".join(lines) + "\n"
 
 
-def _counts(verdicts: Iterable[str]) -> str:
+def corrected_verdicts(findings: Mapping[Paper, Sequence[Finding]]) -> dict[Claim, str]:
+    """The verdict on each claim with Holm's correction for all differences of all claims."""
+    every = [finding for of_paper in findings.values() for finding in of_paper]
+    remaining = iter(corrected([comparison for finding in every for comparison in finding.comparisons]))
+    return {finding.claim: overall(islice(remaining, len(finding.comparisons))) for finding in every}
+
+
+def verdict_counts(verdicts: Iterable[str]) -> str:
+    """`18 holds, 1 does not hold, ...`"""
     found = list(verdicts)
     return ", ".join(f"{found.count(verdict)} {verdict}" for verdict in VERDICTS)
 
@@ -61,15 +68,15 @@ def _section(findings: Sequence[Finding], after: Mapping[Claim, str], runs: Runs
 
 def _row(finding: Finding, after: str, runs: Runs) -> str:
     claim = finding.claim
-    values = ", ".join(_value(quantity, ours, runs) for quantity, ours in zip(claim.quantities, finding.values))
+    values = ", ".join(value_text(quantity, ours, runs) for quantity, ours in zip(claim.quantities, finding.values))
     digits = max(quantity.digits for quantity in claim.quantities)
     over_seeds = "; ".join(_over_seeds(comparison.difference, digits, runs) for comparison in finding.comparisons)
     over_images = "; ".join(span(comparison.difference.over_images, digits) for comparison in finding.comparisons)
-    cells = (f"{claim.sentence} ({claim.where})", f"**{finding.verdict}**{_reason(finding)}", after, values)
+    cells = (f"{claim.sentence} ({claim.where})", f"**{finding.verdict}**{reason(finding)}", after, values)
     return f"| {' | '.join((*cells, over_seeds, over_images.strip('; ')))} |"
 
 
-def _reason(finding: Finding) -> str:
+def reason(finding: Finding) -> str:
     """Why a claim is undecided where no interval says so."""
     if finding.verdict != UNDECIDED or all(comparison.difference.deciding for comparison in finding.comparisons):
         return ""
@@ -84,7 +91,7 @@ def _lacks_bits(finding: Finding) -> bool:
     )
 
 
-def _value(quantity: Quantity, ours: pd.Series, runs: Runs) -> str:
+def value_text(quantity: Quantity, ours: pd.Series, runs: Runs) -> str:
     theirs = quantity.published(runs)
     value = "" if ours.empty or quantity.threshold else f" {mean(ours):.{quantity.digits}f}{_fewer(ours, runs)}"
     return f"{quantity.title}{value}{'' if theirs is None else f' [{theirs:.1f}]'}"

@@ -9,7 +9,8 @@ from typing import Any
 import pandas as pd
 
 from src.merging.adaptation import Adapting
-from src.merging.base import METHODS, Variant, variants
+from src.merging.base import Variant
+from src.merging.registry import METHODS, variants
 from src.modes import MODES
 from src.reporting.result import MERGING, Result, as_text, canonical, differing
 from src.reporting.runs import Runs

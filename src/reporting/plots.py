@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator
 
-from src.merging.base import METHODS
+from src.merging.registry import METHODS
 from src.modes import MODES
 from src.reporting import style
 from src.reporting.methods import Row, adapts, in_order, registered_rows

@@ -52,6 +52,15 @@ def beside(model: str) -> str:
     return f"; in brackets the published {their_model}" if their_model else ""
 
 
+def published_sources() -> dict[str, list[str]]:
+    """Paper -> where each of its numbers was published."""
+    found: dict[str, list[str]] = {}
+    with open(PUBLISHED, newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            found.setdefault(row["paper"], []).append(row["source"])
+    return found
+
+
 @cache
 def _numbers() -> dict[tuple[str, ...], float]:
     with open(PUBLISHED, newline="", encoding="utf-8") as file:

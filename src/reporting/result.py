@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from src import records
-from src.experiments.registry import EXPERIMENTS, NTK
-from src.merging.base import METHODS, load_methods
+from src.experiments.registry import EXPERIMENTS, MERGING, NTK, module
 from src.merging.names import tasks_name
+from src.merging.registry import METHODS, load_methods
 from src.runtime import results
 from src.runtime.paths import CORRUPTED, Paths
 
-MERGING, VECTORS = "merging", "vectors"
+VECTORS = "vectors"
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def read_results(paths: Paths) -> Iterator[Result]:
         if (known := _experiment(file, record, merged=MERGING in file.relative_to(folder).parts)) is None:
             continue
         experiment, choice = known
-        records.checked(record, records.SCHEMAS[experiment], file)
+        records.checked(record, records.Vectors if experiment == VECTORS else module(experiment).Record, file)
         yield Result(paths.seed, experiment, record, file, **_identity(experiment, choice, file, record))
 
 
@@ -99,8 +99,7 @@ def _experiment(file: Path, record: Mapping[str, Any], merged: bool) -> tuple[st
 @cache
 def _names() -> dict[str, tuple[str, str]]:
     """Name of a result -> its experiment and choice."""
-    rows = (row for row in EXPERIMENTS.values() if row.name in records.SCHEMAS)
-    return {row.result(choice): (row.name, choice) for row in rows for choice in row.choices}
+    return {row.result(choice): (row.name, choice) for row in EXPERIMENTS.values() for choice in row.choices}
 
 
 def _identity(experiment: str, choice: str, file: Path, record: Mapping[str, Any]) -> dict[str, Any]:

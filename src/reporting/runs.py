@@ -12,13 +12,13 @@ import numpy as np
 import pandas as pd
 
 from src.datasets import registry
-from src.experiments.registry import ADDITION, NEGATION, NTK, SINGLE_TASK, Experiment
+from src.experiments.numbers import MEAN
+from src.experiments.registry import NTK, SINGLE_TASK, Experiment
 from src.model_names import ModelName, pretrained_name, random_name
 from src.reporting import frame
-from src.reporting.frame import MEAN
 from src.reporting.published import published_model
 from src.reporting.result import Result, as_text, joined, read_results
-from src.run import Run
+from src.run import Run, override
 from src.runtime.messages import UsageError
 from src.runtime.paths import ROOT, Paths, Places, from_root
 from src.runtime.results import MissingResult
@@ -164,9 +164,9 @@ class Runs:
     def command(self, experiment: Experiment, choice: str, seed: int) -> str:
         """The command that makes a result of one of the eval scripts, where the results that are there were made."""
         run = self._run(seed)
-        of_benchmark = experiment in (ADDITION, NEGATION) or ModelName.parse(self.model).random
+        of_benchmark = experiment.benchmark or ModelName.parse(self.model).random
         tasks = self.main_tasks if of_benchmark else self.tasks
-        told = experiment in (ADDITION, NEGATION, SINGLE_TASK) and tasks != run.suite_row.default
+        told = not experiment.pairs and tasks != run.suite_row.default
         return experiment.command(choice, run.flags() + (f" --tasks={','.join(tasks)}" if told else ""))
 
     def merge_command(
@@ -177,8 +177,9 @@ class Runs:
         overrides = list(overrides)
         several = len(seeds) > 1 or any(o.startswith("corruption=") and "," in o for o in overrides)
         shared = ["--multirun"] if several else []
-        named = self._run(seeds[0]).named() | {"seed": ",".join(map(str, seeds))}
-        shared += [f"{name}={value}" for name, value in named.items()]
+        of_seeds = f"seed={','.join(map(str, seeds))}"
+        named = self._run(seeds[0]).named().items()
+        shared += [of_seeds if name == "seed" else override(name, value) for name, value in named]
         if tasks != self.suite_tasks[: len(tasks)]:
             shared.append(f"DATASETS=[{','.join(tasks)}]")
         elif len(tasks) != registry.BENCHMARKS[0]:  # main.py's default

@@ -161,16 +161,18 @@ def _escaped(text: str) -> str:
 
 
 def latex(table: Table) -> str:
-    """The table as a float with booktabs' rules."""
+    """The table as a float with booktabs' rules, no wider than the text."""
     rows = [" & ".join(_escaped(cell) for cell in row) + r" \\" for row in table.texts()]
     below = [rf"\par\smallskip\footnotesize {_escaped(note)}" for note in table.notes]
     return "\n".join(
         [
+            r"% needs \usepackage{booktabs} and \usepackage{adjustbox}",
             *(f"% empty cells are filled by: {command}" for command in table.missing),
             r"\begin{table}",
             r"\centering",
             rf"\caption{{{_escaped(table.full_caption)}}}",
             rf"\label{{tab:{table.name}}}",
+            r"\begin{adjustbox}{max width=\linewidth}",
             rf"\begin{{tabular}}{{l{'r' * (len(table.header) - 1)}}}",
             r"\toprule",
             " & ".join(map(_escaped, table.header)) + r" \\",
@@ -178,6 +180,7 @@ def latex(table: Table) -> str:
             *rows,
             r"\bottomrule",
             r"\end{tabular}",
+            r"\end{adjustbox}",
             *below,
             r"\end{table}",
             "",

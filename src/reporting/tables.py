@@ -9,6 +9,8 @@ from src.reporting.ledger import ledger
 from src.reporting.papers import offered
 from src.reporting.runs import Runs, every_number
 from src.reporting.table import Table, embedded, printed, write, write_text
+from src.runtime.files import require_writable
+from src.runtime.locks import only_one
 from src.runtime.paths import from_root
 
 
@@ -41,9 +43,12 @@ def make_tables(runs: Runs, pages: Sequence[str] = ()) -> None:
     texts = {from_root(page): embedded(from_root(page), tables, short) for page in pages}
     path = runs.paths.claims().with_stem(runs.stem("claims"))
     texts[path] = f"# Claims of the papers, tested\n\n{claims}"
-    write(tables, runs.paths.tables())
-    frame.write(numbers, runs.paths.accuracies())
-    for file, text in texts.items():
-        write_text(file, text)
+    for file in (*texts, runs.paths.tables() / "tables", runs.paths.accuracies()):
+        require_writable(file)
+    with only_one(path):
+        write(tables, runs.paths.tables())
+        frame.write(numbers, runs.paths.accuracies())
+        for file, text in texts.items():
+            write_text(file, text)
     seeds = ", ".join(map(str, runs.seeds))
     print(f"{len(tables)} tables over seeds {seeds} -> {runs.paths.tables()}, {path}, {runs.paths.accuracies()}")

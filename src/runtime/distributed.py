@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from src.runtime import signals
-from src.runtime.messages import UsageError
+from src.runtime.messages import UsageError, UserError
 
 if TYPE_CHECKING:
     import torch
@@ -202,17 +202,15 @@ def _is_first() -> bool:
         return True
 
 
-def launch(
-    worker: Callable[[World], None], device: str, processes: int = 1, expected: tuple[type[Exception], ...] = ()
-) -> None:
+def launch(worker: Callable[[World], None], device: str, processes: int = 1) -> None:
     """Run `worker(world)` in every process: here, in torchrun's processes, or in as many spawned ones.
 
-    Raises UsageError where there are fewer devices than processes. When a process dies the others are ended: an error
-    of one of the `expected` types is raised here as it is, any other is printed with its rank.
+    Raises UsageError where there are fewer devices than processes. When a process dies the others are ended: a
+    UserError is raised here as it is, any other error is printed with its rank.
     """
     if under_torchrun():
         with torchrun(device) as world:
-            _work(worker, world, expected)
+            _work(worker, world)
         return
     check_devices(device, processes)
     if processes == 1:
@@ -225,7 +223,7 @@ def launch(
         meeting = (Path(folder) / "rendezvous").as_uri()  # a file: no port to clash with another job's
         try:
             with signals.starting():  # after the queue: what it starts, Python's resource tracker, unblocks SIGINT
-                shared = (worker, device, processes, meeting, expected, raised)
+                shared = (worker, device, processes, meeting, raised)
                 context = mp.spawn(_spawned, shared, nprocs=processes, join=False)
             while not context.join():
                 pass
@@ -291,9 +289,7 @@ def _joined(on_gpu: bool, meeting: str, rank: int, size: int) -> Iterator[dist.S
     dist.destroy_process_group()  # not after an error: NCCL would wait for the others, who wait for this process
 
 
-def _spawned(
-    rank: int, worker: Callable[[World], None], device: str, processes: int, meeting: str, expected, raised
-) -> None:
+def _spawned(rank: int, worker: Callable[[World], None], device: str, processes: int, meeting: str, raised) -> None:
     signals.follow(os.getppid())
     import torch
 
@@ -304,8 +300,8 @@ def _spawned(
         torch.set_num_threads(max(1, cores() // processes))
     with _joined(on_gpu, meeting, rank, processes), signals.caught(signal.SIGTERM):
         try:
-            _work(worker, World(rank, processes, f"cuda:{rank}" if on_gpu else "cpu"), expected, raised)
-        except expected as error:
+            _work(worker, World(rank, processes, f"cuda:{rank}" if on_gpu else "cpu"), raised)
+        except UserError as error:
             raised.put(error)
             sys.exit(1)
         except signals.Stopped as stopped:
@@ -313,10 +309,10 @@ def _spawned(
             sys.exit(stopped.status)
 
 
-def _work(worker: Callable[[World], None], world: World, expected: tuple[type[Exception], ...], raised=None) -> None:
+def _work(worker: Callable[[World], None], world: World, raised=None) -> None:
     try:
         worker(world)
-    except expected:
+    except UserError:
         raise
     except Exception as error:
         # The others die of the broken connection; theirs is not the error to tell of.

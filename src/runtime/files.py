@@ -1,11 +1,33 @@
-"""Files: written whole or not at all, and their hashes."""
+"""Files: written whole or not at all, read as JSON that may be damaged, and their hashes."""
 
+import errno
+import fcntl
 import hashlib
+import json
 import os
+import re
 import secrets
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any, NoReturn
+
+from src.runtime.messages import UserError
+
+LONGEST = 255  # bytes of a file's name, on most file systems
+TEMPORARY = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")
+MAX_JSON = 1 << 28  # bytes
+ROOM = 1 << 20  # bytes that a result takes at most, about
+# What the system says of a place where nothing can be written, as opposed to what is wrong with a file.
+NO_PLACE = frozenset(
+    getattr(errno, name)
+    for name in "ENOSPC EDQUOT EFBIG EROFS EACCES EPERM ENOTDIR EEXIST EISDIR ENAMETOOLONG ELOOP EIO EILSEQ".split()
+)
+
+
+class StorageError(UserError, OSError):
+    """A file that cannot be written: no room, no right, no folder. What was there before is still there."""
 
 
 @contextmanager
@@ -13,20 +35,128 @@ def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; when the block ends without an error, that file takes `path`'s name.
 
     The temporary is a hidden `.<name>.<random>.tmp` in the same folder (a rename is atomic within one file system
-    only), unique to this call, so writers that race never mix. One that a kill left behind is read by nobody.
+    only), unique to this call, so writers that race never mix. It is locked as long as it is written: those that
+    killed processes left in the folder have no lock, and are removed. Raises StorageError where there is no room for
+    the file, or no right to write it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+    temporary, lock = None, None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove_abandoned(path.parent)
+        temporary, lock = _claimed(path)
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())  # else a power cut could keep the new name and lose the bytes
         os.replace(temporary, path)
+    except OSError as error:
+        ours = temporary is None or error.filename in (None, temporary, str(temporary))
+        if isinstance(error, StorageError) or not ours or error.errno not in NO_PLACE:
+            raise
+        refuse(path, error)
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def refuse(path: Path, error: OSError) -> NoReturn:
+    """Raise StorageError in words, for an error that came of writing `path`."""
+    folder, free = _nearest_folder(path), ""
+    with suppress(OSError):
+        free = f" ({shutil.disk_usage(folder).free / 2**20:.0f} MiB are free)"
+    raise StorageError(
+        f"{path}: expected room in {folder} and the right to write there, found: {os.strerror(error.errno or 0)}{free}"
+        ". What was there is as it was. Make room, or name another folder (--save, --results, --cache-dir); then the "
+        "same command goes on"
+    ) from None
+
+
+def require_writable(path: Path, room: int = ROOM) -> None:
+    """Raise StorageError, before long work, where `path` could not be written at its end. room: bytes that it needs.
+
+    Nothing is made but a temporary file, in the nearest folder that is there.
+    """
+    folder = _nearest_folder(path)
+    try:
+        if len(os.fsencode(path.name)) > LONGEST:
+            raise OSError(errno.ENAMETOOLONG, "")
+        temporary, lock = _claimed(folder / path.name)
+        temporary.unlink()
+        os.close(lock)
+        if path.is_dir():
+            raise OSError(errno.EISDIR, "")
+        if shutil.disk_usage(folder).free < room:
+            raise OSError(errno.ENOSPC, "")
+    except OSError as error:
+        refuse(path, error)
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove the temporary files in a folder that no process writes any more."""
+    for name in _names(folder):
+        if not TEMPORARY.fullmatch(name):
+            continue
+        with suppress(OSError):  # another process was faster, or is not ours to judge
+            descriptor = os.open(folder / name, os.O_RDWR)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.unlink(folder / name)
+            finally:
+                os.close(descriptor)
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []
+
+
+def _claimed(path: Path) -> tuple[Path, int]:
+    """A new temporary file for `path` and the descriptor that locks it."""
+    while True:
+        ending = f".{secrets.token_hex(6)}.tmp"
+        name = os.fsdecode(os.fsencode(path.name)[: LONGEST - 1 - len(ending)])
+        temporary = path.with_name(f".{name}{ending}")
+        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(descriptor).st_nlink:  # else another process removed it between the two lines above
+            return temporary, descriptor
+        os.close(descriptor)
+
+
+def _nearest_folder(path: Path) -> Path:
+    """The folder of a file, or the nearest above it that exists."""
+    return next((folder for folder in path.absolute().parents if folder.exists()), Path("/"))
 
 
 def file_hash(path: Path, algorithm: str = "sha256") -> str:
     """In hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, algorithm).hexdigest()
+
+
+def parse_json(data: bytes) -> Any:
+    """What UTF-8 JSON says. Raises ValueError, in words, for whatever else `data` is: nested without end, NaN, ..."""
+    try:
+        return json.loads(data.decode("utf-8"), parse_constant=_no_number)
+    except RecursionError:
+        raise ValueError("lists or entries nested too deep") from None
+
+
+def read_json(path: Path) -> Any:
+    """As parse_json, of a file. Raises FileNotFoundError, and ValueError for a file that cannot be read as JSON."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read(MAX_JSON + 1)
+    except (IsADirectoryError, PermissionError) as error:
+        raise ValueError(os.strerror(error.errno or 0)) from None
+    if len(data) > MAX_JSON:
+        raise ValueError(f"more than {MAX_JSON} bytes")
+    return parse_json(data)
+
+
+def _no_number(text: str) -> NoReturn:
+    raise ValueError(f"{text}, which is no number")

@@ -4,12 +4,27 @@ import difflib
 from collections.abc import Iterable
 
 
-class UsageError(ValueError):
+class UserError(Exception):
+    """What a user can cause and mend: what was expected, what was found, the command that mends it.
+
+    A program says the message in a line, without a traceback. Errors of other classes keep their file and line.
+    """
+
+
+class UsageError(UserError, ValueError):
     """A flag or an option that makes no sense. A program says its message and ends with exit status 2."""
 
 
-class CheckpointError(ValueError):
-    """A file that is not the checkpoint it should be: what was expected, what was found, the command that mends it."""
+class CheckpointError(UserError, ValueError):
+    """A file that is not the checkpoint it should be."""
+
+
+class MissingFile(UserError, FileNotFoundError):
+    """A file that another command makes."""
+
+
+class NotFinite(UserError, FloatingPointError):
+    """Numbers that are infinite or none."""
 
 
 def few(names: Iterable[str], most: int = 4) -> str:

@@ -18,6 +18,7 @@ from joblib import Parallel, delayed, parallel_config
 from tqdm import tqdm
 
 from src.runtime import distributed, signals
+from src.runtime.messages import UserError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -25,7 +26,7 @@ Result = TypeVar("Result")
 _worker = False  # whether this process is one of the pool's
 
 
-class WorkerKilled(RuntimeError):
+class WorkerKilled(UserError, RuntimeError):
     """A worker process was killed, as the system does where memory runs out."""
 
 

@@ -14,7 +14,7 @@ CORRUPTED = "corrupted"  # folder of results on corrupted test images, beside th
 
 def from_root(location: str | Path) -> Path:
     """Relative locations are meant from the project's root, wherever a script is started."""
-    return ROOT / location
+    return ROOT / Path(location).expanduser()
 
 
 @dataclass(frozen=True)
@@ -111,6 +111,14 @@ class Paths:
 
     def claims(self) -> Path:
         return self.results / self.suite / "claims.md"
+
+    def report(self) -> Path:
+        """The page that shows everything."""
+        return self.results / self.suite / "report.html"
+
+    def index(self) -> Path:
+        """Figures and tables with links, as GitHub shows a folder."""
+        return self.results / self.suite / "README.md"
 
     def accuracies(self) -> Path:
         """Every number of every result, one a row."""

@@ -6,30 +6,24 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from src.datasets.examples import DataError
 from src.runtime import distributed, signals
-from src.runtime.messages import CheckpointError, UsageError
-from src.runtime.parallel import WorkerKilled
-from src.runtime.results import ResultError
+from src.runtime.messages import UsageError, UserError
 
 Returned = TypeVar("Returned")
 
-# What a user can cause and mend: told in a line, without a traceback.
-USER_ERRORS = (
-    CheckpointError,
-    DataError,
-    ResultError,
-    UsageError,
-    WorkerKilled,
-    FileNotFoundError,
-    FloatingPointError,
-)
+# Told in a line, without a traceback: what a user can mend, and what the system refuses a user.
+USER_ERRORS = (UserError, IsADirectoryError, PermissionError)
+
+
+def exit_status(errors: Sequence[Exception]) -> int:
+    """2 where there were errors of usage alone, else 1."""
+    return 2 if all(isinstance(error, UsageError) for error in errors) else 1
 
 
 def exit_on_user_error(main: Callable[..., Returned]) -> Callable[..., Returned]:
     """Decorates a script's `main(argv=None)`: it ends with a message alone, and with the processes that it started.
 
-    The exit status is 1 after an error of USER_ERRORS, 2 after a UsageError, 130 after SIGINT (Ctrl-C) and 143 after
+    The exit status is 1 after a UserError, 2 after a UsageError, 130 after SIGINT (Ctrl-C) and 143 after
     SIGTERM. Under torchrun one process tells an error that all of them come to.
     """
 

@@ -14,7 +14,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from src.runtime.files import replacing
+from src.runtime.files import read_json, replacing
+from src.runtime.messages import MissingFile, UserError
 from src.runtime.paths import ROOT
 
 # Packages that decide a number or a pixel: name in `provenance.versions` -> name of the distribution.
@@ -25,11 +26,11 @@ PACKAGES = {
 ONE_LINE = 80  # characters of the longest string that may stand beside others on a line of a result
 
 
-class MissingResult(FileNotFoundError):
+class MissingResult(MissingFile):
     """A result that was never made; the message names the command that makes it."""
 
 
-class ResultError(ValueError):
+class ResultError(UserError, ValueError):
     """A result that cannot be written (it holds a NaN) or read (it is cut short, or is no result)."""
 
 
@@ -39,6 +40,7 @@ def write(
     config: Mapping[str, Any],
     started: float,
     check: Callable[[dict[str, Any]], Any] | None = None,
+    made_of: Mapping[str, str] | None = None,
 ) -> None:
     """Write `record` with its provenance to `path`, atomically; under torchrun rank 0 does, while the others wait.
 
@@ -46,12 +48,16 @@ def write(
     config: the run and its options; see Run.config.
     started: `time.time()` when the work on this result began, for `provenance.seconds`.
     check: raises an error for a document that is not as its readers expect.
+    made_of: short hashes of what the numbers are made of, by name; see store.made_of.
     Raises ResultError for a NaN or an infinity, TypeError for what JSON cannot hold; `path` is then left as it was.
     """
     from src.runtime.distributed import from_primary  # here, so that reading results does not pay for torch
 
     def write_file() -> None:
-        document = _plain(record, path.stem) | {"provenance": provenance(config, started)}
+        about = provenance(config, started)
+        if made_of:
+            about["made_of"] = " ".join(f"{name}:{value}" for name, value in made_of.items())
+        document = _plain(record, path.stem) | {"provenance": about}
         if check:
             check(document)
         text = encode(document)
@@ -76,34 +82,51 @@ def exists(path: Path) -> bool:
     return from_primary(path.is_file)
 
 
-def skip_existing(path: Path, config: Mapping[str, Any], decisive: Iterable[str]) -> bool:
+def skip_existing(
+    path: Path, config: Mapping[str, Any], decisive: Iterable[str], made_of: Mapping[str, str] | None = None
+) -> bool:
     """Say that the result is there and skipped, and return True; False where it is not there.
 
     Raises ResultError as `require_same` does.
     """
     if not exists(path):
         return False
-    require_same(path, config, decisive)
+    require_same(path, config, decisive, made_of)
     print(f"{path}: there already, skipped (--overwrite computes it again)")
     return True
 
 
-def require_same(path: Path, config: Mapping[str, Any], decisive: Iterable[str]) -> None:
-    """Raise ResultError where the result was made with another `config`, and for a damaged result.
+def require_same(
+    path: Path, config: Mapping[str, Any], decisive: Iterable[str], made_of: Mapping[str, str] | None = None
+) -> None:
+    """Raise ResultError where the result was made with another `config` or of other files, and for a damaged result.
 
-    decisive: the entries of `config` that the numbers depend on. What an older result does not tell does not count.
+    decisive: the entries of `config` that the numbers depend on. made_of: as in `write`, of what is there now.
+    What an older result does not tell does not count.
     """
-    earlier = read(path)["provenance"]["config"]
+    about = read(path)["provenance"]
+    earlier = about["config"]
     asked = {name: _plain(config[name], name, other=str) for name in decisive}
     differing = [
         difference for name in asked if name in earlier for difference in _differences(name, earlier[name], asked[name])
     ]
+    if stale := outdated(about, made_of or {}):
+        raise ResultError(
+            f"{path}: expected a result of the files that are there, found one of others: {', '.join(stale)} changed "
+            "since. Make it anew with --overwrite (main.py: overwrite=True), or keep both with --results=ANOTHER_FOLDER"
+        )
     if differing:
         raise ResultError(
             f"{path}: expected a result of {'; '.join(f'{what} = {now}' for what, now, _ in differing)}; found one "
             f"of {'; '.join(f'{what} = {then}' for what, _, then in differing)}. Make it anew with --overwrite "
             "(main.py: overwrite=True), or keep both with --results=ANOTHER_FOLDER"
         )
+
+
+def outdated(provenance: Mapping[str, Any], made_of: Mapping[str, str]) -> list[str]:
+    """What a result was made of that is another now; what either side does not tell does not count."""
+    then = dict(pair.rpartition(":")[::2] for pair in str(provenance.get("made_of", "")).split())
+    return [name for name, value in made_of.items() if then.get(name, value) != value]
 
 
 def _differences(name: str, earlier: Any, asked: Any) -> list[tuple[str, Any, Any]]:
@@ -122,19 +145,16 @@ def read(path: Path) -> dict:
 def require(path: Path, command: str) -> dict:
     """The result at `path`, or an error that names the `command` that makes it: MissingResult or ResultError."""
     try:
-        text = path.read_text(encoding="utf-8")
+        record = read_json(path)
     except FileNotFoundError:
         raise MissingResult(f"expected the result {path}, found no file; make it with: {command}") from None
-    except UnicodeDecodeError:
-        text = ""
-    try:
-        record = json.loads(text)
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise ResultError(
-            f"expected a whole JSON result in {path}, found a damaged one of {path.stat().st_size} bytes "
-            f"(line {error.lineno}: {error.msg}); remove it and make it again with: {command}"
+            f"expected a whole JSON result in {path}, found a damaged one of {path.stat().st_size} bytes ({error}); "
+            f"remove it and make it again with: {command}"
         ) from None
-    if not isinstance(record, dict) or "provenance" not in record:
+    about = record.get("provenance") if isinstance(record, dict) else None
+    if not isinstance(about, dict) or not isinstance(about.get("config"), dict):
         raise ResultError(f"expected a result with its provenance in {path}, found other JSON; make it with: {command}")
     return record
 
@@ -192,7 +212,9 @@ def _processor() -> str:
 
 
 def _git(*arguments: str) -> str:
-    done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True)
+    # Else `describe --dirty` locks and writes the index, beside whatever the user does in the same checkout.
+    command = ["git", "--no-optional-locks", "-C", str(ROOT), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     return done.stdout.strip()
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from src.linearize import forward_mode_attention
+from src.runtime.messages import NotFinite
 
 REDUCTIONS = ("trace", "sum")
 GRADIENT_BYTES = 4 << 30  # of the gradients that are held at once, where no chunk size is given
@@ -102,4 +103,4 @@ def _check(outputs: Tensor) -> None:
         raise ValueError(f"expected outputs of shape (samples, outputs), got {tuple(outputs.shape)}")
     finite = outputs.isfinite().all(1)
     if not finite.all():
-        raise FloatingPointError(f"the output of image {(~finite).nonzero()[0].item()} is not finite")
+        raise NotFinite(f"the output of image {(~finite).nonzero()[0].item()} is not finite")

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.linalg
 
+from src.runtime.messages import NotFinite
+
 
 @dataclass(frozen=True)
 class Localization:
@@ -53,7 +55,7 @@ def _eigenfunctions(kernel: np.ndarray, tolerance: float | None) -> tuple[np.nda
     if kernel.ndim != 2 or kernel.shape[0] != kernel.shape[1]:
         raise ValueError(f"expected a square kernel matrix, got {kernel.shape}")
     if not np.isfinite(kernel).all():
-        raise FloatingPointError("the kernel matrix is not finite")
+        raise NotFinite("the kernel matrix is not finite")
     values, vectors = scipy.linalg.eigh(kernel)
     values, vectors = values[::-1], vectors[:, ::-1]
     if tolerance is None:

@@ -6,6 +6,7 @@ those versions and with a hash of the code that draws it, so a stale one is neve
 
 import ast
 import hashlib
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable
 from functools import cache
@@ -25,6 +26,7 @@ from src.runtime.distributed import alone, cores
 from src.runtime.parallel import map_tasks
 
 FOLDER, PACKAGE = Path(__file__).parent, "src.datasets.mini"
+TEMPORARY = "drawing"  # how the folders of unfinished sets end
 CHUNK = 200  # pictures drawn from one seed: the unit of parallel work
 
 
@@ -137,9 +139,11 @@ def cached(folder: Path, seed: int, names: Iterable[str] = TOGETHER) -> dict[str
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".mini.lock"):
         missing = [name for name, folder in places.items() if not folder.is_dir()]
+        for left_behind in folder.glob(f".*.{TEMPORARY}"):  # by a killed one: the lock says that it is gone
+            shutil.rmtree(left_behind)
         for name, arrays in draw(missing, seed).items() if missing else ():
             places[name].parent.mkdir(exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=folder, prefix=f".{name}.") as temporary:
+            with tempfile.TemporaryDirectory(dir=folder, prefix=f".{name}.", suffix=f".{TEMPORARY}") as temporary:
                 fresh = Path(temporary) / "drawn"
                 fresh.mkdir()
                 for key, array in arrays.items():

@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from src.merging.base import METHODS
+from src.merging.registry import METHODS
 from src.modes import EVALUATED, MODES
 from src.reporting.methods import Group, Row, in_order, registered_rows, results_of, rows
 from src.reporting.published import published, published_model

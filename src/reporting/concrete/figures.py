@@ -31,7 +31,7 @@ def courses(runs: Runs, part: str, method: str) -> Courses:
     by_row: Courses = {}
     for result in results_of(runs, Group(runs.main_tasks)):
         row, course = Row.of(result), result.record.get("adaptation")
-        if course and row.exact and course[part]:
+        if course and row.exact and (course.get(part) or course["curves"].get(part)):
             by_row.setdefault(row, []).append(course)
     if not by_row:
         watching = ("eval_every=10", "overwrite=True") if part == "watched" else ()
@@ -85,10 +85,10 @@ def adaptation_entropy(runs: Runs) -> Figure:
 
 
 def _entropies(axes: Axes, of_row: Sequence[Any], tasks: Sequence[str]) -> None:
-    steps = np.array(of_row[0]["entropy"]["step"])
+    steps = np.array(of_row[0]["curves"]["step"])
     window = max(1, len(steps) // 12)
     for index, task in enumerate(tasks):
-        curve = np.mean([course["entropy"]["tasks"][task] for course in of_row], 0)
+        curve = np.mean([course["curves"]["entropy"][task] for course in of_row], 0)
         smooth = np.convolve(curve, np.ones(window) / window, mode="valid")
         look: dict[str, Any] = dict(color=style.PALETTE[index % 8], lw=1.1, label=printed(task))
         axes.plot(steps[window - 1 :] - (window - 1) / 2, smooth, **look)

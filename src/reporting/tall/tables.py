@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from src.merging.base import METHODS
+from src.merging.registry import METHODS
 from src.modes import MODES
 from src.reporting.methods import (
     FINETUNED,

@@ -9,10 +9,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from src.analysis.disentanglement import ErrorGrid
 from src.datasets import registry
+from src.experiments.disentanglement import Record
 from src.experiments.registry import DISENTANGLEMENT
 from src.modes import MODES
-from src.records import Disentanglement, ErrorGrid
 from src.reporting import style
 from src.reporting.runs import Runs
 from src.reporting.table import pair_name, printed
@@ -48,7 +49,7 @@ def disentanglement_scale(runs: Runs) -> Figure:
     return _heat_maps(rows, same_tasks=True)
 
 
-def mean_grids(records: Mapping[int, Disentanglement]) -> dict[Pair, ErrorGrid]:
+def mean_grids(records: Mapping[int, Record]) -> dict[Pair, ErrorGrid]:
     """Pair -> its grid, with ξ averaged over seeds."""
     grids: dict[Pair, list[ErrorGrid]] = {}
     for record in records.values():
@@ -93,14 +94,14 @@ def _heat_maps(rows: Sequence[tuple[str, Mapping[str, tuple[Pair, Any]]]], same_
 
 
 def _heat_map(axes: Axes, grid: Any, highest: float) -> Any:
-    first, second = grid["alphas"]
-    image = axes.pcolormesh(first, second, 100 * grid["error"].T, cmap=style.ERRORS, vmin=0, vmax=100 * highest)
+    alphas = grid["alphas"]
+    image = axes.pcolormesh(alphas, alphas, 100 * grid["error"].T, cmap=style.ERRORS, vmin=0, vmax=100 * highest)
     image.set_rasterized(True)
     box = grid["box"]
     axes.add_patch(Rectangle((-box, -box), 2 * box, 2 * box, fill=False, ec=BOX, lw=1.6))
     style.outlined(axes)
     axes.set_aspect("equal")
-    ticks = [alpha for alpha in (-3, -2, -1, 0, 1, 2, 3) if first[0] <= alpha <= first[-1]]
+    ticks = [alpha for alpha in (-3, -2, -1, 0, 1, 2, 3) if alphas[0] <= alpha <= alphas[-1]]
     axes.set_xticks(ticks)
     axes.set_yticks(ticks)
     return image

@@ -8,8 +8,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from src.experiments.ntk import KernelPair, Record
 from src.experiments.registry import NTK
-from src.records import Kernel, KernelPair
 from src.reporting import style
 from src.reporting.plots import legend_below, plain_numbers
 from src.reporting.runs import Runs
@@ -33,7 +33,7 @@ def eigenfunctions_random_init(runs: Runs) -> Figure:
     return _energies(runs.random_init, slice(None))
 
 
-def by_pair(records: Mapping[int, Kernel]) -> dict[tuple[str, str], list[KernelPair]]:
+def by_pair(records: Mapping[int, Record]) -> dict[tuple[str, str], list[KernelPair]]:
     """(task, control) -> what each seed has of them."""
     pairs: dict[tuple[str, str], list[KernelPair]] = {}
     for record in records.values():

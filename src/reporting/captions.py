@@ -1,0 +1,47 @@
+"""What each figure shows, in a sentence or two: for the page, and the index of a folder of results."""
+
+from src.reporting.figures import FIGURES, PICTURES
+
+CAPTIONS = {
+    "fig02_posthoc_advantage": "Single-task accuracy of non-linear fine-tuning against its post-hoc linearization. "
+    "Right: each task's difference, over the share of images that guessing gets wrong. One colour a task.",
+    "fig05_linear_advantage": "The same for linear fine-tuning: what training in the tangent space costs on each task.",
+    "fig03_disentanglement": "Disentanglement error ξ over the coefficients of two tasks: 0 where adding one task "
+    "changes nothing on the other's images. The red box is where coefficients are searched.",
+    "fig10_disentanglement_linear": "Disentanglement error ξ of linear fine-tuning, over the same coefficients.",
+    "fig09_disentanglement_scale": "Disentanglement error ξ of one pair of tasks for each model of the suite.",
+    "fig06_eigenfunctions": "Local energy of the tangent kernel's leading eigenfunctions at each image of the task, of "
+    "held-out images of it, and of a control task. Black lines and numbers: means. Images without any energy stand at "
+    "the lowest other value. Shuffled: the ratio where labels of task and control are mixed.",
+    "fig14_eigenfunctions_other_pairs": "Local energies for further pairs of tasks.",
+    "fig15_eigenfunctions_random_init": "Local energies of the network without pre-training.",
+    "ntk_ranks": "Energy on held-out images over energy on the control, by number of eigenfunctions; 1 is no locality.",
+    "addition": "Mean validation accuracy along α when all task vectors are added. Markers: the α chosen.",
+    "negation": "Left: target accuracy against what is kept of the control's, along α. Right: each task's target "
+    "accuracy on test at the chosen α; lower is better. Symbols of equal accuracy hide each other.",
+    "mask_density": "Share of all weights that each task's mask keeps.",
+    "weights_shared": "Share of weights that exactly k tasks use: none (catastrophic), one (selfish), all (universal).",
+    "mask_overlap": "Intersection over union of the masks of every two tasks.",
+    "consensus_thresholds": "Consensus merging by the number of tasks that must use a weight.",
+    "adaptation": "Mean validation accuracy while the shared mask is learned, and while λ is learned.",
+    "adaptation_entropy": "Entropy of the predictions of each task while a method adapts.",
+    "lambda_heat_map": "The coefficient λ of every task and tensor after adaptation, in the order of the network.",
+    "concrete_mask_density": "Mean of the learned mask in every tensor, in the order of the network.",
+    "sigmoid_temperatures": "The relaxed step function of Concrete masks at several temperatures; no measurement.",
+    "claims": "Every claim of the papers: the measured difference with its intervals, beside the published one.",
+    "methods": "Every merging method on the first benchmark, best first; brackets join those not told apart.",
+    "number_of_tasks": "Normalised accuracy and storage by the number of merged tasks; bands: the range over subsets.",
+    "radar": "Test accuracy of every task under every method that does not adapt, beside the fine-tuned models.",
+    "task_vector_cosines": "Cosines between task vectors: how nearly orthogonal the tasks' directions are.",
+    "contact": "Pictures of every task of the suite, of the control set and of the pre-training mixture.",
+    "contact_more": "Pictures of the tasks that only the larger benchmarks have.",
+    "corruptions": "Four test pictures under every corruption, at severities 1 to 5 from left to right.",
+}  # fmt: skip
+
+
+def caption(name: str) -> str:
+    """Of a figure; where none stands here, the first line of what draws it."""
+    if name in CAPTIONS:
+        return CAPTIONS[name]
+    drawing = FIGURES[name].function if name in FIGURES else PICTURES[name]
+    return (drawing.__doc__ or "").split("\n")[0]

@@ -1,0 +1,155 @@
+"""Claims of the papers on merging that came after the suite's three, on the same checkpoints, and the suite's own."""
+
+import operator
+from dataclasses import dataclass
+
+import pandas as pd
+
+from src.modes import MODES
+from src.reporting import answers
+from src.reporting.claim import Claim, Merged, Quantity, Threshold
+from src.reporting.methods import Group, Row, missing_command, variant_row
+from src.reporting.runs import Runs
+from src.reporting.statistics import BySeed, combined
+
+TABLE = ("merging", "8 tasks", "absolute")  # of published.csv, of every paper beyond the suite's three
+TSV, ISO = "Task Singular Vectors", "No Task Left Behind (Iso)"
+
+
+@dataclass(frozen=True)
+class Gain(Quantity):
+    """Accuracy of a method less that of another, on one kind of task vectors, in points."""
+
+    row: Row
+    base: Row
+    mode: str
+
+    @property
+    def title(self) -> str:
+        return f"gain of {self.row.title()} over {self.base.title()}, {MODES[self.mode].title}"
+
+    def values(self, runs: Runs) -> pd.Series:
+        what, base = ({"metric": "accuracy", **self._group(runs).columns, **r.columns} for r in (self.row, self.base))
+        return (100 * (runs.values(**what) - runs.values(**base))).dropna()
+
+    def formulas(self, runs: Runs) -> BySeed:
+        what, base = ({"metric": "accuracy", **self._group(runs).columns, **r.columns} for r in (self.row, self.base))
+        return answers.percent(combined(operator.sub, answers.formulas(runs, **what), answers.formulas(runs, **base)))
+
+    def commands(self, runs: Runs) -> list[str]:
+        group = self._group(runs)
+        return [*missing_command(runs, group, self.row), *missing_command(runs, group, self.base)]
+
+    def _group(self, runs: Runs) -> Group:
+        return Group(runs.main_tasks, self.mode)
+
+
+@dataclass(frozen=True)
+class OfMode(Merged):
+    """Of one kind of task vectors, which the name says."""
+
+    mode: str = "standard"
+
+    @property
+    def title(self) -> str:
+        return f"{super().title}, {MODES[self.mode].title}"
+
+    def group(self, runs: Runs) -> Group:
+        return Group(runs.main_tasks, self.mode)
+
+
+def _merged(method: str, paper: str = "", metric: str = "accuracy", **options: object) -> Merged:
+    return Merged(variant_row(method, **options), (paper, *TABLE), metric)
+
+
+def _gain(method: str, mode: str) -> Gain:
+    return Gain(variant_row(method), variant_row("sum"), mode)
+
+
+CLAIMS = (
+    Claim("TSV", "TSV-M is better than consensus TA.", (_merged("tsv_m", TSV), _merged("consensus", TSV))),
+    Claim(
+        "TSV",
+        "TSV-M needs no coefficient: at α = 1 it is as good as tuned (within a point).",
+        (_merged("tsv_m", metric="one_accuracy"), _merged("tsv_m", TSV)),
+        margin=1.0,
+    ),
+    Claim(
+        "TSV",
+        "TSV-C keeps 98 % of single-task accuracy.",
+        (
+            Merged(variant_row("tsv_c"), (TSV, "merging", "8 tasks", "normalised"), "normalised"),
+            Threshold(98.0, "98 %"),
+        ),
+    ),
+    Claim(
+        "Iso",
+        "Iso-C is as good as TSV-M on 8 tasks (within a point).",
+        (_merged("iso_c", ISO), _merged("tsv_m", ISO)),
+        margin=1.0,
+    ),
+    Claim("Iso", "Iso-CTS is better than Iso-C.", (_merged("iso_cts", ISO), _merged("iso_c", ISO))),
+    Claim("CART", "CART is better than task arithmetic.", (_merged("cart"), _merged("sum"))),
+    Claim("WUDI", "WUDI is better than TSV-M.", (_merged("wudi", solver="adam"), _merged("tsv_m"))),
+    Claim(
+        "WUDI",
+        "The closed form of WUDI is at least as good as Adam on its loss (within half a point).",
+        (_merged("wudi"), _merged("wudi", solver="adam")),
+        margin=0.5,
+    ),
+    Claim("Fisher", "Fisher merging is better than weight averaging.", (_merged("fisher"), _merged("average"))),
+    Claim("RegMean", "RegMean is better than Fisher merging.", (_merged("regmean"), _merged("fisher"))),
+    Claim("RegMean++", "RegMean++ is better than RegMean.", (_merged("regmean_plusplus"), _merged("regmean"))),
+    Claim("FeatCal", "FeatCal is better than RegMean++.", (_merged("featcal"), _merged("regmean_plusplus"))),
+    Claim(
+        "the suite",
+        "Matching features exactly, for all layers at once, is better than layer by layer (FeatCal).",
+        (_merged("tangent_matching"), _merged("featcal")),
+    ),
+    Claim("EMR", "EMR is at least as good as TALL masks with TA.", (_merged("emr"), _merged("tall_mask"))),
+    Claim(
+        "DARE", "DARE loses nothing of task arithmetic (within half a point).", (_merged("dare"), _merged("sum")), 0.5
+    ),
+    Claim("Breadcrumbs", "Breadcrumbs is better than task arithmetic.", (_merged("breadcrumbs"), _merged("sum"))),
+    Claim("PCB", "PCB is better than TIES.", (_merged("pcb"), _merged("ties"))),
+    Claim("LiNeS", "LiNeS improves task arithmetic.", (_merged("lines"), _merged("sum"))),
+    Claim("LiNeS", "LiNeS improves TIES.", (_merged("lines", base="ties"), _merged("ties"))),
+    Claim("LiNeS", "LiNeS improves consensus TA.", (_merged("lines", base="consensus"), _merged("consensus"))),
+    Claim("SVC", "SVC improves task arithmetic.", (_merged("svc", base="sum"), _merged("sum"))),
+    Claim(
+        "SVC",
+        "SVC improves TSV-M.",
+        (_merged("svc", base="tsv_m", alpha=1.0, clip=1.0), _merged("tsv_m")),
+    ),
+    Claim(
+        "the suite",
+        "MetaGPT's closed form is weight averaging but for noise (within a point).",
+        (_merged("metagpt"), _merged("average")),
+        margin=1.0,
+    ),
+    *(
+        Claim(
+            "the suite",
+            f"{title} helps tangent vectors less than others: they interfere less already.",
+            (_gain(method, "standard"), _gain(method, "linear")),
+        )
+        for method, title in (("tsv_m", "TSV-M"), ("iso_c", "Iso-C"), ("wudi", "WUDI"), ("regmean", "RegMean"))
+    ),
+    Claim(
+        "the suite",
+        "Tangent matching is better on tangent vectors, for which it is exact, than on others.",
+        tuple(OfMode(variant_row("tangent_matching"), ("", *TABLE), mode=mode) for mode in ("linear", "standard")),
+    ),
+    Claim("AdaRank", "AdaRank is better than layer-wise AdaMerging.", (_merged("adarank"), _merged("adamerging"))),
+    Claim("Surgery", "Surgery improves task arithmetic.", (_merged("surgery"), _merged("sum"))),
+    Claim(
+        "SyMerge",
+        "Layer-wise AdaMerging learns more from its experts' labels than from entropy.",
+        (_merged("adamerging", loss="expert"), _merged("adamerging")),
+    ),
+    Claim(
+        "aTLAS",
+        "Coefficients of every block learned from labels (aTLAS) are better than layer-wise AdaMerging without them.",
+        (_merged("atlas"), _merged("adamerging")),
+    ),
+)

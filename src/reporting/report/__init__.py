@@ -1,0 +1,1 @@
+"""results/<suite>/report.html: one page that shows whether the claims hold, and the index beside it."""

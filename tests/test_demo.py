@@ -1,0 +1,31 @@
+"""demo.py runs from nothing to its picture; main.py --help explains itself."""
+
+import pytest
+
+import demo
+import main
+from src.merging.registry import registered
+
+
+def test_two_tasks_become_one_picture(tmp_path, mini_cache, monkeypatch, capsys):
+    monkeypatch.setattr(demo, "SEED", 0)  # whose images the tests have drawn
+    demo.main(["--steps", "3", "--folder", str(tmp_path / "a demo")])
+    out = capsys.readouterr().out
+    assert (tmp_path / "a demo" / "demo.png").exists() and (tmp_path / "a demo" / "demo.pdf").exists()
+    assert [line.split()[2] for line in out.splitlines() if line.startswith("$ ")] == [
+        "finetune.py", "eval_single_task.py", "eval_single_task.py", "eval_task_addition.py",
+    ]  # fmt: skip
+    assert "its own model" in out and "one model for both tasks" in out
+
+
+def test_other_than_two_tasks_are_refused(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        demo.main(["--tasks", "signs", "--folder", str(tmp_path)])
+    assert "--tasks: expected two tasks" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_the_help_of_main_names_every_method_and_explains_keys(capsys):
+    main.main(["--help"])
+    out = capsys.readouterr().out
+    assert "Exit status: 0" in out and "+search.k=" in out
+    assert all(f"    {cls.name} " in out and cls.title in out for cls in registered())

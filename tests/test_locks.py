@@ -1,0 +1,142 @@
+"""Two runs at once: one works, the other says so and waits; a lock ends with the process that holds it."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from drawn_checkpoints import draw_checkpoints
+
+from src import checkpoints, training
+from src.runtime import results
+from src.runtime.distributed import World
+from src.runtime.files import StorageError
+from src.runtime.locks import only_one
+from src.runtime.paths import ROOT
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, {root!r})
+from src.runtime.locks import only_one
+
+path = Path(sys.argv[1])
+with only_one(path):
+    Path(sys.argv[2]).touch()
+    time.sleep(float(sys.argv[3]))
+    path.write_text("made by the first")
+"""
+AT_WORK = "another run is at work on it; waiting for its end"
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """holder(seconds) -> a process that holds the lock of `made`, and makes it at its end."""
+    started = []
+
+    def start(seconds: float) -> subprocess.Popen:
+        program = [sys.executable, "-c", HOLDER.format(root=str(ROOT))]
+        process = subprocess.Popen([*program, str(tmp_path / "made"), str(tmp_path / "begun"), str(seconds)])
+        started.append(process)
+        while not (tmp_path / "begun").exists():  # pytest's own limit ends what is in vain
+            assert process.poll() is None
+            time.sleep(0.05)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def test_the_second_waits_and_says_so(holder, tmp_path, capfd):
+    process = holder(1)
+    with only_one(tmp_path / "made"):
+        assert (tmp_path / "made").read_text() == "made by the first"
+    assert process.wait() == 0
+    assert capfd.readouterr().err.splitlines() == [f"{tmp_path / 'made'}: {AT_WORK}"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["begun", "made"]
+
+
+def test_the_lock_of_a_killed_process_is_none(holder, tmp_path, capfd):
+    process = holder(500)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    with only_one(tmp_path / "made"):
+        pass
+    assert capfd.readouterr().err == "" and [path.name for path in tmp_path.iterdir()] == ["begun"]
+
+
+def test_a_lock_leaves_no_folder_where_nothing_was_made(tmp_path):
+    with pytest.raises(ValueError), only_one(tmp_path / "a/b/made"):
+        raise ValueError
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(StorageError, match="made: expected room in /sys and the right"), only_one(Path("/sys/a/made")):
+        pytest.fail("locked")
+
+
+def started(*command: str, **places) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, *command], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **places
+    )
+
+
+def ended(processes: list[subprocess.Popen]) -> list[str]:
+    """What each printed; all must have succeeded."""
+    told = []
+    for process in processes:
+        out, err = process.communicate()
+        assert process.returncode == 0 and "Traceback" not in err, err
+        told.append(out + err)
+    return told
+
+
+def test_two_fine_tunings_at_once_make_what_one_makes(make_training, tmp_path):
+    flags = ("--steps=12", "--tasks=signs", "--batch-size=8", "--checkpoint-every=1")
+    alone, settings = make_training(*flags)
+    training.finetune_together(alone, settings, World())
+    run, _ = make_training(*flags, f"--save={tmp_path}/shared")
+    places = [f"--save={tmp_path}/shared", f"--cache-dir={run.places.cache}", "--seed=0", "--jobs=1", "--device=cpu"]
+    ended([started("finetune.py", *flags, *places) for _ in range(2)])
+    whole, shared = (checkpoints.load(one.paths.checkpoint("signs", "standard")) for one in (alone, run))
+    assert all(torch.equal(whole[name], shared[name]) for name in whole)
+    left = sorted(path.name for path in run.paths.checkpoint("signs", "standard").parent.iterdir())
+    assert left == ["standard.safetensors"]
+
+
+def test_two_adaptations_at_once_make_what_one_makes(make_run, tmp_path):
+    """Each would save over the other's state, and go on from it."""
+    run = make_run("--tasks=digits,signs")
+    draw_checkpoints(run)
+    shared = [f"save={run.places.save}", f"cache_dir={run.places.cache}", "seed=0", "jobs=1", "device=cpu"]
+    method = ["method=adamerging", "method.steps=6", "method.batch_size=2", "save_every=1", "eval_every=0"]
+    call = ["main.py", "DATASETS=[digits,signs]", *shared, *method]
+    ended([started(*call, f"results={run.places.results}") for _ in range(2)])
+    (path,) = run.paths.seed_results().rglob("adamerging*.json")
+    record = results.read(path)
+    alone = tmp_path / "alone"
+    (alone / "mini/ViT-Mini").mkdir(parents=True)
+    for name in ("zeroshot_accuracies", "ft_accuracies"):
+        source = run.paths.seed_results() / f"{name}.json"
+        target = alone / source.relative_to(run.paths.results)
+        target.parent.mkdir(exist_ok=True)
+        target.write_bytes(source.read_bytes())
+    ended([started(*call, f"results={alone}")])
+    (single,) = alone.rglob("adamerging*.json")
+    expected = results.read(single)
+    for key in ("val", "test", "chosen", "adaptation"):
+        assert record[key] == expected[key]
+    hidden = [path for path in run.paths.results.rglob(".*") if path.is_file()]
+    assert not hidden and not list(run.paths.save.rglob("*.state*"))
+
+
+def test_ids_of_processes_are_no_part_of_a_lock(tmp_path):
+    """After a reboot another process has the id; the file alone locks nothing."""
+    (tmp_path / ".made.lock").write_text(str(os.getpid()))
+    with only_one(tmp_path / "made"):
+        pass
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,235 @@
+"""The page and the index of results: what they say, and in a browser that charts are drawn and controls work."""
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+
+import pytest
+import synthetic_results
+
+import make_report
+from src.reporting.captions import CAPTIONS, caption
+from src.reporting.claim import examine_all
+from src.reporting.compare import contestant
+from src.reporting.figures import FIGURES, PICTURES, make_figures
+from src.reporting.ledger import corrected_verdicts
+from src.reporting.report.commands import commands
+from src.reporting.report.entries import entries
+from src.reporting.report.page import SECTIONS, page_of
+from src.reporting.runs import Runs
+from src.reporting.tables import make_tables
+from src.run import Run
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+SIZES = ((390, 844), (1400, 900))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Results of two seeds, tables, two figures, the page."""
+    results = synthetic_results.write(tmp_path_factory.mktemp("report"), seeds=(1, 2))
+    runs = Runs("mini", "ViT-Mini", results)
+    make_tables(runs)
+    make_figures(runs, Run.of(device="cpu"), ("mask_density", "addition"))
+    make_report.main(["--results", str(results)])
+    return results
+
+
+@pytest.fixture(scope="module")
+def page(folder) -> str:
+    return (folder / "mini" / "report.html").read_text()
+
+
+@pytest.fixture(scope="module")
+def runs(folder) -> Runs:
+    return Runs("mini", "ViT-Mini", folder)
+
+
+def data_of(page: str) -> dict:
+    return json.loads(re.search(r'<script id="data" type="application/json">(.*?)</script>', page, re.DOTALL)[1])
+
+
+class Loaded(HTMLParser):
+    """What a page names to be loaded, and texts that stand in for pictures."""
+
+    def __init__(self):
+        super().__init__()
+        self.sources: list[str] = []
+        self.silent: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        named = dict(attrs)
+        if tag != "a":
+            self.sources += [named[name] for name in ("src", "href", "srcset") if name in named]
+        if named.get("role") == "img" and not named.get("aria-label"):
+            self.silent.append(tag)
+        if tag == "img" and "alt" not in named:
+            self.silent.append(tag)
+
+
+def test_the_page_is_one_small_file_that_loads_nothing(page):
+    parser = Loaded()
+    parser.feed(page.partition('<script id="data"')[0])
+    assert parser.sources and all(source.startswith("data:") for source in parser.sources)
+    assert not parser.silent and len(page.encode()) < 6e6
+    assert [anchor for anchor, _ in SECTIONS] == re.findall(r'<section id="([\w-]+)"', page)
+
+
+def test_the_page_counts_verdicts_as_the_ledger_does(page, runs):
+    findings = examine_all(runs)
+    every = [finding for of_paper in findings.values() for finding in of_paper]
+    shown = re.findall(r'class="claim" data-paper="\w+" data-verdict="([\w ]+)"', page)
+    assert shown == [finding.verdict for finding in every] and {"holds", "undecided"} <= set(shown)
+    changed = [f for f in every if corrected_verdicts(findings)[f.claim] != f.verdict]
+    assert page.count(", corrected: ") == len(changed)
+
+
+def test_numbers_of_a_method_are_those_of_the_tables(page, runs):
+    shown = next(row for row in data_of(page)["methods"] if row["method"] == "TIES" and row["tasks"] == 8)
+    values = contestant(runs, "TIES").values()
+    assert shown["values"]["accuracy"]["tuned"]["mean"] == pytest.approx(values.mean(), abs=1e-3)
+    assert dict(shown["values"]["accuracy"]["tuned"]["seeds"]) == pytest.approx(values.to_dict(), abs=1e-3)
+    worst = min(task["value"] for task in shown["byTask"]["accuracy"])
+    assert worst < shown["values"]["accuracy"]["tuned"]["mean"] and shown["published"]
+    kinds = {row["method"]: (row["kind"], row["model"]) for row in entries(runs)}
+    assert kinds["TALL mask + TA"] == ("merged without images", "a model per task")
+    assert kinds["AdaMerging, layer-wise"] == ("uses images", "one model")
+
+
+def test_curves_over_alpha_are_means_of_the_results(page, runs):
+    curves = next(iter(data_of(page)["explorer"].values()))
+    assert list(curves) == ["standard", "posthoc", "linear"]
+    recorded = [100 * values for values in runs.find("addition", mode="linear")[1]["val"]["accuracy"]["signs"]]
+    others = [100 * values for values in runs.find("addition", mode="linear")[2]["val"]["accuracy"]["signs"]]
+    means = [(a + b) / 2 for a, b in zip(recorded, others)]
+    assert curves["linear"]["rows"]["signs"] == pytest.approx(means, abs=0.006)
+
+
+def test_every_result_has_a_command(runs):
+    made = commands(runs)
+    assert all(line.startswith("python ") for entry in made for line in entry.command.splitlines())
+    assert {entry.seeds for entry in made} == {"1, 2"}
+    texts = [entry.command for entry in made]
+    assert len(set(texts)) == len(texts)
+    assert any("corruption=contrast" in text for text in texts) and any("unseen=[digits,land]" in t for t in texts)
+    assert any("ViT-Mini__init__" in text for text in texts)
+
+
+def test_a_section_without_results_says_what_makes_them(tmp_path):
+    synthetic_results.write(tmp_path, seeds=(1,))
+    for file in tmp_path.rglob("*.json"):
+        if file.stem != "zeroshot_accuracies":
+            file.unlink()
+    shown = page_of(Runs("mini", "ViT-Mini", tmp_path))
+    for script in ("main.py", "eval_task_addition.py", "eval_disentanglement.py", "eval_ntk_localization.py"):
+        missing = re.findall(r'absent">.*?</div>', shown, re.DOTALL)
+        assert any(script in re.sub("<.*?>", "", block) for block in missing), script
+    assert "none was run yet" in shown and data_of(shown)["charts"] == {}
+
+
+def test_no_results_are_an_error_and_nothing_is_written(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        make_report.main(["--results", str(tmp_path / "none")])
+    assert "python reproduce.py" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_the_index_links_what_is_there(folder):
+    text = (folder / "mini" / "README.md").read_text()
+    links = re.findall(r"\]\((\S+?)\)", text)
+    assert len(links) > 20 and all((folder / "mini" / link).exists() for link in links)
+    assert "figures/mask_density.png" in links and "figures/radar.png" not in links
+
+
+def test_every_figure_has_a_caption():
+    assert {*CAPTIONS} <= {*FIGURES, *PICTURES}
+    assert all(caption(name).endswith(".") for name in (*FIGURES, *PICTURES))
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on this machine")
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as running:
+        opened = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(params=SIZES, ids=lambda size: str(size[0]))
+def opened(request, browser, folder):
+    """The page in a window, dark in the narrow one; it must log no error."""
+    width, height = request.param
+    theme = "dark" if width < 500 else "light"
+    context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=theme)
+    window, errors = context.new_page(), []
+    window.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    window.on("pageerror", lambda error: errors.append(str(error)))
+    window.on("request", lambda call: errors.append(call.url) if not call.url.startswith(("file:", "data:")) else None)
+    window.goto((folder / "mini" / "report.html").as_uri())
+    yield window
+    assert errors == []
+    context.close()
+
+
+def test_every_chart_is_drawn(opened):
+    names = opened.eval_on_selector_all(".chart", "all => all.map(e => e.dataset.chart)")
+    assert len(names) > 15
+    for name in names:
+        opened.locator(f'.chart[data-chart="{name}"]').scroll_into_view_if_needed()
+    opened.wait_for_function("[...document.querySelectorAll('.chart')].every(e => e.dataset.drawn)")
+    sizes = opened.eval_on_selector_all(
+        ".chart :is(svg, canvas)", "all => all.map(e => e.getBoundingClientRect().width)"
+    )
+    assert len(sizes) >= len(names) and min(sizes) > 150
+    marks = opened.eval_on_selector_all('[data-chart="intervals"] svg .mark-symbol path', "all => all.length")
+    assert marks > 20
+    assert opened.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0  # nothing beyond the window
+
+
+def test_the_table_sorts_and_filters(opened):
+    def column(number: int) -> list[str]:
+        return opened.eval_on_selector_all(
+            f"#methods tbody td:nth-child({number})", "all => all.map(e => e.dataset.sort ?? e.textContent)"
+        )
+
+    accuracies = [float(text) for text in column(3)]
+    assert len(accuracies) > 8 and accuracies == sorted(accuracies, reverse=True)
+    opened.locator("#methods thead button", has_text="accuracy").press("Enter")  # by keyboard
+    assert [float(text) for text in column(3)] == sorted(accuracies)
+    opened.locator("#methods thead button", has_text="method").click()
+    names = column(1)
+    assert names[0].startswith("AdaMerging") and names[-1] == "zero-shot"
+    opened.locator("#methods thead button", has_text="method").click()
+    assert column(1) == names[::-1]
+    opened.locator("#m-search").fill("ties")
+    assert 0 < len(column(1)) < len(names) and all("TIES" in name for name in column(1))
+    opened.locator("#m-search").fill("")
+    opened.locator("#m-mode").select_option("linear")
+    assert len(column(1)) == 3
+    opened.locator("#claim-paper").select_option("tall")
+    shown = opened.eval_on_selector_all(".claim:not([hidden])", "all => all.map(e => e.dataset.paper)")
+    assert set(shown) == {"tall"}
+
+
+def test_the_slider_moves_the_numbers(opened):
+    def numbers() -> list[str]:
+        return opened.eval_on_selector_all("#e-table td[data-mode='linear']", "all => all.map(e => e.textContent)")
+
+    before, text = numbers(), opened.locator("#e-value").text_content()
+    opened.locator("#e-alpha").focus()
+    for _ in range(6):
+        opened.keyboard.press("ArrowRight")
+    assert numbers() != before and opened.locator("#e-value").text_content() != text
+    opened.locator("#e-reset").click()
+    assert numbers() == before
+
+
+def test_commands_are_copied_and_themes_change(opened):
+    opened.locator("#theme").click()
+    opened.locator("#theme").click()
+    assert opened.evaluate("document.documentElement.dataset.theme") == "dark"
+    copy = opened.locator("#made .copy").first
+    copy.click()
+    assert copy.text_content() == "copied"

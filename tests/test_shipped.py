@@ -1,0 +1,58 @@
+"""The comparison of a reproduction with the results that ship."""
+
+import json
+
+import pytest
+import synthetic_results
+
+from src import args
+from src.experiments import reproduction
+from src.reporting import shipped
+from src.runtime.paths import Places
+
+
+@pytest.fixture
+def folders(tmp_path, monkeypatch):
+    """A shipped and a reproduced folder of seed 1, alike."""
+    monkeypatch.setattr(shipped, "from_root", lambda place: tmp_path / place)
+    ours, theirs = (tmp_path / name for name in (Places.results, "reproduced"))
+    for folder in (ours, theirs):
+        synthetic_results.write(folder, seeds=(1,), merges=False)
+    return ours, theirs
+
+
+def test_equal_results_are_as_shipped(folders):
+    ours, theirs = folders
+    text = shipped.compared_with_shipped("mini", "ViT-Mini", theirs)
+    count, _, total = text.partition(" of ")
+    assert int(count) > 100 and total == f"{count} numbers as shipped"
+    assert shipped.compared_with_shipped("mini", "ViT-Mini", ours) == ""
+
+
+def test_the_furthest_number_is_named(folders):
+    _, theirs = folders
+    path = theirs / "mini/ViT-Mini/seed_1/addition_linear.json"
+    record = json.loads(path.read_text())
+    record["test"]["accuracy"]["signs"] += 0.02
+    path.write_text(json.dumps(record))
+    text = shipped.compared_with_shipped("mini", "ViT-Mini", theirs)
+    told = (
+        f"{100 * record['test']['accuracy']['signs']:.1f}, shipped {100 * record['test']['accuracy']['signs'] - 2:.1f}"
+    )
+    assert "furthest: accuracy of signs, addition linear, seed 1: " in text and text.endswith(told)
+
+
+def test_other_seeds_and_other_models_have_nothing_to_compare_with(folders):
+    ours, theirs = folders
+    (theirs / "mini/ViT-Mini/seed_1").rename(theirs / "mini/ViT-Mini/seed_7")
+    (theirs / "mini/ViT-Mini__init__/seed_1").rename(theirs / "mini/ViT-Mini__init__/seed_7")
+    assert "no number" in shipped.compared_with_shipped("mini", "ViT-Mini", theirs)
+    assert "nothing of ViT-B-32 ships" in shipped.compared_with_shipped("mini", "ViT-B-32", theirs)
+
+
+def test_a_reproduction_writes_beside_the_shipped_results():
+    run, _ = args.parse(args.reproduction_parser(None, reproduction.NAMES), [])
+    assert run.places.results.name == "reproduced"
+    stages = [stage.commands(run) for stage in (*reproduction.STAGES, *reproduction.REPORT)]
+    flags = [command.flags for commands in stages for command in commands]
+    assert flags and all(any(flag.endswith("results=reproduced") for flag in of_command) for of_command in flags)

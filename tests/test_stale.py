@@ -1,0 +1,257 @@
+"""Nothing stale: what was made of other weights, settings or files than those of now is told, never mixed in."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from drawn_checkpoints import draw_checkpoints
+
+import eval_single_task
+import eval_task_addition
+import eval_task_negation
+import main
+from src import checkpoints, store
+from src.datasets import loading
+from src.datasets.base import Pixels
+from src.evaluation import Denominators
+from src.merging.names import tasks_name
+from src.merging.registry import label
+from src.merging.task_arithmetic import Sum
+from src.run import Run
+from src.runtime import results
+from src.runtime.messages import CheckpointError, UsageError
+from src.runtime.results import ResultError
+from src.training import finetune
+
+TASKS = ("digits", "signs")
+
+
+@pytest.fixture
+def made(make_run, monkeypatch) -> Run:
+    """Checkpoints near θ0, real single-task results, 30 images a split."""
+    whole = loading.evaluation_pixels
+
+    def few(*which):
+        return Pixels(whole(*which).pixels[:30], whole(*which).labels[:30])
+
+    monkeypatch.setattr(loading, "evaluation_pixels", few)
+    run = make_run("--tasks", *TASKS)
+    draw_checkpoints(run)
+    return run
+
+
+def flags(run: Run) -> list[str]:
+    places = [f"--save={run.places.save}", f"--results={run.places.results}", f"--cache-dir={run.places.cache}"]
+    return ["--seed=0", "--jobs=1", "--device=cpu", f"--tasks={','.join(run.tasks)}", *places]
+
+
+def merge(run: Run, *more: str) -> None:
+    pairs = [flag.removeprefix("--").split("=", 1) for flag in flags(run) if not flag.startswith("--tasks")]
+    given = [f"{name.replace('-', '_')}={value}" for name, value in pairs]
+    main.main([f"DATASETS=[{','.join(run.tasks)}]", *given, *more])
+
+
+def retrain(run: Run, task: str) -> None:
+    """Other weights in the place of a task's, as after finetune.py --overwrite."""
+    path = run.paths.checkpoint(task, "standard")
+    file = checkpoints.Checkpoint(path)
+    moved = {name: tensor * 1.02 for name, tensor in file.items()}
+    checkpoints.save(path, moved, file.header)
+
+
+# Experiments: the script, its flags, and the name of its result.
+EXPERIMENTS = [
+    (eval_single_task, ["--finetuning-mode=standard"], "ft_accuracies"),
+    (eval_task_addition, ["--n-eval-points=2"], "addition_standard"),
+    (eval_task_negation, ["--n-eval-points=2"], "negation_standard"),
+    (main, ["method=average"], "merging/{tasks}/standard-visual/average"),
+]
+
+
+@pytest.mark.parametrize("script, more, name", EXPERIMENTS, ids=lambda value: getattr(value, "__name__", ""))
+def test_a_result_of_other_weights_is_told_and_made_anew_when_asked(made, script, more, name, capsys):
+    name = name.format(tasks=tasks_name(made.suite, made.tasks))
+
+    def call(*again: str) -> None:
+        merge(made, *more, *again) if script is main else script.main([*flags(made), *more, *again])
+
+    overwrite = "overwrite=true" if script is main else "--overwrite"
+    call(overwrite)  # the single-task results of `made` are made up, and say nothing of weights
+    path = made.paths.result(name)
+    about = results.read(path)["provenance"]["made_of"]
+    assert {"theta0", *TASKS} <= {pair.split(":")[0] for pair in about.split()} and len(about) < 200
+    capsys.readouterr()
+    call()
+    assert "there already" in capsys.readouterr().out
+    before = path.read_bytes()
+    retrain(made, "signs")
+    with pytest.raises(SystemExit) as ended:
+        call()
+    told = capsys.readouterr().err
+    said = told or str(ended.value)
+    assert ended.value.code in (1, said) and told.count("\n") <= 1
+    assert "signs changed since" in said and "overwrite" in said and path.read_bytes() == before
+    call(overwrite)
+    assert path.read_bytes() != before
+    capsys.readouterr()
+    call()
+    assert "there already" in capsys.readouterr().out
+
+
+def test_results_without_fingerprints_are_unknown_not_stale(made, capsys):
+    """As those that older versions wrote."""
+    merge(made, "method=average")
+    path = made.paths.result(f"merging/{tasks_name(made.suite, made.tasks)}/standard-visual/average")
+    record = json.loads(path.read_text())
+    del record["provenance"]["made_of"]
+    path.write_text(results.encode(record))
+    retrain(made, "signs")
+    merge(made, "method=average")
+    assert "there already" in capsys.readouterr().out
+
+
+def test_accuracies_of_other_weights_are_no_denominators(made):
+    eval_single_task.main([*flags(made), "--finetuning-mode=standard", "--overwrite"])
+    Denominators.of(made, "standard", made.tasks)
+    retrain(made, "signs")
+    with pytest.raises(
+        ResultError, match="found those of others: signs changed since; .*eval_single_task.*--overwrite"
+    ):
+        Denominators.of(made, "standard", made.tasks)
+    Denominators.of(made, "standard", ("digits",))
+
+
+def test_a_result_over_other_denominators_is_told(made, capsys):
+    merge(made, "method=average")
+    path = made.paths.single_task("standard")
+    record = json.loads(path.read_text())
+    path.write_text(results.encode(record | {"signs": 0.75}))
+    with pytest.raises(SystemExit):
+        merge(made, "method=average")
+    assert "denominators changed since" in capsys.readouterr().err
+
+
+def test_files_that_change_while_they_are_used_give_no_result(made, monkeypatch, capsys):
+    merged = Sum.merge
+
+    def slow(self, problem):
+        retrain(made, "signs")
+        return merged(self, problem)
+
+    monkeypatch.setattr(Sum, "merge", slow)
+    with pytest.raises(SystemExit):
+        merge(made, "method=sum")
+    assert "signs changed while the result was computed; nothing was written" in capsys.readouterr().err
+    assert not list(made.paths.seed_results().rglob("sum.json"))
+
+
+def test_masks_of_other_weights_are_refused(made, capsys):
+    merge(made, "method=tall_mask")
+    merge(made, "method=consensus")
+    retrain(made, "signs")
+    with pytest.raises(SystemExit):
+        merge(made, "method=consensus", "overwrite=true")
+    told = capsys.readouterr().err
+    assert "expected masks of the checkpoints that are there, found those of others: signs changed since" in told
+    assert "method=tall_mask" in told and "overwrite=True" in told
+
+
+@pytest.mark.parametrize("method", ["ties", "tall_mask", "mag_masking", "sum"])
+def test_a_checkpoint_with_nan_is_named_before_work_and_leaves_no_result(made, method, capsys, monkeypatch):
+    path = made.paths.checkpoint("signs", "standard")
+    file = checkpoints.Checkpoint(path)
+    weights, header = dict(file), dict(file.header)
+    weights["model.visual.transformer.resblocks.0.mlp.c_fc.weight"][0, :5] = float("nan")
+    with pytest.raises(CheckpointError, match="expected finite numbers, found NaN .*; nothing was written"):
+        checkpoints.save(path, weights, header)
+    del header["fingerprint"]
+    with monkeypatch.context() as patch:  # as other programs, and older versions, wrote them
+        patch.setattr(checkpoints, "WEIGHTS", ())
+        checkpoints.save(path, weights, header)
+    with pytest.raises(SystemExit):
+        merge(made, f"method={method}")
+    assert f"{path}: expected finite numbers, found NaN" in capsys.readouterr().err
+    assert not list(made.paths.seed_results().rglob(f"{method}.json"))
+
+
+def test_an_older_checkpoint_has_the_fingerprint_that_a_newer_says(made):
+    path = made.paths.checkpoint("signs", "standard")
+    file = checkpoints.Checkpoint(path)
+    assert file.header["fingerprint"] == checkpoints.fingerprint(dict(file)) == checkpoints.known_fingerprint(file)
+
+
+def test_a_short_fine_tuning_is_not_taken_for_a_whole_one(make_training, capsys):
+    run, short = make_training("--steps=2", "--batch-size=2", "--tasks=signs")
+    store.write_pretrained(run)
+    finetune(run, "signs", short)
+    finetune(run, "signs", short)
+    assert "finished before" in capsys.readouterr().out
+    for flag in ("--clip=1", "--epochs=1"):  # the usual number of steps, and another
+        _, asked = make_training("--batch-size=2", "--tasks=signs", flag)
+        with pytest.raises(CheckpointError, match=r"trained with .*steps 2 \(now \d+\)"):
+            finetune(run, "signs", asked)
+
+
+@pytest.mark.parametrize(
+    "flag, word",
+    [("overwrite", "no"), ("overwrite", "2"), ("skip_corrupt", "off"), ("wandb", "no"), ("tensorboard", "null")],
+)
+def test_what_is_neither_true_nor_false_is_refused(made, flag, word, capsys):
+    merge(made, "method=average")
+    files = {path: path.stat().st_mtime_ns for path in made.paths.seed_results().rglob("*")}
+    with pytest.raises(SystemExit) as ended:
+        merge(made, "method=average", f"{flag}={word}")
+    assert ended.value.code == 2 and f"{flag}: expected true or false; got" in capsys.readouterr().err
+    assert files == {path: path.stat().st_mtime_ns for path in made.paths.seed_results().rglob("*")}
+
+
+def test_a_long_list_of_options_has_a_short_name_of_its_own(made, capsys):
+    fine, finer = ([round(i / points, 4) for i in range(1, points)] for points in (61, 62))
+    assert len(label(Sum(alphas=fine)).encode()) <= 160 and label(Sum(alphas=fine)) != label(Sum(alphas=finer))
+    assert label(Sum(alphas=[0.5])) == "sum_alphas=-0.5-"
+    for _ in range(2):
+        merge(made, "method=sum", f"method.alphas={fine}".replace(" ", ""))
+    assert "there already" in capsys.readouterr().out
+
+
+def test_an_output_replaces_nothing_but_itself(made, tmp_path, capsys):
+    output = tmp_path / "merged.safetensors"
+    merge(made, "method=average", f"output={output}")
+    merge(made, "method=average", f"output={output}")
+    first = output.read_bytes()
+    theirs = made.paths.checkpoint("signs", "standard")
+    whole = theirs.read_bytes()
+    for more in (["method=ties", f"output={output}"], ["method=average", f"output={theirs}", "overwrite=true"]):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            merge(made, *more)
+        assert ended.value.code == 2 and "output: expected a name that is free" in capsys.readouterr().err
+    assert output.read_bytes() == first and theirs.read_bytes() == whole
+    assert checkpoints.header(output)["label"] == "average"
+
+
+@pytest.mark.parametrize("name", ["../../x", "/x", ".x", "a/b", "", "a b"])
+def test_a_result_stays_in_its_folder(made, name, capsys):
+    output = made.paths.checkpoint("signs", "standard")
+    with pytest.raises(SystemExit) as ended:
+        eval_single_task.main([*flags(made), "--finetuning-mode=none", f"--encoder={output}", f"--name={name}"])
+    assert ended.value.code == 2 and "--name" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "model, path, said",
+    [
+        ("ViT-B-32", "/nonexistent/mine.safetensors", "expected a file of weights, found none"),
+        ("ViT-Mini", "/nonexistent/mine.safetensors", "has weights of its own"),
+        ("ViT-Mini__pretrained__laion2b", None, "has one set of weights"),
+    ],
+)
+def test_weights_that_were_named_are_loaded_or_refused(model, path, said):
+    with pytest.raises(UsageError, match=said):
+        Run.of(model, device="cpu", pretrained_path=path)
+
+
+def test_hashes_are_of_the_numbers():
+    weights = {"a": torch.from_numpy(np.arange(6.0))}
+    assert checkpoints.fingerprint(weights) == checkpoints.fingerprint({"a": weights["a"].clone()})

@@ -1,0 +1,220 @@
+"""Places to write: tried before the work, told in a sentence, and left as they were; nothing half, nothing behind."""
+
+import fcntl
+import os
+import resource
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from src import args, checkpoints
+from src.datasets.hub import Snapshot
+from src.datasets.prepare import Record
+from src.experiments.base import carry_out
+from src.experiments.registry import ADDITION
+from src.reporting import style, table
+from src.run import Run, override
+from src.runtime import files, program, results
+from src.runtime.files import StorageError, remove_abandoned, replacing, require_writable
+from src.runtime.paths import Places, from_root
+from src.training import World, finetune
+
+LARGEST = 3000  # bytes
+
+
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """No file may grow beyond LARGEST bytes: the kernel refuses the write, as it does where a disk is full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (LARGEST, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def write_result(path: Path) -> None:
+    results.write(path, {"a": ["x" * 100] * 100}, {"device": "cpu"}, time.time())
+
+
+def write_checkpoint(path: Path) -> None:
+    checkpoints.save(path, {"a": torch.ones(100, 100)}, {"model": "small"})
+
+
+def write_state(path: Path) -> None:
+    checkpoints.save_state(path, {"model": {"a": torch.ones(100, 100)}}, {}, {"model": "small"}, "training state")
+
+
+def write_figure(path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure()
+    figure.subplots().plot([1, 2])
+    style.save(figure, path.parent, "made")
+
+
+def write_record(path: Path) -> None:
+    Record("made", "official", "x", True, {"train": [1] * 5000}, {}).write(path.parent.parent)
+
+
+def write_snapshot(path: Path) -> None:
+    Snapshot("x" * 5000, "r", {}).write(path.parent)
+
+
+WRITERS: dict[str, tuple[str, Callable[[Path], None]]] = {
+    "result": ("made.json", write_result),
+    "checkpoint": ("made.safetensors", write_checkpoint),
+    "state": ("made.state", write_state),
+    "table": ("made.md", lambda path: table.write_text(path, "x" * 5000)),
+    "figure": ("made.png", write_figure),
+    "record": ("prepared/made.json", write_record),
+    "snapshot": ("snapshot.json", write_snapshot),
+}
+
+
+@pytest.fixture(autouse=True)
+def no_git(monkeypatch):
+    """The limit of a full disk would hold for what git writes too."""
+    monkeypatch.setattr(results, "commit", lambda: None)
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_where_there_is_no_room_the_old_file_stays(writer, tmp_path):
+    name, write = WRITERS[writer]
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("before")
+    with full_disk(), pytest.raises(StorageError) as caught:
+        write(path)
+    told = str(caught.value)
+    assert told.count("\n") == 0 and str(path) in told and "File too large" in told and "MiB are free" in told
+    assert path.read_text() == "before" and [p.name for p in path.parent.iterdir()] == [path.name]
+    write(path)
+    assert path.read_bytes() != b"before"
+
+
+def places(tmp_path: Path) -> dict[str, tuple[Path, str]]:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "taken.json").mkdir()
+    return {
+        "a file in the place of a folder": (tmp_path / "file/made.json", "Not a directory"),
+        "a folder in the place of a file": (tmp_path / "taken.json", "Is a directory"),
+        "no right": (Path("/sys/made.json"), "Operation not permitted|Permission denied"),
+        "no right to make a folder": (Path("/sys/a/b/made.json"), "Operation not permitted|Permission denied"),
+        "too long": (tmp_path / f"{'x' * 251}.json", "File name too long"),
+    }
+
+
+def test_a_place_that_cannot_be_written_is_told_before_the_work(tmp_path):
+    for kind, (path, reason) in places(tmp_path).items():
+        with pytest.raises(StorageError, match=reason):
+            require_writable(path)
+            pytest.fail(kind)
+        with pytest.raises(StorageError), replacing(path) as temporary:
+            temporary.write_text(kind)
+    require_writable(tmp_path / "new/folder/made.json")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "taken.json"]
+
+
+def test_too_little_room_is_told_before_the_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(1 << 30, 1 << 30, 1 << 20))
+    require_writable(tmp_path / "made", room=1 << 20)
+    with pytest.raises(StorageError, match=r"made: expected room in .*No space left on device \(1 MiB are free\)"):
+        require_writable(tmp_path / "made", room=1 << 21)
+    assert not list(tmp_path.iterdir())
+
+
+def test_experiments_try_their_place_first(make_run, tmp_path):
+    (tmp_path / "file").write_text("")
+    run = make_run(f"--results={tmp_path}/file", "--tasks=digits")
+    with pytest.raises(StorageError, match="Not a directory"):
+        carry_out(ADDITION, "standard", run, {}, lambda: pytest.fail("it computes first"), overwrite=False)
+
+
+def test_fine_tuning_tries_its_place_first(make_training, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    run, training = make_training("--steps=1", f"--save={tmp_path}/file")
+    monkeypatch.setattr("src.training.FineTuning", lambda *which: pytest.fail("it trains first"))
+    with pytest.raises(StorageError, match="Not a directory"):
+        finetune(run, "signs", training, World())
+
+
+def test_a_script_tells_it_in_a_line(capsys):
+    @program.exit_on_user_error
+    def main(argv=None):
+        require_writable(Path("/sys/made.json"))
+
+    with pytest.raises(SystemExit, match="^error: /sys/made.json: expected room in /sys"):
+        main([])
+
+
+def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path):
+    left, used, foreign = (tmp_path / name for name in (f".a.{'0' * 12}.tmp", f".b.{'1' * 12}.tmp", ".c.tmp"))
+    for path in (left, used, foreign):
+        path.write_text("")
+    with open(used) as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # as long as it is written
+        with replacing(tmp_path / "made") as temporary:
+            assert files.TEMPORARY.fullmatch(temporary.name)
+            remove_abandoned(tmp_path)  # as another process would
+            temporary.write_text("whole")
+        assert {p.name for p in tmp_path.iterdir()} == {"made", used.name, foreign.name}
+    remove_abandoned(tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {"made", foreign.name}
+
+
+ODD = ["~", "a=b", "a#b", "a,b", "mes données (1)", "{x}", "${x}", "it's", "a\\b", "[a]", "x" * 200, "\udce9"]
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_folders_hold_results_and_checkpoints(name, tmp_path):
+    folder = tmp_path / name
+    for writer in ("result", "checkpoint", "state", "table", "figure"):
+        file, write = WRITERS[writer]
+        write(folder / file)
+        require_writable(folder / file)
+    assert (
+        results.read(folder / "made.json")["a"] and checkpoints.header(folder / "made.safetensors")["model"] == "small"
+    )
+    assert len(list(folder.iterdir())) == 6  # and the figure's PDF
+
+
+@pytest.mark.parametrize("name", [*ODD[:-1], "seed_1", "/a/b", "0.5e"])
+def test_hydra_reads_odd_paths_as_they_are(name):
+    parsed = OverridesParser.create().parse_override(override("results", name))
+    assert not parsed.is_sweep_override() and str(parsed.value()).replace("\\${", "${") == name
+
+
+@given(name=st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1))
+def test_hydra_reads_any_text_as_it_is(name):
+    assume(not name.replace(".", "").replace("_", "").isalnum())  # numbers and words are what Hydra takes them for
+    parsed = OverridesParser.create().parse_override(override("results", name))
+    assert not parsed.is_sweep_override()
+    if isinstance(parsed.value(), float):
+        return
+    assert str(parsed.value()).replace("\\${", "${") == name
+
+
+def test_a_tilde_is_the_home_folder_everywhere(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    flags = [f"--{name}=~/x" for name in ("save", "results", "cache-dir", "data-location")]
+    paths = args.parse(args.base_parser(""), ["--seed=0", *flags])[0].paths
+    assert {paths.save, paths.results, paths.cache, paths.data} == {tmp_path / "x"}
+    assert from_root("~/x") == tmp_path / "x"
+
+
+def test_no_home_and_no_temporary_folder(monkeypatch, tmp_path):
+    for name in ("HOME", "TMPDIR", "USER", "LOGNAME"):
+        monkeypatch.delenv(name, raising=False)
+    run = Run.of(seed=0, device="cpu", places=Places(tmp_path / "save", tmp_path / "results"))
+    write_result(run.paths.result("made"))
+    assert results.read(run.paths.result("made"))
+    assert os.environ.get("HOME") is None
