@@ -8,13 +8,12 @@ draws one picture: what every α of θ0 + α (τ1 + τ2) scores on both tasks. E
 skips what is there.
 """
 
-import argparse
 import importlib
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from src.args import Parser
+from src.args import Formatter, Parser
 from src.run import Run
 from src.runtime.messages import UsageError
 from src.runtime.paths import Places, from_root
@@ -27,10 +26,10 @@ STEPS = 120  # of fine-tuning; the suite's own models take 250
 
 @exit_on_user_error
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=Formatter)
     parser.add_argument("--tasks", default="signs,digits", help="two of the mini suite's tasks")
-    parser.add_argument("--steps", type=int, default=STEPS, help=f"of fine-tuning each; default: {STEPS}")
-    parser.add_argument("--folder", type=Path, default=FOLDER, help=f"of all that is made; default: {FOLDER}")
+    parser.add_argument("--steps", type=int, default=STEPS, help="of fine-tuning each")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="of all that is made")
     options = parser.parse_args(argv)
     places = Places(save=options.folder / "checkpoints", results=options.folder / "results")
     run = Run.of(tasks=options.tasks, seed=SEED, device="cpu", places=places)

@@ -9,16 +9,15 @@ read that reads it. Methods that need images, or make a model for each task, are
 main.py's. A model card, README.md or <output>.md, says how it was made.
 """
 
-import argparse
 from pathlib import Path
 
-from src.args import Parser
+from src.args import Formatter, Parser
 from src.runtime.program import exit_on_user_error
 
 
 @exit_on_user_error
 def main(argv=None) -> None:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=Formatter)
     parser.add_argument("pretrained", type=Path, help="the pre-trained model, θ0")
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="fine-tuned models")
     parser.add_argument("--method", default="sum", help="python main.py --methods lists them")

@@ -19,6 +19,17 @@ REPRODUCED = Path("reproduced")  # apart from results/, which ships: there most 
 PRECISIONS = ("fp32", "tf32", "bf16")
 
 
+class Formatter(argparse.RawDescriptionHelpFormatter):
+    """Descriptions as they are written, and the default of every flag that has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        if action.default in (None, False, argparse.SUPPRESS) or "default" in text:
+            return text
+        default = " ".join(map(str, action.default)) if isinstance(action.default, tuple) else action.default
+        return f"{text}; default: {default}"
+
+
 class Parser(argparse.ArgumentParser):
     """argparse, whose messages on a wrong choice name the nearest right one."""
 
@@ -44,34 +55,37 @@ class Parser(argparse.ArgumentParser):
 
 def command_parser(prog: str, doc: str | None) -> Parser:
     """Of a module that is run as `python -m`, without the flags of the scripts."""
-    return Parser(prog=f"python -m {prog}", description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    return Parser(prog=f"python -m {prog}", description=doc, formatter_class=Formatter)
 
 
 def base_parser(doc: str | None, modes: Sequence[str] | None = EVALUATED) -> Parser:
     """The flags of every script; `modes` are the choices of `--finetuning-mode`, None leaves it out."""
-    parser = Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=doc, formatter_class=Formatter)
+    what = parser.add_argument_group("what to compute on")
+    places = parser.add_argument_group("folders")
+    machine = parser.add_argument_group("machine")
     if modes:
-        parser.add_argument("--finetuning-mode", choices=modes, default="standard")
-    parser.add_argument("--model", help="ViT-Mini (default), ViT-B-32, ViT-B-16, ViT-L-14, any open_clip name")
-    parser.add_argument("--suite", help="mini or vision; by default the suite that the model is meant for")
-    parser.add_argument(
+        what.add_argument("--finetuning-mode", choices=modes, default="standard", help="way of fine-tuning")
+    what.add_argument("--model", help="ViT-Mini (default), ViT-B-32, ViT-B-16, ViT-L-14, any open_clip name")
+    what.add_argument("--suite", help="mini or vision; by default the suite that the model is meant for")
+    what.add_argument(
         "--tasks",
         nargs="+",
         metavar="TASK",
         help="names, or how many of the suite's first: 8, 14, 20; default: 8 on mini, to add and to negate, else 20",
     )
-    parser.add_argument("--seed", type=int, default=1, help="of everything; mini draws its images from it too")
-    parser.add_argument("--save", type=Path, default=Places.save, help="folder of checkpoints")
-    parser.add_argument("--results", type=Path, default=Places.results, help="folder of results")
-    parser.add_argument("--data-location", type=Path, default=Places.data, help="folder of the real data sets")
-    parser.add_argument("--cache-dir", type=Path, default=Places.cache, help="drawn images, decoded images, weights")
-    parser.add_argument("--pretrained-path", help="weights of the pre-trained model from a local file")
-    parser.add_argument("--device", help="default: cuda where there is a GPU, else cpu")
-    parser.add_argument("--jobs", type=int, help="tasks worked on at once; default: the cores on CPU, 1 on a GPU")
-    parser.add_argument("--eval-batch-size", type=int, default=Run.batch_size)
-    parser.add_argument("--corruption", metavar="NAME", help="corrupt test images: motion_blur, jpeg_compression, ...")
-    parser.add_argument("--severity", type=int, default=max(SEVERITIES), help="of the corruption, 1 to 5")
-    parser.add_argument("--skip-corrupt", action="store_true", help="leave out images that cannot be decoded")
+    what.add_argument("--seed", type=int, default=1, help="of everything; mini draws its images from it too")
+    places.add_argument("--save", type=Path, default=Places.save, help="folder of checkpoints")
+    places.add_argument("--results", type=Path, default=Places.results, help="folder of results")
+    places.add_argument("--data-location", type=Path, default=Places.data, help="folder of the real data sets")
+    places.add_argument("--cache-dir", type=Path, default=Places.cache, help="drawn images, decoded images, weights")
+    what.add_argument("--pretrained-path", help="weights of the pre-trained model from a local file")
+    machine.add_argument("--device", help="default: cuda where there is a GPU, else cpu")
+    machine.add_argument("--jobs", type=int, help="tasks worked on at once; default: the cores on CPU, 1 on a GPU")
+    machine.add_argument("--eval-batch-size", type=int, default=Run.batch_size, help="images of one forward pass")
+    what.add_argument("--corruption", metavar="NAME", help="corrupt test images: motion_blur, jpeg_compression, ...")
+    what.add_argument("--severity", type=int, default=max(SEVERITIES), help="of the corruption, 1 to 5")
+    what.add_argument("--skip-corrupt", action="store_true", help="leave out images that cannot be decoded")
     parser.add_argument("--overwrite", action="store_true", help="compute again what is already there")
     return parser
 
@@ -95,30 +109,35 @@ def add_pairs(parser: Parser) -> None:
 def finetuning_parser(doc: str | None) -> Parser:
     """The flags of every script and the fields of training.Training; None stands for what the suite's protocol says."""
     parser = base_parser(doc, TRAINED)
-    parser.add_argument("--lr", type=float, help="peak learning rate")
-    parser.add_argument("--wd", type=float, help="weight decay")
-    parser.add_argument("--ls", type=float, help="label smoothing")
-    parser.add_argument("--warmup_length", type=int, help="steps of linear warm-up")
-    parser.add_argument("--epochs", type=int, help="default: the registry's, per task")
-    parser.add_argument("--steps", type=int, help="optimizer steps, in the place of epochs; default on mini: 250")
-    parser.add_argument("--batch-size", type=int, help="images per forward pass over all processes")
-    parser.add_argument("--num-grad-accumulation", type=int, help="forward passes per optimizer step")
-    parser.add_argument("--sum-gradients", action="store_true", help="of a step's passes, as published; default: mean")
-    parser.add_argument("--clip", type=float, help="largest norm of the gradient")
-    parser.add_argument(
+    training = parser.add_argument_group("training")
+    training.add_argument("--lr", type=float, help="peak learning rate")
+    training.add_argument("--wd", type=float, help="weight decay")
+    training.add_argument("--ls", type=float, help="label smoothing")
+    training.add_argument("--warmup_length", type=int, help="steps of linear warm-up")
+    training.add_argument("--epochs", type=int, help="default: the registry's, per task")
+    training.add_argument("--steps", type=int, help="optimizer steps, in the place of epochs; default on mini: 250")
+    training.add_argument("--batch-size", type=int, help="images per forward pass over all processes")
+    training.add_argument("--num-grad-accumulation", type=int, help="forward passes per optimizer step")
+    training.add_argument(
+        "--sum-gradients", action="store_true", help="of a step's passes, as published; default: mean"
+    )
+    training.add_argument("--clip", type=float, help="largest norm of the gradient")
+    training.add_argument(
         "--checkpoint-every", type=int, default=100, help="steps between saved training states; 0: none"
     )
-    parser.add_argument("--load", type=Path, help="start from this checkpoint in the place of the pre-trained model")
-    parser.add_argument("--world-size", type=int, default=1, help="processes that share each batch")
-    parser.add_argument(
+    training.add_argument("--load", type=Path, help="start from this checkpoint in the place of the pre-trained model")
+    training.add_argument("--world-size", type=int, default=1, help="processes that share each batch")
+    training.add_argument(
         "--workers", type=int, help="processes that decode images (not on mini); default: the cores, 16 at most"
     )
-    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of matrix products; weights stay fp32")
-    parser.add_argument(
+    training.add_argument(
+        "--precision", choices=PRECISIONS, default="fp32", help="of matrix products; weights stay fp32"
+    )
+    training.add_argument(
         "--compile", nargs="?", const="inductor", metavar="BACKEND", help="torch.compile; default backend: inductor"
     )
-    parser.add_argument("--wandb", action="store_true", help="log to Weights & Biases")
-    parser.add_argument("--tensorboard", action="store_true", help="log to TensorBoard")
+    training.add_argument("--wandb", action="store_true", help="log to Weights & Biases")
+    training.add_argument("--tensorboard", action="store_true", help="log to TensorBoard")
     return parser
 
 
@@ -141,7 +160,7 @@ def reproduction_parser(doc: str | None, stages: Sequence[str]) -> Parser:
 
 def reporting_parser(doc: str | None, images: bool = False) -> Parser:
     """The flags of make_tables.py and make_figures.py; images: those too that say whose images are shown."""
-    parser = Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=doc, formatter_class=Formatter)
     parser.add_argument("--suite", choices=SUITES, help="by default the suite that the model is meant for")
     parser.add_argument("--model", help="default: the suite's own, ViT-Mini without --suite")
     parser.add_argument("--results", type=Path, default=Places.results, help="folder of results")

@@ -21,7 +21,7 @@ from src.datasets.prepare import prepare
 from src.experiments import reproduction
 from src.experiments.merging import take_options
 from src.merging import files as merging_files
-from src.merging.registry import load_methods
+from src.merging.registry import config_schemas
 from src.published import convert as converting
 from src.run import Run
 from src.runtime.paths import ROOT
@@ -67,6 +67,9 @@ def test_a_command_parses(command, monkeypatch, capsys, tmp_path):
         assert all(re.fullmatch(r"--[a-z-]+(=.+)?", word) for word in rest[:script])
         rest = rest[script:]
     script, *flags = rest
+    for file in (word.partition("=")[2] for word in flags if word.startswith("--pretrained-path=")):
+        (tmp_path / file).touch()
+    monkeypatch.chdir(tmp_path)
     if script == "-m":
         if flags[0] == "src.published.convert":
             monkeypatch.setattr(converting, "convert", stopping_after(lambda *_, **__: None))
@@ -99,8 +102,8 @@ def compose(flags: list[str]) -> set[str]:
     words = [word for word in flags if word != "--multirun"]
     if any(word.startswith("hydra/launcher=") for word in words):
         pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
-    load_methods()
-    ConfigStore.instance().store(name="flags", node=arguments.shared_flags())
+    for group, name, schema in ((None, "flags", arguments.shared_flags()), *config_schemas()):
+        ConfigStore.instance().store(group=group, name=name, node=schema)
     overrides = OverridesParser.create().parse_overrides(words)
     (jobs,) = BasicSweeper.split_arguments(overrides, max_batch_size=None)
     assert len(jobs) == 1 or "--multirun" in flags

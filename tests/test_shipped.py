@@ -56,3 +56,21 @@ def test_a_reproduction_writes_beside_the_shipped_results():
     stages = [stage.commands(run) for stage in (*reproduction.STAGES, *reproduction.REPORT)]
     flags = [command.flags for commands in stages for command in commands]
     assert flags and all(any(flag.endswith("results=reproduced") for flag in of_command) for of_command in flags)
+
+
+def test_a_dry_run_tells_the_minutes_of_the_shipped_results(folders, capsys):
+    ours, theirs = folders
+    path = ours / "mini/ViT-Mini/seed_1/addition_linear.json"
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps(record | {"provenance": {**record["provenance"], "seconds": 90.0}}))
+    assert shipped.recorded_seconds([theirs / "mini/ViT-Mini/seed_1/addition_linear.json"], theirs) == 90.0
+    assert shipped.recorded_seconds([theirs / "mini/ViT-Mini/seed_1/addition_posthoc.json"], theirs) is None
+    flags = ["--only", "addition", "--dry-run", f"--results={theirs}/none"]
+    reproduction.reproduce(*_parsed(flags))
+    out = capsys.readouterr().out
+    assert out.count("# 1.5 min") == 1 and "3 commands would run; 1 of them took 2 minutes" in out
+
+
+def _parsed(flags: list[str]) -> tuple:
+    run, options = args.parse(args.reproduction_parser(None, reproduction.NAMES), flags)
+    return run, *(options[name] for name in ("seeds", "only", "extended", "dry_run", "overwrite"))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from types import ModuleType
 
-from src.modes import EVALUATED, MODES
+from src.modes import EVALUATED, MODES, TRAINED
 
 
 @dataclass(frozen=True)
@@ -17,6 +17,7 @@ class Experiment:
 
     stage: of reproduce.py. benchmark: whether it is on the papers' first 8 tasks, in the place of all of the run's.
     pairs: whether it is on pairs of tasks, so that --tasks says nothing to it. random_init: also on random weights.
+    extended: whether the stage runs when it is named, or with --extended.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Experiment:
     benchmark: bool = False
     pairs: bool = False
     random_init: bool = False
+    extended: bool = False
 
     def result(self, choice: str) -> str:
         """The name of a result, in the folder of a seed."""
@@ -55,7 +57,9 @@ NTK = Experiment("ntk", "eval_ntk_localization", "--reduction", ("trace", "sum")
 NTK_RANKS = (5, 10, 20, 0.9)  # eigenfunctions, and with a point shares of the trace
 NTK_SAMPLES = 64
 
-EXPERIMENTS = {row.name: row for row in (SINGLE_TASK, ADDITION, NEGATION, DISENTANGLEMENT, NTK)}
+GEOMETRY = Experiment("geometry", "eval_geometry", MODE, TRAINED, "geometry", benchmark=True, extended=True)
+
+EXPERIMENTS = {row.name: row for row in (SINGLE_TASK, ADDITION, NEGATION, DISENTANGLEMENT, NTK, GEOMETRY)}
 MERGING = "merging"  # of main.py, whose commands are not of this form
 
 

@@ -20,7 +20,7 @@ from src.merging.base import Variant
 from src.merging.registry import METHODS, variants
 from src.model_names import random_name
 from src.modes import EVALUATED, MODES, SCOPES, TRAINED
-from src.reporting.shipped import compared_with_shipped
+from src.reporting.shipped import compared_with_shipped, recorded_seconds
 from src.run import Corruption, Run, override
 from src.runtime import results
 
@@ -96,7 +96,7 @@ def _first_benchmark(run: Run) -> Run:
 
 def _stages() -> list[Stage]:
     """A stage of each experiment, which runs all its choices."""
-    return [Stage(row.stage, partial(_all_choices, experiment=row)) for row in EXPERIMENTS.values()]
+    return [Stage(row.stage, partial(_all_choices, experiment=row), row.extended) for row in EXPERIMENTS.values()]
 
 
 def _all_choices(run: Run, experiment: Experiment) -> list[Command]:
@@ -307,7 +307,7 @@ def reproduce(
 
     A command that fails is reported, those that do not need it still run, and the exit status is 1.
     """
-    began, program = time.time(), Program(dry_run, overwrite)
+    began, program = time.time(), Program(dry_run, overwrite, run.paths.results)
     for seed in seeds or [run.seed]:
         for stage in _chosen(STAGES, only, extended):
             start = time.time()
@@ -323,7 +323,13 @@ def reproduce(
         print(f"{len(program.failed)} of the commands failed; run them by themselves to see why:")
         print("\n".join(f"  {command}" for command in program.failed))
         raise SystemExit(1)
-    if not dry_run:
+    if dry_run:
+        known = [seconds for seconds in program.foreseen if seconds is not None]
+        print(
+            f"{len(program.foreseen)} commands would run; {len(known)} of them took {sum(known) / 60:.0f} minutes "
+            "where the shipped results were made"
+        )
+    else:
         minutes = (time.time() - began) / 60
         print(f"all stages finished in {minutes:.1f} minutes; results in {run.places.results / run.suite}")
         if comparison := compared_with_shipped(run.suite, run.model, run.paths.results):
@@ -339,8 +345,9 @@ def _chosen(stages: tuple[Stage, ...], only: Sequence[str] | None, extended: boo
 class Program:
     """Runs commands in this process, which keeps its workers, and remembers those that failed."""
 
-    def __init__(self, dry_run: bool, overwrite: bool):
-        self.dry_run, self.overwrite = dry_run, overwrite
+    def __init__(self, dry_run: bool, overwrite: bool, results: Path):
+        self.dry_run, self.overwrite, self.results = dry_run, overwrite, results
+        self.foreseen: list[float | None] = []  # seconds of each command that a dry run names, where they are known
         self.failed: list[Command] = []
 
     def run(self, command: Command, always: bool = False) -> bool:
@@ -350,7 +357,9 @@ class Program:
             print(f"  there already: {command}")
             return False
         if self.dry_run:
-            print(f"  would run:     {command}")
+            seconds = recorded_seconds(command.outputs, self.results)
+            self.foreseen.append(seconds)
+            print(f"  would run:     {command}{'' if seconds is None else f'  # {seconds / 60:.1f} min'}")
             return False
         print(f"  {command}", flush=True)
         try:

@@ -1,5 +1,6 @@
 """A reproduction beside the results that ship with the project: how many numbers are the same."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
@@ -8,6 +9,7 @@ from src.reporting.frame import IDENTITY
 from src.reporting.runs import every_number
 from src.reporting.table import printed
 from src.runtime.paths import Places, from_root
+from src.runtime.results import read
 
 KEY = [*IDENTITY, "task", "metric"]
 PRINTED = 5e-4  # in [0, 1]: numbers within it are printed alike in percent, give or take the last digit
@@ -33,6 +35,18 @@ def compared_with_shipped(suite: str, model: str, results: Path) -> str:
         f"{line}; furthest: {furthest['metric']} of {printed(furthest['task'])}, {what}, seed {furthest['seed']}: "
         f"{100 * furthest['value']:.1f}, shipped {100 * furthest['value_shipped']:.1f}"
     )
+
+
+def recorded_seconds(outputs: Iterable[Path], results: Path) -> float | None:
+    """How long the shipped counterparts of results took to make; None where none of them records it."""
+    shipped = from_root(Places.results)
+    seconds = []
+    for output in outputs:
+        counterpart = shipped / output.relative_to(results) if output.is_relative_to(results) else output
+        if counterpart.suffix == ".json" and counterpart.is_file():
+            seconds.append(read(counterpart)["provenance"].get("seconds"))
+    known = [value for value in seconds if value is not None]
+    return sum(known) if known else None
 
 
 def _measured(suite: str, results: Path) -> pd.DataFrame:

@@ -26,7 +26,7 @@ function look(element) {
   };
   const legend = { labelColor: of("--ink"), titleColor: of("--soft"), labelFontSize: 11.5, titleFontSize: 11.5, titleFontWeight: "normal",
     symbolBaseFillColor: of("--soft"), symbolBaseStrokeColor: of("--soft") };
-  if (narrow) legend.labelLimit = Math.max(160, element.clientWidth - 60);
+  if (narrow) Object.assign(legend, { labelLimit: Math.max(160, element.clientWidth - 60), layout: { top: { direction: "vertical", anchor: "start" } } });
   return { background: null, font, axis, legend, view: { stroke: null }, style: { cell: { stroke: null } } };
 }
 
