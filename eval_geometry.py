@@ -4,8 +4,8 @@
     python eval_geometry.py --finetuning-mode=linear
 
 Writes geometry_<mode>.json: by matrix the singular task interference (Gargiulo et al., 2025), by matrix and task the
-stable and the effective rank and the energy of the leading 1/T, and of every merging method that needs weights alone its
-subspace alignment with each task (Marczak et al., 2025). Needs the fine-tuned checkpoints; reads no image.
+stable and the effective rank and the energy of the leading 1/T, and of every merging method that needs weights alone
+its subspace alignment with each task (Marczak et al., 2025). Needs the fine-tuned checkpoints; reads no image.
 """
 
 from src.args import base_parser, parse

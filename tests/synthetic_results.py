@@ -16,10 +16,20 @@ from src import records
 from src.correctness import pack
 from src.datasets import registry
 from src.experiments import disentanglement as disentangled
+from src.experiments import geometry as geometric
 from src.experiments import negation as negated
 from src.experiments import ntk as kernel
 from src.experiments import single_task as solo
-from src.experiments.registry import ADDITION, DISENTANGLEMENT, EXPERIMENTS, NEGATION, NTK, SINGLE_TASK, module
+from src.experiments.registry import (
+    ADDITION,
+    DISENTANGLEMENT,
+    EXPERIMENTS,
+    GEOMETRY,
+    NEGATION,
+    NTK,
+    SINGLE_TASK,
+    module,
+)
 from src.merging.names import folder, unseen_label
 from src.merging.registry import METHODS, label, load_methods
 from src.modes import EVALUATED, TRAINED
@@ -72,6 +82,8 @@ def pretrained(seed: int, merges: bool = True) -> dict[str, Mapping[str, Any]]:
         made[ADDITION.result(mode)] = addition(mode, seed)
         made[NEGATION.result(mode)] = negation(mode, seed)
         made[DISENTANGLEMENT.result(mode)] = disentanglement(mode, seed)
+    for mode in TRAINED:
+        made[GEOMETRY.result(mode)] = geometry(mode, seed)
     for reduction in NTK.choices:
         made[NTK.result(reduction)] = ntk(seed, reduction, 6.0 if reduction == "trace" else 4.0)
     if merges:
@@ -231,6 +243,29 @@ def disentanglement(mode: str, seed: int, points: int = 13) -> disentangled.Reco
             "box_mean": mean(error[i][j] for i in inside for j in inside),
         })  # fmt: skip
     return {"finetuning_mode": mode, "pairs": pairs}
+
+
+def geometry(mode: str, seed: int) -> geometric.Record:
+    """Two blocks; tangent vectors interfere less."""
+    names = [f"model.visual.transformer.resblocks.{i}.mlp.c_fc.weight" for i in range(2)]
+    level = 1.0 if mode == "standard" else 0.8
+
+    def by_matrix(value: float) -> dict[str, list[float]]:
+        return {t: [value + wobble(i, j) for j in range(2)] for i, t in enumerate(TASKS)}
+
+    return {
+        "finetuning_mode": mode,
+        "tasks": list(TASKS),
+        "matrices": [*names, "model.visual.proj"],
+        "interference": [level * value + 0.1 * wobble(seed) for value in (3.0, 2.0, 1.0)],
+        "stable_rank": by_matrix(4.0),
+        "effective_rank": by_matrix(40.0 * level),
+        "energy": by_matrix(0.7),
+        "alignment": {
+            label: {t: value + 0.1 * wobble(i, seed) for i, t in enumerate(TASKS)}
+            for label, value in (("average", 0.5), ("sum", 0.6), ("ties", 0.7))
+        },
+    }
 
 
 def ntk(seed: int, reduction: str, ratio: float, points: int = 24) -> kernel.Record:

@@ -1,8 +1,8 @@
 """Spectral geometry of the task vectors, and of what methods merge of them; see analysis/spectra.py for the measures.
 
-Every 2-D tensor of the image tower that some task has moved is a matrix, fused attention as it lies. Means over matrices
-are plain. Of the merging methods those stand here that need weights alone, make one model, and read no other method's
-files; with the published default where validation chooses a coefficient that turns subspaces (CART).
+Every 2-D tensor of the image tower that some task has moved is a matrix, fused attention as it lies. Means over
+matrices are plain. Of the merging methods those stand here that need weights alone, make one model, and read no other
+method's files; with the published default where validation chooses a coefficient that turns subspaces (CART).
 """
 
 import re
@@ -47,7 +47,7 @@ def numbers(record: Record, suite: str) -> Iterator[Number]:
     """Means over matrices; the alignment of a method has its name in the metric."""
     tasks = record["tasks"]
     for metric in ("stable_rank", "effective_rank", "energy"):
-        by_matrix: Mapping[str, Sequence[float]] = record[metric]  # type: ignore[literal-required]
+        by_matrix: Mapping[str, Sequence[float]] = record[metric]
         means = {task: mean(by_matrix[task]) for task in tasks}
         yield from by_task(metric, means, tasks)
         yield Number(metric, mean(means.values()))

@@ -29,6 +29,9 @@ CAPTIONS = {
     "concrete_mask_density": "Mean of the learned mask in every tensor, in the order of the network.",
     "sigmoid_temperatures": "The relaxed step function of Concrete masks at several temperatures; no measurement.",
     "claims": "Every claim of the papers: the measured difference with its intervals, beside the published one.",
+    "alignment": "How much of the task vectors lies in the leading subspace of what a method merges, against the share "
+    "of fine-tuning's gain that it keeps: means over tasks and seeds. r: over methods and tasks.",
+    "interference": "Singular task interference of every matrix, over its scale, in the order of the network.",
     "methods": "Every merging method on the first benchmark, best first; brackets join those not told apart.",
     "number_of_tasks": "Normalised accuracy and storage by the number of merged tasks; bands: the range over subsets.",
     "radar": "Test accuracy of every task under every method that does not adapt, beside the fine-tuned models.",

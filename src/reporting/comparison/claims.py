@@ -8,6 +8,7 @@ import pandas as pd
 from src.modes import MODES
 from src.reporting import answers
 from src.reporting.claim import Claim, Merged, Quantity, Threshold
+from src.reporting.comparison.geometry import Spectral
 from src.reporting.methods import Group, Row, missing_command, variant_row
 from src.reporting.runs import Runs
 from src.reporting.statistics import BySeed, combined
@@ -139,6 +140,26 @@ CLAIMS = (
         "the suite",
         "Tangent matching is better on tangent vectors, for which it is exact, than on others.",
         tuple(OfMode(variant_row("tangent_matching"), ("", *TABLE), mode=mode) for mode in ("linear", "standard")),
+    ),
+    Claim(
+        "Iso",
+        "Alignment goes with accuracy: SAR and NAI correlate above 0.5 over methods and tasks.",
+        (Spectral("correlation", "standard"), Threshold(0.5, "0.5")),
+    ),
+    Claim(
+        "TSV",
+        "Singular task interference falls with depth.",
+        (Spectral("interference", "standard", half=0), Spectral("interference", "standard", half=1)),
+    ),
+    Claim(
+        "the suite",
+        "Tangent vectors interfere less than others, as singular values tell.",
+        (Spectral("interference", "standard"), Spectral("interference", "linear")),
+    ),
+    Claim(
+        "the suite",
+        "Tangent vectors are of lower rank than others.",
+        (Spectral("effective_rank", "standard"), Spectral("effective_rank", "linear")),
     ),
     Claim("AdaRank", "AdaRank is better than layer-wise AdaMerging.", (_merged("adarank"), _merged("adamerging"))),
     Claim("Surgery", "Surgery improves task arithmetic.", (_merged("surgery"), _merged("sum"))),

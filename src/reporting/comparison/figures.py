@@ -13,6 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from src.modes import MODES
 from src.reporting import style
 from src.reporting.comparison.forest import claims
+from src.reporting.comparison.geometry import alignment, interference
 from src.reporting.comparison.ranking import methods
 from src.reporting.methods import FINETUNED, Group, Row, adapts, groups, registered_rows, results_of, variant_row
 from src.reporting.plots import Drawing, legend_below, matrices, method_looks
@@ -161,4 +162,6 @@ FIGURES = (
     Drawing("number_of_tasks", number_of_tasks),
     Drawing("radar", radar),
     Drawing("task_vector_cosines", task_vector_cosines),
+    Drawing("alignment", alignment),
+    Drawing("interference", interference),
 )
