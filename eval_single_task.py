@@ -7,14 +7,14 @@
     python eval_single_task.py --finetuning-mode=none --encoder=merged.safetensors --name=merged
 
 Writes zeroshot_accuracies.json, ft_accuracies.json, linear_ft_accuracies.json or posthoc_ft_accuracies.json: for each
-task its test accuracy under its name and its validation accuracy under <name>Val, as published. For fine-tuned encoders
-`control` is the mean over tasks of the accuracy that each keeps on the control set.
+task its test accuracy under its name and its validation accuracy under <name>Val, as published. The control set is
+scored too where it is prepared; for fine-tuned encoders its accuracy is the mean over tasks of what each keeps.
 """
 
 from pathlib import Path
 
 from src.args import base_parser, parse
-from src.experiments.registry import SINGLE_TASK
+from src.experiments.registry import CONTROL, SINGLE_TASK
 from src.runtime.distributed import spmd
 from src.runtime.program import exit_on_user_error
 
@@ -25,6 +25,7 @@ def main(argv=None) -> None:
     parser = base_parser(__doc__, SINGLE_TASK.choices)
     parser.add_argument("--encoder", type=Path, help="evaluate this checkpoint (of main.py's output=) on every task")
     parser.add_argument("--name", help="name of the result of --encoder")
+    parser.add_argument("--control", choices=CONTROL, default=CONTROL[0], help="when to score the control set too")
     run, options = parse(parser, argv)
     from src.experiments.single_task import evaluate_single_tasks  # here, so that --help does not wait for torch
 

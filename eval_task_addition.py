@@ -9,7 +9,7 @@ addition_<mode>.json: absolute and normalised accuracies, per task, with denomin
 nothing (zero-shot) scores by the same denominators. Needs the single-task results of the mode and of `none`.
 """
 
-from src.args import add_search, base_parser, parse
+from src.args import add_search, base_parser, first_benchmark, parse
 from src.runtime.distributed import spmd
 from src.runtime.program import exit_on_user_error
 
@@ -18,6 +18,7 @@ from src.runtime.program import exit_on_user_error
 @spmd
 def main(argv=None) -> None:
     parser = base_parser(__doc__)
+    first_benchmark(parser)
     add_search(parser)
     run, options = parse(parser, argv)
     from src.experiments.addition import add  # here, so that --help does not wait for torch

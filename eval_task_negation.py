@@ -8,7 +8,7 @@ those that keep --control-threshold of the pre-trained validation accuracy on th
 then read on test. Where no α keeps the control, α = 0 is reported, and said. Writes negation_<mode>.json.
 """
 
-from src.args import add_search, base_parser, parse
+from src.args import add_search, base_parser, first_benchmark, parse
 from src.experiments.registry import NEGATION_POINTS
 from src.runtime.distributed import spmd
 from src.runtime.program import exit_on_user_error
@@ -18,6 +18,7 @@ from src.runtime.program import exit_on_user_error
 @spmd
 def main(argv=None) -> None:
     parser = base_parser(__doc__)
+    first_benchmark(parser)
     add_search(parser, NEGATION_POINTS)
     parser.add_argument("--control-threshold", type=float, default=0.95, help="share of the control's accuracy to keep")
     run, options = parse(parser, argv)

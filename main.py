@@ -26,11 +26,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from src.args import shared_flags
 from src.experiments import merging
-from src.merging.names import listing, short_listing
+from src.merging.names import listing, refuse_foreign, short_listing
 from src.merging.registry import config_schemas
 from src.runtime.distributed import leave_to_the_first, spmd, world_size
-from src.runtime.messages import UsageError
-from src.runtime.program import USER_ERRORS, exit_on_user_error
+from src.runtime.program import USER_ERRORS, exit_on_user_error, exit_status
 
 
 @exit_on_user_error
@@ -48,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return print(listing())
     for group, name, schema in ((None, "flags", shared_flags()), *config_schemas()):
         ConfigStore.instance().store(group=group, name=name, node=schema)
+    refuse_foreign(words)
     failed: list[Exception] = []
 
     def job(cfg: DictConfig) -> None:
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             if world_size() > 1:
                 leave_to_the_first()  # the ranks could come to the next job one by one
                 print(f"error: {error}", file=sys.stderr, flush=True)
-                raise SystemExit(_status([error])) from None  # which Hydra lets through
+                raise SystemExit(exit_status([error])) from None  # which Hydra lets through
             print(f"error: {error}", file=sys.stderr)
             failed.append(error)
 
@@ -73,11 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         with hydra.initialize(config_path="config", version_base="1.3"):
             job(hydra.compose("config", overrides=list(argv)))
     if failed:
-        raise SystemExit(_status(failed))
-
-
-def _status(errors: Sequence[Exception]) -> int:
-    return 2 if all(isinstance(error, UsageError) for error in errors) else 1
+        raise SystemExit(exit_status(failed))
 
 
 if __name__ == "__main__":

@@ -5,14 +5,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from src import counterparts
 from src.datasets.corruptions import SEVERITIES
-from src.datasets.registry import SUITES
-from src.modes import EVALUATED, TRAINED
+from src.datasets.registry import BENCHMARKS, SUITES
+from src.modes import EVALUATED, SCOPES, TRAINED
 from src.run import Corruption, Run, pair_names
 from src.runtime.distributed import check_devices, leave_to_the_first, under_torchrun
 from src.runtime.messages import nearest
 from src.runtime.paths import Places
 
+BOTH = "both"
 REPRODUCED = Path("reproduced")  # apart from results/, which ships: there most is finished
 PRECISIONS = ("fp32", "tf32", "bf16")
 
@@ -38,6 +40,14 @@ class Parser(argparse.ArgumentParser):
                 action, f"{value!r} does not exist{hint} Known: {', '.join(map(str, action.choices))}"
             )
 
+    def parse_args(self, args=None, namespace=None):
+        """As argparse's; flags of other projects are refused with what stands for them here."""
+        flags, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            instead = counterparts.of_flags(unknown)
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{f' ({instead})' if instead else ''}")
+        return flags
+
     def error(self, message: str) -> NoReturn:
         leave_to_the_first()
         super().error(message)
@@ -62,7 +72,7 @@ def base_parser(doc: str | None, modes: Sequence[str] | None = EVALUATED) -> Par
         "--tasks",
         nargs="+",
         metavar="TASK",
-        help="names, or how many of the suite's first; default: 8 on mini, 20",
+        help="names, or how many of the suite's first: 8, 14, 20; default: 8 on mini, to add and to negate, else 20",
     )
     what.add_argument("--seed", type=int, default=1, help="of everything; mini draws its images from it too")
     places.add_argument("--save", type=Path, default=Places.save, help="folder of checkpoints")
@@ -86,6 +96,11 @@ def add_search(parser: Parser, points: int | None = None) -> None:
     parser.add_argument("--n-eval-points", type=int, default=points, help=f"coefficients tried in [0, 1]; {default}")
 
 
+def first_benchmark(parser: Parser) -> None:
+    """Without `--tasks`, the papers' first benchmark: the first 8 of the suite, as the published scripts have them."""
+    parser.set_defaults(tasks=[str(BENCHMARKS[0])])
+
+
 def add_pairs(parser: Parser) -> None:
     """`--pairs A-B C-D`."""
     parser.add_argument("--pairs", nargs="+", metavar="TASK-TASK", help="default: the papers', or mini's counterparts")
@@ -103,13 +118,18 @@ def finetuning_parser(doc: str | None) -> Parser:
     training.add_argument("--steps", type=int, help="optimizer steps, in the place of epochs; default on mini: 250")
     training.add_argument("--batch-size", type=int, help="images per forward pass over all processes")
     training.add_argument("--num-grad-accumulation", type=int, help="forward passes per optimizer step")
+    training.add_argument(
+        "--sum-gradients", action="store_true", help="of a step's passes, as published; default: mean"
+    )
     training.add_argument("--clip", type=float, help="largest norm of the gradient")
     training.add_argument(
         "--checkpoint-every", type=int, default=100, help="steps between saved training states; 0: none"
     )
     training.add_argument("--load", type=Path, help="start from this checkpoint in the place of the pre-trained model")
     training.add_argument("--world-size", type=int, default=1, help="processes that share each batch")
-    training.add_argument("--workers", type=int, default=2, help="processes that decode images (not on mini)")
+    training.add_argument(
+        "--workers", type=int, help="processes that decode images (not on mini); default: the cores, 16 at most"
+    )
     training.add_argument(
         "--precision", choices=PRECISIONS, default="fp32", help="of matrix products; weights stay fp32"
     )
@@ -127,6 +147,12 @@ def reproduction_parser(doc: str | None, stages: Sequence[str]) -> Parser:
     parser.add_argument("--seeds", type=_numbers, help="such as 1,2,3; each draws its images and fine-tunes anew")
     parser.add_argument("--only", nargs="+", choices=stages, metavar="STAGE", help="these stages")
     parser.add_argument("--extended", action="store_true", help="also merging-*, unseen, adaptation-more, robustness")
+    parser.add_argument(
+        "--scope",
+        choices=(*SCOPES, BOTH),
+        default=SCOPES[0],
+        help="of merged vectors: the trained tensors (visual), those of the papers' tables (published), or both",
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the commands; run nothing")
     parser.set_defaults(results=REPRODUCED)
     return parser

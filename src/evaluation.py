@@ -76,7 +76,7 @@ class NonFiniteFeatures(NotFinite):
 
 def features(encoder, images: torch.Tensor, line: Line, tangent: bool) -> Iterator[torch.Tensor]:
     """Features (N, D) at each coefficient of the line, in order."""
-    theta0 = dict(encoder.named_parameters())
+    theta0 = store.start_of(encoder, line.direction, line.offset)
     if tangent and line.direction:
         f0, slope = forward_and_jvp(encoder, theta0, line.direction, images)
         if line.offset:

@@ -8,9 +8,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from src.checkpoints import CheckpointError
-from src.model_names import ModelName, check_model, open_clip_names
+from src.model_names import WEIGHTS, ModelName, check_model, open_clip_names
 from src.run import Run
+from src.runtime.messages import UsageError
 from src.vit_mini import clip as mini
+
+DEFAULT_WEIGHTS = "openai"
+TEXT_TOWERS = ("transformer", "text", "text_decoder")  # of CLIP, of open_clip's CustomTextCLIP, and CoCa's second
 
 
 def _preprocess(side: int, mean, std, train: bool):
@@ -38,7 +42,8 @@ def _build_open_clip(name: ModelName, seed: int, cache_dir: str | None, pretrain
     import open_clip
 
     architecture = open_clip_names()[name.architecture]
-    tag = name.weights or "openai"
+    tag = name.weights or DEFAULT_WEIGHTS
+    check_weights(architecture, tag, pretrained_path)
     about = open_clip.get_pretrained_cfg(architecture, tag)
     # OpenAI, for one, trained with QuickGELU. Asked for "ViT-B-32" with such weights, open_clip builds GELU and only
     # warns; about those in a file it cannot know.
@@ -53,7 +58,28 @@ def _build_open_clip(name: ModelName, seed: int, cache_dir: str | None, pretrain
         model.visual = open_clip.create_model(architecture, pretrained=None, **same).visual
     if quick:
         assert_quick_gelu(model)
-    return model, open_clip.get_tokenizer(architecture)
+    try:
+        return model, open_clip.get_tokenizer(architecture)
+    except Exception as error:  # SigLIP's, for one, is on the hub
+        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        raise CheckpointError(
+            f"cannot get the tokenizer of {architecture}: {reason}\nIt is on the hub: run this once with a network, "
+            "and what it leaves in HF_HOME serves without one"
+        ) from error
+
+
+def check_weights(architecture: str, tag: str, pretrained_path: str | None) -> None:
+    """Raise UsageError for weights that open_clip does not have of an architecture, with those that it has."""
+    import open_clip
+
+    tags = open_clip.list_pretrained_tags_by_model(architecture)
+    if pretrained_path or tag in tags:
+        return
+    ours = architecture.replace("/", "-")
+    ways = f"name one, as in --model={ours}{WEIGHTS}{tags[0]}: {', '.join(tags)}" if tags else "it has none"
+    raise UsageError(
+        f"--model: {ours} has no weights {tag!r} in open_clip; {ways}; or give a file by --pretrained-path=FILE"
+    )
 
 
 def _no_weights(architecture: str, tag: str, about: dict, pretrained_path: str | None, error: Exception) -> str:
@@ -71,9 +97,13 @@ def _no_weights(architecture: str, tag: str, about: dict, pretrained_path: str |
 
 
 def assert_quick_gelu(model: Any) -> None:
-    """Raise if the image tower's blocks do not use QuickGELU, for weights that were trained with it, as OpenAI's."""
-    kinds = {type(block.mlp.gelu).__name__ for block in model.visual.transformer.resblocks}
-    if kinds != {"QuickGELU"}:
+    """Raise if the image tower's blocks do not use QuickGELU, for weights that were trained with it, as OpenAI's.
+
+    ResNets have no such blocks: their image tower is activated by ReLU.
+    """
+    blocks = getattr(getattr(model.visual, "transformer", None), "resblocks", ())
+    kinds = {type(block.mlp.gelu).__name__ for block in blocks}
+    if kinds - {"QuickGELU"}:
         raise RuntimeError(f"expected QuickGELU in every block (these weights need it), found {', '.join(kinds)}")
 
 
@@ -85,8 +115,9 @@ def build_clip(run: Run, keep_text: bool = True):
         model, tokenizer = _build_mini(name, run.seed)
     else:
         model, tokenizer = _build_open_clip(name, run.seed, str(run.paths.cache), run.pretrained_path)
-    if not keep_text:
-        del model.transformer
+    for part in () if keep_text else TEXT_TOWERS:
+        if hasattr(model, part):
+            delattr(model, part)
     return model.float().eval(), tokenizer
 
 
@@ -95,7 +126,7 @@ class ImageEncoder(nn.Module):
 
     Without `keep_lang` the text transformer is dropped; the small text-side tensors stay, frozen, so that the state
     dict has the published names. Only `model.visual` is trained. Raises CheckpointError for weights that cannot be had,
-    or are not this model's.
+    or are not this model's, and UsageError for weights that do not exist and for a tower of images that are no squares.
     """
 
     def __init__(self, run: Run, keep_lang: bool = False):
@@ -104,7 +135,10 @@ class ImageEncoder(nn.Module):
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name.startswith("visual."))
         visual = self.model.visual
-        side = visual.image_size[0] if isinstance(visual.image_size, Sequence) else visual.image_size
+        sides = set(visual.image_size) if isinstance(visual.image_size, Sequence) else {visual.image_size}
+        if len(sides) > 1:
+            raise UsageError(f"--model: expected square images, found {run.model}, whose are {visual.image_size}")
+        (side,) = sides
         mean, std = getattr(visual, "image_mean", None) or mini.MEAN, getattr(visual, "image_std", None) or mini.STD
         self.image_size, self.mean, self.std = side, tuple(mean), tuple(std)
         self.train_preprocess = _preprocess(side, mean, std, train=True)

@@ -90,6 +90,8 @@ MODES: dict[str, Mode] = {
     )
 }
 
+# Which tensors of a checkpoint a task vector has: those that are trained; or, as in the published code, all of them.
+SCOPES = ("visual", "published")
 TRAINED = tuple(mode.name for mode in MODES.values() if mode.trained_as == mode.name)  # what finetune.py makes
 EVALUATED = tuple(mode.name for mode in MODES.values() if mode.trained_as)  # what has task vectors
 

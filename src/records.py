@@ -29,9 +29,13 @@ class Corruption(TypedDict):
 
 
 class Corrupted(TypedDict):
-    """What every record may hold."""
+    """What every record may hold.
+
+    leaks: task -> why its checkpoint, which was fine-tuned elsewhere, may have seen the images it is scored on.
+    """
 
     corruption: NotRequired[Corruption]
+    leaks: NotRequired[Mapping[str, str]]
 
 
 class Summary(TypedDict):

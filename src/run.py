@@ -186,6 +186,7 @@ def task_names(names: str | Iterable[str] | None, suite: registry.Suite) -> tupl
         return suite.tasks[:count]
     known = registry.names(suite)
     for name in tasks:
+        registry.check_own(name)
         if name not in known:
             raise UsageError(
                 f"--tasks: {name!r} is no task of suite {suite.name}{nearest(name, known)} Known: {', '.join(known)}"

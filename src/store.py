@@ -16,6 +16,8 @@ from src.run import Run
 from src.task_vectors import TaskVector
 from src.tensors import difference
 
+PUBLISHED_MODE = "standard"  # nobody publishes linear checkpoints
+
 
 @lru_cache(maxsize=2)
 def encoder(run: Run) -> ImageEncoder:
@@ -83,6 +85,20 @@ def finetuned(run: Run, task: str, mode: str) -> checkpoints.Checkpoint:
     return checkpoint
 
 
+def publisher(run: Run, dataset: str) -> str | None:
+    """Who published the run's checkpoint of a data set, or, where it has none, all the others; None: made here."""
+    own = run.paths.checkpoint(dataset, PUBLISHED_MODE)
+    folder = run.paths.pretrained().parent
+    files = [own] if own.is_file() else sorted(folder.glob(f"*/{own.name}"))
+    publishers = {publisher_of(checkpoints.header(file)) for file in files}
+    return publishers.pop() if len(publishers) == 1 else None
+
+
+def publisher_of(header: Mapping) -> str | None:
+    """Who published the file of a header; None: nobody, it was made here."""
+    return (header.get("provenance") or {}).get("publisher")
+
+
 def made_of(run: Run, mode: str, tasks: Iterable[str], encoders: Mapping[str, str] | None = None) -> dict[str, str]:
     """What scores are made of, as short hashes: θ0, and for each task its weights, class names and templates.
 
@@ -99,7 +115,7 @@ def made_of(run: Run, mode: str, tasks: Iterable[str], encoders: Mapping[str, st
         except FileNotFoundError:
             continue
         row = registry.get(task)
-        made[task] = _short(weights, known["text"], *row.classnames, "", *row.templates)
+        made[task] = _short(weights, known["text"], *row.names(publisher(run, task)), "", *row.templates)
     return made
 
 
@@ -130,6 +146,12 @@ def task_vector(run: Run, task: str, mode: str) -> TaskVector:
     start = pretrained(run)
     trained = [name for name in start if name.startswith(VISUAL)]
     return TaskVector(vector=difference(finetuned(run, task, mode), start, trained))
+
+
+def start_of(encoder: torch.nn.Module, *vectors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """θ0: the parameters, and the buffers that vectors move, as BatchNorm's statistics."""
+    buffers = {name: buffer for name, buffer in encoder.named_buffers() if any(name in vector for vector in vectors)}
+    return dict(encoder.named_parameters()) | buffers
 
 
 def to_device(weights: Mapping[str, torch.Tensor], device: str) -> dict[str, torch.Tensor]:

@@ -30,7 +30,7 @@ from src.modeling import ImageClassifier, ImageEncoder
 from src.modes import MODES
 from src.ranges import RANGES, check
 from src.run import Run
-from src.runtime.distributed import World
+from src.runtime.distributed import World, cores
 from src.runtime.files import require_writable
 from src.runtime.locks import only_one
 from src.runtime.loggers import Logger, Loggers
@@ -40,6 +40,8 @@ from src.runtime.seeds import batch_indices, event_seed
 from src.runtime.signals import heed_parent, starting, until_stopped
 
 IGNORED = -100  # a label that is none: F.cross_entropy's ignore_index
+PREFETCHED = 4  # batches that each of them has ready
+MOST_WORKERS = 16  # that decode images, by default
 STATES = 6  # times θ0 on disk: a state is weights and two moments, and the new one stands beside the old for a moment
 MAX_SHIFT = 2  # pixels: the augmentation of images that are held in memory
 NOT_SETTINGS = ("mode", "steps", "checkpoint_every", "world_size", "workers", "loggers")  # do not change the weights
@@ -54,7 +56,8 @@ class Training:
     forward pass, over all processes. num_grad_accumulation: forward passes of an optimizer step. clip: largest norm of
     the gradient. load: a checkpoint to start from, in the place of θ0. precision: of matrix products. compile: a
     backend of torch.compile. checkpoint_every: steps between kept states, 0: none. world_size: processes that share
-    each batch. workers: processes that decode images.
+    each batch. workers: processes that decode images. sum_gradients: over the forward passes of a step, as the
+    published scripts do before they clip; their mean otherwise.
     """
 
     mode: str
@@ -72,7 +75,8 @@ class Training:
     compile: str | None = None
     checkpoint_every: int = 100
     world_size: int = 1
-    workers: int = 2
+    sum_gradients: bool = False
+    workers: int = field(default_factory=lambda: min(MOST_WORKERS, cores()))
     loggers: Loggers = field(default_factory=Loggers)
 
     def __post_init__(self):
@@ -181,6 +185,7 @@ class Batches:
             num_workers=self.training.workers,
             worker_init_fn=heed_parent,
             pin_memory=self.world.device.startswith("cuda"),
+            prefetch_factor=PREFETCHED if self.training.workers else None,
         )
         with starting():
             batches = iter(loader)
@@ -291,6 +296,9 @@ class FineTuning:
         self.encoder = _build(run, training).to(world.device)
         self.classifier = ImageClassifier(self.encoder, get_classification_head(run, task)).to(world.device)
         self.classifier.freeze_head()
+        # As published; what has no BatchNorm computes the same either way.
+        if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.encoder.modules()):
+            self.classifier.train()
         examples = loading.training_examples(run, task)
         self.batches = Batches(run, training, self.encoder, examples, world, task)
         self.steps = number_of_steps(training, task, self.batches.per_epoch)
@@ -381,7 +389,7 @@ class FineTuning:
                 logits = self.model(images).float()
             # The mean over the global batch: DDP divides the sum of the ranks' gradients by their number.
             loss = F.cross_entropy(logits, labels, label_smoothing=training.ls, reduction="sum") / size
-            (loss * world.size / training.num_grad_accumulation).backward()
+            (loss * world.size / (1 if training.sum_gradients else training.num_grad_accumulation)).backward()
             step_loss += loss.item() / training.num_grad_accumulation
             self.correct += int((logits.argmax(1) == labels).sum())
             self.seen += int((labels != IGNORED).sum())

@@ -254,3 +254,22 @@ def test_published_masks_of_another_model_are_refused(tmp_path, pretrained):
         convert.read_masks(source, like=pretrained)
     with pytest.raises(CheckpointError, match="add --pretrained"):
         convert.convert(source, tmp_path / "out", model="small")
+
+
+def test_a_mask_of_fusion_bench(tmp_path):
+    """{"model": logits by the names of a CLIPVisionModel}, as its Fabric saves them."""
+    from test_download_checkpoints import hugging_face_names
+
+    start = encoder_weights(small_clip())
+    logits = {key: torch.randn_like(tensor) for key, tensor in start.items() if key.startswith("model.visual.")}
+    theirs = {key: tensor for key, tensor in hugging_face_names(logits).items() if "proj.weight" != key}
+    torch.save({"model": theirs}, tmp_path / "latest_checkpoint.pt")
+    checkpoints.save(tmp_path / "zero.safetensors", start, {"model": "small", "mode": "none"})
+    out = tmp_path / "mask.safetensors"
+    flags = ["--model=small", f"--pretrained={tmp_path / 'zero.safetensors'}", "--mask"]
+    convert.main([str(tmp_path / "latest_checkpoint.pt"), str(out), *flags])
+    kept = checkpoints.Checkpoint(out, kind="mask logits", model="small", like=logits)
+    assert kept.header["settings"] == {"mode": "standard", "adapt_on": "test"}
+    for key, tensor in logits.items():
+        expected = torch.zeros_like(tensor) if key == "model.visual.proj" else tensor
+        assert torch.equal(kept[key], expected)

@@ -71,7 +71,16 @@ def server(tmp_path, monkeypatch):
 
 
 def weights(task):
-    return encoder_weights(small_clip(seed=TASKS.index(task) + 1))
+    """Near those of the pre-trained encoder below, as fine-tuning leaves them."""
+    return near(encoder_weights(small_clip(seed=9)), TASKS.index(task) + 1)
+
+
+def near(start, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        key: tensor + 0.02 * torch.randn(tensor.shape, generator=generator) if "visual" in key else tensor
+        for key, tensor in start.items()
+    }
 
 
 def serve_tall(folder):
@@ -117,7 +126,7 @@ def test_the_published_command_fetches_converts_and_does_nothing_the_second_time
         )
     assert checkpoints.load(paths.head("MNIST"), kind="head", task="MNIST")["weight"].shape == (10, 24)
     header = checkpoints.header(paths.checkpoint("DTD", "standard"))
-    assert header["provenance"]["publisher"] == "tall" and "test set" in header["provenance"]["note"]
+    assert header["provenance"]["publisher"] == "tall" and "test and validation" in header["provenance"]["note"]
     assert header["provenance"]["origin"] == "https://drive.google.com/file/d/DTDVal/nonlinear_finetuned.pt"
     assert leftovers(paths) == ["verified.json"]
     output = capsys.readouterr().out
@@ -263,6 +272,26 @@ def test_a_checkpoint_of_other_shapes_than_the_pretrained_one_is_refused(server,
     assert not paths.checkpoint("DTD", "standard").exists()
 
 
+def test_a_checkpoint_of_another_pretrained_model_is_refused(server, run, paths, pretrained):
+    """Its text side, which nobody trains, tells; so does its distance, where it has none, as FusionBench's."""
+    serve_tall(server.root)
+    run("--tasks=MNIST")
+    header = checkpoints.header(paths.checkpoint("MNIST", "standard"))
+    assert header["began_at"] == store.fingerprints(pretrained)["image"]
+    other = encoder_weights(small_clip(seed=8))
+    torch.save(other, server.root / "DTDVal" / "nonlinear_finetuned.pt")
+    with pytest.raises(
+        SystemExit, match="which is never trained, to be that of the pre-trained encoder; found another"
+    ):
+        run("--tasks=DTD", "--overwrite", f"--downloads={paths.cache / 'elsewhere'}")
+    torch.save({k: v for k, v in other.items() if "visual" in k}, server.root / "DTDVal" / "nonlinear_finetuned.pt")
+    with pytest.raises(
+        SystemExit, match=r"expected weights near those of the pre-trained encoder, found them 1\d\d% of"
+    ):
+        run("--tasks=DTD", "--overwrite", f"--downloads={paths.cache / 'another'}")
+    assert not paths.checkpoint("DTD", "standard").exists()
+
+
 def test_a_hostile_file_is_refused_and_nothing_runs(server, run, paths, tmp_path):
     serve_tall(server.root)
     torch.save(weights("DTD") | {"bomb": Armed(tmp_path / "ran")}, server.root / "DTDVal" / "nonlinear_finetuned.pt")
@@ -293,12 +322,12 @@ def test_published_masks(server, run, paths, pretrained, capsys):
     loaded = checkpoints.load_masks(path, model=MODEL, mode="standard", scope="published", tasks=TASKS)
     for task, named in masks.items():
         assert_same(loaded[task], named)
-    assert f"method.mask_file={path}" in capsys.readouterr().out
+    assert "num_tasks=8 method=tall_mask method.load_mask=True" in capsys.readouterr().out
 
 
 def test_fusion_bench_repositories(server, run, paths, pretrained, capsys):
     for name in ("mnist", "emnist_letters"):
-        state = encoder_weights(small_clip(seed=5))
+        state = near(encoder_weights(small_clip(seed=9)), 5)
         folder = server.root / download.FUSION_BENCH_REPO.format("base-patch16", name)
         folder.mkdir(parents=True)
         save_file(hugging_face_names(state), folder / "model.safetensors")

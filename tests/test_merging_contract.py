@@ -154,7 +154,7 @@ def test_masks_of_another_problem_are_refused_with_both_names(tmp_path, other, n
         assert all(name in str(refused.value) for name in named)
 
 
-def test_published_mask_files_are_read_in_their_own_scope(tmp_path):
+def test_published_mask_files_serve_both_scopes(tmp_path):
     found = problem(scope="published")
     size = found.num_parameters
     bits = {task: np.random.default_rng(i).integers(0, 2, size).astype(bool) for i, task in enumerate(found.tasks)}
@@ -165,10 +165,41 @@ def test_published_mask_files_are_read_in_their_own_scope(tmp_path):
     ours = torch.cat([merge.vector("b", 1.0).vector[key].flatten() for key in sorted(total)])
     expected = torch.cat([total[key].flatten() for key in sorted(total)]) * torch.from_numpy(bits["b"])
     assert torch.equal(ours, expected)
-    with pytest.raises(checkpoints.CheckpointError, match="visual, found published"):
-        TallMask(mask_file=file).merge(problem())
+    of_tower = TallMask(mask_file=file).merge(problem())  # the frozen rest does not move, masked or not
+    assert of_tower.vector("b", 1.0).vector.keys() == set(problem().keys)
+    assert all(
+        torch.equal(of_tower.vector("b", 1.0).vector[key], merge.vector("b", 1.0).vector[key]) for key in problem().keys
+    )
     with pytest.raises(checkpoints.CheckpointError, match="'c'"):
         TallMask(mask_file=file).merge(problem(scope="published", tasks=("a", "c")))
+
+
+def test_published_masks_that_were_fetched_are_found(tmp_path):
+    """By load_mask and by consensus, as the published commands have it; masks of one's own come first."""
+    fetched = tmp_path / "published_tall_mask_2task.safetensors"
+    found = replace(problem(tmp_path), published_masks=fetched)
+    for method in (TallMask(load_mask=True), Consensus()):
+        with pytest.raises(
+            FileNotFoundError, match="or fetch .*download_checkpoints.py --model=tiny --kind=tall_masks"
+        ):
+            method.merge(found)
+    generator = torch.Generator().manual_seed(0)
+    shapes = problem(scope="published").shapes
+    bits = {t: {k: torch.rand(s, generator=generator) < 0.5 for k, s in shapes.items()} for t in found.tasks}
+    checkpoints.save_masks(fetched, bits, dict(model="tiny", mode="standard", scope="published"))
+    masked = TallMask(load_mask=True).merge(found)
+    assert masked.finish(dict.fromkeys(found.tasks, 1.0))["mask_file"] == fetched
+    shared = Consensus(prun_thre_k=2).merge(found)
+    assert shared.info["mask_file"] == fetched
+    total = sum(found.vector(task) for task in found.tasks).vector
+    for key in found.keys:
+        assert torch.equal(masked.vector("b", 1.0).vector[key], total[key] * bits["b"][key])
+        assert torch.equal(shared.tau.vector[key], total[key] * (bits["a"][key] & bits["b"][key]))
+    with pytest.raises(FileNotFoundError, match="method.use_ties=True"):  # none of TIES were published
+        Consensus(use_ties=True).merge(found)
+    own = TallMask().merge(found).finish({"a": 0.2, "b": 0.5})["mask_file"]
+    assert TallMask(load_mask=True).merge(found).file == own
+    assert "mask_file" not in Consensus().merge(found).info
 
 
 @pytest.mark.parametrize("method", [MagnitudeMasking(), TallMask()])

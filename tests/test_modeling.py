@@ -170,3 +170,9 @@ def test_tokenizer_knows_words_and_spells_the_rest():
     assert tokens[0, :5].tolist() == [tokenizer.start, 256, 258, 257, tokenizer.end]
     assert tokens[1, :5].tolist() == [tokenizer.start, 256, ord("x"), ord("y"), tokenizer.end]
     assert tokens[2, -1] == tokenizer.end
+
+
+def test_published_names_of_data_sets_have_the_same_head(make_run):
+    run = make_run()
+    plain, published = (heads.get_classification_head(run, name).weight for name in ("signs", "signsVal"))
+    assert torch.equal(plain, published)

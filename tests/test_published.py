@@ -7,6 +7,7 @@ from pathlib import Path
 
 import hydra
 import pytest
+import vision_files
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -15,9 +16,13 @@ from omegaconf import OmegaConf
 import reproduce
 from src import args as arguments
 from src.datasets import __main__ as datasets_command
+from src.datasets import own
+from src.datasets.prepare import prepare
 from src.experiments import reproduction
 from src.experiments.merging import take_options
-from src.merging.registry import load_methods
+from src.merging import files as merging_files
+from src.merging.registry import config_schemas
+from src.published import convert as converting
 from src.run import Run
 from src.runtime.paths import ROOT
 
@@ -46,8 +51,8 @@ class Parsed(Exception):
 
 
 def stopping_after(parse):
-    def parse_and_stop(*given):
-        parse(*given)
+    def parse_and_stop(*given, **named):
+        parse(*given, **named)
         raise Parsed
 
     return parse_and_stop
@@ -62,9 +67,21 @@ def test_a_command_parses(command, monkeypatch, capsys, tmp_path):
         assert all(re.fullmatch(r"--[a-z-]+(=.+)?", word) for word in rest[:script])
         rest = rest[script:]
     script, *flags = rest
+    for file in (word.partition("=")[2] for word in flags if word.startswith("--pretrained-path=")):
+        (tmp_path / file).touch()
+    monkeypatch.chdir(tmp_path)
     if script == "-m":
-        assert (ROOT / f"{flags[0].replace('.', '/')}.py").exists() or flags[0] == "src.datasets"
-        assert flags[0] != "src.datasets" or datasets_command.parse(flags[1:])
+        if flags[0] == "src.published.convert":
+            monkeypatch.setattr(converting, "convert", stopping_after(lambda *_, **__: None))
+            with pytest.raises(Parsed):
+                converting.main(flags[1:])
+        else:
+            assert (ROOT / f"{flags[0].replace('.', '/')}.py").exists() or flags[0] == "src.datasets"
+            assert flags[0] != "src.datasets" or datasets_command.parse(flags[1:])
+    elif script == "merge_checkpoints.py":
+        monkeypatch.setattr(merging_files, "merge_files", stopping_after(lambda **_: None))
+        with pytest.raises(Parsed):
+            importlib.import_module("merge_checkpoints").main(flags)
     elif script == "main.py":
         suites = compose(flags) if flags != ["--methods"] else set()
         assert command not in VISION or suites == {"vision"}
@@ -85,8 +102,8 @@ def compose(flags: list[str]) -> set[str]:
     words = [word for word in flags if word != "--multirun"]
     if any(word.startswith("hydra/launcher=") for word in words):
         pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
-    load_methods()
-    ConfigStore.instance().store(name="flags", node=arguments.shared_flags())
+    for group, name, schema in ((None, "flags", arguments.shared_flags()), *config_schemas()):
+        ConfigStore.instance().store(group=group, name=name, node=schema)
     overrides = OverridesParser.create().parse_overrides(words)
     (jobs,) = BasicSweeper.split_arguments(overrides, max_batch_size=None)
     assert len(jobs) == 1 or "--multirun" in flags
@@ -111,3 +128,32 @@ def test_reproduce_adds_and_negates_the_tasks_of_the_papers():
     commands = [command for stage in stages for command in stage.commands(run)]
     assert len(run.tasks) == 20 and len(stages) == 3
     assert all(f"--tasks={','.join(run.tasks[:8])}" in command.flags for command in commands)
+
+
+def test_reproduce_merges_in_the_scope_that_is_asked_for(tmp_path, capsys):
+    """`--scope=both`: each command of main.py twice, with results of their own; the others once."""
+    lines = {}
+    for scope in ("visual", "published", "both"):
+        reproduce.main(["--model=ViT-B-32", "--dry-run", f"--results={tmp_path}", f"--scope={scope}"])
+        told = (line.strip() for line in capsys.readouterr().out.splitlines() if "python" in line)
+        lines[scope] = [line.partition("python ")[2] for line in told]
+    merges = [line for line in lines["visual"] if line.startswith("main.py")]
+    assert merges and not any("scope=" in line for line in lines["visual"])
+    assert [line for line in lines["published"] if line.startswith("main.py")] == [
+        f"{m} scope=published" for m in merges
+    ]
+    assert set(lines["both"]) == {*lines["visual"], *lines["published"]}
+    run = Run.of("ViT-B-32", device="cpu")
+    command = reproduction._merging(run)[0]
+    assert reproduction.scoped(command, "published").outputs[0].parent.name == "standard-published"
+
+
+def test_the_data_set_of_the_page_is_one(tmp_path):
+    """Its YAML, with folders of this machine in the place of the page's."""
+    page = (ROOT / "docs" / "vision.md").read_text(encoding="utf-8")
+    (text,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    vision_files.class_folders("shapes", tmp_path, {"train": 10, "test": 2}, ["circle", "square"])
+    (tmp_path / "shapes.yaml").write_text(text.replace("/data/shapes", str(tmp_path)))
+    facts, row = own.read(tmp_path / "shapes.yaml")
+    assert prepare(facts, tmp_path / "data").size("val") == 2
+    assert row.templates == ("a drawing of a {}.",) and len(row.load("test", tmp_path / "data", 0)) == 4

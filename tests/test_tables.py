@@ -5,6 +5,7 @@
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -344,6 +345,22 @@ def test_no_brackets_beside_other_weights(tmp_path):
         assert "brackets" not in "".join((made.full_caption, *made.notes)) and not any(
             "[" in cell for texts in made.texts() for cell in texts[1:]
         )
+
+
+def test_tables_of_the_papers_network_say_what_differs_by_construction(tmp_path):
+    """Sources of brackets, rows that keep a share of other weights, and TIES by another rule; of no other network."""
+
+    def notes(suite, model):
+        return " ".join(" ".join(table.notes) for table in tables.make(Runs(suite, model, tmp_path)))
+
+    told = notes("vision", "ViT-B-32")
+    assert "fredzzhang/atlas" in told and "Concrete TA 77.6" in told and "disjoint sum at α = 0.3" in told
+    of_scope = " ".join({note for note in re.findall(r"[^.]*: other than in the brackets by construction", told)})
+    for title in ("TIES", "magnitude masking", "TALL mask + TIES", "consensus TIES"):
+        assert title in of_scope
+    assert "AdaMerging++" in of_scope and "task arithmetic" not in of_scope and "TALL mask + TA" not in of_scope
+    for other in (("vision", "ViT-B-32__pretrained__laion2b_e16"), ("mini", "ViT-Mini")):
+        assert "by construction" not in notes(*other) and "atlas" not in notes(*other)
 
 
 def test_unseen_splits_of_the_concrete_paper():

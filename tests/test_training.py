@@ -329,3 +329,19 @@ def test_a_dead_rank_ends_the_job_with_its_reason(tmp_path, mini_cache):
     )
     done = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, timeout=200)
     assert done.returncode != 0 and "rank 1 stopped: RuntimeError: rank one is unwell" in done.stderr
+
+
+def test_gradients_of_a_step_are_summed_where_that_is_asked_for(make_training, tmp_path, monkeypatch):
+    """As the published scripts do: the clip then sees twice the mean of two passes."""
+    monkeypatch.setattr(training, "MAX_SHIFT", 0)
+    norms, clip = [], torch.nn.utils.clip_grad_norm_
+
+    def noted(parameters, most):
+        norms.append(clip(parameters, 1e9))
+        return norms[-1]
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", noted)
+    flags = ("--steps=1", "--tasks=signs", "--batch-size=16", "--num-grad-accumulation=2")
+    for number, more in enumerate(([], ["--sum-gradients"])):
+        finetune(*make_training(*flags, *more, f"--save={tmp_path}/{number}"))
+    torch.testing.assert_close(norms[1], 2 * norms[0])

@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import io
 import json
+import os
 import pickle
 import shutil
 import socket
@@ -15,16 +16,20 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import vision_files as files
+from PIL import Image
 
 from src.datasets import __main__ as command
-from src.datasets import hub, official
+from src.datasets import hub, loading, official
 from src.datasets.base import validation_indices
 from src.datasets.download import Download
 from src.datasets.examples import BadFile, CorruptImage, DataError, Subset
 from src.datasets.prepare import Record, cut, load, prepare
 from src.datasets.templates import TEMPLATES
 from src.datasets.vision import CONTROL, FACTS, ROWS, TASKS
+from src.run import Run
+from src.runtime import results
 from src.runtime.files import file_hash
+from src.runtime.paths import Places
 
 ROW = {row.name: row for row in ROWS}
 
@@ -252,12 +257,123 @@ def test_mirror_classes_in_another_order(tmp_path):
 
 
 def test_mirror_classes_spelt_otherwise(tmp_path):
-    order = hub.class_order(["T - shirt / top", "Trouser", "Skirt"], ("Trouser", "T-shirt/top", "Dress"))
-    assert order.tolist() == [1, 0, 2]
+    more = [f"class_{number}" for number in range(8)]
+    order = hub.class_order(["T - shirt / top", "Trouser", *more, "Skirt"], ("Trouser", "T-shirt/top", *more, "Dress"))
+    assert order.tolist() == [1, 0, *range(2, 11)]
     with pytest.raises(DataError, match="classes do not fit: expected 3.*found 2"):
         hub.class_order(["a", "b"], ("a", "b", "c"))
     with pytest.raises(DataError, match="classes do not fit"):
-        hub.class_order(["b", "x", "c"], ("a", "b", "c"))
+        hub.class_order(["b", *more, "c", "x"], ("a", *more, "b", "c"))
+    for names in ([f"sign {n}" for n in range(43)], files.CLASSNAMES["CIFAR100"][:43]):  # foreign, though one to one
+        with pytest.raises(DataError, match="0 are called the same. .* take --source official"):
+            hub.class_order(list(names), files.CLASSNAMES["GTSRB"])
+
+
+def test_mirror_classes_with_longer_names():
+    ours = files.CLASSNAMES["ImageNet"]
+    theirs = [f"{name}, Latin name" for name in ours]
+    hub.check_longer_names(theirs, ours)
+    hub.check_longer_names(["another word"] * 300 + theirs[300:], ours)
+    for wrong in (theirs[1:] + theirs[:1], theirs[::-1], theirs[:-1]):
+        with pytest.raises(DataError, match="classes do not fit: expected 1000 in the order of tench"):
+            hub.check_longer_names(wrong, ours)
+    assert not FACTS["KMNIST"].mirror.longer_names and FACTS["KMNIST"].mirror.classes[0] == "お"
+
+
+# The published validation split
+
+
+def test_a_mirror_is_brought_into_the_official_order_by_its_file_names():
+    mirror = FACTS["DTD"].mirror
+    names = ["banded_0002.jpg", "blotchy_0001.jpg", "banded_0001.jpg"]
+    rows, official = hub.official_order(mirror, names, np.array([0, 1, 0]), "train")
+    assert rows.tolist() == [2, 0, 1] and official
+    for unknown in (["banded_0002.jpg", "", "banded_0001.jpg"], ["a.jpg", "b.jpg", "c.jpg"], [], names[:1] * 3):
+        rows, official = hub.official_order(mirror, unknown, np.array([0, 1, 0]), "train")
+        assert rows.tolist() == [0, 1, 2] and not official
+    cars = hub.official_order(
+        FACTS["Cars"].mirror, ["00003.jpg", "00001.jpg", "00002.jpg"], np.array([0, 5, 3]), "train"
+    )
+    assert cars[0].tolist() == [1, 2, 0] and cars[1]  # by number alone: official annotations go round the classes
+    imagenet = ["n01440764_18_n01440764.JPEG", "n01440764_180_n01440764.JPEG", "n01440764_2_n01440764.JPEG"]
+    rows, official = hub.official_order(FACTS["ImageNet"].mirror, imagenet, np.array([0, 0, 0]), "train")
+    assert official and [imagenet[i].split("_")[1] for i in rows] == ["18", "180", "2"]  # as n01440764_18.JPEG sorts
+
+
+def test_a_mirror_in_the_official_order_is_known_by_its_first_labels():
+    mirror = FACTS["MNIST"].mirror
+    first = [5, 0, 4, 1, 9, 2, 1, 3, 1, 4, 3, 5, 7]
+    assert hub.official_order(mirror, [], np.array(first), "train")[1]
+    assert not hub.official_order(mirror, [], np.array(first[::-1]), "train")[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "reason"),
+    [
+        ("MNIST", "official", ""),
+        ("DTD", "official", ""),
+        ("FER2013", "official", "Kaggle's csv"),
+        ("EuroSAT", "official", "no official split"),
+        ("STL10", "hub", "tanganke/stl10 are not known to stand in the official order"),
+        ("FER2013", "hub", "wds_fer2013 are not known"),
+    ],
+)
+def test_the_record_says_whether_validation_is_the_published_one(name, source, reason, tmp_path):
+    (files.OFFICIAL[name] if source == "official" else lambda root: files.hub(name, root))(tmp_path)
+    record = _prepare_counted(FACTS[name], tmp_path, source)
+    assert reason in record.other_validation and bool(reason) == bool(record.other_validation)
+    assert len(record.train_labels) == 64
+    assert Record.read(FACTS[name], tmp_path) == record
+
+
+def test_part_of_a_set_has_no_published_validation(tmp_path):
+    assert "does not hold the published images" in prepared("MNIST", tmp_path).other_validation
+
+
+@pytest.mark.parametrize("upright", [True, False])
+def test_digits_lie_on_their_side_whatever_a_mirror_does(tmp_path, upright, monkeypatch):
+    """The published code leaves EMNIST's official images on their side; a mirror may have turned them upright."""
+    stroke = np.zeros((28, 28), np.uint8)
+    stroke[4:24, 13:15] = 255
+    image = Image.fromarray(stroke if upright else stroke.T)
+    stream = io.BytesIO()
+    image.save(stream, "PNG")
+    monkeypatch.setattr(files, "encoded", lambda *_: stream.getvalue())
+    files.hub("EMNIST", tmp_path)
+    record = prepare(FACTS["EMNIST"], tmp_path, "hub", as_is=True)
+    (remark,) = record.remarks
+    assert ("turned on their side" in remark) == upright
+    shown = np.asarray(ROW["EMNIST"].load("test", tmp_path, 0)[0].convert("L"))
+    assert np.array_equal(shown, stroke.T)
+
+
+def test_orientation_that_cannot_be_told_is_said(tmp_path):
+    (remark,) = prepared("EMNIST", tmp_path, "hub").remarks  # images of one colour
+    assert "cannot be told" in remark
+    check_images("EMNIST", tmp_path)
+
+
+@pytest.mark.parametrize(("part", "refused"), [(0.005, False), (0.02, True)])
+def test_a_few_leaks_are_told_and_more_are_refused(part, refused, tmp_path, monkeypatch):
+    files.OFFICIAL["DTD"](tmp_path)
+    monkeypatch.setattr("src.datasets.prepare.find_leaks", lambda *_: [("a", "b")] * round(part * 10000))
+    monkeypatch.setattr("src.datasets.prepare.split_size", lambda *_: 10000)
+    if refused:
+        with pytest.raises(DataError, match="leaks: 200 images stand in two splits"):
+            _prepare_counted(FACTS["DTD"], tmp_path, "official")
+    else:
+        record = _prepare_counted(FACTS["DTD"], tmp_path, "official")
+        assert record.published and record.remarks == ["50 images stand in two splits"]
+
+
+def test_a_record_survives_what_is_stopped_and_a_network_that_fails(tmp_path, fake_hub, monkeypatch):
+    root = tmp_path / "data"
+    before = prepare(FACTS["SVHN"], root, "hub", as_is=True)
+    monkeypatch.setattr("src.datasets.prepare._fetch", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert prepare(FACTS["SVHN"], root, "hub", as_is=True) == before  # ready: nothing is fetched or hashed
+    with pytest.raises(KeyboardInterrupt):
+        prepare(FACTS["SVHN"], root, "hub", as_is=True, verify=True)
+    assert Record.read(FACTS["SVHN"], root) == before
 
 
 # Splits
@@ -431,7 +547,6 @@ def test_a_corrupt_image_is_named_when_it_is_read(tmp_path):
     [
         ("Cars", ["does not work: its server no longer has it", "tanganke/stanford_cars", "--source hub", "devkit/"]),
         ("SUN397", ["does not work", "prepare SUN397 --source hub", "Training_01.txt"]),
-        ("RESISC45", ["answer 403", "prepare RESISC45 --source hub"]),
         ("FER2013", ["Kaggle asks for a login", "fer2013.csv"]),
         ("ImageNet", ["given on request", "ILSVRC/imagenet-1k"]),
     ],
@@ -469,14 +584,20 @@ def server(tmp_path, monkeypatch):
 
     class Answer(io.BytesIO):
         headers: dict = {}
+        status = 200
 
-    def urlopen(url, timeout):
-        if url not in answers:
+    def urlopen(request, timeout):
+        if request.full_url not in answers:
             raise urllib.error.URLError("not found")
-        return Answer(answers[url])
+        return Answer(answers[request.full_url])
 
     monkeypatch.setattr("urllib.request.urlopen", urlopen)
     return answers
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch):
+    monkeypatch.setattr("src.datasets.download.WAITS", (0, 0))
 
 
 def test_archives_are_verified_unpacked_and_not_fetched_twice(tmp_path, server):
@@ -590,6 +711,13 @@ def test_a_snapshot_is_repaired_at_its_revision(tmp_path, fake_hub, capsys):
     prepare(FACTS["SVHN"], root, "hub", as_is=True)
     assert fake_hub.served == ["cropped_digits/train-00001-of-00002.parquet"] and shard.read_bytes() == whole
     assert shard.with_name(f"{shard.name}.bad").exists() and "set aside" in capsys.readouterr().out
+    fake_hub.served, times = [], (shard.stat().st_atime_ns, shard.stat().st_mtime_ns)
+    shard.write_bytes(whole[:-1] + b"?")
+    os.utime(shard, ns=times)
+    prepare(FACTS["SVHN"], root, "hub", as_is=True)  # looks ready: it is hashed again when that is asked for
+    assert not fake_hub.served
+    prepare(FACTS["SVHN"], root, "hub", as_is=True, verify=True)
+    assert fake_hub.served and shard.read_bytes() == whole
     shard.unlink()
     with pytest.raises(DataError, match="1 files are missing or cut short: cropped_digits/train-00001"):
         ROW["SVHN"].load("train", root, 0)
@@ -662,3 +790,88 @@ def test_truncated_gzip_and_foreign_bytes(tmp_path):
         path.write_bytes(data)
         with pytest.raises(BadFile, match=found):
             official._idx(path, 1)
+
+
+def test_check_tells_all_that_was_found_out(tmp_path, capsys):
+    for name in ("MNIST", "EuroSAT"):
+        prepared(name, tmp_path)
+    prepared("EMNIST", tmp_path, "hub")
+    where = [f"--data-location={tmp_path}", f"--results={tmp_path / 'results'}", f"--save={tmp_path / 'save'}"]
+    assert command.main(["check", "MNIST", "EuroSAT", "EMNIST", "Cars", *where]) == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert lines["name"].split() == ["name", "state", "zero-shot", "published", "validation", "remarks"]
+    assert "48.3 %" in lines["MNIST"] and "no official split" in lines["EuroSAT"]
+    assert "upright or on their side" in lines["EMNIST"] and "absent" in lines["Cars"]
+    run = Run("vision", "ViT-B-32", 1, ("MNIST",), Places(results=tmp_path / "results"))
+    record = {"MNIST": 0.1, "EuroSAT": 0.45, "n": {"MNIST": 10000, "EuroSAT": 2700}}
+    results.write(run.paths.single_task("none"), record, {}, 0.0)
+    assert command.main(["check", "MNIST", "EuroSAT", *where]) == 1
+    out, err = capsys.readouterr()
+    assert "10.0 %" in out and "MNIST: expected the published accuracy of 48.3 %" in err and "EuroSAT" not in err
+
+
+def test_decode_fills_the_cache_that_evaluation_reads(tmp_path):
+    prepared("CIFAR10", tmp_path)
+    where = [f"--data-location={tmp_path}", f"--cache-dir={tmp_path / 'cache'}"]
+    assert command.main(["decode", "CIFAR10", "--side=32", *where]) == 0
+    made = {path.name.rsplit("-", 1)[0] for path in (tmp_path / "cache/images").glob("*.pixels")}
+    assert made == {"CIFAR10-val", "CIFAR10-test"}
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache/images").iterdir()}
+    run = Run("vision", "ViT-B-32", 1, ("CIFAR10",), Places(cache=tmp_path / "cache", data=tmp_path))
+    assert len(loading.evaluation_pixels(run, "CIFAR10", "test", 32)) == 6
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "cache/images").iterdir()}
+    with pytest.raises(SystemExit, match="KMNIST is not prepared"):
+        command.main(["decode", "CIFAR10", "KMNIST", *where])
+
+
+def test_clean_removes_what_nothing_reads(tmp_path, capsys):
+    files.OFFICIAL["CIFAR10"](tmp_path)
+    files.OFFICIAL["MNIST"](tmp_path)
+    unread = ["cifar-10-python.tar.gz", "x.tar.gz.bad", "x.tar.gz.bad2", "MNIST/raw/a.gz.part"]
+    for name in (*unread, "cifar-100-python.tar.gz"):  # the last is not unpacked
+        files.put(tmp_path / name, "bytes")
+    before = {path for path in tmp_path.rglob("*") if path.is_file()}
+    assert command.main(["clean", "--data-location", str(tmp_path)]) == 0
+    assert before - {path for path in tmp_path.rglob("*") if path.is_file()} == {tmp_path / name for name in unread}
+    assert "GB are free again" in capsys.readouterr().out
+
+
+def test_a_forecast_asks_the_servers_and_fetches_nothing(tmp_path, fake_hub, capsys, monkeypatch):
+    monkeypatch.setattr("src.datasets.prepare.remote_size", lambda url: 1_500_000_000)
+    root = tmp_path / "data"
+    assert command.main(["forecast", "SVHN", "--source=hub", "--data-location", str(root)]) == 0
+    assert "SVHN: 0.00 GB" in capsys.readouterr().out and not fake_hub.served and not root.exists()
+    usage = shutil.disk_usage(tmp_path)._replace(free=1_000_000_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
+    assert command.main(["forecast", "SVHN", "Cars", "--source=official", "--data-location", str(root)]) == 1
+    out = capsys.readouterr().out
+    assert "SVHN: 3.00 GB" in out and "Cars: not told" in out and "about 6.0; free: 1.0" in out
+    with pytest.raises(DataError, match="expected room for the .* GB that are still to come"):
+        monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=1))
+        prepare(FACTS["SVHN"], root, "hub", as_is=True)
+    assert not fake_hub.served
+
+
+def test_files_in_the_hubs_own_cache_are_taken(tmp_path, fake_hub, monkeypatch):
+    """What a site has in HF_HOME already is not fetched again."""
+    import huggingface_hub
+
+    def kept(repo, name, revision, repo_type):
+        assert (repo, revision, repo_type) == ("ufldl-stanford/svhn", fake_hub.revision, "dataset")
+        path = tmp_path / "hf" / name
+        files.put(path, fake_hub.files[name])
+        return None if "test-00000" in name else str(path)
+
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", kept)
+    prepare(FACTS["SVHN"], tmp_path / "data", "hub", as_is=True)
+    assert fake_hub.served == ["cropped_digits/test-00000-of-00002.parquet"]
+    check_images("SVHN", tmp_path / "data")
+
+
+def test_a_data_folder_that_may_not_be_written_to_can_be_read(tmp_path, monkeypatch):
+    prepared("SVHN", tmp_path, "hub")
+    shutil.rmtree(tmp_path / "hub/.arrow")
+    monkeypatch.setattr(hub, "READ_ONLY", tmp_path / "elsewhere")
+    monkeypatch.setattr(hub.os, "access", lambda path, mode: False)
+    check_images("SVHN", tmp_path)
+    assert not (tmp_path / "hub/.arrow").exists() and (tmp_path / "elsewhere").exists()

@@ -133,6 +133,33 @@ def test_addition_and_negation(place, mode):
     assert negated["control"] == "ImageNet" and negated["tasks"].keys() == set(TASKS)
 
 
+def test_nothing_but_negation_needs_the_control(place, capsys):
+    """Without ImageNet: single tasks, addition, merging and tables work, and the record says why there is none."""
+    record, apart = place / "data/prepared/ImageNet.json", f"--results={place / 'without'}"
+    record.rename(record.with_suffix(".away"))
+    data.examples.cache_clear()
+    try:
+        for mode in ("none", "standard"):
+            run(eval_single_task, place, f"--finetuning-mode={mode}", apart)
+        assert "control: not prepared" in capsys.readouterr().out
+        run(eval_task_addition, place, "--finetuning-mode=standard", "--n-eval-points=3", apart)
+        merge(place, "method=sum", f"results={place / 'without'}")
+        make_tables.main(["--suite=vision", f"--model={MODEL}", apart])
+        written = json.loads((place / f"without/vision/{MODEL}/seed_1/ft_accuracies.json").read_text())
+        assert written["no_control"] == "not prepared" and "ImageNet" not in written and not written["control_per_task"]
+        with pytest.raises(SystemExit, match="ImageNet is not prepared"):
+            run(eval_task_negation, place, "--finetuning-mode=standard", apart)
+        with pytest.raises(SystemExit, match="ImageNet is not prepared"):
+            run(eval_single_task, place, "--finetuning-mode=none", "--control=always", apart)
+    finally:
+        record.with_suffix(".away").rename(record)
+    run(eval_single_task, place, "--finetuning-mode=none", "--control=always", apart)
+    assert "ImageNet" in json.loads((place / f"without/vision/{MODEL}/seed_1/zeroshot_accuracies.json").read_text())
+    run(eval_single_task, place, "--finetuning-mode=none", "--control=never", f"--results={place / 'never'}")
+    path = place / f"never/vision/{MODEL}/seed_1/zeroshot_accuracies.json"
+    assert json.loads(path.read_text())["no_control"] == "not asked for"
+
+
 def test_merging_and_tables(place):
     folder = f"merging/{len(TASKS)}task_"
     merge(place, "method=tall_mask")

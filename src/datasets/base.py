@@ -1,6 +1,6 @@
 """What a data set is to the suite: a registry row, its examples and the pinned validation split."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -65,6 +65,7 @@ class Dataset:
 
     `load(split, root, seed)` gives the Examples of "train", "val" or "test" from files under `root`. `seed`
     matters to drawn sets only: the splits of real ones are pinned. Fine-tuning lasts `epochs` (papers) or `steps`.
+    names_of: the class names of heads that another publisher's checkpoints were fine-tuned against, where they differ.
     """
 
     name: str
@@ -75,6 +76,11 @@ class Dataset:
     epochs: int | None = None
     steps: int | None = None
     about: dict[str, str] = field(default_factory=dict)  # licence, source: what a reader should know of it
+    names_of: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def names(self, publisher: str | None) -> tuple[str, ...]:
+        """The class names that heads are made of for a publisher's checkpoints; None: for those fine-tuned here."""
+        return self.names_of.get(publisher or "", self.classnames)
 
 
 def validation_indices(n: int, fraction: float = 0.1, most: int = 5000, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -5,8 +5,10 @@ file. Later fetches complete or repair that same revision. Copying the folder to
 """
 
 import json
+import os
 import re
-from dataclasses import dataclass
+import shutil
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,15 @@ from PIL import Image
 from pydantic import NonNegativeInt, TypeAdapter
 from typing_extensions import TypedDict  # Python's own does not serve pydantic before 3.12
 
-from src.datasets.download import TIMEOUT, set_aside
+from src.datasets.download import TIMEOUT, require_room, set_aside
 from src.datasets.examples import BadFile, DataError, decode, digest, plain
 from src.runtime.files import file_hash, read_json, replacing
+from src.runtime.paths import Places, from_root
 
+SAME_NAMES = 0.9  # share of the classes that a mirror must call as we do
+STROKES = 100  # images that tell how a set's strokes lie
+UPRIGHT = 1.5  # height over width of strokes: 4 upright and 0.25 on their side, measured on scikit-learn's digit 1
+READ_ONLY = from_root(Places.cache) / "arrow"  # Arrow copies of sets in a folder that may not be written to
 CONVERTED = "refs/convert/parquet"  # where the hub keeps its own parquet copy of a set that came in another format
 
 
@@ -32,8 +39,18 @@ class Mirror:
     label: str = "label"
     train: str = "train"
     test: str = "test"
-    # What the mirror may call the classes, in our label order; None: our class names; (): its order is ours.
+    # What the mirror may call the classes, in our label order; None: our class names.
     classes: tuple[str, ...] | None = None
+    # Its names are longer than ours, in our order, as "tench, Tinca tinca".
+    longer_names: bool = False
+    # How its rows come to stand as the official files do, on which the pinned validation split depends:
+    # the labels of the first training rows, where the mirror keeps the official order;
+    first_labels: tuple[int, ...] = ()
+    # or what official file names look like, where it keeps these: rows are then sorted by class and name, or by name.
+    file_names: str = ""
+    by_class: bool = True
+    # The label of a class of upright strokes, where images must lie on their side and a mirror may have turned them.
+    strokes: int | None = None
 
     def folder(self, root: Path) -> Path:
         return root / "hub" / self.repo.replace("/", "--")
@@ -110,11 +127,11 @@ def fetch(mirror: Mirror, root: Path) -> Snapshot:
     import huggingface_hub
 
     folder = mirror.folder(root)
-    snapshot = Snapshot.read(folder)
-    if snapshot is None:
-        snapshot = _listing(mirror, folder)
-        snapshot.write(folder)
-    if lacking := snapshot.verify(folder):
+    snapshot = describe(mirror, root)
+    snapshot.write(folder)
+    lacking = [name for name in snapshot.verify(folder) if not _from_shared_cache(snapshot, name, folder)]
+    if lacking:
+        require_room(folder, 2 * sum(snapshot.files[name]["size"] for name in lacking))  # and the Arrow copy
         try:
             huggingface_hub.snapshot_download(
                 mirror.repo,
@@ -131,6 +148,33 @@ def fetch(mirror: Mirror, root: Path) -> Snapshot:
                 f"{', '.join(wrong[:5])}. Run the same command again."
             )
     return snapshot
+
+
+def describe(mirror: Mirror, root: Path) -> Snapshot:
+    """What was fetched, or would be. Raises DataError when the hub cannot be asked."""
+    folder = mirror.folder(root)
+    return Snapshot.read(folder) or _listing(mirror, folder)
+
+
+def _from_shared_cache(snapshot: Snapshot, name: str, folder: Path) -> bool:
+    """Take a file that the hub's client has in its own cache (HF_HOME) already; whether there was one."""
+    import huggingface_hub
+
+    kept = huggingface_hub.try_to_load_from_cache(snapshot.repo, name, revision=snapshot.revision, repo_type="dataset")
+    if not isinstance(kept, str) or Path(kept).stat().st_size != snapshot.files[name]["size"]:
+        return False
+    with replacing(folder / name) as temporary:
+        try:
+            os.link(Path(kept).resolve(), temporary)
+        except OSError:  # another file system
+            shutil.copyfile(kept, temporary)
+    return True
+
+
+def arrow_folder(root: Path) -> Path:
+    """Where Arrow copies lie: beside the snapshots, or in the project's cache where these may not be written to."""
+    beside = root / "hub" / ".arrow"
+    return beside if os.access(beside if beside.exists() else root / "hub", os.W_OK) else READ_ONLY
 
 
 def _listing(mirror: Mirror, folder: Path) -> Snapshot:
@@ -182,27 +226,36 @@ def _unreachable(mirror: Mirror, folder: Path, error: Exception) -> DataError:
 
 @dataclass(frozen=True)
 class Encoded:
-    """Examples of a snapshot: encoded images in a memory-mapped table."""
+    """Examples of a snapshot: encoded images in a memory-mapped table.
+
+    rows: the row of each example. official: whether examples stand as in the official files. turned: whether images
+    are transposed, as the official files have them. remarks: what a reader of the record should know.
+    """
 
     table: Any  # datasets.Dataset whose image column holds {"bytes", "path"}
     labels: np.ndarray
     column: str
     origin: str  # repository@revision/part
+    rows: np.ndarray
+    official: bool = False
+    turned: bool = False
+    remarks: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> Image.Image:
-        return decode(self.raw(index), self.name(index))
+        image = decode(self.raw(index), self.name(index))
+        return image.transpose(Image.Transpose.TRANSPOSE) if self.turned else image
 
     def name(self, index: int) -> str:
-        return f"{self.origin}[{index}]"
+        return f"{self.origin}[{self.rows[index]}]"
 
     def raw(self, index: int) -> bytes:
-        return self.table[int(index)][self.column]["bytes"] or b""
+        return self.table[int(self.rows[index])][self.column]["bytes"] or b""
 
     def identity(self) -> str:
-        return digest([self.origin])
+        return digest([self.origin, np.ascontiguousarray(self.rows).tobytes(), str(self.turned)])
 
 
 def read(mirror: Mirror, root: Path, part: str, classnames: tuple[str, ...]) -> Encoded:
@@ -214,7 +267,7 @@ def read(mirror: Mirror, root: Path, part: str, classnames: tuple[str, ...]) -> 
         raise DataError(f"{folder}: {len(lacking)} files are missing or cut short: {', '.join(lacking[:5])}")
     if not (files := mirror.select(list(snapshot.files), part)):
         raise BadFile(folder / "snapshot.json", f"files of the part {mirror.part(part)!r}", "none")
-    table = _table([str(folder / file) for file in files], part, root / "hub" / ".arrow")
+    table = _table([str(folder / file) for file in files], part, arrow_folder(root))
     from datasets import Image as ImageFeature  # after _table, which explains a wrong `datasets`
 
     if absent := {mirror.image, mirror.label} - set(table.column_names):
@@ -231,37 +284,117 @@ def read(mirror: Mirror, root: Path, part: str, classnames: tuple[str, ...]) -> 
         raise BadFile(folder / files[0], f"labels 0 to {len(classnames) - 1}", f"{labels.min()} to {labels.max()}")
     names_file = folder / "classnames.txt"
     names = getattr(feature, "names", None) or (names_file.read_text().split("\n") if names_file.exists() else [])
-    order = class_order([name for name in names if name], classnames if mirror.classes is None else mirror.classes)
-    labels = labels.astype(np.int64)
+    names, ours = [name for name in names if name], classnames if mirror.classes is None else mirror.classes
+    if mirror.longer_names:
+        check_longer_names(names, ours)
+        order = np.empty(0, dtype=np.int64)
+    else:
+        order = class_order(names, ours)
+    labels = order[labels.astype(np.int64)] if len(order) else labels.astype(np.int64)
+    rows, official = official_order(mirror, _file_names(table, mirror.image), labels, part)
     try:
         images = table.cast_column(mirror.image, ImageFeature(decode=False))
         images[:1]
     except Exception as error:  # as in _table
         raise BadFile(folder / files[0], f"images in {mirror.image}", f"{table.features[mirror.image]}") from error
-    return Encoded(
+    found = Encoded(
         images,
-        order[labels] if len(order) else labels,
+        labels[rows],
         mirror.image,
         f"{mirror.repo}@{snapshot.revision}/{part}",
+        rows,
+        official,
     )
+    return found if mirror.strokes is None else on_its_side(found, mirror.strokes)
 
 
 def class_order(theirs: list[str], ours: tuple[str, ...]) -> np.ndarray:
     """For each of the mirror's labels, ours; empty when there is nothing to compare.
 
     A class that both call the same goes to our place, spelling of separators aside; one that they call otherwise keeps
-    its number. Raises DataError when that is no one-to-one order.
+    its number. Raises DataError when that is no one-to-one order, and where fewer than nine in ten are called the same:
+    numbers alone would then decide which image shows what.
     """
     if not theirs or not ours:
         return np.empty(0, dtype=np.int64)
     our_index = {plain(name): index for index, name in enumerate(ours)}
+    same = [plain(name) in our_index for name in theirs]
     order = np.array([our_index.get(plain(name), index) for index, name in enumerate(theirs)])
-    if len(theirs) != len(ours) or len(set(order.tolist())) != len(ours):
+    if len(theirs) != len(ours) or len(set(order.tolist())) != len(ours) or sum(same) < SAME_NAMES * len(ours):
         raise DataError(
             f"the mirror's classes do not fit: expected {len(ours)}: {', '.join(ours[:6])}, ...; "
-            f"found {len(theirs)}: {', '.join(theirs[:6])}, ..."
+            f"found {len(theirs)}: {', '.join(theirs[:6])}, ...; {sum(same)} are called the same. The mirror changed, "
+            "or is of another data set: take --source official"
         )
     return order
+
+
+def check_longer_names(theirs: list[str], ours: tuple[str, ...]) -> None:
+    """Raise DataError unless most of the mirror's names contain ours at the same place, and there are as many."""
+    same = sum(plain(our) in plain(their) for our, their in zip(ours, theirs))
+    if theirs and (len(theirs) != len(ours) or same < len(ours) / 2):
+        raise DataError(
+            f"the mirror's classes do not fit: expected {len(ours)} in the order of {', '.join(ours[:4])}, ...; found "
+            f"{len(theirs)}: {', '.join(theirs[:4])}, ..., of which {same} contain ours"
+        )
+
+
+def _file_names(table, column: str) -> list[str]:
+    """The names that the rows' files had, "" for one that the mirror does not keep; none where a column has none."""
+    names: list[str] = []
+    for chunk in table.data.column(column).chunks:
+        kept = chunk.field("path").to_pylist() if chunk.type.num_fields == 2 else []
+        names += [(name or "").rpartition("/")[2] for name in kept]
+    return names
+
+
+def official_order(mirror: Mirror, names: list[str], labels: np.ndarray, part: str) -> tuple[np.ndarray, bool]:
+    """(the rows in the order in which the published code reads the official files, whether they are known to be).
+
+    names: of the rows' files; labels: ours. Rows whose order cannot be found out stay as they are.
+    """
+    rows = np.arange(len(labels))
+    if mirror.file_names and len(names) == len(labels) and all(re.fullmatch(mirror.file_names, n) for n in names):
+        # The hub's ImageNet writes the class behind the name: n01440764_18_n01440764.JPEG
+        shorter = [re.sub(r"_n\d{8}(?=\.)", "", name) for name in names]
+        keys = [(int(label) if mirror.by_class else 0, name) for label, name in zip(labels, shorter)]
+        if len(set(keys)) == len(keys):
+            return np.array(sorted(rows, key=keys.__getitem__), dtype=np.int64), True
+    first = labels[: len(mirror.first_labels)].tolist()
+    return rows, part == "train" and bool(first) and tuple(first) == mirror.first_labels
+
+
+def on_its_side(images: Encoded, strokes: int) -> Encoded:
+    """The images as the official EMNIST files have them, on their side; turned where the mirror has them upright.
+
+    strokes: the label of the digit 1, or of another class of upright strokes, which tell.
+    """
+    some = np.flatnonzero(images.labels == strokes)[:STROKES]
+    total = sum((np.asarray(images[index].convert("L"), dtype=float) for index in some), start=np.zeros(()))
+    height = elongation(total) if total.ndim == 2 else 1.0
+    if height > UPRIGHT:
+        remark = "the mirror has its images upright; they are turned on their side, as the official files have them"
+    elif height < 1 / UPRIGHT:
+        remark = "the mirror has its images on their side, as the official files have them"
+    else:
+        remark = (
+            "whether the mirror has its images upright or on their side cannot be told; the official ones are on it"
+        )
+    return replace(images, turned=height > UPRIGHT, remarks=(remark,))
+
+
+def elongation(image: np.ndarray) -> float:
+    """Vertical over horizontal variance of what is bright in an image (H, W); 1 for an image of one colour."""
+    bright = image - image.min()
+    if not bright.any():
+        return 1.0
+    rows, columns = np.arange(image.shape[0])[:, None], np.arange(image.shape[1])
+
+    def variance(positions: np.ndarray) -> float:
+        mean = (positions * bright).sum() / bright.sum()
+        return float(((positions - mean) ** 2 * bright).sum() / bright.sum())
+
+    return variance(rows) / max(variance(columns), 1e-9)
 
 
 def _table(files: list[str], part: str, cache: Path):

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from functools import lru_cache, partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -9,6 +10,7 @@ import torch
 from src.datasets import corruptions, registry
 from src.datasets.base import Examples, Pixels
 from src.datasets.cache import cached, without_corrupt
+from src.datasets.prepare import Record
 from src.run import Corruption, Run
 
 
@@ -17,6 +19,19 @@ def examples(run: Run, dataset: str, split: str) -> Examples:
     """The examples of a split, not yet decoded. Raises what the row's loader raises, with the command that mends it."""
     row = registry.get(dataset)
     return row.load(split, run.paths.cache if registry.suite(row.suite).drawn else run.paths.data, run.seed)
+
+
+def is_prepared(run: Run, dataset: str) -> bool:
+    """Whether a data set can be loaded: drawn ones always, real ones once `prepare` has recorded them."""
+    row = registry.get(dataset)
+    return registry.suite(row.suite).drawn or Record.path(run.paths.data, dataset).is_file()
+
+
+def other_validation(run: Run, dataset: str) -> str:
+    """Why a set's validation images may be training images of published checkpoints; empty where they are not."""
+    if dataset not in registry.FACTS or not is_prepared(run, dataset):
+        return ""
+    return Record.read(registry.FACTS[dataset], run.paths.data).other_validation
 
 
 @lru_cache(maxsize=64)
@@ -43,6 +58,14 @@ def _decoded(run: Run, dataset: str, split: str, side: int) -> Pixels:
     crop = partial(centre_crop, side=side)
     folder = run.paths.images()
     return cached(images, crop, f"centre_crop {side}", folder, dataset, split, skip_corrupt=run.skip_corrupt)
+
+
+def decode_split(job: tuple[str, str], root: Path, folder: Path, side: int) -> None:
+    """Fill the image cache with a (data set, split), as evaluation reads it."""
+    dataset, split = job
+    images = registry.get(dataset).load(split, root, 0)
+    if not isinstance(images, Pixels):
+        cached(images, partial(centre_crop, side=side), f"centre_crop {side}", folder, dataset, split)
 
 
 def _resized(images: Pixels, side: int) -> Pixels:

@@ -17,7 +17,8 @@ from typing_extensions import TypedDict  # Python's own does not serve pydantic 
 
 from src.datasets import hub
 from src.datasets.base import SPLITS, FileExamples, validation_indices
-from src.datasets.download import Download, set_aside
+from src.datasets.classnames import CLASSNAMES
+from src.datasets.download import Download, remote_size, set_aside
 from src.datasets.examples import BadFile, DataError, Subset, digest
 from src.datasets.official import Layout
 from src.runtime.files import read_json, replacing
@@ -25,7 +26,8 @@ from src.runtime.paths import ROOT
 
 DEFAULT_ROOT = ROOT / "data"
 SOURCES = ("official", "hub")
-FORMAT = 1
+FORMAT = 2
+MOST_LEAKS = 0.01  # share of the test images that may stand in another split too: a few are in official sets
 
 
 @dataclass(frozen=True)
@@ -37,10 +39,11 @@ class Facts:
     # Images of each published part: a total, or one number for each class.
     counts: dict[str, int | Sequence[int]]
     layouts: tuple[Layout, ...]
-    mirror: hub.Mirror
+    mirror: hub.Mirror | None  # None for a set of one's own, in folders
     downloads: tuple[Download, ...] = ()
     by_hand: str = ""  # why the official files cannot be downloaded, where they cannot
-    guarded: bool = False  # refuse the set when an image stands in two splits
+    guarded: bool = False  # refuse the set when images stand in two splits
+    other_order: str = ""  # why positions in the official files are not those that the published code splits
 
     def command(self, root: Path, source: str = "") -> str:
         where = "" if root == DEFAULT_ROOT else f" --data-location {shlex.quote(str(root))}"
@@ -57,6 +60,8 @@ class Facts:
         if source == "official":
             layout = self.layout(root)
             return layout.folder if layout else ""
+        if self.mirror is None:
+            return ""
         snapshot = hub.Snapshot.read(self.mirror.folder(root))
         if snapshot is None or snapshot.missing(self.mirror.folder(root)):
             return ""
@@ -68,7 +73,7 @@ class Facts:
     def read(self, source: str, root: Path, part: str) -> FileExamples:
         """One official part, from files alone."""
         if source == "hub":
-            return hub.read(self.mirror, root, part, self.classnames)
+            return hub.read(self.require_mirror(root), root, part, self.classnames)
         return self.read_official(self._require_layout(root), root, part)
 
     def read_official(self, layout: Layout, root: Path, part: str) -> FileExamples:
@@ -89,6 +94,13 @@ class Facts:
             raise DataError(f"{base}: expected labels 0 to {classes - 1}, found {labels.min()} to {labels.max()}")
         return examples
 
+    def require_mirror(self, root: Path) -> hub.Mirror:
+        """Raises DataError for a set that has none."""
+        if self.mirror is None:
+            folders = ", ".join(str(root / layout.folder / need) for layout in self.layouts for need in layout.needs)
+            raise DataError(f"{self.name} has no mirror: expected its images in {folders}, found no such folders")
+        return self.mirror
+
     def _require_layout(self, root: Path) -> Layout:
         if layout := self.layout(root):
             return layout
@@ -97,7 +109,8 @@ class Facts:
     def how_to_get(self, root: Path) -> str:
         """The ways that are left when the official files are not there."""
         ways = [f"The official download does not work: {self.by_hand}."] if self.by_hand else []
-        ways.append(f"Take the mirror {self.mirror.repo}: {self.command(root, 'hub')}")
+        if self.mirror:
+            ways.append(f"Take the mirror {self.mirror.repo}: {self.command(root, 'hub')}")
         for layout in self.layouts:
             ways.append(
                 f"Or put the official files there yourself: {root / layout.folder}/ with {', '.join(layout.needs)}"
@@ -123,6 +136,10 @@ class Record:
     counts: dict[str, list[NonNegativeInt]]  # images of each class in each part
     splits: dict[str, Piece]
     notes: list[str] = field(default_factory=list)
+    # Why the validation images are not those that published checkpoints were not trained on; empty where they are.
+    other_validation: str = ""
+    train_labels: str = ""  # a hash of the training labels in their order, by which copies can be compared
+    remarks: list[str] = field(default_factory=list)  # what else a reader should know
     format: int = FORMAT
 
     @classmethod
@@ -171,8 +188,7 @@ class Record:
             temporary.write_text(json.dumps(vars(self)) + "\n", encoding="utf-8")
 
     def size(self, split: str) -> int:
-        indices = self.splits[split]["indices"]
-        return sum(self.counts[self.splits[split]["part"]]) if indices is None else len(indices)
+        return split_size(self.counts, self.splits[split])
 
 
 def load(facts: Facts, split: str, root: Path, seed: int = 0) -> FileExamples:
@@ -197,17 +213,43 @@ def load(facts: Facts, split: str, root: Path, seed: int = 0) -> FileExamples:
     return examples if indices is None else Subset(examples, np.array(indices, dtype=np.int64))
 
 
-def prepare(facts: Facts, root: Path, source: str | None = None, as_is: bool = False) -> Record:
+def prepare(facts: Facts, root: Path, source: str | None = None, as_is: bool = False, verify: bool = False) -> Record:
     """Fetch what is not there, check everything, and write the record that `load` reads.
 
     source: "official", "hub", or None for the official files if they are there and the mirror if not.
     as_is: take other counts than the published ones, and leaks, as they are, and record that (a subset, a fake).
-    Raises DataError; then an older record of the set is gone too, because its files can no longer be vouched for.
+    verify: hash every file again, and check everything, also of a set that is ready.
+    Raises DataError; where the files are at fault, an older record of the set is gone then, for nothing vouches for
+    them. A record survives what is stopped on the way, and a network that fails.
     """
     root = Path(root).expanduser()
+    if not verify and (record := ready(facts, root, source, as_is)):
+        return record
     source = source or ("official" if facts.layout(root) else "hub")
-    Record.path(root, facts.name).unlink(missing_ok=True)
     _fetch(facts, root, source)
+    try:
+        return _checked(facts, root, source, as_is)
+    except DataError:
+        Record.path(root, facts.name).unlink(missing_ok=True)
+        raise
+
+
+def ready(facts: Facts, root: Path, source: str | None, as_is: bool) -> Record | None:
+    """The record of a set that is prepared already: of this source, of whole files with the counts that it states."""
+    try:
+        record = Record.read(facts, root)
+        whole = facts.origin(record.source, root) == record.origin
+        asked = source in (None, record.source) and (record.published or as_is)
+        if not (whole and asked):
+            return None
+        found = {part: _by_class(facts.read(record.source, root, part), facts) for part in record.counts}
+    except DataError:
+        return None
+    return record if found == record.counts else None
+
+
+def _checked(facts: Facts, root: Path, source: str, as_is: bool) -> Record:
+    """Read, count and split the files that are there, and write the record."""
     origin = facts.origin(source, root)
     try:
         parts = {part: facts.read(source, root, part) for part in facts.parts(source, root)}
@@ -229,23 +271,49 @@ def prepare(facts: Facts, root: Path, source: str | None = None, as_is: bool = F
             + f"To use it nevertheless, under its own numbers: {'rename it back and ' if aside else ''}add --as-is"
         )
     splits = cut(parts, len(facts.classnames))
+    remarks = [remark for examples in parts.values() for remark in getattr(examples, "remarks", ())]
     if facts.guarded and (leaks := find_leaks(parts, splits)):
         shown = "\n  ".join(" = ".join(pair) for pair in leaks[:5])
-        notes.append(f"{len(leaks)} images stand in two splits")
-        if not as_is:
+        told = f"{len(leaks)} images stand in two splits"
+        few_enough = len(leaks) <= MOST_LEAKS * split_size(counts, splits["test"])
+        (remarks if few_enough else notes).append(told)
+        if not (as_is or few_enough):
             raise DataError(
-                f"{facts.name} from {origin} leaks: {notes[-1]}, so its test accuracy would say nothing:\n  {shown}\n"
+                f"{facts.name} from {origin} leaks: {told}, so its test accuracy would say nothing:\n  {shown}\n"
                 f"Take another copy: {facts.command(root, 'hub' if source == 'official' else 'official')}"
             )
-    record = Record(facts.name, source, origin, not notes, counts, splits, notes)
+    order = digest([np.ascontiguousarray(parts[next(iter(parts))].labels, dtype=np.int64).tobytes()])
+    other = other_validation(facts, source, parts, bool(wrong))
+    record = Record(
+        facts.name, source, origin, not notes, counts, splits, notes, other, order, list(dict.fromkeys(remarks))
+    )
     record.write(root)
     return record
+
+
+def other_validation(facts: Facts, source: str, parts: dict[str, FileExamples], wrong: bool) -> str:
+    """Why the pinned validation positions are not the published images; empty where they are.
+
+    The published split is one of positions, so that it holds in the official order of the training images alone.
+    """
+    if facts.other_order and (source == "official" or "all" in facts.counts):
+        return facts.other_order
+    if wrong:
+        return "it does not hold the published images"
+    if source == "official" or getattr(parts["train"], "official", False):
+        return ""
+    return f"the rows of {facts.mirror and facts.mirror.repo} are not known to stand in the official order"
+
+
+def split_size(counts: dict[str, list[int]], split: Piece) -> int:
+    indices = split["indices"]
+    return sum(counts[split["part"]]) if indices is None else len(indices)
 
 
 def _fetch(facts: Facts, root: Path, source: str) -> None:
     """Bring the files, where they are not there."""
     if source == "hub":
-        hub.fetch(facts.mirror, root)
+        hub.fetch(facts.require_mirror(root), root)
     elif facts.layout(root) is None:
         for download in facts.downloads:
             download.fetch(root, facts.how_to_get(root))
@@ -300,9 +368,9 @@ def _by_class(examples: FileExamples, facts: Facts) -> list[int]:
 
 def _wrong(facts: Facts, part: str, counts: list[int]) -> str:
     """How a part differs from the published one; empty when it does not."""
-    expected = facts.counts[part]
-    if isinstance(expected, int):
-        if sum(counts) != expected:
+    expected = facts.counts.get(part)
+    if expected is None or isinstance(expected, int):
+        if expected is not None and sum(counts) != expected:
             return f"expected {expected} images, found {sum(counts)}"
         empty = [facts.classnames[label] for label, count in enumerate(counts) if not count]
         return f"expected images of every class, found none of {', '.join(empty[:5])}" if empty else ""
@@ -319,6 +387,40 @@ def _difference(expected: list[int], counts: list[int], classnames: tuple[str, .
         f"expected {sum(expected)} images, found {sum(counts)}; "
         f"{len(wrong)} classes differ (expected -> found): {shown}{', ...' if len(wrong) > 5 else ''}"
     )
+
+
+def bytes_to_fetch(facts: Facts, root: Path, source: str | None) -> int | None:
+    """What `prepare` would fetch of a set, by the servers' word; None where one does not tell, or does not answer."""
+    source = source or ("official" if facts.layout(root) else "hub")
+    if source == "hub":
+        try:
+            files = hub.describe(facts.require_mirror(root), root).files
+        except DataError:
+            return None
+        return sum(about["size"] for about in files.values())
+    if facts.layout(root):
+        return 0
+    sizes = [remote_size(download.url) for download in facts.downloads if not download.path(root).exists()]
+    return None if facts.by_hand or None in sizes else sum(size or 0 for size in sizes)
+
+
+def leftovers(facts: Facts, root: Path) -> list[Path]:
+    """Files of a set that nothing reads: set aside, cut short, or an archive of what is unpacked."""
+    folders = {root / layout.folder for layout in facts.layouts} | {root / load.folder for load in facts.downloads}
+    if facts.mirror:
+        folders.add(facts.mirror.folder(root))
+    if facts.name not in CLASSNAMES:  # a folder of one's own is not ours to clean
+        return []
+    found = {p for folder in folders for kind in ("*.bad*", "*.part") for p in _below(folder, kind, root)}
+    if facts.layout(root):
+        found |= {p for load in facts.downloads if load.is_archive and (p := load.path(root)).exists()}
+    return sorted(found)
+
+
+def _below(folder: Path, pattern: str, root: Path) -> list[Path]:
+    """Files in a folder and those below; of the data root itself, which all sets share, those of this folder alone."""
+    found = folder.glob(pattern) if folder == root else folder.rglob(pattern)
+    return [path for path in found if path.is_file()]
 
 
 def state(facts: Facts, root: Path) -> dict[str, str]:

@@ -3,17 +3,23 @@
 from dataclasses import dataclass, field, replace
 from functools import cache
 
+from src.datasets import own
 from src.datasets.base import Dataset
 from src.datasets.mini import FIRST as MINI_FIRST
 from src.datasets.mini import ROWS as MINI_ROWS
 from src.datasets.mini import TASKS as MINI_TASKS
+from src.datasets.prepare import Facts
 from src.datasets.vision import CONTROL as VISION_CONTROL
+from src.datasets.vision import FACTS as VISION_FACTS
 from src.datasets.vision import ROWS as VISION_ROWS
 from src.datasets.vision import TASKS as VISION_TASKS
 from src.model_names import ModelName, pretrained_name
 from src.runtime.messages import UsageError, nearest
 
-ROWS: dict[str, Dataset] = {row.name: row for row in (*MINI_ROWS, *VISION_ROWS)}
+OWN, WRONG = own.read_all()
+# A set of one's own cannot take the place of the papers'.
+FACTS: dict[str, Facts] = {name: facts for name, (facts, _) in OWN.items()} | VISION_FACTS
+ROWS: dict[str, Dataset] = {row.name: row for row in (*(row for _, row in OWN.values()), *MINI_ROWS, *VISION_ROWS)}
 
 
 @dataclass(frozen=True)
@@ -106,9 +112,16 @@ def suite(name: str) -> Suite:
 
 
 def get(name: str) -> Dataset:
+    check_own(name)
     if name not in ROWS:
         raise UsageError(f"data set {name!r} does not exist{nearest(name, list(ROWS))} Known: {', '.join(ROWS)}")
     return ROWS[name]
+
+
+def check_own(name: str) -> None:
+    """Raise UsageError for a data set of one's own whose file makes no sense."""
+    if name in WRONG:
+        raise UsageError(WRONG[name])
 
 
 def names(row: Suite) -> tuple[str, ...]:

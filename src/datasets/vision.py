@@ -16,6 +16,7 @@ from src.datasets import official
 from src.datasets.base import Dataset
 from src.datasets.classnames import CLASSNAMES
 from src.datasets.download import Download
+from src.datasets.fusion_bench import NAMES as FUSION_BENCH
 from src.datasets.hub import Mirror
 from src.datasets.official import (
     Layout,
@@ -39,7 +40,9 @@ def _row(
     known = Facts(name, CLASSNAMES[name], counts, **facts)
     about = {"licence": licence, "source": page} | ({"note": note} if note else {})
     loader = partial(load, known)
-    return known, Dataset(name, "vision", CLASSNAMES[name], TEMPLATES[name], loader, epochs, about=about)
+    others = {"fusion_bench": FUSION_BENCH[name]} if name in FUSION_BENCH else {}
+    row = Dataset(name, "vision", CLASSNAMES[name], TEMPLATES[name], loader, epochs, about=about, names_of=others)
+    return known, row
 
 
 def _files(folder: str, site: str, files: dict[str, str]) -> tuple[Download, ...]:
@@ -63,6 +66,7 @@ def _eurosat_folders() -> list[tuple[str]]:
 ROBOTS = "https://www.robots.ox.ac.uk/~vgg/data"
 ERDA = "https://sid.erda.dk/public/archives/daaeac0d7ce1152aea9b61d9f1e19370"
 EUROSAT = "https://huggingface.co/datasets/torchgeo/eurosat/resolve/c877bcd43f099cd0196738f714544e355477f3fd"
+RESISC45 = "https://huggingface.co/datasets/isaaccorley/resisc45/resolve/883edc0eee77b2c84225472f10f126e3ed83fa6e"
 EMNIST = Download(
     "https://biometrics.nist.gov/cs_links/EMNIST/gzip.zip", "58c8d27c78d21e728a6bc7b3cc06412e", "EMNIST/EMNIST/raw"
 )
@@ -82,6 +86,7 @@ _fer = partial(
     test=[958, 111, 1024, 1774, 1233, 1247, 831],
     layouts=tuple(Layout("fer2013", (file,), official.fer2013) for file in ("fer2013.csv", "icml_face_data.csv")),
     by_hand="Kaggle asks for a login",
+    other_order="the rows of Kaggle's csv stand in another order than the images that the published code loads",
     mirror=Mirror("clip-benchmark/wds_fer2013", image="jpg", label="cls", classes=FER_CLASSES),
     licence="terms of the Kaggle competition: research and education",
     page="https://www.kaggle.com/c/challenges-in-representation-learning-facial-expression-recognition-challenge",
@@ -101,7 +106,7 @@ _TABLE = (
             ),
         ),
         by_hand="its server no longer has it",
-        mirror=Mirror("tanganke/stanford_cars"),
+        mirror=Mirror("tanganke/stanford_cars", file_names=r"\d{5}\.jpg", by_class=False),
         licence="research, non-commercial",
         page="https://ai.stanford.edu/~jkrause/cars/car_dataset.html",
     ),
@@ -115,7 +120,7 @@ _TABLE = (
             folder_layout("dtd", partial(named_as_classes, "DTD"), train="train", test="val"),
         ),
         downloads=_files("dtd", f"{ROBOTS}/dtd/download", {"dtd-r1.0.1.tar.gz": "fff73e5086ae6bdbea199a49dfb8a4c1"}),
-        mirror=Mirror("tanganke/dtd"),
+        mirror=Mirror("tanganke/dtd", file_names=r"[a-z-]+_\d{4}\.jpg"),
         guarded=True,
         licence="research",
         page=f"{ROBOTS}/dtd/",
@@ -134,6 +139,7 @@ _TABLE = (
         downloads=_files("eurosat", EUROSAT, {"EuroSAT.zip": "c8fa014336c82ac7804f0398fcb19387"}),
         mirror=Mirror("tanganke/eurosat"),
         guarded=True,
+        other_order="it has no official split, and the published one was never published",
         licence="MIT",
         page="https://github.com/phelber/EuroSAT",
         note="no official split, and that of the published checkpoints is not published; the mirror has no validation "
@@ -154,7 +160,7 @@ _TABLE = (
                 "GTSRB_Final_Test_GT.zip": "fe31e9c9270bbcd7b84b7f21a9d9d9e5",
             },
         ),
-        mirror=Mirror("tanganke/gtsrb"),
+        mirror=Mirror("tanganke/gtsrb", file_names=r"\d{5}_\d{5}\.(ppm|png)"),
         licence="CC0",
         page="https://benchmark.ini.rub.de/",
     ),
@@ -174,7 +180,7 @@ _TABLE = (
                 "t10k-labels-idx1-ubyte.gz": "ec29112dd5afa0611ce80d1b7f02629c",
             },
         ),
-        mirror=Mirror("ylecun/mnist"),
+        mirror=Mirror("ylecun/mnist", first_labels=(5, 0, 4, 1, 9, 2, 1, 3, 1, 4, 3, 5)),
         licence="CC BY-SA 3.0",
         page="https://yann.lecun.org/exdb/mnist/",
     ),
@@ -184,8 +190,16 @@ _TABLE = (
         train=18900,
         test=6300,
         layouts=(Layout("resisc45", ("NWPU-RESISC45", "resisc45-train.txt", "resisc45-test.txt"), official.resisc45),),
-        by_hand="the images lie on a file-sharing page, and the links to the split lists answer 403",
-        mirror=Mirror("tanganke/resisc45"),
+        downloads=_files(
+            "resisc45",
+            RESISC45,
+            {
+                "NWPU-RESISC45.zip": "75206b2e16446591afa88e2628744886",
+                "resisc45-train.txt": "b5a4c05a37de15e4ca886696a85c403e",
+                "resisc45-test.txt": "3dda9e4988b47eb1de9f07993653eb08",
+            },
+        ),
+        mirror=Mirror("tanganke/resisc45", file_names=r"[a-z_]+_\d{3}\.jpg"),
         licence="research",
         page="https://doi.org/10.1109/jproc.2017.2675998",
         note="split lists of arXiv:1911.06721; their 6,300 validation images are not used, as published",
@@ -204,7 +218,7 @@ _TABLE = (
                 "test_32x32.mat": "eb5a983be6a315427106f1b164d9cef3",
             },
         ),
-        mirror=Mirror("ufldl-stanford/svhn", config="cropped_digits"),
+        mirror=Mirror("ufldl-stanford/svhn", config="cropped_digits", first_labels=(1, 9, 2, 3, 2, 5, 9, 3, 3, 1)),
         licence="non-commercial",
         page="http://ufldl.stanford.edu/housenumbers/",
     ),
@@ -218,7 +232,7 @@ _TABLE = (
             Layout("SUN397", ("Training_01.txt", "Testing_01.txt", "a"), official.sun397),
         ),
         by_hand="its server no longer has it",
-        mirror=Mirror("tanganke/sun397"),
+        mirror=Mirror("tanganke/sun397", file_names=r"sun_[a-z]+\.jpg"),
         licence="research",
         page="https://vision.princeton.edu/projects/2010/SUN/",
         note="partition 1",
@@ -293,7 +307,7 @@ _TABLE = (
         downloads=_files(
             "", "https://www.cs.toronto.edu/~kriz", {"cifar-100-python.tar.gz": "eb9058c3a382ffc7106e4002c42a8d85"}
         ),
-        mirror=Mirror("tanganke/cifar100"),
+        mirror=Mirror("tanganke/cifar100", first_labels=(19, 29, 0, 11, 1, 86, 90, 28, 23, 31)),
         licence="not stated",
         page="https://www.cs.toronto.edu/~kriz/cifar.html",
     ),
@@ -326,7 +340,7 @@ _TABLE = (
         downloads=_files(
             "", "https://www.cs.toronto.edu/~kriz", {"cifar-10-python.tar.gz": "c58f30108f718f92721af3b95e74349a"}
         ),
-        mirror=Mirror("tanganke/cifar10"),
+        mirror=Mirror("tanganke/cifar10", first_labels=(6, 9, 9, 4, 1, 1, 2, 7, 8, 3)),
         licence="not stated",
         page="https://www.cs.toronto.edu/~kriz/cifar.html",
     ),
@@ -359,7 +373,7 @@ _TABLE = (
                 "t10k-labels-idx1-ubyte.gz": "bb300cfdad3c16e7a12a480ee83cd310",
             },
         ),
-        mirror=Mirror("zalando-datasets/fashion_mnist"),
+        mirror=Mirror("zalando-datasets/fashion_mnist", first_labels=(9, 0, 0, 3, 0, 2, 7, 2, 5, 5)),
         licence="MIT",
         page="https://github.com/zalandoresearch/fashion-mnist",
     ),
@@ -391,11 +405,11 @@ _TABLE = (
         test=_each(4000, 10),
         layouts=idx_layouts(*EMNIST_FOLDERS, train="emnist-digits-train", test="emnist-digits-test"),
         downloads=(EMNIST,),
-        mirror=Mirror("ernestchu/emnist-digits"),
+        mirror=Mirror("ernestchu/emnist-digits", strokes=1),
         licence="public domain",
         page=EMNIST_PAGE,
-        note="the digits; the official images lie on their side, and the published code leaves them so; whether a "
-        "mirror does is for it to say",
+        note="the digits; the official images lie on their side, and the published code leaves them so; a mirror's are "
+        "turned so; the official files one by one, without the 540 MB archive: Heliosoph/EMNIST on the hub",
     ),
     _row(
         "KMNIST",
@@ -413,7 +427,9 @@ _TABLE = (
                 "t10k-labels-idx1-ubyte.gz": "7320c461ea6c1c855c0b718fb2a4b134",
             },
         ),
-        mirror=Mirror("tanganke/kmnist", classes=()),  # it writes the classes in kana, in the same order
+        mirror=Mirror(
+            "tanganke/kmnist", classes=FUSION_BENCH["KMNIST"], first_labels=(8, 7, 0, 1, 4, 2, 4, 8)
+        ),  # in kana
         licence="CC BY-SA 4.0",
         page="http://codh.rois.ac.jp/kmnist/",
     ),
@@ -427,7 +443,12 @@ _TABLE = (
             folder_layout("imagenet", imagenet_synsets, train="train", test="val"),
         ),
         by_hand="it is given on request",
-        mirror=Mirror("ILSVRC/imagenet-1k", test="validation", classes=()),  # other names, the same order
+        mirror=Mirror(
+            "ILSVRC/imagenet-1k",
+            test="validation",
+            longer_names=True,
+            file_names=r"(n\d{8}_\d+|ILSVRC2012_val_\d{8})(_n\d{8})?\.JPEG",
+        ),
         licence="research, non-commercial, on request",
         page="https://image-net.org/download.php",
         note="control of negation: 5,000 training images for validation; the official validation images are the test",

@@ -5,7 +5,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from src.experiments.leaks import leaks_record
 from src.experiments.registry import Experiment, module
+from src.modes import MODES
 from src.records import checked
 from src.run import Run
 from src.runtime import results
@@ -44,6 +46,8 @@ def carry_out(
             return None
         started = time.time()
         record: Any = {**compute(), **run.corruption_record()}
+        if choice in MODES:
+            record |= leaks_record(run, choice)
         schema = module(experiment.name).Record
         made = unchanged(path, before, made_of())
         results.write(path, record, config, started, lambda document: checked(document, schema, path), made)

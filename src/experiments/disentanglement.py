@@ -110,8 +110,8 @@ def term(job: tuple[Pair, int], run: Run, mode: str, alphas: np.ndarray, num_sam
     encoder = store.encoder(run)
     head = get_classification_head(run, pair[own]).to(run.device)
     vectors = [store.to_device(store.task_vector(run, task, mode).vector, run.device) for task in pair]
-    theta0 = dict(encoder.named_parameters())
-    batches = first_images(run, pair[own], "test", num_samples)
+    theta0 = store.start_of(encoder, *vectors)
+    batches = some_images(run, pair[own], "test", num_samples)
     if MODES[mode].tangent:
         tangents = two_tangents(lambda x, direction: forward_and_jvp(encoder, theta0, direction, x), *vectors)
         return linear_term(head, batches, tangents, alphas, own, pair[own])
@@ -119,11 +119,30 @@ def term(job: tuple[Pair, int], run: Run, mode: str, alphas: np.ndarray, num_sam
     return nonlinear_term(head, batches, plane, alphas, own, pair[own])
 
 
-def first_images(run: Run, dataset: str, split: str, most: int | None) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Evaluation batches until `most` images (None: all). The images of a drawn set lie in random order."""
-    left = len(loading.examples(run, dataset, split)) if most is None else most
+def some_images(run: Run, dataset: str, split: str, most: int | None) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Evaluation batches of `most` images (None: all).
+
+    The images of a drawn set lie in random order, and the first are taken. Real sets often lie by class: theirs are
+    drawn without replacement, by the run's seed.
+    """
+    total = len(loading.examples(run, dataset, split))
+    if most is not None and most < total and not run.suite_row.drawn:
+        yield from drawn_images(run, dataset, split, most)
+        return
+    left = total if most is None else most
     for images, labels in loading.evaluation_batches(run, store.encoder(run), dataset, split):
         if left <= 0:
             return
         yield images[:left], labels[:left]
         left -= len(images)
+
+
+def drawn_images(run: Run, dataset: str, split: str, count: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Batches of `count` images in random order."""
+    encoder = store.encoder(run)
+    images = loading.evaluation_pixels(run, dataset, split, encoder.image_size)
+    indices = np.sort(np.random.default_rng(run.seed).choice(len(images), min(count, len(images)), replace=False))
+    for start in range(0, len(indices), run.batch_size):
+        part = indices[start : start + run.batch_size]
+        labels = torch.from_numpy(images.labels[part]).to(run.device)
+        yield loading.batch_of(images.pixels[part], encoder, run.device), labels

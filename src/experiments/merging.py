@@ -15,6 +15,7 @@ from src.args import take_run
 from src.datasets import registry
 from src.evaluation import Denominators
 from src.experiments.base import unchanged
+from src.experiments.leaks import leaks_record
 from src.experiments.numbers import Number, score_numbers, summary_numbers
 from src.merging import names
 from src.merging.base import Affine, Drawn, Merge, Method, Problem, Progress, Scaled, Variant, states_of
@@ -25,6 +26,7 @@ from src.merging.registry import label, variant_label
 from src.merging.search import Searched
 from src.merging.watch import Watch
 from src.modes import EVALUATED
+from src.published.export import FORMATS, export_for_others, files_for_others, merge_of
 from src.records import Adaptation, Merging, checked
 from src.run import Run, task_names
 from src.runtime import results
@@ -58,7 +60,7 @@ def numbers(record: Record, suite: str) -> Iterator[Number]:
 class Options:
     """What main.py takes beside the run and the method.
 
-    unseen: tasks that are scored without being merged. output: where to write the merged encoder, .safetensors.
+    unseen: tasks that are scored without being merged. output: where to write the merged encoder; format: whose.
     search: options of the method among whose values validation chooses, such as {"k": [10, 20]}.
     save_every, eval_every: steps of an adaptation between kept states and between watched accuracies; 0: none.
     """
@@ -67,14 +69,18 @@ class Options:
     unseen: tuple[str, ...] = ()
     search: tuple[tuple[str, tuple[Any, ...]], ...] = ()
     output: Path | None = None
+    format: str = FORMATS[0]
     save_every: int = 50
     eval_every: int = 0
     loggers: Loggers = Loggers()
     overwrite: bool = False
 
     def __post_init__(self):
-        if self.output and self.output.suffix != ".safetensors":
-            raise UsageError(f"output: expected a file that ends in .safetensors; got {self.output}")
+        if self.format not in FORMATS:
+            raise UsageError(f"format: {self.format!r} does not exist{nearest(self.format, FORMATS)} Known: {FORMATS}")
+        if self.output and (self.output.suffix == ".safetensors") == (self.format == "transformers"):
+            wanted = "a folder" if self.format == "transformers" else "a file that ends in .safetensors"
+            raise UsageError(f"output: expected {wanted} for format={self.format}; got {self.output}")
 
 
 def take_options(flags: dict[str, Any]) -> tuple[Run, Options]:
@@ -90,7 +96,7 @@ def take_options(flags: dict[str, Any]) -> tuple[Run, Options]:
         raise UsageError(f"finetuning_mode: {mode!r} does not exist{nearest(mode, EVALUATED)} Known: {EVALUATED}")
     if not (isinstance(count, int) and count >= 1):
         raise UsageError(f"num_tasks: expected at least 1; got {count}")
-    run = take_run(flags | {"tasks": named or str(count)})
+    run = take_run(flags | {"tasks": str(named) if isinstance(named, int) else named or str(count)})
     steps = {name: flags[name] for name in ("save_every", "eval_every")}
     if steps["eval_every"] is None:
         steps["eval_every"] = run.protocol.watch_every
@@ -102,6 +108,7 @@ def take_options(flags: dict[str, Any]) -> tuple[Run, Options]:
         unseen=unseen_tasks(run, flags["unseen"]),
         search=_searched(flags["search"]),
         output=Path(flags["output"]).expanduser() if flags["output"] else None,
+        format=flags["format"],
         loggers=Loggers(flags["wandb"], flags["tensorboard"]),
         overwrite=flags["overwrite"],
         **steps,
@@ -188,9 +195,12 @@ def _merge(run: Run, method: Method, options: Options, name: str) -> None:
             made = Searched.over(method, search, problem) if search else method.merge(problem)
     if options.unseen and made.per_task:
         raise UsageError(f"unseen: {method.name} makes a model for each merged task, and none for {options.unseen[0]}")
+    if options.output and options.format != FORMATS[0] and made.per_task:
+        raise UsageError(f"format: {method.name} makes a model for each task; format={options.format} has one")
     record: Merging = {
         **evaluate_merge(run, made, run.tasks, source.mode, fixed_settings(method, made)),
         **run.corruption_record(),
+        **leaks_record(run, source.mode, dict(source.encoders)),
         "method": method.name,
         "label": named,
         "options": vars(method),
@@ -206,8 +216,7 @@ def _merge(run: Run, method: Method, options: Options, name: str) -> None:
         setting = record["chosen"][run.tasks[0]]
         record["unseen"] = evaluate_unseen(run, made, setting, options.unseen, source.mode)
     if options.output:
-        output = options.output
-        record["output"] = from_primary(lambda: export(problem, made, record["chosen"], output, named))
+        record["output"] = from_primary(lambda: write_merged(run, options, problem, made, record))
     _write_vectors(run, problem, name, config, started, options.overwrite)  # first: a result says that all is there
     made_of = unchanged(target, before, _made_of(run, options))
     results.write(target, record, config, started, lambda document: checked(document, Merging, target), made_of)
@@ -220,20 +229,32 @@ def _merge(run: Run, method: Method, options: Options, name: str) -> None:
     )
 
 
+def write_merged(run: Run, options: Options, problem: Problem, made: Merge, record: Merging) -> list[Path]:
+    """The files of `output=`, in the format that is asked for."""
+    output = cast(Path, options.output)
+    if options.format == FORMATS[0]:
+        return export(problem, made, record["chosen"], output, record["label"])
+    weights = problem.pretrained + made.vector(run.tasks[0], record["chosen"][run.tasks[0]])
+    return export_for_others(run, weights, output, options.format, record)
+
+
 def check_output(run: Run, options: Options, named: str) -> None:
     """Raise UsageError where `output` would replace another file than an earlier output of the same merge."""
     output = cast(Path, options.output)
-    require_writable(output)
-    for path in (output, *output.parent.glob(f"{glob.escape(output.stem)}.*.safetensors")):
+    others = files_for_others(output, options.format)
+    files = others or [output, *output.parent.glob(f"{glob.escape(output.stem)}.*.safetensors")]
+    require_writable(files[0])
+    for path in files:
         if not path.is_file():
             continue
-        header = checkpoints.header(path)
+        header = merge_of(files[0]) if others else checkpoints.header(path)
+        known = header.get("label") or header.get("task") or header.get("kind", "another file")
         if (header.get("label"), header.get("tasks")) != (named, list(run.tasks)) and not (
             options.overwrite and header.get("label")
         ):
             raise UsageError(
                 f"output: expected a name that is free, or an earlier output of this merge, found {path} "
-                f"({header.get('label') or header.get('task') or header['kind']}); name another, or remove it"
+                f"({known}); name another, or remove it"
             )
 
 

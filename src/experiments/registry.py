@@ -48,6 +48,7 @@ class SingleTask(Experiment):
 
 
 MODE = "--finetuning-mode"
+CONTROL = ("prepared", "always", "never")  # when single-task evaluation scores the control set too
 SINGLE_TASK = SingleTask("single_task", "eval_single_task", MODE, tuple(MODES), "single-task", "single-task accuracies")
 ADDITION = Experiment("addition", "eval_task_addition", MODE, EVALUATED, "addition", "task addition", benchmark=True)
 NEGATION = Experiment("negation", "eval_task_negation", MODE, EVALUATED, "negation", "task negation", benchmark=True)

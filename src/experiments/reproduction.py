@@ -12,18 +12,19 @@ from pathlib import Path
 
 import numpy as np
 
+from src.args import BOTH
 from src.datasets.registry import BENCHMARKS
 from src.experiments.merging import variant_result
 from src.experiments.registry import ADDITION, EXPERIMENTS, SINGLE_TASK, Experiment
 from src.merging.base import Variant
 from src.merging.registry import METHODS, variants
 from src.model_names import random_name
-from src.modes import EVALUATED, MODES, TRAINED
+from src.modes import EVALUATED, MODES, SCOPES, TRAINED
 from src.reporting.shipped import compared_with_shipped, recorded_seconds
 from src.run import Corruption, Run, override
 from src.runtime import results
 
-FINETUNE = "finetune"
+FINETUNE, MERGE = "finetune", "main"
 SUBSETS = (2, 4, 8, 16)  # numbers of tasks
 CORRUPTIONS = ("gaussian_noise", "contrast")
 SEVERITY = 5
@@ -215,7 +216,25 @@ def _merge(
         flags.append(f"finetuning_mode={mode}")
     shared = (flag.removeprefix("--").partition("=") for flag in common_flags(run) if not flag.startswith("--tasks="))
     flags += [override(name.replace("-", "_"), value or "True") for name, _, value in shared]
-    return Command("main", tuple(flags), (run.paths.result(variant_result(run, variant, mode, unseen)),))
+    return Command(MERGE, tuple(flags), (run.paths.result(variant_result(run, variant, mode, unseen)),))
+
+
+def in_scopes(commands: Iterable[Command], scopes: Sequence[str]) -> list[Command]:
+    """The commands, those of main.py in each scope."""
+    return [
+        scoped(command, scope) if command.script == MERGE else command
+        for command in commands
+        for scope in (scopes if command.script == MERGE else scopes[:1])
+    ]
+
+
+def scoped(command: Command, scope: str) -> Command:
+    """A command of main.py with another scope than the default."""
+    if scope == SCOPES[0]:
+        return command
+    folders = (path.parent.name.removesuffix(f"-{SCOPES[0]}") for path in command.outputs)
+    outputs = (p.parent.with_name(f"{mode}-{scope}") / p.name for p, mode in zip(command.outputs, folders))
+    return replace(command, flags=(*command.flags, f"scope={scope}"), outputs=tuple(outputs))
 
 
 def _tables(run: Run) -> list[Command]:
@@ -279,9 +298,12 @@ def reproduce(
     only: Sequence[str] | None = None,
     extended: bool = False,
     dry_run: bool = False,
+    scope: str = SCOPES[0],
     overwrite: bool = False,
 ) -> None:
     """Run the stages of every seed, then tables, figures and the page. only: names of stages.
+
+    scope: of the vectors that are merged, or "both", one after the other.
 
     A command that fails is reported, those that do not need it still run, and the exit status is 1.
     """
@@ -289,7 +311,8 @@ def reproduce(
     for seed in seeds or [run.seed]:
         for stage in _chosen(STAGES, only, extended):
             start = time.time()
-            ran = sum([program.run(command) for command in stage.commands(replace(run, seed=seed))])
+            commands = in_scopes(stage.commands(replace(run, seed=seed)), SCOPES if scope == BOTH else (scope,))
+            ran = sum([program.run(command) for command in commands])
             if not dry_run:
                 took = f"{time.time() - start:.0f} s" if ran else "finished before"
                 print(f"seed {seed}, {stage.name}: {took}", flush=True)
@@ -351,7 +374,7 @@ class Program:
 
 
 def _call(command: Command, overwrite: bool) -> None:
-    again = "overwrite=True" if command.script == "main" else "--overwrite"
+    again = "overwrite=True" if command.script == MERGE else "--overwrite"
     flags = [*command.flags, *([again] if overwrite else [])]
     typed, sys.argv = sys.argv, [f"{command.script}.py", *flags]  # what results name as the command that made them
     try:

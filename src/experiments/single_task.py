@@ -1,6 +1,7 @@
 """Accuracy of the pre-trained and of each fine-tuned encoder on its own task and on the control set."""
 
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,7 +13,8 @@ from src.datasets import loading, registry
 from src.evaluation import ORIGIN, Line, mean, score_all
 from src.experiments.base import carry_out
 from src.experiments.numbers import Number, by_task
-from src.experiments.registry import SINGLE_TASK, Experiment
+from src.experiments.published_accuracy import doubts
+from src.experiments.registry import CONTROL, SINGLE_TASK, Experiment
 from src.modes import MODES
 from src.records import SUFFIXES, Bits, Corrupted, single_task_accuracies
 from src.run import Run
@@ -27,11 +29,13 @@ class Record(Corrupted):
     losses, n: mean cross-entropy and number of images, by the keys of the accuracies.
     correct: which test images are right, by data set; none for the control of several fine-tuned models.
     control_per_task: split -> task -> what the task's fine-tuned model keeps on the control set.
+    no_control: why the control set was not scored; nothing where it was.
     """
 
     losses: Mapping[str, float]
     n: Mapping[str, int]
     control_per_task: Mapping[str, Mapping[str, float]]
+    no_control: NotRequired[str]
     correct: NotRequired[Mapping[str, Bits]]
 
 
@@ -46,12 +50,20 @@ def numbers(record: Record, suite: str) -> Iterator[Number]:
 
 
 def evaluate_single_tasks(
-    run: Run, mode: str, encoder: Path | None = None, name: str | None = None, overwrite: bool = False
+    run: Run,
+    mode: str,
+    encoder: Path | None = None,
+    name: str | None = None,
+    control: str = CONTROL[0],
+    overwrite: bool = False,
 ) -> None:
     """Write the single-task result of a mode; or `<name>.json`, of the checkpoint `encoder` on every task.
 
-    A result of more tasks than the run's will do; one that lacks some is made anew, with its own tasks and the run's.
-    Raises UsageError for an encoder without a name and a name without an encoder.
+    control: whether the control set is scored too: "prepared", where it is here; "always"; or "never".
+    A result of more tasks than the run's will do; one that lacks some, or the control that is asked for, is made anew,
+    with its own tasks and the run's.
+    Raises UsageError for an encoder without a name and a name without an encoder, and DataError for a control that is
+    asked for and not prepared.
     """
     if bool(encoder) != bool(name):
         raise UsageError("--encoder and --name go together: the second names the result")
@@ -62,17 +74,29 @@ def evaluate_single_tasks(
     path = run.paths.result(experiment.result(mode))
     if not overwrite and results.exists(path):
         results.require_same(path, run.config(**options), options, _made_of(run, mode, encoder))
-        there = _tasks_of(results.read(path), run)
-        if missing := [task for task in run.tasks if task not in there]:
-            print(f"{path}: lacks {few(missing)}; it is made anew with all of {len(there) + len(missing)} tasks")
-        run, overwrite = replace(run, tasks=(*there, *missing)), bool(missing)
+        earlier = results.read(path)
+        there = _tasks_of(earlier, run)
+        missing = [task for task in run.tasks if task not in there]
+        lacking = [*missing, *([run.control] if control == "always" and run.control not in earlier else [])]
+        if lacking:
+            print(f"{path}: lacks {few(lacking)}; it is made anew with all of {len(there) + len(missing)} tasks")
+        run, overwrite = replace(run, tasks=(*there, *missing)), bool(lacking)
+    absent = "" if control == "always" else _no_control(run, control)
     made_of = partial(_made_of, run, mode, encoder)
-    record = carry_out(experiment, mode, run, options, lambda: _record(run, mode, encoder), overwrite, made_of)
+    record = carry_out(experiment, mode, run, options, lambda: _record(run, mode, encoder, absent), overwrite, made_of)
     if record is not None:
-        print(
-            f"{mode}: {100 * mean(record[task] for task in run.tasks):.1f} % over {len(run.tasks)} tasks, "
-            f"{run.control} {100 * record[run.control]:.1f} % -> {path}"
-        )
+        accuracy = f"{run.control} {100 * record[run.control]:.1f} %" if run.control in record else f"control: {absent}"
+        over = f"{100 * mean(record[task] for task in run.tasks):.1f} % over {len(run.tasks)} tasks"
+        print(f"{mode}: {over}, {accuracy} -> {path}")
+        for doubt in doubts(run, mode, record) if encoder is None else ():
+            print(f"warning: {doubt}", file=sys.stderr)
+
+
+def _no_control(run: Run, control: str) -> str:
+    """Why the control set is not scored; empty where it is."""
+    if run.control in run.tasks or (control == "prepared" and loading.is_prepared(run, run.control)):
+        return ""
+    return "not asked for" if control == "never" else "not prepared"
 
 
 def _made_of(run: Run, mode: str, encoder: Path | None) -> dict[str, str]:
@@ -96,23 +120,28 @@ class _Named(Experiment):
         return self.file
 
 
-def _record(run: Run, mode: str, encoder: Path | None) -> dict[str, Any]:
+def _record(run: Run, mode: str, encoder: Path | None, no_control: str) -> dict[str, Any]:
     """For each data set its test accuracy under its name and its validation accuracy under <name>Val, as published.
 
     For fine-tuned encoders the control's is the mean over tasks of the accuracy that each keeps on the control set.
+    no_control: why there is none; empty where it is scored.
     """
     store.write_pretrained(run)
     lines = _lines(run, mode, encoder)
-    loading.examples(run, run.control, "test")  # mini's are drawn once, before the workers look for them
+    # mini's images are drawn once, before the workers look for them
+    loading.examples(run, run.tasks[0] if no_control else run.control, "test")
     one_for_all = encoder is not None or MODES[mode].trained_as is None
-    on_control = dict(list(lines.items())[:1]) if one_for_all else lines
+    on_control = {} if no_control else dict(list(lines.items())[:1]) if one_for_all else lines
     record: dict[str, Any] = {"losses": {}, "n": {}, "control_per_task": {}, "correct": {}}
+    if no_control:
+        record["no_control"] = no_control
     for split, suffix in SUFFIXES.items():
         jobs = {(task, run.control): (run.control, line) for task, line in on_control.items()}
         jobs |= {(task, task): (task, line) for task, line in lines.items()}
         curves = score_all(run, mode, jobs, split, f"single-task {mode}, {split}")
         control = {task: curves[task, run.control] for task in on_control}
-        scores = {run.control: list(control.values())} | {task: [curves[task, task]] for task in lines}
+        scores = {run.control: list(control.values())} if control else {}
+        scores |= {task: [curves[task, task]] for task in lines}
         for dataset, of_dataset in scores.items():
             field = dataset + suffix
             record[field] = mean(curve.accuracy[0] for curve in of_dataset)
@@ -120,7 +149,7 @@ def _record(run: Run, mode: str, encoder: Path | None) -> dict[str, Any]:
             record["n"][field] = of_dataset[0].n
             if split == "test" and len(of_dataset) == 1:
                 record["correct"][dataset] = of_dataset[0].correct[0]
-        if not one_for_all:
+        if control and not one_for_all:
             record["control_per_task"][split] = {task: curve.accuracy[0] for task, curve in control.items()}
     return record
 

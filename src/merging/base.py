@@ -27,11 +27,11 @@ import torch
 from src.checkpoints import VISUAL, CheckpointError
 from src.datasets.registry import Suite
 from src.evaluation import FeatureMap, Line
+from src.modes import SCOPES
 from src.runtime.messages import UsageError, few
 from src.task_vectors import TaskVector
 from src.tensors import check_same, difference
 
-SCOPES = ("visual", "published")
 ALPHAS = tuple(tenth / 10 for tenth in range(1, 11))  # the papers' coefficients of a merged vector
 
 Setting = Any  # what validation chooses among: a number, or a mapping of an option to its value
@@ -103,6 +103,7 @@ class Problem:
         image encoder, with the frozen text-side ones that the published vectors contain.
     mode: a name of modes.py: how the merged weights will be evaluated.
     mask_path(name) is where masks of this problem lie on disk; label: the name of those that these settings make.
+    published_masks: where the published ones of these tasks lie, if they were fetched.
     images: for methods that need some; None where there are none. validation: for those that ask for labels.
     memo: what methods have worked out and may want again, at other settings or options; it goes with the problem.
     Raises UsageError for an unknown scope and for no task; CheckpointError with the keys or shapes unlike θ0's.
@@ -116,6 +117,7 @@ class Problem:
     suite: Suite | None = None
     seed: int | None = None
     mask_path: Callable[[str], Path] | None = None
+    published_masks: Path | None = None
     label: str = ""
     images: Unlabelled | None = None
     validation: Labelled | None = None

@@ -54,5 +54,8 @@ class Consensus(Method):
     alphas: list[float] = field(default_factory=lambda: list(ALPHAS))
 
     def merge(self, problem: Problem) -> Merge:
-        mask = consensus_mask(load_tall_masks(problem, self.use_ties, self.mask_file), self.prun_thre_k)
-        return scaled(problem, mask * tau_mtl(problem, self.use_ties), self.alphas, density=mask.density())
+        masks, path = load_tall_masks(problem, self.use_ties, self.mask_file)
+        mask = consensus_mask(masks, self.prun_thre_k)
+        tau = mask * tau_mtl(problem, self.use_ties)
+        source = {"mask_file": path} if path == problem.published_masks else {}
+        return scaled(problem, tau, self.alphas, density=mask.density(), **source)

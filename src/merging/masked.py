@@ -17,6 +17,7 @@ from src.task_vectors import Mask, TaskVector
 from src.tensors import check_same
 
 Masks = dict[str, Mask]  # of each task
+DOWNLOAD = "python download_checkpoints.py --model={} --kind=tall_masks --source=hub"
 
 
 @dataclass(kw_only=True)
@@ -43,12 +44,16 @@ class Masked(Merge):
 
 @dataclass(kw_only=True)
 class LoadedMasks(Masked):
-    """Masks that an earlier run kept: there is nothing to choose."""
+    """Masks that an earlier run kept, or published ones: there is nothing to choose. file: where they come from."""
 
     masks: Masks
+    file: Path
 
     def mask(self, task: str, setting: Setting) -> Mask:
         return self.masks[task]
+
+    def keep(self, masks: Masks, chosen: Mapping[str, Setting]) -> dict[str, Any]:
+        return {"mask_file": self.file}
 
 
 def save_masks(problem: Problem, name: str, masks: Masks, **about: Any) -> dict[str, Any]:
@@ -59,21 +64,31 @@ def save_masks(problem: Problem, name: str, masks: Masks, **about: Any) -> dict[
     return {"mask_file": path, "mask_file_bits": 8 * path.stat().st_size}
 
 
-def load_masks(problem: Problem, name: str, command: str, file: str | None = None) -> Masks:
-    """The masks that `save_masks` kept for this problem, or those of `file`, which may be a published `.npy`.
+def load_masks(
+    problem: Problem, name: str, command: str, file: str | None = None, published: Path | None = None
+) -> tuple[Masks, Path]:
+    """The masks that `save_masks` kept for this problem, and their file.
 
-    Raises FileNotFoundError that tells the `command` which makes them, and CheckpointError, with both names, for masks
+    file: others in their place, which may be a published `.npy`. published: those to take where none were kept.
+    Published masks are of all tensors; a problem of scope "visual" takes those of its own, which are the same: the
+    others are never trained, so that nothing of them is masked.
+    Raises MissingFile that tells the `command` which makes them, and CheckpointError, with both names, for masks
     of another model, mode or scope, or of other tasks.
     """
-    path = Path(file) if file else problem.masks_at(name)
+    own = Path(file) if file else problem.masks_at(name)
+    path = published if published and published.is_file() and not file and not own.is_file() else own
     if not path.is_file():
-        raise MissingFile(f"expected masks in {path}, found no file; make them with: {command}")
-    if path.suffix == ".npy":
+        fetched = f", or fetch the published ones with: {DOWNLOAD.format(problem.model)}" if published else ""
+        raise MissingFile(f"expected masks in {path}, found no file; make them with: {command}{fetched}")
+    of_all = path.suffix == ".npy"  # tensors, whatever the scope
+    if of_all:
         masks = convert.read_masks(path, like=problem.pretrained)
-        _check(path, "scope", problem.scope, "published")
     else:
-        masks = checkpoints.load_masks(path, model=problem.model, mode=problem.mode, scope=problem.scope)
-        then, now = checkpoints.header(path).get("made_of", {}), _made_of(problem)
+        header = checkpoints.header(path)
+        of_all = header.get("scope") == "published"
+        scope = None if of_all else problem.scope
+        masks = checkpoints.load_masks(path, model=problem.model, mode=problem.mode, scope=scope)
+        then, now = header.get("made_of", {}), _made_of(problem)
         if stale := [task for task in now if then.get(task, now[task]) != now[task]]:
             raise checkpoints.CheckpointError(
                 f"{path}: expected masks of the checkpoints that are there, found those of others: {few(stale)} "
@@ -82,8 +97,10 @@ def load_masks(problem: Problem, name: str, command: str, file: str | None = Non
     _check(path, "tasks", sorted(problem.tasks), sorted(masks))
     like = {name: torch.empty(shape, device="meta") for name, shape in problem.shapes.items()}
     for task in problem.tasks:
+        if of_all:
+            masks[task] = {key: mask for key, mask in masks[task].items() if key in problem.shapes}
         check_same(like, masks[task], f"{path}: the task vectors and the masks", checkpoints.CheckpointError)
-    return {task: Mask(masks[task]) for task in problem.tasks}
+    return {task: Mask(masks[task]) for task in problem.tasks}, path
 
 
 def _made_of(problem: Problem) -> dict[str, str]:

@@ -1,12 +1,14 @@
-"""What results of merging are called, and the list of the methods."""
+"""What results of merging are called, the list of the methods, and other projects' names of options."""
 
 import inspect
 import sys
 import zlib
 from collections.abc import Mapping, Sequence
 
+from src.counterparts import of_overrides
 from src.datasets import registry
-from src.merging.registry import registered
+from src.merging.registry import METHODS, registered
+from src.runtime.messages import UsageError
 
 
 def tasks_name(suite: str, tasks: Sequence[str], encoders: Mapping[str, str] | None = None) -> str:
@@ -45,6 +47,15 @@ def short_listing() -> str:
     width = max(len(cls.name) for cls in methods)
     papers = {cls: f" (arXiv:{cls.paper})" if cls.paper else "" for cls in methods}
     return "\n".join(f"    {cls.name:{width}}  {cls.title}{papers[cls]}" for cls in methods)
+
+
+def refuse_foreign(overrides: Sequence[str]) -> None:
+    """Raise UsageError for overrides of FusionBench's and the published main.py, with what stands for each here."""
+    named = dict(word.split("=", 1) for word in overrides if "=" in word)
+    chosen = [METHODS[name] for name in named.get("method", "sum").split(",") if name in METHODS]
+    offered = {f"method.{option}" for method in chosen for option in method.defaults()}
+    if instead := of_overrides(overrides, offered):
+        raise UsageError(f"{instead} (other projects' options: docs/vision.md has a table)")
 
 
 def listing_doc(cls: type) -> str:

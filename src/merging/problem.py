@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from src import checkpoints, store
-from src.datasets import loading
+from src.datasets import loading, registry
 from src.heads import get_classification_head
 from src.linearize import LinearizedModel
 from src.merging.base import Labelled, Merge, Problem, Progress, Setting, Unlabelled
@@ -45,6 +45,7 @@ def read_problem(run: Run, source: Source, label: str = "", progress: Progress =
             return store.finetuned(run, task, mode)
         path = Path(encoders[task]).expanduser()
         given = checkpoints.Checkpoint(path, like=pretrained, model=run.model, mode=MODES[mode].checkpoint)
+        check_head(run, task, given)
         checkpoints.require_finite(given)
         return given
 
@@ -60,6 +61,7 @@ def read_problem(run: Run, source: Source, label: str = "", progress: Progress =
         suite=run.suite_row,
         seed=run.seed,
         mask_path=lambda name: run.paths.masks(f"{name}_{tasks}_{mode}_{scope}"),
+        published_masks=_published_masks(run, source),
         label=label,
         images=Unlabelled(
             encoder=partial(model_of, run, mode),
@@ -70,6 +72,24 @@ def read_problem(run: Run, source: Source, label: str = "", progress: Progress =
         progress=progress,
         memo=_memo(run, source, files),
     )
+
+
+def _published_masks(run: Run, source: Source) -> Path | None:
+    """Of standard checkpoints of a suite's first tasks: nobody publishes others."""
+    first = run.suite_row.tasks[: len(run.tasks)]
+    fitting = run.tasks == first and source.mode == store.PUBLISHED_MODE and not source.encoders
+    return run.paths.published_masks(len(run.tasks)) if fitting else None
+
+
+def check_head(run: Run, task: str, file: checkpoints.Checkpoint) -> None:
+    """Raise CheckpointError for a checkpoint that was fine-tuned against a head of other class names than the run's."""
+    row, theirs = registry.get(task), store.publisher_of(file.header)
+    if row.names(theirs) != row.names(store.publisher(run, task)):
+        raise checkpoints.CheckpointError(
+            f"{file.path}: expected a checkpoint that was fine-tuned against this run's head of {task}, found one of "
+            f"{theirs or 'this project'}, whose class names are others; keep checkpoints of one publisher in a folder "
+            f"of their own, and name it: save=FOLDER (python download_checkpoints.py --publisher=... --save=FOLDER)"
+        )
 
 
 @lru_cache(maxsize=1)

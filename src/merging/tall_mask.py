@@ -10,6 +10,7 @@ the paper's formula; the masks differ only at weights whose two sides are equal 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from src.merging.base import Merge, Method, Problem, Variant
@@ -40,11 +41,15 @@ def tall_masks(problem: Problem, task: str, tau_mtl: TaskVector, lambdas: Sequen
     return [Mask(mask) for mask in masks]
 
 
-def load_tall_masks(problem: Problem, use_ties: bool, file: str | None) -> Masks:
-    """The masks that an earlier `method=tall_mask` kept, or those of `file`."""
+def load_tall_masks(problem: Problem, use_ties: bool, file: str | None) -> tuple[Masks, Path]:
+    """The masks that an earlier `method=tall_mask` kept, else the published ones, or those of `file`; and their file.
+
+    The published masks are of the sum of the task vectors.
+    """
     which = f"model={problem.model} finetuning_mode={problem.mode} scope={problem.scope} seed={problem.seed}"
     command = f"python main.py {which} DATASETS=[{','.join(problem.tasks)}] method=tall_mask method.use_ties={use_ties}"
-    return load_masks(problem, _name(use_ties), f"{command} overwrite=True", file)
+    published = None if use_ties else problem.published_masks
+    return load_masks(problem, _name(use_ties), f"{command} overwrite=True", file, published)
 
 
 @dataclass(kw_only=True)
@@ -92,8 +97,9 @@ class TallMask(Method):
     def merge(self, problem: Problem) -> Merge:
         merged = tau_mtl(problem, self.use_ties)
         if self.load_mask or self.mask_file:
-            loaded = load_tall_masks(problem, self.use_ties, self.mask_file)
-            return LoadedMasks(tau=merged, settings=(1.0,), storage_bits=problem.storage_masked(), masks=loaded)
+            masks, path = load_tall_masks(problem, self.use_ties, self.mask_file)
+            bits = problem.storage_masked()
+            return LoadedMasks(tau=merged, settings=(1.0,), storage_bits=bits, masks=masks, file=path)
         lambdas = sorted(self.tall_mask_lambda)  # ascending, so that the first of equal ones is the smallest
         return TallMasked(
             tau=merged,

@@ -3,6 +3,7 @@
     python -m src.checkpoints convert nonlinear_finetuned.pt OUT.safetensors --model ViT-B-32 --task MNIST
     python -m src.checkpoints convert model.safetensors OUT.safetensors --model ViT-B-32 --task MNIST --pretrained ZERO
     python -m src.checkpoints convert TALL_mask_8task.npy OUT.safetensors --model ViT-B-32 --pretrained ZERO
+    python -m src.checkpoints convert latest_checkpoint.pt OUT.safetensors --model ViT-B-32 --pretrained ZERO --mask
 
 where ZERO is the checkpoint of the pre-trained encoder. `python -m src.published.convert` does the same.
 """
@@ -29,6 +30,9 @@ from src.runtime.messages import few
 from src.runtime.program import exit_on_user_error
 from src.tensors import Weights, check_same, shapes
 
+PROJECTION = f"{VISUAL}proj"
+HUGGING_FACE_FILE = "model.safetensors"
+MOST_MOVED = 0.2  # ‖θ − θ0‖ over ‖θ0‖ of a fine-tuned CLIP: a few percent in the published ones
 # Hugging Face's CLIPVisionModel -> open_clip's visual tower. Keys and values are fused with the query.
 _BLOCK, _KIND = r"encoder\.layers\.(\d+)\.", r"\.(weight|bias)"
 HUGGING_FACE = {
@@ -81,6 +85,7 @@ def convert(
     pretrained: Mapping | None = None,
     names: Sequence[str] | None = None,
     provenance: Mapping | None = None,
+    began_at: str | None = None,
 ) -> None:
     """Write a published file (weights, a head, or TALL masks) in the one format.
 
@@ -89,11 +94,11 @@ def convert(
     and the result must share its names and shapes; masks and Hugging Face files need it.
     names: parameter names in the order of `ImageEncoder.named_parameters()`; files of `params.{i}` need them.
     provenance: facts for the header, beside the file's name and SHA-256.
+    began_at: the fingerprint of the pre-trained encoder that a fine-tuned one is held to have begun at; it must then
+    be near it, and what both have of the text side the same.
     """
-    if not source.is_file():
-        raise CheckpointError(f"{source}: expected a published file, found {'a folder' if source.is_dir() else 'none'}")
     header: dict[str, Any] = {"model": model, "task": task, "mode": mode, "seed": seed}
-    header["provenance"] = {"file": source.name, "sha256": file_hash(source)} | dict(provenance or {})
+    header["provenance"] = {"file": source.name, "sha256": file_hash(weights_file(source))} | dict(provenance or {})
     if source.suffix == ".npy":
         if pretrained is None:
             raise CheckpointError(f"{source}: masks are positions in the pre-trained encoder; add --pretrained PATH")
@@ -109,6 +114,9 @@ def convert(
             weights = _encoder(weights, pretrained, names, mode)
             if pretrained is not None:
                 check_same(pretrained, weights, "the pre-trained encoder and the file", CheckpointError)
+                if began_at:
+                    check_start(weights, pretrained)
+                    header["began_at"] = began_at
     except CheckpointError as error:
         raise CheckpointError(f"{source}: {error}") from None
     except KeyError as error:
@@ -116,14 +124,47 @@ def convert(
     checkpoints.save(destination, weights, header, kind)
 
 
+def convert_mask(source: Path, destination: Path, *, model: str, pretrained: Mapping) -> None:
+    """Write the logits of a Concrete mask that FusionBench learned for `method.mask_file`.
+
+    It has a logit for each weight of a CLIPVisionModel. The projection, which it does not train, gets 0: its task
+    vector is 0 whatever the mask. Queries, keys and values are one tensor here, so that they are rescaled together.
+    """
+    digest = file_hash(weights_file(source))
+    try:
+        weights = read_weights(source)
+        logits = _from_hugging_face(weights, {PROJECTION: torch.zeros_like(pretrained[PROJECTION])})
+        visual = {key: pretrained[key] for key in pretrained if key.startswith(VISUAL)}
+        check_same(visual, logits, "the pre-trained encoder and the mask", CheckpointError)
+    except CheckpointError as error:
+        raise CheckpointError(f"{source}: {error}") from None
+    header = {"model": model, "mode": "standard", "seed": None, "settings": {"mode": "standard", "adapt_on": "test"}}
+    header["provenance"] = {"file": source.name, "sha256": digest, "publisher": "fusion_bench"}
+    checkpoints.save(destination, logits, header, kind="mask logits")
+
+
+def weights_file(path: Path) -> Path:
+    """The file itself, or that of a Hugging Face folder. Raises CheckpointError where there is none."""
+    file = path / HUGGING_FACE_FILE if path.is_dir() else path
+    if not file.is_file():
+        found = f"a folder without {HUGGING_FACE_FILE}" if path.is_dir() else "none"
+        raise CheckpointError(f"{path}: expected a published file, found {found}")
+    return file
+
+
 def read_weights(path: Path) -> Weights:
-    """Weights under their published names, from safetensors or from a `torch.save` file, which is not executed."""
+    """Weights under their published names, from safetensors or from a `torch.save` file, which is not executed.
+
+    path: of the file, or of a Hugging Face folder that holds it. What DDP puts before every name, `module.`, is taken
+    off. Raises CheckpointError.
+    """
+    path = weights_file(path)
     with open(path, "rb") as file:
         start = file.read(9)
     try:
-        if start.startswith(b"PK"):
-            return unpickle.torch_weights(path)
-        return load_file(path)
+        weights = unpickle.torch_weights(path) if start.startswith(b"PK") else load_file(path)
+        wrapped = all(name.startswith("module.") for name in weights)
+        return {name.removeprefix("module."): tensor for name, tensor in weights.items()} if wrapped else weights
     except unpickle.UnpickleError as error:
         raise CheckpointError(str(error)) from None
     except SafetensorError:
@@ -145,6 +186,64 @@ def _encoder(weights: Weights, pretrained: Mapping | None, names: Sequence[str] 
     weights = {key: tensor for key, tensor in weights.items() if not key.startswith("model.transformer.")}
     frozen = {key: tensor for key, tensor in (pretrained or {}).items() if not key.startswith(VISUAL)}
     return frozen | weights
+
+
+def check_start(weights: Mapping, pretrained: Mapping) -> None:
+    """Raise CheckpointError for a fine-tuned encoder that began at other weights than `pretrained`.
+
+    What is never trained, the text side, must then be the same; where a file lacks it, as FusionBench's, its distance
+    tells: fine-tuning moves CLIP by a few percent, and another model is far away.
+    """
+    for key in (key for key in pretrained if not key.startswith(VISUAL)):
+        if not _equal(weights[key].to(pretrained[key].dtype), pretrained[key]):
+            raise CheckpointError(
+                f"expected {key}, which is never trained, to be that of the pre-trained encoder; found another: the "
+                "checkpoint was fine-tuned from other weights, and its task vector would be none. Give those by "
+                "--pretrained-path, with a --save of their own"
+            )
+    trained = [key for key in pretrained if key.startswith(VISUAL)]
+    far = sum(float((weights[key].double() - pretrained[key].double()).square().sum()) for key in trained)
+    norm = sum(float(pretrained[key].double().square().sum()) for key in trained)
+    if far > MOST_MOVED**2 * norm:
+        raise CheckpointError(
+            f"expected weights near those of the pre-trained encoder, found them {math.sqrt(far / norm):.0%} of its "
+            "norm away: the checkpoint was fine-tuned from other weights, or is of another model"
+        )
+
+
+def to_hugging_face(weights: Mapping) -> Weights:
+    """An encoder of open_clip's vision transformer under the names of CLIPVisionModelWithProjection.
+
+    Raises CheckpointError for tensors that such a model does not have.
+    """
+    back = {
+        "class_embedding": "embeddings.class_embedding",
+        "positional_embedding": "embeddings.position_embedding.weight",
+        "conv1.weight": "embeddings.patch_embedding.weight",
+    }
+    parts = {"ln_1": "layer_norm1", "ln_2": "layer_norm2", "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2"}
+    parts |= {"attn.out_proj": "self_attn.out_proj"}
+    ends = {"ln_pre": "pre_layrnorm", "ln_post": "post_layernorm"}
+    named = {}
+    for name, tensor in weights.items():
+        name = name.removeprefix(VISUAL)
+        block = re.fullmatch(r"transformer\.resblocks\.(\d+)\.(.+?)[._](weight|bias)", name)
+        stem, _, kind = name.rpartition(".")
+        if name == "proj":
+            named["visual_projection.weight"] = tensor.T.contiguous()
+        elif name in back:
+            named[f"vision_model.{back[name]}"] = tensor
+        elif stem in ends:
+            named[f"vision_model.{ends[stem]}.{kind}"] = tensor
+        elif block and block[2] == "attn.in_proj":
+            for part, piece in zip("qkv", tensor.chunk(3), strict=True):
+                key = f"vision_model.encoder.layers.{block[1]}.self_attn.{part}_proj.{block[3]}"
+                named[key] = piece.contiguous()
+        elif block and block[2] in parts:
+            named[f"vision_model.encoder.layers.{block[1]}.{parts[block[2]]}.{block[3]}"] = tensor
+        else:
+            raise CheckpointError(f"expected the tensors of CLIP's vision transformer, found {name}")
+    return named
 
 
 def _from_hugging_face(weights: Weights, pretrained: Mapping | None) -> Weights:
@@ -218,10 +317,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--mode", choices=TRAINED, default="standard")
     parser.add_argument("--seed", type=int, default=1, help="of the runs that will read it")
     parser.add_argument("--pretrained", type=Path, help="checkpoint of the pre-trained encoder, in the one format")
+    parser.add_argument("--mask", action="store_true", help="the file is a Concrete mask that FusionBench learned")
     parser.add_argument("--names", type=Path, help="text file of parameter names in order, for params.{i} files")
     flags = vars(parser.parse_args(arguments))
     source, destination, pretrained, names = (flags.pop(k) for k in ("source", "destination", "pretrained", "names"))
     lent = pretrained and Checkpoint(pretrained, model=flags["model"])
+    if flags.pop("mask"):
+        if lent is None:
+            parser.error("--mask needs --pretrained PATH, whose tensors the mask is of")
+        convert_mask(source, destination, model=flags["model"], pretrained=lent)
+        print(f"wrote {destination}; use it by: python main.py method=concrete_task_arithmetic method.mask_file=...")
+        return
     convert(source, destination, pretrained=lent, names=names and names.read_text().split(), **flags)
     print(f"wrote {destination}")
 

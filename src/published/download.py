@@ -256,7 +256,7 @@ def verify(file: Published, path: Path, record: Path) -> None:
 
 def target(file: Published, paths: Paths) -> Path:
     if file.what == "masks":
-        return paths.masks(f"published_tall_mask_{file.name}task")
+        return paths.published_masks(int(file.name))
     return paths.head(file.name) if file.what == "head" else paths.checkpoint(file.name, "standard")
 
 
@@ -290,7 +290,16 @@ def install(
         provenance["note"] = note
         print(f"{file.name}: {note}")
     task = None if file.what == "masks" else file.name
-    convert(raw, destination, model=request.model, task=task, seed=seed, pretrained=pretrained, provenance=provenance)
+    convert(
+        raw,
+        destination,
+        model=request.model,
+        task=task,
+        seed=seed,
+        pretrained=pretrained,
+        provenance=provenance,
+        began_at=store.fingerprints(pretrained)["image"] if pretrained and file.what == "encoder" else None,
+    )
 
 
 def download(
@@ -323,8 +332,8 @@ def download(
             raw.unlink()
         print(f"{file.path} -> {destination}", flush=True)
         if file.what == "masks":
-            command = f"python main.py model={request.model} method=tall_mask scope=published"
-            print(f"{command} method.mask_file={destination}")
+            named = f"model={request.model} num_tasks={file.name}"
+            print(f"python main.py {named} method=tall_mask method.load_mask=True")
     missing = [name for name in request.tasks if name not in {task_of(file.name) for file, _ in files}]
     if missing and request.kind == "checkpoints":
         print(f"not published there: {', '.join(missing)}")

@@ -69,6 +69,12 @@ def torch_weights(path: Path) -> dict[str, Tensor]:
         stream.seek(0)
         with safe_globals([(type(name, (Stub,), {}), name) for name in names]):
             root = torch.load(stream, map_location="cpu", weights_only=True)
+        for part in (
+            "state_dict",
+            "model",
+        ):  # a training file of open_clip, and of FusionBench: beside optimizer, epoch
+            if isinstance(root, dict) and isinstance(root.get(part), dict | Stub):
+                root = root[part]
         named = _module_tensors(root, "", set()) if isinstance(root, Stub) else _items(root)
         # A state dict may hold such as the model's name beside the weights.
         return {name: _dense(value, name) for name, value in named if not isinstance(value, str | int | float | None)}

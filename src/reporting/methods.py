@@ -103,6 +103,26 @@ class Row:
         return not self.exact, bool(self.encoders), index, self.title(), self.encoders
 
 
+TOP_K = ("ties", "mag_masking", "mag_prune", "adamerging_pp")  # methods that trim a whole vector, and any use_ties
+
+
+def trims(row: Row) -> bool:
+    """Whether a method keeps a share of all weights, so that it is another one where the vector has other tensors."""
+    own = row.variant.options if row.variant else {}
+    return row.method in TOP_K or bool({**own, **row.further_options()}.get("use_ties"))
+
+
+def of_other_scope(runs: Runs, group: Group, shown: Iterable[Row]) -> tuple[str, ...]:
+    """A note on rows whose published number is of another share of the weights, where there is such a number."""
+    titles = [row.title() for row in shown if trims(row)]
+    if not runs.of_papers or group.scope != "visual" or not titles:
+        return ()
+    return (
+        f"{', '.join(titles)}: other than in the brackets by construction. They keep a share of the trained weights, "
+        "and in the published code of all, 22.6 % of which (ViT-B-32) are never trained: scope=published does so.",
+    )
+
+
 def nearest(method: str, options: Mapping[str, Any]) -> Variant | None:
     """The registered variant with the most of these options, and none that differs from them."""
     own = METHODS[method].variants if method in METHODS else ()

@@ -16,6 +16,7 @@ from src.experiments.numbers import MEAN
 from src.experiments.registry import NTK, SINGLE_TASK, Experiment
 from src.model_names import ModelName, pretrained_name, random_name
 from src.reporting import frame
+from src.reporting.published import published_model
 from src.reporting.result import Result, as_text, joined, read_results
 from src.run import Run, override
 from src.runtime.messages import UsageError
@@ -245,6 +246,11 @@ class Runs:
     def shared_images(self) -> bool:
         """Whether all seeds are scored on the same test images."""
         return not registry.suite(self.suite).drawn
+
+    @property
+    def of_papers(self) -> bool:
+        """Whether published numbers are of this very network on these very images."""
+        return self.shared_images and published_model(self.model) == self.model
 
     @property
     def models(self) -> list[str]:

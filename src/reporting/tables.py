@@ -8,7 +8,7 @@ from src.reporting.claim import examine_all
 from src.reporting.ledger import ledger
 from src.reporting.papers import offered
 from src.reporting.runs import Runs, every_number
-from src.reporting.table import Table, embedded, write, write_text
+from src.reporting.table import Table, embedded, printed, write, write_text
 from src.runtime.files import require_writable
 from src.runtime.locks import only_one
 from src.runtime.paths import from_root
@@ -16,7 +16,18 @@ from src.runtime.paths import from_root
 
 def make(runs: Runs) -> list[Table]:
     """Every table, under the file name that tells the model."""
-    return [replace(table, name=runs.stem(table.name)) for tables in offered("tables") for table in tables(runs)]
+    notes = leaks(runs)
+    every = (table for tables in offered("tables") for table in tables(runs))
+    return [replace(table, name=runs.stem(table.name), notes=(*table.notes, *notes)) for table in every]
+
+
+def leaks(runs: Runs) -> tuple[str, ...]:
+    """A note under every table where published checkpoints may have seen the images that they are scored on."""
+    told = {task: reason for result in runs.read for task, reason in result.record.get("leaks", {}).items()}
+    if not told:
+        return ()
+    sets = "; ".join(f"{printed(task)}: {reason}" for task, reason in told.items())
+    return (f"Not clean, because published checkpoints may have been fine-tuned on images that score them. {sets}.",)
 
 
 def make_tables(runs: Runs, pages: Sequence[str] = ()) -> None:

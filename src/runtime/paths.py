@@ -81,6 +81,10 @@ class Paths:
     def masks(self, name: str) -> Path:
         return self.save / self._images / "masks" / f"{name}.safetensors"
 
+    def published_masks(self, tasks: int) -> Path:
+        """TALL masks of a suite's first tasks, as download_checkpoints.py keeps them."""
+        return self.save / self._seed / "masks" / f"published_tall_mask_{tasks}task.safetensors"
+
     def adaptation_state(self, name: str) -> Path:
         """What an unfinished test-time adaptation goes on from."""
         return self.save / self._images / "adaptation" / f"{name}.state"

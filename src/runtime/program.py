@@ -15,6 +15,11 @@ Returned = TypeVar("Returned")
 USER_ERRORS = (UserError, IsADirectoryError, PermissionError)
 
 
+def exit_status(errors: Sequence[Exception]) -> int:
+    """2 where there were errors of usage alone, else 1."""
+    return 2 if all(isinstance(error, UsageError) for error in errors) else 1
+
+
 def exit_on_user_error(main: Callable[..., Returned]) -> Callable[..., Returned]:
     """Decorates a script's `main(argv=None)`: it ends with a message alone, and with the processes that it started.
 

@@ -10,6 +10,7 @@ from src.reporting.methods import (
     groups,
     in_order,
     missing_command,
+    of_other_scope,
     registered_rows,
     results_of,
     rows,
@@ -35,6 +36,7 @@ def adaptation(runs: Runs) -> Iterator[Table]:
         "notes": (
             "adapts on: whose unlabelled images the method learns from. In the papers it is the test images that are "
             "then scored. Methods that do not adapt choose α on labelled validation images, in the paper α = 0.3.",
+            *_differences(runs, group, shown),
         ),
         "missing": tuple(
             command for row in shown if row.exact and adapts(runs, row) for command in missing_command(runs, group, row)
@@ -53,6 +55,19 @@ def adaptation(runs: Runs) -> Iterator[Table]:
     ]
     header = ["method", "adapts on", *map(printed, group.tasks), "mean"]
     yield Table(name="adaptation_per_task", header=header, rows=by_task, **shared)
+
+
+def _differences(runs: Runs, group: Group, shown: Sequence[Row]) -> tuple[str, ...]:
+    """Notes on rows that differ from their bracket by construction, where the images are the papers'."""
+    if not runs.of_papers:
+        return ()
+    example = published("ViT-B-32", "fusionbench", "example", "Concrete TA", "average", "accuracy")
+    own = f" FusionBench's own checkpoints give Concrete TA {example:.1f} (its example)." if example else ""
+    return (
+        "TIES: in the paper the disjoint sum at α = 0.3 (method=ties method.reduce=sum method.alphas=[0.3]), here the "
+        f"disjoint mean.{own if runs.model == 'ViT-B-32' else ''}",
+        *of_other_scope(runs, group, shown),
+    )
 
 
 def _accuracy(runs: Runs, group: Group, row: Row, metric: str = "accuracy", task: str = "") -> Cell:

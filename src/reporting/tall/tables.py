@@ -14,6 +14,7 @@ from src.reporting.methods import (
     groups,
     in_order,
     missing_command,
+    of_other_scope,
     registered_rows,
     results_of,
     rows,
@@ -45,6 +46,7 @@ def _merging(runs: Runs, group: Group) -> Table:
     notes = ["normalised: over the fine-tuned model's accuracy. No α stands where each task has a mask of its own."]
     if any(row.encoders for row in shown):
         notes.append("Other checkpoints are not normalised: their own single-task accuracies are not known.")
+    notes += of_other_scope(runs, group, shown)
     return Table(
         f"merging{'' if group.tasks == runs.main_tasks else f'_{count}'}{suffix}",
         f"Merging {count} tasks{of}{scope}: test accuracy, %, and storage{beside(runs.model) if standard else ''}.",

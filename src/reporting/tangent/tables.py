@@ -14,6 +14,10 @@ from src.reporting.runs import Runs
 from src.reporting.table import Cell, Table, pair_name, percent, printed
 
 SINGLE_TASK_PAPERS = ("atlas", "lines", "tall")  # the tangent paper's own recipe first, then those of 20 tasks
+SOURCES = (
+    "In brackets the accuracies that fredzzhang/atlas found with the tangent paper's recipe, on 8 tasks; on further "
+    "tasks those of LiNeS, then of the TALL paper. The tangent paper states none for single tasks."
+)
 FINETUNED = "Fine-tuned"  # what the papers other than the tangent paper call non-linear fine-tuning
 
 
@@ -40,7 +44,10 @@ def single_task(runs: Runs) -> Iterator[Table]:
         ["task", *titles(modes)],
         rows,
         runs.seeds,
-        notes=(f"{printed(runs.control)}: mean over the fine-tuned models of what each keeps on the control set.",),
+        notes=(
+            f"{printed(runs.control)}: mean over the fine-tuned models of what each keeps on the control set.",
+            *((SOURCES,) if runs.of_papers else ()),
+        ),
         missing=tuple(runs.missing(SINGLE_TASK, modes)),
         in_readme=True,
     )

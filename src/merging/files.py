@@ -1,0 +1,135 @@
+"""Files in, one file out: merging without data, of any networks that share names and shapes."""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors.torch import save_file
+
+from src.checkpoints import VISUAL
+from src.merging.base import Merge, Method, Problem
+from src.merging.registry import METHODS, label, load_methods
+from src.published.convert import HUGGING_FACE_FILE, read_weights, weights_file
+from src.runtime.files import file_hash, replacing
+from src.runtime.messages import CheckpointError, UsageError, nearest
+from src.tensors import Weights
+
+CARD = """---
+tags: [merge, task-arithmetic]
+---
+
+# {title}
+
+Merged by `{command}`.
+
+θ0: `{pretrained}` (SHA-256 {pretrained_hash}).
+
+Fine-tuned models:
+
+{models}
+
+Method: {method}, coefficient {setting}. Nothing was evaluated.
+"""
+
+
+def merge_files(
+    pretrained: Path,
+    files: Sequence[Path],
+    output: Path,
+    method: str = "sum",
+    options: Mapping[str, str] | None = None,
+    alpha: float | None = None,
+) -> None:
+    """Write θ0 + α·τ to `output` under the names of the pre-trained file, with a model card beside it.
+
+    output: a .safetensors, or a folder where the pre-trained model is one. alpha: None for the method's own.
+    Raises UsageError and CheckpointError, before anything is written.
+    """
+    folder = pretrained.is_dir()
+    if not folder and output.suffix != ".safetensors":
+        raise UsageError(f"--output: expected a file that ends in .safetensors, as {pretrained} is one; got {output}")
+    chosen = method_of(method, options or {})
+    if missing := [path for path in (pretrained, *files) if not path.exists()]:
+        raise UsageError(f"expected files to merge, found none at {', '.join(map(str, missing))}")
+    for path in (pretrained, *files):
+        weights_file(path)
+    if len({*files}) < len(files) or not files:
+        raise UsageError("expected at least one fine-tuned model, and each once")
+    start = _read(pretrained)
+    weights = {str(path): _read(path) for path in files}
+    scope = "visual" if any(name.startswith(VISUAL) for name in start) else "published"
+    problem = Problem(start, weights, scope=scope)
+    made = chosen.merge(problem)
+    setting = setting_of(chosen, made, alpha)
+    merged = problem.pretrained + made.vector(str(files[0]), setting)
+    _write(
+        output / HUGGING_FACE_FILE if folder else output, {name: merged[name].to(start[name].dtype) for name in start}
+    )
+    if folder:
+        for file in pretrained.glob("*.json"):
+            shutil.copy(file, output / file.name)
+    card = output / "README.md" if folder else output.with_suffix(".md")
+    _write_card(card, output, pretrained, files, chosen, setting)
+    print(
+        f"{label(chosen)} of {len(files)} models, coefficient {setting}, {problem.num_parameters} weights -> {output}"
+    )
+
+
+def method_of(name: str, options: Mapping[str, str]) -> Method:
+    """The method with its options, which are YAML values. Raises UsageError for what does not exist."""
+    load_methods()
+    if name not in METHODS:
+        raise UsageError(
+            f"--method: {name!r} does not exist{nearest(name, METHODS)} python main.py --methods lists them"
+        )
+    cls = METHODS[name]
+    if unknown := [option for option in options if option not in cls.defaults()]:
+        known = ", ".join(cls.defaults()) or "none"
+        raise UsageError(f"{name} has no option {unknown[0]}{nearest(unknown[0], cls.defaults())} It has: {known}")
+    if cls.needs != "weights":
+        raise UsageError(f"{name} needs {cls.needs}: merge with main.py, which has data")
+    return cls(**{option: yaml.safe_load(value) for option, value in options.items()})
+
+
+def setting_of(method: Method, made: Merge, alpha: float | None) -> Any:
+    """The coefficient. Raises UsageError where none is given and validation would have to choose."""
+    if made.per_task:
+        raise UsageError(f"{method.name} makes a model for each task, and chooses on validation: merge with main.py")
+    if alpha is not None:
+        return alpha
+    if len(made.settings) == 1:
+        return made.settings[0]
+    if method.untuned is None:
+        raise UsageError(f"--alpha: {method.name} has no coefficient of its own, and there is no data to choose one on")
+    return method.untuned
+
+
+def _read(path: Path) -> Weights:
+    try:
+        return read_weights(path)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+
+
+def _write(path: Path, weights: Mapping[str, torch.Tensor]) -> None:
+    with replacing(path) as temporary:
+        save_file({name: tensor.contiguous().clone() for name, tensor in weights.items()}, temporary, {"format": "pt"})
+
+
+def _write_card(
+    card: Path, output: Path, pretrained: Path, files: Sequence[Path], method: Method, setting: Any
+) -> None:
+    text = CARD.format(
+        title=output.stem,
+        command=f"merge_checkpoints.py --method={method.name}",
+        pretrained=pretrained,
+        pretrained_hash=file_hash(weights_file(pretrained)),
+        models="\n".join(f"- `{path}` (SHA-256 {file_hash(weights_file(path))})" for path in files),
+        method=f"{method.title}, options {vars(method)}" if vars(method) else method.title,
+        setting=setting,
+    )
+    with replacing(card) as temporary:
+        temporary.write_text(text, encoding="utf-8")
