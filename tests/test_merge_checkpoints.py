@@ -2,6 +2,7 @@
 
 import json
 import re
+from types import SimpleNamespace
 
 import open_clip
 import pytest
@@ -12,9 +13,11 @@ from test_architectures import run as tiny_run  # noqa: F401 (a fixture)
 
 import merge_checkpoints
 from src import store
+from src.experiments.merging import check_output
 from src.modeling import build_clip
 from src.published import convert
 from src.published.export import export_for_others
+from src.runtime.messages import UsageError
 
 
 def state(seed, near=None):
@@ -126,6 +129,26 @@ def test_a_merged_encoder_in_hugging_faces_format(encoder, tmp_path):
     again = convert.read_weights(tmp_path / "merged")  # and it comes back
     back = convert._encoder(again, weights, None, "standard")
     assert back.keys() == weights.keys() and all(torch.equal(back[name], weights[name]) for name in weights)
+
+
+@pytest.mark.parametrize(("kind", "name"), [("open_clip", "merged.safetensors"), ("transformers", "merged")])
+def test_an_output_replaces_nothing_but_an_earlier_one_of_the_same_merge(encoder, tmp_path, kind, name):
+    run, weights, _, _ = encoder
+
+    def check(label: str, overwrite: bool = False) -> None:
+        check_output(run, SimpleNamespace(output=tmp_path / name, format=kind, overwrite=overwrite), label)
+
+    card = tmp_path / ("merged.md" if kind == "open_clip" else "merged/README.md")
+    card.parent.mkdir(exist_ok=True)
+    card.write_text("somebody's notes")
+    for overwrite in (False, True):
+        with pytest.raises(UsageError, match=f"found {card} .another file"):
+            check("sum", overwrite)
+    export_for_others(run, weights, tmp_path / name, kind, RECORD)
+    check("sum")
+    with pytest.raises(UsageError, match="an earlier output of this merge, found .* .sum."):
+        check("ties")
+    check("ties", overwrite=True)
 
 
 def test_hugging_face_folders_give_one(encoder, tmp_path):

@@ -1,6 +1,7 @@
 """Encoders, heads and names of models."""
 
 import json
+from pathlib import Path
 
 import open_clip
 import pytest
@@ -134,8 +135,11 @@ def test_quick_gelu_is_asserted():
         ("ViT-B-32__pretrained__laion2b_s34b_b79k", "laion.safetensors", False),
     ],
 )
-def test_weights_get_the_activation_that_they_were_trained_with(make_run, monkeypatch, model, weights, quick):
+def test_weights_get_the_activation_that_they_were_trained_with(make_run, monkeypatch, tmp_path, model, weights, quick):
     asked = {}
+    monkeypatch.chdir(tmp_path)
+    if weights:
+        Path(weights).touch()
 
     def create(architecture, pretrained, **options):
         asked.update(options, pretrained=pretrained)

@@ -33,6 +33,13 @@ def test_class_folders(shapes, tmp_path):
         assert all(files.shown(examples[i]) == examples.labels[i] for i in range(len(examples)))
 
 
+def test_class_folders_of_test_are_those_of_train(shapes, tmp_path):
+    """As many, but others: by their places labels would be of other classes."""
+    (tmp_path / "images/test/cross").rename(tmp_path / "images/test/a_cross")
+    with pytest.raises(DataError, match="expected folders named as the classes: big_circle, .* 1 others: a_cross"):
+        prepare(own.read(shapes)[0], tmp_path / "data")
+
+
 def test_of_the_hub(tmp_path):
     files.put(tmp_path / "digits.yaml", "hub: somebody/digits\nlabel: cls\nclassnames: [zero, one]\n")
     facts, row = own.read(tmp_path / "digits.yaml")

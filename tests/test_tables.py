@@ -228,7 +228,7 @@ def test_a_key_that_is_missing_is_an_error_and_no_empty_cell(tmp_path):
     record = write_merged(tmp_path, "sum", 0.7)
     file = next(tmp_path.rglob("sum_0.json"))
     del record["test"]["mean_normalised"]
-    file.write_text(json.dumps({**record, "provenance": {"command": "python main.py method=sum"}}))
+    file.write_text(json.dumps({**record, "provenance": {"command": "python main.py method=sum", "config": {}}}))
     with pytest.raises(ResultError, match="sum_0.json.*test.mean_normalised.*make it again with: python main.py"):
         tables.make(Runs("mini", "ViT-Mini", tmp_path))
 
