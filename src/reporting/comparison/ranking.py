@@ -15,7 +15,7 @@ from src.reporting.statistics import Constant, Difference, difference
 from src.reporting.table import of_fewer
 
 ROW_HEIGHT = 0.2  # inches
-MINIMUM, MERGING, ADAPTING = 2, "merged without images", "adapts to images"
+MINIMUM, MERGING, ADAPTING = 2, "merged at once", "adapts to images"
 
 
 def methods(runs: Runs) -> Figure:
