@@ -15,9 +15,9 @@ from src.modes import EVALUATED, MODES, TRAINED
 class Experiment:
     """A row: `python <script>.py <flag>=<choice>` writes `<name>_<choice>.json`.
 
-    stage: of reproduce.py. benchmark: whether it is on the papers' first 8 tasks, in the place of all of the run's.
-    pairs: whether it is on pairs of tasks, so that --tasks says nothing to it. random_init: also on random weights.
-    extended: whether the stage runs when it is named, or with --extended.
+    stage: of reproduce.py. title: what a reader calls it. benchmark: whether it is on the papers' first 8 tasks, in the
+    place of all of the run's. pairs: whether it is on pairs of tasks, so that --tasks says nothing to it. random_init:
+    also on random weights. extended: whether the stage runs when it is named, or with --extended.
     """
 
     name: str
@@ -25,6 +25,7 @@ class Experiment:
     flag: str
     choices: tuple[str, ...]
     stage: str
+    title: str
     benchmark: bool = False
     pairs: bool = False
     random_init: bool = False
@@ -48,16 +49,29 @@ class SingleTask(Experiment):
 
 MODE = "--finetuning-mode"
 CONTROL = ("prepared", "always", "never")  # when single-task evaluation scores the control set too
-SINGLE_TASK = SingleTask("single_task", "eval_single_task", MODE, tuple(MODES), "single-task")
-ADDITION = Experiment("addition", "eval_task_addition", MODE, EVALUATED, "addition", benchmark=True)
-NEGATION = Experiment("negation", "eval_task_negation", MODE, EVALUATED, "negation", benchmark=True)
+SINGLE_TASK = SingleTask("single_task", "eval_single_task", MODE, tuple(MODES), "single-task", "single-task accuracies")
+ADDITION = Experiment("addition", "eval_task_addition", MODE, EVALUATED, "addition", "task addition", benchmark=True)
+NEGATION = Experiment("negation", "eval_task_negation", MODE, EVALUATED, "negation", "task negation", benchmark=True)
 NEGATION_POINTS = 21  # on mini too: every point costs a pass over the control set for each task
-DISENTANGLEMENT = Experiment("disentanglement", "eval_disentanglement", MODE, EVALUATED, "disentanglement", pairs=True)
-NTK = Experiment("ntk", "eval_ntk_localization", "--reduction", ("trace", "sum"), "ntk", pairs=True, random_init=True)
+DISENTANGLEMENT = Experiment(
+    "disentanglement", "eval_disentanglement", MODE, EVALUATED, "disentanglement", "disentanglement error", pairs=True
+)
+NTK = Experiment(
+    "ntk",
+    "eval_ntk_localization",
+    "--reduction",
+    ("trace", "sum"),
+    "ntk",
+    "tangent kernel",
+    pairs=True,
+    random_init=True,
+)
 NTK_RANKS = (5, 10, 20, 0.9)  # eigenfunctions, and with a point shares of the trace
 NTK_SAMPLES = 64
 
-GEOMETRY = Experiment("geometry", "eval_geometry", MODE, TRAINED, "geometry", benchmark=True, extended=True)
+GEOMETRY = Experiment(
+    "geometry", "eval_geometry", MODE, TRAINED, "geometry", "spectral geometry", benchmark=True, extended=True
+)
 
 EXPERIMENTS = {row.name: row for row in (SINGLE_TASK, ADDITION, NEGATION, DISENTANGLEMENT, NTK, GEOMETRY)}
 MERGING = "merging"  # of main.py, whose commands are not of this form

@@ -10,14 +10,7 @@ from src.reporting.runs import Runs
 from src.reporting.table import printed
 from src.runtime.messages import few
 
-WORK = {  # what a reader calls an experiment
-    "single_task": "single-task accuracies",
-    "addition": "task addition",
-    "negation": "task negation",
-    "disentanglement": "disentanglement error",
-    "ntk": "tangent kernel",
-    MERGING: "merging",
-}
+WORK = {row.name: row.title for row in EXPERIMENTS.values()} | {MERGING: "merging"}
 ADAPTING = "merging that adapts to images"
 CORRUPTED = "on corrupted images"
 
