@@ -105,7 +105,7 @@ def streaming(method: str, folder: Path, scope: str) -> Answer:
     if method == "ties":
         return norm(ties_vector(problem, k=20, reduce="mean"))
     if method == "consensus":
-        mask = consensus_mask(load_masks(problem, "masks", "--"), k=2)  # the masks are gone when τ_MTL is made
+        mask = consensus_mask(load_masks(problem, "masks", "--")[0], k=2)  # the masks are gone when τ_MTL is made
         return norm(mask * multi_task_vector(problem))
     total = multi_task_vector(problem)
     if method == "tall_mask":

@@ -10,6 +10,7 @@ import pytest
 import synthetic_results
 
 from src.reporting.claim import Claim, Merged, Threshold, examine, examine_all
+from src.reporting.comparison.claims import CLAIMS as LATER_CLAIMS
 from src.reporting.concrete.claims import OnUnseen
 from src.reporting.ledger import ledger
 from src.reporting.methods import variant_row
@@ -20,6 +21,7 @@ from src.reporting.tall.claims import ABSOLUTE
 from src.reporting.verdict import EQUAL, FAILS, HOLDS, NOT_RUN, UNDECIDED, Comparison, corrected, overall
 
 CLAIMS = offered("claims")
+LATER = {*LATER_CLAIMS}  # of papers after the suite's three
 
 
 def seeds(*values: float) -> pd.Series:
@@ -95,7 +97,8 @@ def test_holm_leaves_what_many_tests_at_once_allow():
 
 
 def test_the_made_up_results_hold_by_construction(runs):
-    verdicts = {claim.sentence: examine(claim, runs).verdict for claim in CLAIMS}
+    """Of the three papers; there are no made-up results of most later methods."""
+    verdicts = {claim.sentence: examine(claim, runs).verdict for claim in CLAIMS if claim not in LATER}
     assert {sentence for sentence, verdict in verdicts.items() if verdict != HOLDS} == {
         sentence for sentence, verdict in verdicts.items() if verdict == EQUAL and "within" in sentence
     }
@@ -158,7 +161,8 @@ def test_one_seed_is_judged_on_its_images_and_not_at_all_without_their_bits(tmp_
     assert examine(Claim("", "", added.quantities[::-1]), runs).verdict == FAILS
     without_bits(tmp_path)
     older = Runs("mini", "ViT-Mini", tmp_path)
-    assert {examine(claim, older).verdict for claim in CLAIMS} == {UNDECIDED}
+    assert {examine(claim, older).verdict for claim in CLAIMS} == {UNDECIDED, NOT_RUN}
+    assert {examine(claim, older).verdict for claim in CLAIMS if claim not in LATER} == {UNDECIDED}
     text = ledger(examine_all(older), older)
     assert "An interval over test images needs results that hold" in text
     assert "**undecided**: one seed, results without bits | undecided | linear 80." in text
