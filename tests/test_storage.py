@@ -218,3 +218,22 @@ def test_no_home_and_no_temporary_folder(monkeypatch, tmp_path):
     write_result(run.paths.result("made"))
     assert results.read(run.paths.result("made"))
     assert os.environ.get("HOME") is None
+
+
+def test_a_temporary_that_another_process_is_about_to_remove_is_given_up(tmp_path, monkeypatch):
+    """It was opened and locked by the other between being made and being locked."""
+    flock, other = fcntl.flock, []
+
+    def raced(descriptor, how):
+        if not other:
+            other.append(os.open(f"/proc/self/fd/{descriptor}", os.O_RDWR))
+            flock(other[0], fcntl.LOCK_EX)
+        return flock(descriptor, how)
+
+    monkeypatch.setattr(files.fcntl, "flock", raced)
+    with files.replacing(tmp_path / "a.json") as temporary:
+        (abandoned,) = (path for path in tmp_path.iterdir() if path != temporary)
+        abandoned.unlink()
+        temporary.write_text("{}")
+    os.close(other[0])
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]

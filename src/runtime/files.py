@@ -120,9 +120,14 @@ def _claimed(path: Path) -> tuple[Path, int]:
         name = os.fsdecode(os.fsencode(path.name)[: LONGEST - 1 - len(ending)])
         temporary = path.with_name(f".{name}{ending}")
         descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
-        with suppress(OSError):  # a file system without locks
+        try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.fstat(descriptor).st_nlink:  # else another process removed it between the two lines above
+            free = os.fstat(descriptor).st_nlink > 0  # else another process has removed it before it was locked
+        except BlockingIOError:  # another process has locked it, and is about to remove it
+            free = False
+        except OSError:  # a file system without locks
+            free = True
+        if free:
             return temporary, descriptor
         os.close(descriptor)
 

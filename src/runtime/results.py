@@ -110,16 +110,16 @@ def require_same(
     differing = [
         difference for name in asked if name in earlier for difference in _differences(name, earlier[name], asked[name])
     ]
-    if stale := outdated(about, made_of or {}):
-        raise ResultError(
-            f"{path}: expected a result of the files that are there, found one of others: {', '.join(stale)} changed "
-            "since. Make it anew with --overwrite (main.py: overwrite=True), or keep both with --results=ANOTHER_FOLDER"
-        )
     if differing:
         raise ResultError(
             f"{path}: expected a result of {'; '.join(f'{what} = {now}' for what, now, _ in differing)}; found one "
             f"of {'; '.join(f'{what} = {then}' for what, _, then in differing)}. Make it anew with --overwrite "
             "(main.py: overwrite=True), or keep both with --results=ANOTHER_FOLDER"
+        )
+    if stale := outdated(about, made_of or {}):
+        raise ResultError(
+            f"{path}: expected a result of the files that are there, found one of others: {', '.join(stale)} changed "
+            "since. Make it anew with --overwrite (main.py: overwrite=True), or keep both with --results=ANOTHER_FOLDER"
         )
 
 
