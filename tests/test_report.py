@@ -232,4 +232,4 @@ def test_commands_are_copied_and_themes_change(opened):
     assert opened.evaluate("document.documentElement.dataset.theme") == "dark"
     copy = opened.locator("#made .copy").first
     copy.click()
-    assert copy.text_content() == "copied"
+    opened.wait_for_function("document.querySelector('#made .copy').textContent == 'copied'")
