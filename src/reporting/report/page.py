@@ -27,6 +27,7 @@ from src.reporting.report.setup import setup
 from src.reporting.runs import Runs
 from src.reporting.table import write_text
 from src.reporting.verdict import EQUAL, FAILS, HOLDS, NOT_RUN, UNDECIDED
+from src.runtime.paths import ROOT, from_root
 
 FOLDER = Path(__file__).parent
 SECTIONS = (
@@ -98,7 +99,7 @@ def page_of(runs: Runs) -> str:
         pictures=gallery(runs),
         made=commands(runs),
         published_model=published_model(runs.model),
-        folder=runs.results / runs.suite,
+        folder=_portable(runs.results) / runs.suite,
         choices={
             "modes": [(mode.name, mode.title) for mode in modes if any(e["mode"] == mode.name for e in methods)],
             "tasks": [(size, size) for size in sizes],
@@ -192,3 +193,9 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+
+
+def _portable(folder: Path) -> Path:
+    """Of a folder in the project, its place in it: the page ships."""
+    whole = from_root(folder)
+    return whole.relative_to(ROOT) if whole.is_relative_to(ROOT) else folder
