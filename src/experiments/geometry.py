@@ -5,7 +5,6 @@ matrices are plain. Of the merging methods those stand here that need weights al
 method's files; with the published default where validation chooses a coefficient that turns subspaces (CART).
 """
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from statistics import fmean as mean
@@ -20,11 +19,10 @@ from src.merging.base import Merge, Method, Problem
 from src.merging.matrices import Deltas, Layout, matrices_of
 from src.merging.problem import Source, read_problem
 from src.merging.registry import METHODS, variant_label, variants
+from src.merging.wrapped import Based
 from src.records import Corrupted
 from src.run import Run
 from src.task_vectors import TaskVector
-
-BLOCK = re.compile(r"blocks\.(\d+)\.")
 
 
 class Record(Corrupted):
@@ -55,12 +53,6 @@ def numbers(record: Record, suite: str) -> Iterator[Number]:
     for label, of_method in record["alignment"].items():
         yield from by_task(f"alignment_{label}", of_method, tasks)
         yield Number(f"alignment_{label}", mean(of_method.values()))
-
-
-def block(matrix: str) -> int | None:
-    """The number of the block that a matrix is in."""
-    found = BLOCK.search(matrix)
-    return int(found[1]) if found else None
 
 
 def measure_geometry(run: Run, mode: str, overwrite: bool = False) -> None:
@@ -106,10 +98,10 @@ def measure(problem: Problem) -> Record:
 def merged_vectors(problem: Problem) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """The name of a method's results, and the vector that it makes of all tasks."""
     for variant in (*variants("merging"), *variants("methods")):
-        cls = METHODS[variant.method]
-        if cls.needs != "weights" or cls.after or dict(variant.options).get("base") == "consensus":
+        method = METHODS[variant.method](**variant.options)
+        base = method.base_method() if isinstance(method, Based) else method
+        if method.needs != "weights" or base.after:  # base: its files are not there before it was merged itself
             continue
-        method = cls(**variant.options)
         made = method.merge(problem)
         if not made.per_task:
             yield variant_label(variant), _vector(method, made, problem).vector

@@ -10,9 +10,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from src.experiments.geometry import Record, block
-from src.experiments.registry import GEOMETRY
+from src.experiments.geometry import Record
+from src.experiments.registry import GEOMETRY, MERGING
 from src.merging.registry import variant_label, variants
+from src.merging.regmean import TAIL, stage_of
 from src.modes import MODES, TRAINED
 from src.reporting import style
 from src.reporting.claim import Quantity
@@ -64,7 +65,7 @@ def points(runs: Runs, mode: str, seed: int, record: Record) -> Points:
     for variant in variants():
         of_method = record["alignment"].get(variant_label(variant))
         row = Row.registered(variant)
-        merged = runs.find(**{**group.fields, "experiment": "merging", "method": row.method, "options": row.options})
+        merged = runs.find(**{**group.fields, "experiment": MERGING, "method": row.method, "options": row.options})
         if of_method is None or seed not in merged:
             continue
         result = merged[seed]
@@ -134,7 +135,7 @@ def interference(runs: Runs) -> Figure:
     for mode, of_mode in records.items():
         if of_mode:
             names = of_mode[0]["matrices"]
-            order = sorted(range(len(names)), key=lambda i: names[i].endswith("visual.proj"))  # the last of the network
+            order = sorted(range(len(names)), key=lambda i: stage_of(names[i]))
             names, values = [names[i] for i in order], np.array([r["interference"] for r in of_mode])[:, order]
             look: dict[str, Any] = dict(color=MODES[mode].colour, marker=MODES[mode].marker, ls=MODES[mode].line)
             axes.plot(range(len(names)), values.mean(0), ms=4, label=MODES[mode].title, **look)
@@ -188,10 +189,7 @@ class Spectral(Quantity):
 
 def _of_half(record: Mapping[str, Any], half: int) -> float:
     """The mean interference of the matrices in the first or the second half of the blocks."""
-    blocks = [block(name) for name in record["matrices"]]
-    middle = (max(number for number in blocks if number is not None) + 1) / 2
-    return mean(
-        value
-        for value, number in zip(record["interference"], blocks)
-        if number is not None and (number >= middle) == bool(half)
-    )
+    in_blocks = [(stage_of(name), value) for name, value in zip(record["matrices"], record["interference"])]
+    in_blocks = [(stage, value) for stage, value in in_blocks if 0 < stage < TAIL]
+    middle = max(stage for stage, _ in in_blocks) / 2
+    return mean(value for stage, value in in_blocks if (stage > middle) == bool(half))
