@@ -90,11 +90,12 @@ def test_a_kill_in_the_middle_of_writing_leaves_the_old_file(path):
     )
     done = subprocess.run([sys.executable, "-c", script, path], cwd=ROOT, check=False)
     assert done.returncode == -signal.SIGKILL
-    stale = [file for file in path.parent.iterdir() if file != path]
-    assert [file.read_bytes() for file in stale] == [b"half"] and stale[0].name.startswith(".")
+    (stale,) = (folder for folder in path.parent.iterdir() if folder != path)
+    assert [file.read_bytes() for file in stale.iterdir()] == [b"half"] and stale.name.startswith(".")
     assert_same(checkpoints.load(path), small_weights())
     checkpoints.save(path, small_weights(seed=1), HEADER)
     assert_same(checkpoints.load(path), small_weights(seed=1))
+    assert list(path.parent.iterdir()) == [path]
 
 
 def test_an_error_while_writing_leaves_nothing(path):

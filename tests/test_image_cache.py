@@ -131,7 +131,9 @@ def test_half_a_cache_is_built_again(damage, images, tmp_path):
 def test_what_a_killed_builder_left_is_removed(images, tmp_path):
     read(images, tmp_path)
     (pixels,) = (tmp_path / "cache").glob("*.pixels")
-    pixels.rename(left := pixels.with_name(f".{pixels.name}.0123456789ab.tmp"))
+    left = pixels.with_name(f".{pixels.name}.0123456789ab.tmp")
+    left.mkdir()
+    pixels.rename(left / "new")
     assert np.array_equal(read(images, tmp_path).pixels, plain(images))
     assert not left.exists()
 

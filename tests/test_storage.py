@@ -158,17 +158,34 @@ def test_a_script_tells_it_in_a_line(capsys):
 
 def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path):
     left, used, foreign = (tmp_path / name for name in (f".a.{'0' * 12}.tmp", f".b.{'1' * 12}.tmp", ".c.tmp"))
-    for path in (left, used, foreign):
-        path.write_text("")
-    with open(used) as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # as long as it is written
-        with replacing(tmp_path / "made") as temporary:
-            assert files.TEMPORARY.fullmatch(temporary.name)
-            remove_abandoned(tmp_path)  # as another process would
-            temporary.write_text("whole")
-        assert {p.name for p in tmp_path.iterdir()} == {"made", used.name, foreign.name}
+    for folder in (left, used, foreign):
+        folder.mkdir()
+        (folder / "new").write_text("half")
+    lock = os.open(used, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)  # as long as it is written
+    with replacing(tmp_path / "made") as temporary:
+        assert files.TEMPORARY.fullmatch(temporary.parent.name)
+        remove_abandoned(tmp_path)  # as another process would
+        temporary.write_text("whole")
+    assert {p.name for p in tmp_path.iterdir()} == {"made", used.name, foreign.name}
+    os.close(lock)
     remove_abandoned(tmp_path)
     assert {p.name for p in tmp_path.iterdir()} == {"made", foreign.name}
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_a_second_writer_leaves_the_temporary_of_the_first_alone(writer, tmp_path, monkeypatch):
+    """Even where a library replaces the file that it was told to write."""
+    file, write = WRITERS[writer]
+
+    def replace(temporary, path):
+        remove_abandoned(Path(path).parent)  # as the second does, when the first has written its file
+        return rename(temporary, path)
+
+    rename = os.replace
+    monkeypatch.setattr(files.os, "replace", replace)
+    write(tmp_path / file)
+    assert (tmp_path / file).exists() and not list(tmp_path.glob(".*"))
 
 
 ODD = ["~", "a=b", "a#b", "a,b", "mes données (1)", "{x}", "${x}", "it's", "a\\b", "[a]", "x" * 200, "\udce9"]
@@ -226,14 +243,30 @@ def test_a_temporary_that_another_process_is_about_to_remove_is_given_up(tmp_pat
 
     def raced(descriptor, how):
         if not other:
-            other.append(os.open(f"/proc/self/fd/{descriptor}", os.O_RDWR))
+            other.append(os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY))
             flock(other[0], fcntl.LOCK_EX)
         return flock(descriptor, how)
 
     monkeypatch.setattr(files.fcntl, "flock", raced)
     with files.replacing(tmp_path / "a.json") as temporary:
-        (abandoned,) = (path for path in tmp_path.iterdir() if path != temporary)
-        abandoned.unlink()
+        (abandoned,) = (path for path in tmp_path.iterdir() if path != temporary.parent)
+        abandoned.rmdir()
         temporary.write_text("{}")
     os.close(other[0])
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_temporary_that_another_process_removed_before_it_was_locked_is_given_up(tmp_path, monkeypatch):
+    made, mkdir = [], Path.mkdir
+
+    def raced(folder, *rest, **options):
+        mkdir(folder, *rest, **options)
+        if files.TEMPORARY.fullmatch(folder.name):
+            made.append(folder)
+            if len(made) == 1:
+                remove_abandoned(folder.parent)
+
+    monkeypatch.setattr(Path, "mkdir", raced)
+    with files.replacing(tmp_path / "a.json") as temporary:
+        temporary.write_text("{}")
+    assert len(made) == 2 and [path.name for path in tmp_path.iterdir()] == ["a.json"]

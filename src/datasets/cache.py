@@ -103,8 +103,6 @@ def _build_once(path: Path, key: dict, examples: FileExamples, crop: Crop) -> di
     with FileLock(f"{path}.lock"):
         if description := _read(path, key):
             return description
-        for left_behind in path.parent.glob(f".{path.name}.*.tmp"):  # by a killed builder: the lock says it is gone
-            left_behind.unlink()
         return _build(path, key, examples, crop)
 
 

@@ -32,18 +32,19 @@ class StorageError(UserError, OSError):
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; when the block ends without an error, that file takes `path`'s name.
+    """Yield a temporary path near `path`; when the block ends without an error, that file takes `path`'s name.
 
-    The temporary is a hidden `.<name>.<random>.tmp` in the same folder (a rename is atomic within one file system
-    only), unique to this call, so writers that race never mix. It is locked as long as it is written: those that
-    killed processes left in the folder have no lock, and are removed. Raises StorageError where there is no room for
-    the file, or no right to write it.
+    The temporary lies in a hidden folder `.<name>.<random>.tmp` beside `path` (a rename is atomic within one file
+    system only), unique to this call, so writers that race never mix. The folder is locked as long as the file is
+    written, and not the file, which a library may replace by one of its own. What killed processes left has no lock,
+    and is removed. Raises StorageError where there is no room for the file, or no right to write it.
     """
-    temporary, lock = None, None
+    claimed, lock, temporary = None, None, None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_abandoned(path.parent)
-        temporary, lock = _claimed(path)
+        claimed, lock = _claimed(path)
+        temporary = claimed / "new"
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())  # else a power cut could keep the new name and lose the bytes
@@ -54,10 +55,8 @@ def replacing(path: Path) -> Iterator[Path]:
             raise
         refuse(path, error)
     finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-        if lock is not None:
-            os.close(lock)
+        if claimed is not None and lock is not None:
+            _give_up(claimed, lock)
 
 
 def refuse(path: Path, error: OSError) -> NoReturn:
@@ -81,9 +80,11 @@ def require_writable(path: Path, room: int = ROOM) -> None:
     try:
         if len(os.fsencode(path.name)) > LONGEST:
             raise OSError(errno.ENAMETOOLONG, "")
-        temporary, lock = _claimed(folder / path.name)
-        temporary.unlink()
-        os.close(lock)
+        claimed, lock = _claimed(folder / path.name)
+        try:
+            (claimed / "new").touch()
+        finally:
+            _give_up(claimed, lock)
         if path.is_dir():
             raise OSError(errno.EISDIR, "")
         if shutil.disk_usage(folder).free < room:
@@ -93,17 +94,18 @@ def require_writable(path: Path, room: int = ROOM) -> None:
 
 
 def remove_abandoned(folder: Path) -> None:
-    """Remove the temporary files in a folder that no process writes any more."""
+    """Remove the temporary folders in a folder where no process writes any more."""
     for name in _names(folder):
         if not TEMPORARY.fullmatch(name):
             continue
         with suppress(OSError):  # another process was faster, or is not ours to judge
-            descriptor = os.open(folder / name, os.O_RDWR)
+            lock = os.open(folder / name, os.O_RDONLY | os.O_DIRECTORY)
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                os.unlink(folder / name)
-            finally:
-                os.close(descriptor)
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:  # in use
+                os.close(lock)
+            else:
+                _give_up(folder / name, lock)
 
 
 def _names(folder: Path) -> list[str]:
@@ -114,22 +116,39 @@ def _names(folder: Path) -> list[str]:
 
 
 def _claimed(path: Path) -> tuple[Path, int]:
-    """A new temporary file for `path` and the descriptor that locks it."""
+    """A new temporary folder for `path`, and the descriptor that locks it."""
     while True:
         ending = f".{secrets.token_hex(6)}.tmp"
         name = os.fsdecode(os.fsencode(path.name)[: LONGEST - 1 - len(ending)])
-        temporary = path.with_name(f".{name}{ending}")
-        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        claimed = path.with_name(f".{name}{ending}")
+        claimed.mkdir()
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            free = os.fstat(descriptor).st_nlink > 0  # else another process has removed it before it was locked
+            lock = os.open(claimed, os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError:  # another process took it for abandoned before it was locked
+            continue
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            ours = _is_at(lock, claimed)
         except BlockingIOError:  # another process has locked it, and is about to remove it
-            free = False
+            ours = False
         except OSError:  # a file system without locks
-            free = True
-        if free:
-            return temporary, descriptor
-        os.close(descriptor)
+            ours = True
+        if ours:
+            return claimed, lock
+        os.close(lock)
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _give_up(claimed: Path, lock: int) -> None:
+    """Remove a temporary folder while it is locked, then the lock."""
+    shutil.rmtree(claimed, ignore_errors=True)
+    os.close(lock)
 
 
 def _nearest_folder(path: Path) -> Path:

@@ -11,7 +11,6 @@ At every save it prints what decides the suite, on design seed 0 only: zero-shot
 import hashlib
 import json
 import math
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
@@ -31,6 +30,7 @@ from src.datasets.loading import normalise
 from src.datasets.mini import draw
 from src.run import default_device
 from src.runtime.distributed import cores
+from src.runtime.files import replacing
 from src.runtime.parallel import map_tasks
 from src.runtime.program import exit_on_user_error
 from src.vit_mini import mixture
@@ -199,13 +199,13 @@ def train(settings: PreTraining, work: Path, output: Path, device: str, checkpoi
         if (step + 1) % checkpoint_every == 0 or step + 1 == settings.steps:
             total = seconds + time.time() - began
             state = dict(model=model.state_dict(), optimizer=optimizer.state_dict(), step=step + 1, seconds=total)
-            torch.save(state, state_file.with_suffix(".tmp"))
-            os.replace(state_file.with_suffix(".tmp"), state_file)
+            with replacing(state_file) as temporary:
+                torch.save(state, temporary)
             report(f"step {step + 1}", measure(model, tokenizer, draw.TOGETHER, work, device))
     header = dict(options, words=tokenizer.words, seconds=round(seconds + time.time() - began))
     half = {name: tensor.detach().half().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    output.parent.mkdir(parents=True, exist_ok=True)
-    save_file(half, output, metadata={"header": json.dumps(header)})
+    with replacing(output) as temporary:
+        save_file(half, temporary, metadata={"header": json.dumps(header)})
     print(f"wrote {output}")
 
 
