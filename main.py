@@ -25,9 +25,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from src.args import shared_flags
-from src.experiments import merging
-from src.merging.names import listing, refuse_foreign, short_listing
-from src.merging.registry import config_schemas
+from src.merging.first_lines import short_listing
 from src.runtime.distributed import leave_to_the_first, spmd, world_size
 from src.runtime.program import USER_ERRORS, exit_on_user_error, exit_status
 
@@ -37,17 +35,19 @@ from src.runtime.program import USER_ERRORS, exit_on_user_error, exit_status
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line; `argv`: overrides in the place of the process's own, run once.
 
-    An error that a user can mend is told in a line; the other jobs of a --multirun run all the same. The exit status is
-    then 2 where there were errors of usage alone, else 1.
+    An error that a user can mend is told in a line; the other jobs of a --multirun run all the same.
     """
     words = sys.argv[1:] if argv is None else argv
-    if {"-h", "--help"} & {*words}:  # Hydra's own says nothing of what the keys mean
+    if {"-h", "--help"} & {*words}:  # Hydra's own says nothing of keys
         return print(f"{__doc__}\nMethods (--methods has their options):\n\n{short_listing()}")
+    from src.experiments import merging  # here, so that --help does not wait for torch
+    from src.merging import names, registry
+
     if "--methods" in words:
-        return print(listing())
-    for group, name, schema in ((None, "flags", shared_flags()), *config_schemas()):
+        return print(names.listing())
+    for group, name, schema in ((None, "flags", shared_flags()), *registry.config_schemas()):
         ConfigStore.instance().store(group=group, name=name, node=schema)
-    refuse_foreign(words)
+    names.refuse_foreign(words)
     failed: list[Exception] = []
 
     def job(cfg: DictConfig) -> None:
@@ -60,8 +60,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         except USER_ERRORS as error:
             if "HYDRA_FULL_ERROR" in os.environ:
                 raise
-            if world_size() > 1:
-                leave_to_the_first()  # the ranks could come to the next job one by one
+            if world_size() > 1:  # the ranks could come to the next job one by one
+                leave_to_the_first()
                 print(f"error: {error}", file=sys.stderr, flush=True)
                 raise SystemExit(exit_status([error])) from None  # which Hydra lets through
             print(f"error: {error}", file=sys.stderr)

@@ -12,16 +12,18 @@ makes them.
 from collections.abc import Sequence
 
 from src.args import parse_reporting, reporting_parser
-from src.reporting.figures import FIGURES, PICTURES, make_figures
-from src.reporting.runs import Runs
+from src.reporting.captions import CAPTIONS
 from src.runtime.program import exit_on_user_error
 
 
 @exit_on_user_error
 def main(argv: Sequence[str] | None = None) -> None:
     parser = reporting_parser(__doc__, images=True)
-    parser.add_argument("names", nargs="*", metavar="FIGURE", help=", ".join([*FIGURES, *PICTURES]))
+    parser.add_argument("names", nargs="*", metavar="FIGURE", help=", ".join(CAPTIONS))
     run, options = parse_reporting(parser, argv)
+    from src.reporting.figures import make_figures  # here, so that --help does not wait for torch
+    from src.reporting.runs import Runs
+
     make_figures(Runs(run.suite, run.model, run.paths.results, options["seeds"]), run, options["names"])
 
 

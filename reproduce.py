@@ -14,14 +14,18 @@ stopped goes on where it was. A command that fails is reported, and those that d
 Exit status: 0 when everything is there, 1 when a command failed, 2 for a wrong flag, 130 after Ctrl-C.
 """
 
+from collections.abc import Sequence
+
 from src.args import parse, reproduction_parser
-from src.experiments.reproduction import NAMES, reproduce
+from src.experiments.stages import NAMES, listing
 from src.runtime.program import exit_on_user_error
 
 
 @exit_on_user_error
-def main(argv=None) -> None:
-    run, options = parse(reproduction_parser(__doc__, NAMES), argv)
+def main(argv: Sequence[str] | None = None) -> None:
+    run, options = parse(reproduction_parser(f"{__doc__}\nStages:\n{listing()}", NAMES), argv)
+    from src.experiments.reproduction import reproduce  # here, so that --help does not wait for torch
+
     reproduce(run, **options)
 
 

@@ -145,8 +145,8 @@ def reproduction_parser(doc: str | None, stages: Sequence[str]) -> Parser:
     """The flags of every script and those of reproduce.py."""
     parser = base_parser(doc, modes=None)
     parser.add_argument("--seeds", type=_numbers, help="such as 1,2,3; each draws its images and fine-tunes anew")
-    parser.add_argument("--only", nargs="+", choices=stages, metavar="STAGE", help="these stages")
-    parser.add_argument("--extended", action="store_true", help="also merging-*, unseen, adaptation-more, robustness")
+    parser.add_argument("--only", nargs="+", choices=stages, metavar="STAGE", help="these stages alone, of those above")
+    parser.add_argument("--extended", action="store_true", help="also the extended stages")
     parser.add_argument(
         "--scope",
         choices=(*SCOPES, BOTH),

@@ -28,4 +28,6 @@ def test_the_help_of_main_names_every_method_and_explains_keys(capsys):
     main.main(["--help"])
     out = capsys.readouterr().out
     assert "Exit status: 0" in out and "+search.k=" in out
-    assert all(f"    {cls.name} " in out and cls.title in out for cls in registered())
+    listed = [line.split()[0] for line in out.partition("has their options):")[2].splitlines() if line]
+    assert listed == [cls.name for cls in registered()]
+    assert all(f"  {cls.title}{f' (arXiv:{cls.paper})' if cls.paper else ''}\n" in out for cls in registered())

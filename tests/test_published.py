@@ -124,8 +124,8 @@ def test_the_page_has_commands_of_every_kind():
 
 def test_reproduce_adds_and_negates_the_tasks_of_the_papers():
     run = Run.of(suite="vision")
-    stages = [stage for stage in reproduction.STAGES if stage.name in ("addition", "negation", "random-init")]
-    commands = [command for stage in stages for command in stage.commands(run)]
+    stages = [reproduction.COMMANDS[name] for name in ("addition", "negation", "random-init")]
+    commands = [command for stage in stages for command in stage(run)]
     assert len(run.tasks) == 20 and len(stages) == 3
     assert all(f"--tasks={','.join(run.tasks[:8])}" in command.flags for command in commands)
 

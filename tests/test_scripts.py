@@ -67,6 +67,18 @@ def test_every_script_is_called_by_both_of_its_names(script, tmp_path):
     assert (told[1].returncode, told[1].stdout) == (0, told[0].stdout), told[1].stderr
 
 
+LIGHT = "import runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+HEAVY = ("torch", "open_clip", "pandas", "sklearn")
+
+
+@pytest.mark.parametrize("script", sorted(path.name for path in ROOT.glob("*.py")))
+def test_help_does_not_wait_for_heavy_packages(script):
+    """They are made impossible to import: what needs them at once fails."""
+    refused = f"import sys; sys.modules |= dict.fromkeys({HEAVY})\n{LIGHT}"
+    done = subprocess.run([sys.executable, "-c", refused, script, "--help"], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0 and done.stdout, done.stderr
+
+
 def test_finetuning_is_resumed_and_skipped(workplace):
     assert workplace.run("finetune", *SMALL, "--steps=12", "--jobs=1").count("finished before, skipped") == 2
 

@@ -7,7 +7,9 @@ import synthetic_results
 
 from src import args
 from src.experiments import reproduction
+from src.experiments.stages import NAMES
 from src.reporting import shipped
+from src.run import Run
 from src.runtime.paths import Places
 
 
@@ -51,9 +53,9 @@ def test_other_seeds_and_other_models_have_nothing_to_compare_with(folders):
 
 
 def test_a_reproduction_writes_beside_the_shipped_results():
-    run, _ = args.parse(args.reproduction_parser(None, reproduction.NAMES), [])
+    run, _ = args.parse(args.reproduction_parser(None, NAMES), [])
     assert run.places.results.name == "reproduced"
-    stages = [stage.commands(run) for stage in (*reproduction.STAGES, *reproduction.REPORT)]
+    stages = [reproduction.COMMANDS[name](run) for name in NAMES]
     flags = [command.flags for commands in stages for command in commands]
     assert flags and all(any(flag.endswith("results=reproduced") for flag in of_command) for of_command in flags)
 
@@ -66,11 +68,12 @@ def test_a_dry_run_tells_the_minutes_of_the_shipped_results(folders, capsys):
     assert shipped.recorded_seconds([theirs / "mini/ViT-Mini/seed_1/addition_linear.json"], theirs) == 90.0
     assert shipped.recorded_seconds([theirs / "mini/ViT-Mini/seed_1/addition_posthoc.json"], theirs) is None
     flags = ["--only", "addition", "--dry-run", f"--results={theirs}/none"]
-    reproduction.reproduce(*_parsed(flags))
+    run, options = _parsed(flags)
+    reproduction.reproduce(run, **options)
     out = capsys.readouterr().out
     assert out.count("# 1.5 min") == 1 and "3 commands would run; 1 of them took 2 minutes" in out
 
 
-def _parsed(flags: list[str]) -> tuple:
-    run, options = args.parse(args.reproduction_parser(None, reproduction.NAMES), flags)
-    return run, *(options[name] for name in ("seeds", "only", "extended", "dry_run", "overwrite"))
+def _parsed(flags: list[str]) -> tuple[Run, dict]:
+    run, options = args.parse(args.reproduction_parser(None, NAMES), flags)
+    return run, options

@@ -16,6 +16,7 @@ from src.args import BOTH
 from src.datasets.registry import BENCHMARKS
 from src.experiments.merging import variant_result
 from src.experiments.registry import ADDITION, EXPERIMENTS, SINGLE_TASK, Experiment
+from src.experiments.stages import REPORT, STAGES, chosen
 from src.merging.base import Variant
 from src.merging.registry import METHODS, variants
 from src.model_names import random_name
@@ -55,15 +56,6 @@ class Command:
         return shlex.join(["python", f"{self.script}.py", *self.flags])
 
 
-@dataclass(frozen=True)
-class Stage:
-    """Commands of one seed. An `extended` stage runs when it is named, or with --extended."""
-
-    name: str
-    commands: Callable[[Run], list[Command]]
-    extended: bool = False
-
-
 def _fine_tune(run: Run) -> list[Command]:
     return [
         Command(
@@ -92,11 +84,6 @@ def _each(run: Run, experiment: Experiment, choices: Sequence[str] | None = None
 def _first_benchmark(run: Run) -> Run:
     """The papers of the tangent space add and negate the first 8 tasks of a suite."""
     return replace(run, tasks=run.tasks[: BENCHMARKS[0]])
-
-
-def _stages() -> list[Stage]:
-    """A stage of each experiment, which runs all its choices."""
-    return [Stage(row.stage, partial(_all_choices, experiment=row), row.extended) for row in EXPERIMENTS.values()]
 
 
 def _all_choices(run: Run, experiment: Experiment) -> list[Command]:
@@ -273,23 +260,24 @@ def common_flags(run: Run) -> tuple[str, ...]:
     return (*flags, *(["--skip-corrupt"] if run.skip_corrupt else []))
 
 
-STAGES = (
-    Stage("fine-tuning", _fine_tune),
-    *_stages(),
-    Stage("merging", _merging),
-    Stage("adaptation", _adaptation),
-    Stage("random-init", _random_init),
-    Stage("merging-sweeps", _sweeps, extended=True),
-    Stage("unseen", _unseen, extended=True),
-    Stage("merging-tangent", _tangent_merging, extended=True),
-    Stage("methods", _methods, extended=True),
-    Stage("methods-adapting", _adapting_methods, extended=True),
-    Stage("adaptation-more", _more_adaptation, extended=True),
-    Stage("robustness", _robustness, extended=True),
-)
-# Once, after the stages of every seed, from whatever results there are.
-REPORT = (Stage("tables", _tables), Stage("figures", _figures), Stage("report", _report))
-NAMES = tuple(stage.name for stage in (*STAGES, *REPORT))
+# The commands of one seed, and of the end, by the name of the stage.
+COMMANDS: dict[str, Callable[[Run], list[Command]]] = {
+    "fine-tuning": _fine_tune,
+    **{row.stage: partial(_all_choices, experiment=row) for row in EXPERIMENTS.values()},
+    "merging": _merging,
+    "adaptation": _adaptation,
+    "random-init": _random_init,
+    "merging-sweeps": _sweeps,
+    "unseen": _unseen,
+    "merging-tangent": _tangent_merging,
+    "methods": _methods,
+    "methods-adapting": _adapting_methods,
+    "adaptation-more": _more_adaptation,
+    "robustness": _robustness,
+    "tables": _tables,
+    "figures": _figures,
+    "report": _report,
+}
 
 
 def reproduce(
@@ -309,15 +297,15 @@ def reproduce(
     """
     began, program = time.time(), Program(dry_run, overwrite, run.paths.results)
     for seed in seeds or [run.seed]:
-        for stage in _chosen(STAGES, only, extended):
+        for stage in chosen(STAGES, only, extended):
             start = time.time()
-            commands = in_scopes(stage.commands(replace(run, seed=seed)), SCOPES if scope == BOTH else (scope,))
+            commands = in_scopes(COMMANDS[stage.name](replace(run, seed=seed)), SCOPES if scope == BOTH else (scope,))
             ran = sum([program.run(command) for command in commands])
             if not dry_run:
                 took = f"{time.time() - start:.0f} s" if ran else "finished before"
                 print(f"seed {seed}, {stage.name}: {took}", flush=True)
-    for stage in _chosen(REPORT, only, extended):
-        for command in stage.commands(run):
+    for stage in chosen(REPORT, only, extended):
+        for command in COMMANDS[stage.name](run):
             program.run(command, always=True)
     if program.failed:
         print(f"{len(program.failed)} of the commands failed; run them by themselves to see why:")
@@ -334,12 +322,6 @@ def reproduce(
         print(f"all stages finished in {minutes:.1f} minutes; results in {run.places.results / run.suite}")
         if comparison := compared_with_shipped(run.suite, run.model, run.paths.results):
             print(comparison)
-
-
-def _chosen(stages: tuple[Stage, ...], only: Sequence[str] | None, extended: bool) -> list[Stage]:
-    if only:
-        return [stage for stage in stages if stage.name in only]
-    return [stage for stage in stages if extended or not stage.extended]
 
 
 class Program:

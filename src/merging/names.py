@@ -41,14 +41,6 @@ def listing() -> str:
     return "\n".join(lines)
 
 
-def short_listing() -> str:
-    """A line for each method: name, title, paper."""
-    methods = registered()
-    width = max(len(cls.name) for cls in methods)
-    papers = {cls: f" (arXiv:{cls.paper})" if cls.paper else "" for cls in methods}
-    return "\n".join(f"    {cls.name:{width}}  {cls.title}{papers[cls]}" for cls in methods)
-
-
 def refuse_foreign(overrides: Sequence[str]) -> None:
     """Raise UsageError for overrides of FusionBench's and the published main.py, with what stands for each here."""
     named = dict(word.split("=", 1) for word in overrides if "=" in word)

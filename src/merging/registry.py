@@ -14,7 +14,7 @@ from src.runtime.messages import nearest
 from src.runtime.paths import METHOD_CONFIGS
 
 LONGEST_LABEL = 160  # bytes: names of files have at most 255, and masks and states add to theirs
-# What reproduce.py runs of the methods, by the words of `register`; see experiments/reproduction.py.
+# What reproduce.py runs of the methods, by the words of `register`; see experiments/stages.py.
 STAGES = ("merging", "methods", "adaptation", "adaptation-more", "methods-adapting")
 
 

@@ -1,7 +1,5 @@
 """What each figure shows, in a sentence or two: for the page, and the index of a folder of results."""
 
-from src.reporting.figures import FIGURES, PICTURES
-
 CAPTIONS = {
     "fig02_posthoc_advantage": "Single-task accuracy of non-linear fine-tuning against its post-hoc linearization. "
     "Right: each task's difference, over the share of images that guessing gets wrong. One colour a task.",
@@ -46,5 +44,7 @@ def caption(name: str) -> str:
     """Of a figure; where none stands here, the first line of what draws it."""
     if name in CAPTIONS:
         return CAPTIONS[name]
+    from src.reporting.figures import FIGURES, PICTURES  # here, so that the names of figures do not wait for torch
+
     drawing = FIGURES[name].function if name in FIGURES else PICTURES[name]
     return (drawing.__doc__ or "").split("\n")[0]
