@@ -59,7 +59,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """rows: the first entry of each is its name, the others are Cells or texts. missing: commands that fill gaps."""
+    """rows: the first entry of each is its name, the others are Cells or texts. missing: commands that fill gaps.
+
+    averaged: whether its numbers are over seeds.
+    """
 
     name: str
     caption: str
@@ -69,10 +72,11 @@ class Table:
     notes: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
     in_readme: bool = False
+    averaged: bool = True
 
     @property
     def full_caption(self) -> str:
-        return f"{self.caption} {seeds_text(self.seeds)}"
+        return f"{self.caption} {seeds_text(self.seeds)}" if self.averaged else self.caption
 
     @property
     def paired_rows(self) -> list[list[Any]]:

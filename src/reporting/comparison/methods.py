@@ -1,16 +1,20 @@
 """Every merging method beside every other on the papers' first benchmark: by kind of task vector, published, cost."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
+from src.experiments.numbers import MEAN
+from src.experiments.registry import SINGLE_TASK
 from src.merging.registry import METHODS
 from src.modes import EVALUATED, MODES
-from src.reporting.methods import Group, Row, in_order, registered_rows, results_of, rows
+from src.reporting.methods import FINETUNED, Group, Row, in_order, registered_rows, results_of, rows
+from src.reporting.methods import shown as as_shown
 from src.reporting.published import published, published_model
+from src.reporting.result import Result
 from src.reporting.runs import Runs
-from src.reporting.table import Cell, Table
+from src.reporting.table import Cell, Table, percent, printed
 
 METRICS = {
     "accuracy": "test accuracy, %",
@@ -63,6 +67,82 @@ def methods(runs: Runs) -> Iterator[Table]:
             notes=_one_each(runs, shown),
             in_readme=metric == "accuracy",
         )
+
+
+def methods_per_task(runs: Runs) -> Iterator[Table]:
+    """Each task under every method, one table for each kind of task vector."""
+    for mode in EVALUATED:
+        group = Group(runs.main_tasks, mode)
+        if not (shown := in_order({*registered_rows()} & {*rows(results_of(runs, group))})):
+            continue
+        alone = {"metric": "finetuned_accuracy", "method": ..., "options": ..., **group.columns}
+        named = [(row.title(), {"metric": "accuracy", **row.columns}) for row in shown]
+        accuracy = {"experiment": SINGLE_TASK.name, "mode": mode, "split": "test", "metric": "accuracy"}
+        table_rows: list[list[str | Cell]] = [
+            [title, *(percent(runs, **{**group.columns, **what, "task": task}) for task in (*group.tasks, MEAN))]
+            for title, what in named
+        ]
+        single = [percent(runs, **accuracy, task=task) for task in group.tasks]
+        table_rows.append([FINETUNED, *single, Cell(100 * runs.any_of(**alone))])
+        yield Table(
+            f"methods_per_task_{mode}",
+            f"Test accuracy on each of {len(group.tasks)} tasks, {MODES[mode].title} task vectors, %.",
+            ["method", *map(printed, group.tasks), "mean"],
+            table_rows,
+            runs.seeds,
+            notes=_one_each(runs, shown),
+        )
+
+
+def methods_chosen(runs: Runs) -> Iterator[Table]:
+    """The coefficient, and whatever else validation chose, of every seed."""
+    shown = rows_with_results(runs)
+    chosen = {
+        (row, mode): _choices(results_of(runs, Group(runs.main_tasks, mode)), row, runs.seeds)
+        for row in shown
+        for mode in EVALUATED
+    }
+    shown = [row for row in shown if any(chosen[row, mode].replace("–", "").strip(", ") for mode in EVALUATED)]
+    if not shown:
+        return
+    yield Table(
+        "methods_chosen",
+        f"The setting that validation chose when {len(runs.main_tasks)} tasks were merged, for each of seeds "
+        f"{', '.join(map(str, runs.seeds))}.",
+        ["method", *(MODES[mode].title for mode in EVALUATED)],
+        [[row.title(), *(chosen[row, mode] for mode in EVALUATED)] for row in shown],
+        runs.seeds,
+        averaged=False,
+        notes=(
+            "The coefficient α, or λ of TALL masks, and options that were searched with it. to: the least and the "
+            "largest of the tasks, where each has its own. *: an end of the searched range. –: no result. Methods "
+            "with nothing to choose are left out.",
+        ),
+    )
+
+
+def _choices(results: Iterable[Result], row: Row, seeds: Sequence[int]) -> str:
+    """`0.3, 0.4*, 0.3`: of each seed; nothing where there was nothing to choose."""
+    records = {result.seed: result.record for result in results if Row.of(result) == row}
+    if not any(len(record["settings"]) > 1 for record in records.values()):
+        return ""
+    return ", ".join(_choice(records[seed]) if seed in records else "–" for seed in seeds)
+
+
+def _choice(record: Mapping[str, Any]) -> str:
+    choices = list(record["chosen"].values())
+    if not record["chosen_per_task"]:
+        return _setting(choices[0]) + ("*" if record["at_edge"] else "")
+    if all(isinstance(choice, (int, float)) for choice in choices):
+        ends = dict.fromkeys(map(_setting, (min(choices), max(choices))))
+        return " to ".join(ends)
+    return " | ".join(dict.fromkeys(map(_setting, choices)))
+
+
+def _setting(choice: Any) -> str:
+    if isinstance(choice, Mapping):
+        return " ".join(f"{'α' if name == 'setting' else name}={as_shown(value)}" for name, value in choice.items())
+    return as_shown(choice)
 
 
 def methods_published(runs: Runs) -> Iterator[Table]:
