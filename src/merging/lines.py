@@ -11,7 +11,6 @@ anywhere in a name, which would also be a convolution of a stem such as ViT-Mini
 at 1.5 for TIES and at 1 for others; on ViT-Mini validation chooses the last one for TIES, so this one goes on.
 """
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -20,6 +19,7 @@ import torch
 from src.checkpoints import VISUAL
 from src.merging.adaptation import check_choice
 from src.merging.base import Affine, Merge, Problem, Variant
+from src.merging.depth import TAIL, block_of, stage_of
 from src.merging.registry import register
 from src.merging.task_arithmetic import multi_task_vector
 from src.merging.wrapped import Wrapper
@@ -28,8 +28,6 @@ from src.task_vectors import TaskVector
 
 BETAS = tuple(tenth / 10 for tenth in range(1, 31))
 TAILS = ("shallow", "deep")
-BLOCK = re.compile(rf"{re.escape(VISUAL)}.*?blocks\.(\d+)\.")
-AFTER_BLOCKS = (f"{VISUAL}ln_post.", f"{VISUAL}proj")
 
 
 def depths(keys: Iterable[str], tail: str = "shallow") -> dict[str, float]:
@@ -39,12 +37,12 @@ def depths(keys: Iterable[str], tail: str = "shallow") -> dict[str, float]:
     """
     check_choice("tail", tail, TAILS)
     keys = list(keys)
-    blocks = {key: int(match[1]) for key in keys if (match := BLOCK.match(key))}
+    blocks = {key: block[0] for key in keys if (block := block_of(key))}
     last = max(blocks.values(), default=0)
     if last == 0:
         raise UsageError(f"lines: expected two blocks or more, named {VISUAL}...blocks.<l>.; found {few(keys)}")
     behind = float(tail == "deep")
-    return {key: blocks[key] / last if key in blocks else behind * key.startswith(AFTER_BLOCKS) for key in keys}
+    return {key: blocks[key] / last if key in blocks else behind * (stage_of(key) == TAIL) for key in keys}
 
 
 def l1_norm(vector: TaskVector) -> float:

@@ -24,7 +24,6 @@ for again. Nothing is on disk, where full decompositions would take a third more
 kept, one matrix of each task is in memory.
 """
 
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -35,6 +34,7 @@ from tqdm import tqdm
 from src.checkpoints import VISUAL
 from src.merging.adaptation import check_choice
 from src.merging.base import Method, Problem
+from src.merging.depth import block_of
 from src.modes import MODES
 from src.runtime.messages import NotFinite, UsageError, few
 from src.task_vectors import TaskVector
@@ -42,7 +42,6 @@ from src.task_vectors import TaskVector
 BUDGET = 2**30  # bytes of decompositions that a problem keeps: all of ViT-B/32's at rank r/T
 SETS = ("all", "linear", "blocks")
 RESTS = ("mean", "sum", "zero")
-BLOCK_WEIGHT = re.compile(r"blocks\.\d+\.(attn|mlp)\.")
 STACKED = "attn.in_proj_weight"
 IN_OUT = f"{VISUAL}proj"
 
@@ -135,7 +134,8 @@ class Layout:
 
     def _has(self, key: str) -> bool:
         if self.matrices == "blocks":
-            return BLOCK_WEIGHT.search(key) is not None
+            block = block_of(key)
+            return block is not None and block[1].startswith(("attn.", "mlp."))
         return not key.endswith("text_projection") and (self.matrices == "all" or "embedding" not in key)
 
 

@@ -35,7 +35,6 @@ Memory: C_t of every matrix for one task, and the sums of both sides; "layer" an
 They repeat the forward pass up to that block for each block, so that no activation is kept between batches.
 """
 
-import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -46,24 +45,16 @@ from tqdm import tqdm
 
 from src.merging.adaptation import IMAGES, check_choice, check_least
 from src.merging.base import Merge, Problem, Scaled, Variant, scaled
+from src.merging.depth import TAIL, stage_of
 from src.merging.gram import NormalEquation
 from src.merging.inputs import Models, Moments, gather
-from src.merging.matrices import IN_OUT, RESTS, STACKED, Deltas, Matrix, MatrixMethod, moved
+from src.merging.matrices import RESTS, STACKED, Deltas, Matrix, MatrixMethod, moved
 from src.merging.registry import register
 from src.merging.task_arithmetic import multi_task_vector
 from src.merging.wrapped import Wrapper
 from src.runtime.messages import UsageError
 from src.task_vectors import TaskVector
 from src.tensors import Weights
-
-TAIL = math.inf  # the stage of what comes after the blocks
-
-
-def stage_of(key: str) -> float:
-    """Where a tensor comes in the forward pass: before the blocks (0), in block l (l + 1), or after them (TAIL)."""
-    if block := re.search(r"blocks\.(\d+)\.", key):
-        return int(block[1]) + 1
-    return TAIL if key == IN_OUT or "ln_post" in key else 0
 
 
 @dataclass

@@ -9,22 +9,24 @@ CAPTIONS = {
     "fig10_disentanglement_linear": "Disentanglement error ξ of linear fine-tuning, over the same coefficients.",
     "fig09_disentanglement_scale": "Disentanglement error ξ of one pair of tasks for each model of the suite.",
     "fig06_eigenfunctions": "Local energy of the tangent kernel's leading eigenfunctions at each image of the task, of "
-    "held-out images of it, and of a control task. Black lines and numbers: means. Images without any energy stand at "
-    "the lowest other value. Shuffled: the ratio where labels of task and control are mixed.",
+    "held-out images of it, and of a control task. Each eigenfunction has a mean square of 1 over the images that were "
+    "diagonalised. Black lines and numbers: means. ▼: an energy below the axis, or none. Shuffled: the ratio where "
+    "labels of task and control are mixed.",
     "fig14_eigenfunctions_other_pairs": "Local energies for further pairs of tasks.",
     "fig15_eigenfunctions_random_init": "Local energies of the network without pre-training.",
     "ntk_ranks": "Energy on held-out images over energy on the control, by number of eigenfunctions; 1 is no locality.",
     "addition": "Mean validation accuracy along α when all task vectors are added. Markers: the α chosen.",
     "negation": "Left: target accuracy against what is kept of the control's, along α. Right: each task's target "
-    "accuracy on test at the chosen α; lower is better. Symbols of equal accuracy hide each other.",
+    "accuracy on test at the chosen α; lower is better.",
     "mask_density": "Share of all weights that each task's mask keeps.",
     "weights_shared": "Share of weights that exactly k tasks use: none (catastrophic), one (selfish), all (universal).",
     "mask_overlap": "Intersection over union of the masks of every two tasks.",
     "consensus_thresholds": "Consensus merging by the number of tasks that must use a weight.",
     "adaptation": "Mean validation accuracy while the shared mask is learned, and while λ is learned.",
     "adaptation_entropy": "Entropy of the predictions of each task while a method adapts.",
-    "lambda_heat_map": "The coefficient λ of every task and tensor after adaptation, in the order of the network.",
-    "concrete_mask_density": "Mean of the learned mask in every tensor, in the order of the network.",
+    "lambda_heat_map": "How far adaptation moved λ of every task and tensor, in the order of the network.",
+    "concrete_mask_density": "Mean of the learned mask in every tensor, in the order of the network; those of AdaRank "
+    "are of singular values, and of matrices alone.",
     "sigmoid_temperatures": "The relaxed step function of Concrete masks at several temperatures; no measurement.",
     "claims": "Every claim of the papers: the measured difference with its intervals, beside the published one.",
     "alignment": "How much of the task vectors lies in the leading subspace of what a method merges, against the share "

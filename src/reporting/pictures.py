@@ -1,6 +1,6 @@
 """Contact sheets: pictures of the data sets, as they are and corrupted. They read images, and no results."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -15,7 +15,7 @@ from src.runtime.results import MissingResult
 from src.vit_mini import mixture
 
 COLUMNS, SIDE, GAP, SCALE = 20, 32, 2, 2  # pictures of a row, their side and distance in pixels, their enlargement
-MARGIN, DOTS = 210, 200  # pixels left of the pictures, for names; pixels per inch
+MARGIN, HEAD, DOTS = 210, 26, 200  # pixels left of and above the pictures, for names; pixels per inch
 
 
 def contact(run: Run) -> Figure:
@@ -54,7 +54,7 @@ def corruptions(run: Run) -> Figure:
     for name in CORRUPTIONS:
         shown = [corrupt(picture[None], name, severity, [run.seed])[0] for picture, severity in zip(clean, severities)]
         rows[printed(name)] = np.stack(shown)
-    return contact_sheet(rows)
+    return contact_sheet(rows, [str(severity) for severity in severities])
 
 
 def of_many_classes(labels: np.ndarray, count: int) -> np.ndarray:
@@ -72,14 +72,15 @@ def of_many_classes(labels: np.ndarray, count: int) -> np.ndarray:
     return np.array(picked)
 
 
-def contact_sheet(rows: Mapping[str, np.ndarray]) -> Figure:
-    """Rows of pictures with their names. rows: name -> uint8 (n, SIDE, SIDE, 3)."""
+def contact_sheet(rows: Mapping[str, np.ndarray], heads: Sequence[str] = ()) -> Figure:
+    """Rows of pictures with their names. rows: name -> uint8 (n, SIDE, SIDE, 3). heads: a text above each column."""
     step = (SIDE + GAP) * SCALE
-    width, height = MARGIN + COLUMNS * step, len(rows) * step
+    above = HEAD if heads else 0
+    width, height = MARGIN + COLUMNS * step, above + len(rows) * step
     sheet = np.full((height, width, 3), 255, np.uint8)
     for line, pictures in enumerate(rows.values()):
         for column, picture in enumerate(pictures):
-            top, left = line * step, MARGIN + column * step
+            top, left = above + line * step, MARGIN + column * step
             sheet[top : top + SIDE * SCALE, left : left + SIDE * SCALE] = picture.repeat(SCALE, 0).repeat(SCALE, 1)
     with style.styled():
         fig = plt.figure(figsize=(width / DOTS, height / DOTS))
@@ -88,7 +89,10 @@ def contact_sheet(rows: Mapping[str, np.ndarray]) -> Figure:
         axes.imshow(sheet, interpolation="nearest", aspect="auto")
         axes.set_axis_off()
         for line, name in enumerate(rows):
-            axes.text(8, line * step + SIDE * SCALE / 2, name, va="center", fontsize=8)
+            axes.text(8, above + line * step + SIDE * SCALE / 2, name, va="center", fontsize=8)
+        for column, text in enumerate(heads):
+            middle = MARGIN + column * step + SIDE * SCALE / 2
+            axes.text(middle, above - 5, text, ha="center", va="baseline", fontsize=7)
     return fig
 
 

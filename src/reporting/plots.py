@@ -67,8 +67,9 @@ def legend_below(fig: Figure, axes: Axes, columns: int = 4) -> None:
 
 
 def plain_numbers(axis: Axis) -> None:
-    """Ticks of a logarithmic axis at 1, 2 and 5 of each decade, as plain numbers."""
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    """Ticks of a logarithmic axis at 1, 2 and 5 of each decade, or at 1 alone of many, as plain numbers."""
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 300 * low else (1,)))
     axis.set_major_formatter("{x:g}")
     axis.set_minor_locator(NullLocator())
 
@@ -105,13 +106,18 @@ def paper_lines(rows: Iterable[Row]) -> dict[Row, Any]:
 
 
 def matrices(maps: Mapping[str, np.ndarray], tasks: Sequence[str], label: str) -> Figure:
-    """Tasks x tasks, the diagonal of ones left out of the scale, and numbers in the cells."""
+    """Tasks x tasks, the diagonal of ones left out of the scale, and numbers in the cells; three panels a line."""
     away = ~np.eye(len(tasks), dtype=bool)
     highest = max(matrix[away].max() for matrix in maps.values())
     lowest = min(0.0, *(matrix[away].min() for matrix in maps.values()))
-    fig, grid = plt.subplots(1, len(maps), figsize=(1.4 + 3.0 * len(maps), 3.3), squeeze=False, sharey=True)
+    columns = len(maps) if len(maps) <= 3 else 2
+    lines = -(-len(maps) // columns)
+    size = (1.4 + 3.0 * columns, 0.5 + 2.8 * lines)
+    fig, grid = plt.subplots(lines, columns, figsize=size, squeeze=False, sharey=True, sharex=True)
     names = [printed(task) for task in tasks]
-    for axes, (title, matrix) in zip(grid[0], maps.items()):
+    for axes in grid.flat[len(maps) :]:
+        axes.set_axis_off()
+    for axes, (title, matrix) in zip(grid.flat, maps.items()):
         image = axes.imshow(np.where(away, matrix, np.nan), cmap=style.ERRORS, vmin=lowest, vmax=highest)
         if len(tasks) <= 8:
             _numbers(axes, matrix, dark_above=lowest + 0.6 * (highest - lowest))
@@ -129,6 +135,6 @@ def matrices(maps: Mapping[str, np.ndarray], tasks: Sequence[str], label: str) -
 def _numbers(axes: Axes, matrix: np.ndarray, dark_above: float) -> None:
     for (i, j), value in np.ndenumerate(matrix):
         if i != j:
-            text = f"{value:.2f}".replace("0.", ".").replace("-", "−")
+            text = f"{round(value, 2) + 0.0:.2f}".replace("0.", ".").replace("-", "−")  # + 0: no −.00
             color = "white" if value > dark_above else style.BLACK
             axes.text(j, i, text, ha="center", va="center", fontsize=6.5, color=color)

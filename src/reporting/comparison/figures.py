@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from src.modes import MODES
+from src.modes import MODES, TRAINED
 from src.reporting import style
 from src.reporting.comparison.forest import claims
 from src.reporting.comparison.geometry import alignment, interference
@@ -146,9 +146,9 @@ def _finetuned(runs: Runs, group: Group) -> list[float]:
 
 
 def task_vector_cosines(runs: Runs) -> Figure:
-    """Cosines between task vectors, one panel for each mode."""
+    """Cosines between task vectors, one panel for each way of fine-tuning: others share its vectors."""
     what = {"task_list": runs.main_tasks, "scope": "visual"}
-    cosines = {mode: [r["cosine"] for r in runs.find(VECTORS, mode=mode, **what).values()] for mode in MODES}
+    cosines = {mode: [r["cosine"] for r in runs.find(VECTORS, mode=mode, **what).values()] for mode in TRAINED}
     maps = {MODES[mode].title: np.mean(of_mode, 0) for mode, of_mode in cosines.items() if of_mode}
     if not maps:  # they are written beside results of merging, anew with those
         there = results_of(runs, Group(runs.main_tasks))

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 
 from src.experiments.geometry import Record
 from src.experiments.registry import GEOMETRY, MERGING
+from src.merging.depth import TAIL, stage_of
 from src.merging.registry import variant_label, variants
-from src.merging.regmean import TAIL, stage_of
 from src.modes import MODES, TRAINED
 from src.reporting import style
 from src.reporting.claim import Quantity

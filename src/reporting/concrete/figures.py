@@ -1,16 +1,16 @@
 """Figures of the Concrete paper: the course of an adaptation, its coefficients and its mask."""
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import TwoSlopeNorm
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from scipy.special import expit
 
+from src.merging.depth import TAIL, block_of, stage_of
 from src.reporting import style
 from src.reporting.methods import Group, Row, in_order, results_of
 from src.reporting.plots import Drawing, banded, legend_below, method_looks, paper_lines
@@ -19,7 +19,6 @@ from src.reporting.table import printed
 
 PANELS = {"Learning the mask": ("mask", "meta"), "Learning λ": ("lambda",)}  # title -> names of phases
 PHASE_NAMES = {"mask": "mask", "meta": "mask", "lambda": "λ"}
-AFTER = 10**6  # the block of tensors that come after all blocks
 Courses = dict[Row, list[Any]]  # src.records.Adaptation, with the part that was asked for
 
 
@@ -108,23 +107,25 @@ def lambda_heat_map(runs: Runs) -> Figure:
     if not by_row:
         raise runs.missing_merge("method=adamerging")
     maps = {row: np.mean([course["lambda"]["values"] for course in of_row], 0) for row, of_row in by_row.items()}
-    start = next(iter(by_row.values()))[0]["settings"]["coef"]
-    every = np.concatenate([values.ravel() for values in maps.values()])
-    norm = TwoSlopeNorm(start, min(every.min(), start - 1e-6), max(every.max(), start + 1e-6))
+    starts = {row: of_row[0]["settings"]["coef"] for row, of_row in by_row.items()}
+    farthest = max(np.abs(values - starts[row]).max() for row, values in maps.items())
+    norm = Normalize(-farthest, farthest)
     size = (style.WIDTH, 0.5 + 2.0 * len(maps))
     fig, grid = plt.subplots(len(maps), 1, figsize=size, squeeze=False, sharex=True)
     for axes, (row, values) in zip(grid[:, 0], maps.items()):
         coefficients = by_row[row][0]["lambda"]
         layers = list(coefficients["layers"] or ())
         order = [index for _, index in sorted((depth(layer), index) for index, layer in enumerate(layers))]
-        image = axes.imshow(values[:, order], aspect="auto", cmap="RdBu", norm=norm, interpolation="nearest")
+        image = axes.imshow(
+            values[:, order] - starts[row], aspect="auto", cmap="RdBu", norm=norm, interpolation="nearest"
+        )
         axes.set_yticks(range(len(values)), [printed(task) for task in coefficients["tasks"]])
-        axes.set_title(row.title())
+        axes.set_title(f"{row.title()}: λ from {starts[row]:g}")
         style.outlined(axes)
         axes.tick_params(length=0)
         mark_blocks(axes, [layers[index] for index in order])
     bar = fig.colorbar(image, ax=grid, shrink=0.85, pad=0.01)
-    bar.set_label(f"λ (from {start:g})")
+    bar.set_label("λ − λ at the start")
     bar.outline.set_visible(False)
     return fig
 
@@ -132,14 +133,15 @@ def lambda_heat_map(runs: Runs) -> Figure:
 def mask_by_tensor(runs: Runs) -> Figure:
     """Mean of the final mask in every tensor, in the order of the network."""
     by_row = courses(runs, "mask", "concrete_layer_wise_adamerging")
+    tensors = {row: [c["mask"]["by_tensor"] for c in of_row if c["mask"]] for row, of_row in by_row.items()}
+    layers = sorted({layer for means in tensors.values() for layer in means[0]}, key=depth)
     looks = method_looks(runs, by_row)
     fig, axes = plt.subplots(figsize=(style.WIDTH, 2.9))
-    for row, of_row in by_row.items():
-        means: list[Mapping[str, float]] = [course["mask"]["by_tensor"] for course in of_row if course["mask"]]
-        layers = sorted(means[0], key=depth)
-        densities = 100 * np.array([[of_seed[layer] for layer in layers] for of_seed in means])
-        banded(axes, np.arange(len(layers)), densities, label=row.title(), ms=3.5, lw=0.8, **looks[row])
-        mark_blocks(axes, layers)
+    for row, means in tensors.items():
+        own = [index for index, layer in enumerate(layers) if layer in means[0]]  # some mask matrices alone
+        densities = 100 * np.array([[of_seed[layers[index]] for index in own] for of_seed in means])
+        banded(axes, np.array(own), densities, label=row.title(), ms=3.5, lw=0.8, **looks[row])
+    mark_blocks(axes, layers)
     axes.grid(axis="x", visible=False)
     axes.set(ylabel="mean of the mask (%)", title="Density by tensor")
     axes.margins(x=0.01)
@@ -147,24 +149,22 @@ def mask_by_tensor(runs: Runs) -> Figure:
     return fig
 
 
-def depth(layer: str) -> tuple[int, str]:
-    """Where a tensor stands in the image tower, to sort by: before the blocks, in one of them, after them."""
-    block = re.search(r"resblocks\.(\d+)\.(.*)", layer)
-    if block:
-        return int(block[1]), block[2]
-    return (AFTER if re.search(r"visual\.(ln_post|proj)", layer) else -1), layer
+def depth(layer: str) -> tuple[float, str]:
+    """Where a tensor stands in the image tower, to sort by."""
+    block = block_of(layer)
+    return stage_of(layer), block[1] if block else layer
 
 
 def mark_blocks(axes: Axes, layers: Sequence[str]) -> None:
     """Names of the blocks of the network below a sequence of its tensors, and lines between them."""
-    stages = [depth(layer)[0] for layer in layers]
+    stages = [stage_of(layer) for layer in layers]
     firsts = [index for index, stage in enumerate(stages) if index == 0 or stage != stages[index - 1]]
     for first in firsts[1:]:
         axes.axvline(first - 0.5, color=style.BLACK, lw=0.7)
     crowded = len(firsts) > 8
-    names = {-1: "input", AFTER: "output"}
+    names = {0: "input", TAIL: "output"}
     block = "{}" if crowded else "block {}"
-    labels = [names.get(stages[first], block.format(stages[first] + 1)) for first in firsts]
+    labels = [names.get(stages[first], block.format(f"{stages[first]:g}")) for first in firsts]
     middles = [(first + end - 1) / 2 for first, end in zip(firsts, [*firsts[1:], len(stages)])]
     axes.set_xticks(middles, labels)
     if crowded:

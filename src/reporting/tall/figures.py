@@ -106,7 +106,8 @@ def consensus_thresholds(runs: Runs) -> Figure:
             if sweep:
                 values = [100 * v.mean() for v in sweep.values()]
                 spread = [100 * (sd(v) or 0) for v in sweep.values()]
-                axes.errorbar(list(sweep), values, yerr=spread, label=row.title(), elinewidth=0.8, **looks[row])
+                label = row.title() if len(sweep) > 1 else f"{row.title()}, k = {next(iter(sweep))} alone"
+                axes.errorbar(list(sweep), values, yerr=spread, label=label, elinewidth=0.8, **looks[row])
         zeroshot = runs.values(metric="accuracy", **groups[count].columns, **variant_row("zeroshot").columns)
         if not zeroshot.empty:
             _floor(axes, 100 * zeroshot.mean())

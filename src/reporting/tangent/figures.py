@@ -47,13 +47,13 @@ def _advantage(runs: Runs, mode: str) -> Figure:
     _equal_axes(left, max(0, 10 * np.floor((low - 2) / 10)))
     for position, task in enumerate(order):
         i = tasks.index(task) % 8
-        look: dict[str, Any] = dict(color=style.PALETTE[i], marker=style.MARKERS[i], ls="none", mec="white", mew=0.6)
-        look |= dict(ms=7, elinewidth=0.8)
+        look: dict[str, Any] = dict(color=style.PALETTE[i], marker=style.MARKERS[i], ls="none", ms=7, elinewidth=0.8)
+        look |= dict(mfc="none", mew=1.5)  # hollow: equal accuracies do not hide each other
         left.errorbar(x[task].mean(), y[task].mean(), xerr=sd(x[task]), yerr=sd(y[task]), **look)
         right.plot([0, gaps[task].mean()], [position, position], color=look["color"], lw=1.4, zorder=1)
         right.errorbar(gaps[task].mean(), position, xerr=sd(gaps[task]), **look)
     left.set(xlabel="non-linear fine-tuning, test accuracy (%)")
-    left.set(ylabel=f"{MODES[mode].title} (%)", title="Single-task accuracy")
+    left.set(ylabel=f"{MODES[mode].title} (%)", title="Single-task accuracy, symbols as right")
     right.set_yticks(range(len(tasks)), [printed(task) for task in order])
     right.axvline(0, color=style.GREY, lw=0.9)
     right.grid(axis="y", visible=False)
@@ -97,7 +97,12 @@ def addition(runs: Runs) -> Figure:
         axes.set(xlabel="α", ylabel="mean validation accuracy (%)", title=title, xlim=(0, 1))
     handles = [mode_handle(mode) for mode in by_mode]
     fig.legend(
-        handles=handles, loc="outside lower center", ncols=len(handles), title="marker: the α chosen", title_fontsize=8
+        handles=handles,
+        loc="outside lower center",
+        ncols=len(handles),
+        handlelength=4,  # else the marker hides whether a line is dashed
+        title="marker: the α chosen",
+        title_fontsize=8,
     )
     return fig
 
@@ -116,7 +121,7 @@ def negation(runs: Runs) -> Figure:
     _forgetting_curves(left, by_mode)
     _forgotten_tasks(right, runs, by_mode)
     handles = [mode_handle(mode) for mode in ("none", *by_mode)]
-    fig.legend(handles=handles, loc="outside lower center", ncols=4)
+    fig.legend(handles=handles, loc="outside lower center", ncols=4, handlelength=3)
     return fig
 
 
@@ -145,12 +150,13 @@ def _forgotten_tasks(axes: Axes, runs: Runs, by_mode: Mapping[str, Mapping[int, 
     order = sorted(tasks, key=lambda task: -runs.values(task=task, **start).mean())
     heights = np.arange(len(order))[::-1]
     columns = {mode: {"experiment": NEGATION.name, "mode": mode, "metric": "target_accuracy"} for mode in by_mode}
-    for mode, what in {"none": start, **columns}.items():
+    for place, (mode, what) in enumerate({"none": start, **columns}.items()):
         values = [100 * runs.values(task=task, **what) for task in order]
         row = MODES[mode]
         look: dict[str, Any] = dict(color=row.colour, marker=row.marker, ls="none", ms=6, mec="white", mew=0.6)
         spread = [sd(v) or 0 for v in values]
-        axes.errorbar([v.mean() for v in values], heights, xerr=spread, elinewidth=0.8, **look)
+        shifted = heights + 0.17 * (len(columns) / 2 - place)  # else equal accuracies hide each other
+        axes.errorbar([v.mean() for v in values], shifted, xerr=spread, elinewidth=0.8, **look)
     axes.set_yticks(heights, [printed(task) for task in order])
     axes.set(xlabel="target accuracy, test (%)", title="At the chosen α", xlim=(0, 100))
 

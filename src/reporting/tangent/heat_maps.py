@@ -17,6 +17,8 @@ from src.modes import MODES
 from src.reporting import style
 from src.reporting.runs import Runs
 from src.reporting.table import pair_name, printed
+from src.runtime import results
+from src.runtime.messages import few
 
 Pair = tuple[str, ...]
 BOX = "#E3120B"  # red, as in the paper
@@ -46,6 +48,8 @@ def disentanglement_scale(runs: Runs) -> Figure:
         grids = {model.model: mean_grids(model.of(DISENTANGLEMENT, mode)) for model in runs.siblings}
         columns = {model: (pair, of_model[pair]) for model, of_model in grids.items() if pair in of_model}
         rows.append((MODES[mode].title, columns))
+    if len(rows[0][1]) < 2:
+        raise results.MissingResult(f"expected two models of suite {runs.suite}, found {few(rows[0][1])}; fig03 has it")
     return _heat_maps(rows, same_tasks=True)
 
 

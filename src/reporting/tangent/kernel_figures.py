@@ -17,6 +17,7 @@ from src.reporting.table import pair_name, printed
 from src.reporting.tangent.claims import usual_rank
 from src.runtime import results
 
+SPAN = 1e4  # largest over least energy that a panel shows
 COLOURS = {"task": style.BLUE, "heldout": style.SKY, "control": style.VERMILION}  # of groups of images
 
 
@@ -95,15 +96,19 @@ def _joint(axes: Axes, name: tuple[str, str], entries: Sequence[KernelPair]) -> 
 def _clouds(axes: Axes, clouds: Mapping[str, np.ndarray], titles: Mapping[str, str]) -> None:
     """A strip of points for each group with its mean, on a logarithmic axis."""
     jitter = np.random.default_rng(0)
-    floor = min(cloud[cloud > 0].min() for cloud in clouds.values() if (cloud > 0).any())
+    every = np.concatenate(list(clouds.values()))
+    floor = max(every[every > 0].min(), every.max() / SPAN)
     for position, (group, energy) in enumerate(clouds.items()):
         spread = jitter.uniform(-0.22, 0.22, len(energy))
-        axes.scatter(position + spread, np.maximum(energy, floor), s=9, color=COLOURS[group], alpha=0.55, lw=0)
+        inside = energy >= floor
+        look: dict[str, Any] = dict(color=COLOURS[group], alpha=0.55, lw=0)
+        axes.scatter(position + spread[inside], energy[inside], s=9, **look)
+        axes.scatter(position + spread[~inside], np.full((~inside).sum(), floor), s=14, marker="v", **look)
         mean = energy.mean()
         ends = [position - 0.33, position + 0.33]
         axes.plot(ends, [mean] * 2, color=style.BLACK, lw=1.8, solid_capstyle="butt")
-        look: dict[str, Any] = dict(textcoords="offset points", va="center", fontsize=7.5)
-        axes.annotate(f"{mean:.3g}", (position + 0.35, mean), (1, 0), **look)
+        beside: dict[str, Any] = dict(textcoords="offset points", va="center", fontsize=7.5)
+        axes.annotate(f"{mean:.3g}", (position + 0.35, mean), (1, 0), **beside)
     axes.set_yscale("log")
     plain_numbers(axes.yaxis)
     axes.grid(axis="x", visible=False)
