@@ -33,7 +33,13 @@ def consensus_mask(masks: Masks, k: int) -> Mask:
     "consensus",
     title="consensus TA",
     paper="2405.07813",
-    published={"tall": "Consensus TA"},
+    published={
+        "tall": "Consensus TA",
+        "No Task Left Behind (Iso)": "consensus TA",
+        "Task Singular Vectors": "Consensus TA",
+        "WUDI-Merging": "Consensus Merging",
+        "CART": "consensus TA",
+    },
     stage="merging",
     after="tall_mask",
     variants=(

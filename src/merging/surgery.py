@@ -99,7 +99,11 @@ class Repaired(Merge):
     title="Surgery, task arithmetic",
     paper="2402.02705",
     stage="methods-adapting",
-    published={PAPER: f"task arithmetic + {RUN}", "FeatCal": "task arithmetic + Surgery"},
+    published={
+        PAPER: f"task arithmetic + {RUN}",
+        "FeatCal": "task arithmetic + Surgery",
+        "WUDI-Merging": "Representation Surgery",
+    },
     needs=IMAGES,
     variants=(
         Variant(

@@ -40,7 +40,15 @@ def multi_task_vector(problem: Problem, k: float = 100.0) -> TaskVector:
     paper="2212.04089",
     untuned=0.3,
     compared=True,
-    published={"tall": "Task arithmetic", "concrete": "Task Arithmetic", "fusionbench": "Task Arithmetic"},
+    published={
+        "tall": "Task arithmetic",
+        "concrete": "Task Arithmetic",
+        "fusionbench": "Task Arithmetic",
+        "No Task Left Behind (Iso)": "task arithmetic",
+        "Task Singular Vectors": "Task Arithmetic",
+        "WUDI-Merging": "Task Arithmetic",
+        "CART": "task arithmetic",
+    },
     stage="merging",
 )
 @dataclass
@@ -56,7 +64,14 @@ class Sum(Method):
     "average",
     title="weight averaging",
     paper="2203.05482",
-    published={"tall": "Weight averaging", "concrete": "Weight Averaging"},
+    published={
+        "tall": "Weight averaging",
+        "concrete": "Weight Averaging",
+        "No Task Left Behind (Iso)": "weight averaging",
+        "Task Singular Vectors": "Weight Average",
+        "WUDI-Merging": "Weight Averaging",
+        "CART": "weight averaging",
+    },
     stage="merging",
 )
 @dataclass
@@ -67,7 +82,19 @@ class Average(Method):
         return scaled(problem, multi_task_vector(problem, self.k), [1 / len(problem.tasks)])
 
 
-@register("zeroshot", title="zero-shot", paper="2103.00020", published={"tall": "Zeroshot"}, stage="merging")
+@register(
+    "zeroshot",
+    title="zero-shot",
+    paper="2103.00020",
+    published={
+        "tall": "Zeroshot",
+        "No Task Left Behind (Iso)": "zero-shot",
+        "Task Singular Vectors": "Zero-shot",
+        "WUDI-Merging": "Pretrained",
+        "CART": "Pretrained",
+    },
+    stage="merging",
+)
 @dataclass
 class ZeroShot(Method):
     def merge(self, problem: Problem) -> Merge:

@@ -78,7 +78,14 @@ def ties_vector(problem: Problem, k: float, reduce: str) -> TaskVector:
     title="TIES",
     paper="2306.01708",
     untuned=1.0,
-    published={"tall": "TIES", "concrete": "Ties-Merging", "fusionbench": "Ties-Merging"},
+    published={
+        "tall": "TIES",
+        "concrete": "Ties-Merging",
+        "fusionbench": "Ties-Merging",
+        "No Task Left Behind (Iso)": "TIES",
+        "WUDI-Merging": "Ties-Merging",
+        "CART": "TIES",
+    },
     stage="merging",
 )
 @dataclass

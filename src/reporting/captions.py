@@ -33,6 +33,8 @@ CAPTIONS = {
     "of fine-tuning's gain that it keeps: means over tasks and seeds. r: over methods and tasks.",
     "interference": "Singular task interference of every matrix, over its scale, in the order of the network.",
     "methods": "Every merging method on the first benchmark, best first; brackets join those not told apart.",
+    "prediction": "Accuracy of every method here against its published one, a panel for each published table. Named: "
+    "methods that stand farthest from their published place. ρ: Spearman's rank correlation.",
     "number_of_tasks": "Normalised accuracy and storage by the number of merged tasks; bands: the range over subsets.",
     "radar": "Test accuracy of every task under every method that does not adapt, beside the fine-tuned models.",
     "task_vector_cosines": "Cosines between task vectors: how nearly orthogonal the tasks' directions are.",

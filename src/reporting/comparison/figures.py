@@ -14,6 +14,7 @@ from src.modes import MODES, TRAINED
 from src.reporting import style
 from src.reporting.comparison.forest import claims
 from src.reporting.comparison.geometry import alignment, interference
+from src.reporting.comparison.prediction import prediction_figure
 from src.reporting.comparison.ranking import methods
 from src.reporting.methods import FINETUNED, Group, Row, adapts, groups, registered_rows, results_of, variant_row
 from src.reporting.plots import Drawing, legend_below, matrices, method_looks
@@ -159,6 +160,7 @@ def task_vector_cosines(runs: Runs) -> Figure:
 FIGURES = (
     Drawing("claims", claims),
     Drawing("methods", methods),
+    Drawing("prediction", prediction_figure),
     Drawing("number_of_tasks", number_of_tasks),
     Drawing("radar", radar),
     Drawing("task_vector_cosines", task_vector_cosines),

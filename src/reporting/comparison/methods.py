@@ -239,9 +239,14 @@ def _published(runs: Runs, row: Row, family: str) -> Cell:
     return Cell()
 
 
+def keeps_several(result: Result) -> bool:
+    """Whether a method keeps a model for each task."""
+    return result.record["storage"]["this"] > result.record["storage"]["merged"]
+
+
 def _one_each(runs: Runs, shown: list[Row]) -> tuple[str, ...]:
     """Which methods keep a model for each task."""
     results = [r for mode in EVALUATED for r in results_of(runs, Group(runs.main_tasks, mode))]
-    several = {Row.of(r) for r in results if r.record["storage"]["this"] > r.record["storage"]["merged"]}
+    several = {Row.of(result) for result in results if keeps_several(result)}
     titles = [row.title() for row in shown if row in several]
     return (f"A model for each task, and not one for all: {', '.join(titles)}.",) if titles else ()

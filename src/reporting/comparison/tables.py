@@ -11,6 +11,7 @@ from src.reporting.comparison.methods import (
     methods_per_task,
     methods_published,
 )
+from src.reporting.comparison.prediction import prediction
 from src.reporting.methods import FINETUNED, Group, Row, absent_seeds, results_of, rows
 from src.reporting.published import published, published_model
 from src.reporting.runs import Runs
@@ -76,4 +77,4 @@ def _missing(runs: Runs, group: Group, row: Row, severity: int) -> list[str]:
     ]
 
 
-TABLES = (methods, methods_per_task, methods_chosen, methods_published, methods_cost, geometry, robustness)
+TABLES = (methods, methods_per_task, methods_chosen, methods_published, methods_cost, prediction, geometry, robustness)
