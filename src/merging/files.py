@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from src.checkpoints import VISUAL
 from src.merging.base import Merge, Method, Problem
 from src.merging.registry import METHODS, label, load_methods
+from src.merging.search import with_options
 from src.published.convert import HUGGING_FACE_FILE, read_weights, weights_file
 from src.runtime.files import file_hash, replacing
 from src.runtime.messages import CheckpointError, UsageError, nearest
@@ -91,7 +92,11 @@ def method_of(name: str, options: Mapping[str, str]) -> Method:
         raise UsageError(f"{name} has no option {unknown[0]}{nearest(unknown[0], cls.defaults())} It has: {known}")
     if cls.needs != "weights":
         raise UsageError(f"{name} needs {cls.needs}: merge with main.py, which has data")
-    return cls(**{option: yaml.safe_load(value) for option, value in options.items()})
+    try:
+        values = {option: yaml.safe_load(value) for option, value in options.items()}
+    except yaml.YAMLError:
+        raise UsageError(f"--options: expected NAME=VALUE, as in k=20 or alphas=[0.3]; got {dict(options)}") from None
+    return with_options(cls(), values, "--options")
 
 
 def setting_of(method: Method, made: Merge, alpha: float | None) -> Any:
