@@ -159,13 +159,14 @@ def _forecast(names: Sequence[str], root: Path, source: str | None) -> int:
 
 
 def _clean(names: Sequence[str], root: Path) -> int:
-    """Remove files that were set aside or cut short, and archives of what is unpacked."""
+    """Remove what `leftovers` finds."""
     removed = 0
     for name in names:
         for path in leftovers(FACTS[name], root):
-            removed += path.stat().st_size
+            files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
+            removed += sum(file.stat().st_size for file in files)
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
             print(f"removed {path}")
-            path.unlink()
     print(f"{removed / 1e9:.2f} GB are free again")
     return 0
 

@@ -405,13 +405,15 @@ def bytes_to_fetch(facts: Facts, root: Path, source: str | None) -> int | None:
 
 
 def leftovers(facts: Facts, root: Path) -> list[Path]:
-    """Files of a set that nothing reads: set aside, cut short, or an archive of what is unpacked."""
+    """What nothing reads of a set: set aside, cut short, an archive that is unpacked, an Arrow copy of other files."""
     folders = {root / layout.folder for layout in facts.layouts} | {root / load.folder for load in facts.downloads}
     if facts.mirror:
         folders.add(facts.mirror.folder(root))
     if facts.name not in CLASSNAMES:  # a folder of one's own is not ours to clean
         return []
     found = {p for folder in folders for kind in ("*.bad*", "*.part") for p in _below(folder, kind, root)}
+    if facts.mirror:
+        found |= {*hub.stale_copies(facts.mirror, root)}
     if facts.layout(root):
         found |= {p for load in facts.downloads if load.is_archive and (p := load.path(root)).exists()}
     return sorted(found)
