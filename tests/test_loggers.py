@@ -49,3 +49,12 @@ def test_a_package_that_is_not_there_names_its_command(tmp_path, monkeypatch):
 
 def _absent(name):
     raise ImportError(name)
+
+
+def test_wandb_without_a_login_says_what_mends_it(tmp_path, monkeypatch):
+    for name in ("WANDB_MODE", "WANDB_API_KEY", "NETRC"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
+    with pytest.raises(UsageError, match="--wandb: expected a login.*wandb login, or WANDB_MODE=offline"):
+        log(Loggers(wandb=True), tmp_path / "results")
