@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+import wandb
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from src.runtime import loggers
@@ -52,9 +53,9 @@ def _absent(name):
 
 
 def test_wandb_without_a_login_says_what_mends_it(tmp_path, monkeypatch):
-    for name in ("WANDB_MODE", "WANDB_API_KEY", "NETRC"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
-    with pytest.raises(UsageError, match="--wandb: expected a login.*wandb login, or WANDB_MODE=offline"):
-        log(Loggers(wandb=True), tmp_path / "results")
+    def refused(**named):
+        raise wandb.errors.UsageError("No API key configured. Use `wandb login` to log in.")
+
+    monkeypatch.setattr(wandb, "init", refused)
+    with pytest.raises(UsageError, match="--wandb: expected a login, found: No API key.*wandb login, or WANDB_MODE="):
+        log(Loggers(wandb=True), tmp_path)
