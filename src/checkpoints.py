@@ -37,7 +37,7 @@ VISUAL = "model.visual."  # how the names of the trained tensors, the image towe
 OLD_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9"  # how files of torch.save before 1.6 begin
 FORMAT = 1
 FIELDS = ("model", "task", "mode", "seed", "step")
-WEIGHTS = ("weights", "head")  # kinds of files whose tensors are computed with
+WEIGHTS = ("weights", "head", "task vector")  # kinds of files whose tensors are computed with
 NUMBERS = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8")
 MAX_HEADER = 100_000_000  # bytes: safetensors' own limit
 
@@ -125,7 +125,7 @@ def save(path: Path, weights: Mapping[str, torch.Tensor], header: Mapping, kind:
     """Write `weights` with `header` to `path`, whole or not at all.
 
     header: JSON values; `model` must be among them, the others of FIELDS are null when absent.
-    kind: "weights" (of an image encoder), "head" or "masks"; a reader that expects one kind refuses the others.
+    kind: "weights" (of an image encoder), "head", "task vector" or "masks"; a reader that expects one refuses the others.
     Raises CheckpointError for weights or a head that are not finite, and StorageError.
     """
     if not header.get("model"):
