@@ -125,7 +125,7 @@ def save(path: Path, weights: Mapping[str, torch.Tensor], header: Mapping, kind:
     """Write `weights` with `header` to `path`, whole or not at all.
 
     header: JSON values; `model` must be among them, the others of FIELDS are null when absent.
-    kind: "weights" (of an image encoder), "head", "task vector" or "masks"; a reader that expects one refuses the others.
+    kind: "weights" (of an image encoder), "head", "task vector" or "masks"; a reader of one refuses the others.
     Raises CheckpointError for weights or a head that are not finite, and StorageError.
     """
     if not header.get("model"):
