@@ -8,6 +8,7 @@ from typing import get_args
 import pytest
 from script_parsers import every_flag
 
+import demo
 import eval_disentanglement
 import eval_ntk_localization
 import eval_single_task
@@ -158,6 +159,12 @@ WRONG = [
     (reproduce, "--seeds=1-99999999999999"),
     (finetune, "--seed=99999999999999999999"),
     (eval_ntk_localization, "--ranks=1.5"),
+    (eval_ntk_localization, "--ranks=99"),
+    (finetune, "--tasks="),
+    (finetune, "--tasks=,"),
+    (finetune, "--tasks=digits,digits"),
+    (main, "DATASETS=[]"),
+    (demo, "--steps=0"),
     (eval_task_negation, "--control-threshold=95"),
     (main, "model=ViT-Min"),
     (main, "device=cdua"),
@@ -167,6 +174,8 @@ WRONG = [
 @pytest.mark.parametrize("script, flag", WRONG, ids=lambda value: getattr(value, "__name__", value))
 def test_a_wrong_number_ends_with_its_name_and_writes_nothing(script, flag, tmp_path, capsys):
     places = [f"save={tmp_path}/c", f"results={tmp_path}/r", f"cache_dir={tmp_path}/i"]
+    if script is demo:
+        places = [f"folder={tmp_path}"]
     if script is not main:
         places = ["--" + place.replace("_", "-") for place in places]
     with pytest.raises(SystemExit) as stop:

@@ -93,7 +93,10 @@ def take_options(flags: dict[str, Any]) -> tuple[Run, Options]:
     for name in ("overwrite", "skip_corrupt", "wandb", "tensorboard"):
         if not isinstance(flags[name], bool):
             raise UsageError(f"{name}: expected true or false; got {flags[name]!r}")
-    mode, named, count = flags.pop("finetuning_mode"), flags.pop("DATASETS") or flags["tasks"], flags.pop("num_tasks")
+    mode, datasets, count = flags.pop("finetuning_mode"), flags.pop("DATASETS"), flags.pop("num_tasks")
+    if [] in (datasets, flags["tasks"]):
+        raise UsageError("DATASETS, tasks: expected at least one task, found none")
+    named = datasets or flags["tasks"]
     if mode not in EVALUATED:
         raise UsageError(f"finetuning_mode: {mode!r} does not exist{nearest(mode, EVALUATED)} Known: {EVALUATED}")
     check(num_tasks=count)

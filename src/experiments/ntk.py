@@ -91,6 +91,9 @@ def localize_kernel(
     ranks: numbers of eigenfunctions, or shares of the trace.
     """
     check(num_samples=num_samples, chunk_size=chunk_size, ranks=ranks)
+    counts = [rank for rank in ranks if isinstance(rank, int)]
+    if tuple(ranks) != NTK_RANKS and max(counts, default=0) > num_samples:
+        raise UsageError(f"--ranks: expected at most the {num_samples} of --num-samples; got {max(counts)}")
     options: dict[str, Any] = {
         "reduction": reduction,
         "pairs": pairs or run.suite_row.ntk_pairs,
