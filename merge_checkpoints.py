@@ -24,6 +24,7 @@ def main(argv=None) -> None:
     parser.add_argument("--options", nargs="+", default=[], metavar="NAME=VALUE", help="of the method, as k=20")
     parser.add_argument("--alpha", type=float, help="the coefficient; by default the method's only or published one")
     parser.add_argument("--output", type=Path, required=True, help=".safetensors, or a folder for Hugging Face ones")
+    parser.add_argument("--overwrite", action="store_true", help="replace what is at --output already")
     flags = vars(parser.parse_args(argv))
     from src.merging.files import merge_files  # here, so that --help does not wait for torch
 

@@ -9,14 +9,16 @@ from src import counterparts
 from src.datasets.corruptions import SEVERITIES
 from src.datasets.registry import BENCHMARKS, SUITES
 from src.modes import EVALUATED, SCOPES, TRAINED
+from src.ranges import RANGES, check
 from src.run import Corruption, Run, pair_names
 from src.runtime.distributed import check_devices, leave_to_the_first, under_torchrun
-from src.runtime.messages import nearest
-from src.runtime.paths import Places
+from src.runtime.messages import UsageError, nearest
+from src.runtime.paths import Places, expanded
 
 BOTH = "both"
 REPRODUCED = Path("reproduced")  # apart from results/, which ships: there most is finished
 PRECISIONS = ("fp32", "tf32", "bf16")
+MOST_SEEDS = 1000  # of one range: a slip of the keyboard would fill the memory
 
 
 class Formatter(argparse.RawDescriptionHelpFormatter):
@@ -39,6 +41,24 @@ class Parser(argparse.ArgumentParser):
             raise argparse.ArgumentError(
                 action, f"{value!r} does not exist{hint} Known: {', '.join(map(str, action.choices))}"
             )
+
+    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
+        """Numbers of the range of their flag, and paths whose `~` is the home folder."""
+        if action.type is Path:
+            try:
+                return expanded(arg_string)
+            except UsageError as error:
+                raise argparse.ArgumentError(action, str(error)) from None
+        allowed = RANGES.get(action.dest) if action.type in (int, float, rank) else None
+        try:
+            value = super()._get_value(action, arg_string)
+        except argparse.ArgumentError:
+            if allowed is None:
+                raise
+            value = arg_string
+        if allowed is not None and value not in allowed:
+            raise argparse.ArgumentError(action, f"expected {allowed}; got {arg_string!r}")
+        return value
 
     def parse_args(self, args=None, namespace=None):
         """As argparse's; flags of other projects are refused with what stands for them here."""
@@ -189,14 +209,21 @@ def rank(text: str) -> int | float:
 
 
 def _numbers(text: str) -> list[int]:
-    """`1,2,5-7`: numbers and ranges of them, both ends included."""
+    """`1,2,5-7`: seeds and ranges of them, both ends included."""
     numbers: list[int] = []
     try:
         for piece in text.split(","):
             first, _, last = piece.partition("-")
-            numbers += range(int(first), int(last or first) + 1)
+            ends = range(int(first), int(last or first) + 1)
+            if not ends or ends[-1] not in RANGES["seeds"] or len(ends) > MOST_SEEDS:
+                raise ValueError
+            numbers += ends
     except ValueError:
-        raise argparse.ArgumentTypeError(f"expected numbers such as 1,2,5-7; got {text!r}") from None
+        raise argparse.ArgumentTypeError(
+            f"expected numbers such as 1,2,5-7, each {RANGES['seeds']}, {MOST_SEEDS} in a range at most; got {text!r}"
+        ) from None
+    if len({*numbers}) < len(numbers):
+        raise argparse.ArgumentTypeError(f"expected each seed once; got {text!r}")
     return numbers
 
 
@@ -216,6 +243,7 @@ def take_run(flags: dict[str, Any]) -> Run:
     """The run that the shared flags mean; they are removed from `flags`. Raises UsageError."""
     places = Places(*(Path(flags.pop(name)) for name in ("save", "results", "cache_dir", "data_location")))
     name, severity = flags.pop("corruption"), flags.pop("severity")
+    check(severity=severity)
     corruption = Corruption(name, severity) if name else None
     batch_size = flags.pop("eval_batch_size")
     own = ("model", "suite", "tasks", "seed", "device", "jobs", "pretrained_path", "skip_corrupt")

@@ -34,9 +34,10 @@ from src.tensors import Weights, check_same
 Masks = dict[str, Weights]  # task -> name -> bool tensor
 
 VISUAL = "model.visual."  # how the names of the trained tensors, the image tower's, begin
+OLD_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9"  # how files of torch.save before 1.6 begin
 FORMAT = 1
 FIELDS = ("model", "task", "mode", "seed", "step")
-WEIGHTS = ("weights", "head")  # kinds of files whose tensors are computed with
+WEIGHTS = ("weights", "head", "task vector")  # kinds of files whose tensors are computed with
 NUMBERS = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8")
 MAX_HEADER = 100_000_000  # bytes: safetensors' own limit
 
@@ -124,7 +125,7 @@ def save(path: Path, weights: Mapping[str, torch.Tensor], header: Mapping, kind:
     """Write `weights` with `header` to `path`, whole or not at all.
 
     header: JSON values; `model` must be among them, the others of FIELDS are null when absent.
-    kind: "weights" (of an image encoder), "head" or "masks"; a reader that expects one kind refuses the others.
+    kind: "weights" (of an image encoder), "head", "task vector" or "masks"; a reader of one refuses the others.
     Raises CheckpointError for weights or a head that are not finite, and StorageError.
     """
     if not header.get("model"):
@@ -374,6 +375,11 @@ def describe_start(start: bytes) -> str:
         return "an empty file"
     if start.startswith(b"PK"):
         return "a pickle (torch.save), which is never executed"
+    if start == OLD_TORCH:
+        return (
+            "a file of torch.save before PyTorch 1.6; write it anew by: "
+            "torch.save(torch.load(FILE, map_location='cpu', weights_only=True), FILE)"
+        )
     if start[:1] == b"\x80" and start[1:2] in b"\1\2\3\4\5":
         return "a bare pickle, which is never executed"
     if start.startswith(b"\x93NUMPY"):

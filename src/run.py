@@ -5,7 +5,6 @@ import shlex
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from src.datasets import corruptions, registry
@@ -14,7 +13,7 @@ from src.ranges import check
 from src.records import Corrupted
 from src.runtime.distributed import cores
 from src.runtime.messages import UsageError, nearest
-from src.runtime.paths import Paths, Places
+from src.runtime.paths import Paths, Places, expanded
 
 PLAIN = re.compile(r"[A-Za-z0-9_./:+-]+( [A-Za-z0-9_./:+-]+)*")  # what Hydra reads without quotes
 
@@ -82,8 +81,9 @@ class Run:
         if path := fields.get("pretrained_path"):
             if ModelName.parse(model).mini:
                 raise UsageError(f"--pretrained-path: {model} has weights of its own; leave the flag out")
-            if not Path(path).expanduser().is_file():
+            if not expanded(path).is_file():
                 raise UsageError(f"--pretrained-path: expected a file of weights, found none at {path}")
+            fields["pretrained_path"] = str(expanded(path))
         device = known_device(device or default_device())
         if jobs is None:
             jobs = cores() if device == "cpu" else 1

@@ -109,7 +109,7 @@ def made_of(run: Run, mode: str, tasks: Iterable[str], encoders: Mapping[str, st
         return {}
     made = {"theta0": known["image"]}
     for task in tasks:
-        path = Path(encoders[task]).expanduser() if encoders and task in encoders else _weights_of(run, task, mode)
+        path = Path(encoders[task]) if encoders and task in encoders else _weights_of(run, task, mode)
         try:
             weights = checkpoints.known_fingerprint(checkpoints.Checkpoint(path)) if path else known["image"]
         except FileNotFoundError:

@@ -28,6 +28,7 @@ from src.runtime.messages import few
 from src.tensors import Weights, check_same, difference, moved
 
 Source = str | os.PathLike | Mapping[str, Tensor] | nn.Module
+KIND = "task vector"  # of a file in the one format
 SOURCES = (str, os.PathLike, Mapping, nn.Module)
 
 
@@ -172,6 +173,10 @@ class TaskVector:
     def __truediv__(self, other) -> Self:
         return self.map(lambda tensor: (tensor / other).to(tensor.dtype)) if _is_scalar(other) else NotImplemented
 
+    def __pow__(self, power) -> Self:
+        """Of each weight, as in the published code."""
+        return self.map(lambda tensor: (tensor**power).to(tensor.dtype)) if _is_scalar(power) else NotImplemented
+
     def abs(self) -> Self:
         return self.map(torch.abs)
 
@@ -232,6 +237,28 @@ class TaskVector:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.num_parameters()} weights, norm {self.norm():.4g})"
+
+    def save(self, path: Path, model: str, **header: Any) -> None:
+        """Write it in the one format. model: of which it is; header: such as `task`. Raises CheckpointError."""
+        from src import checkpoints
+
+        mode = {None: None, False: "standard", True: "linear"}[self.linear]
+        checkpoints.save(path, self.vector, {"model": model, "mode": mode} | header, KIND)
+
+    @classmethod
+    def load(cls, path: Path, **expect: Any) -> "TaskVector":
+        """The vector that `save` wrote, of the kind that it was; expect: such as `model`.
+
+        Raises CheckpointError for another file, and TypeError for a vector of the other kind than the class.
+        """
+        from src import checkpoints
+
+        file = checkpoints.Checkpoint(path, kind=KIND, **expect)
+        mode = MODES.get(file.header.get("mode") or "")
+        kind = TaskVector if mode is None else LinearizedTaskVector if mode.tangent else NonLinearTaskVector
+        if cls.linear is not None and kind.linear is not None and kind.linear != cls.linear:
+            raise TypeError(f"{path}: expected a {cls.__name__}, found a {kind.__name__}: cast it with to_...linear()")
+        return (kind if cls.linear is None else cls)(vector=dict(file))
 
     # ---- kinds and application
 

@@ -7,7 +7,7 @@ run that was killed goes on as if it had not been, and any number of processes s
 import math
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -31,7 +31,7 @@ from src.modes import MODES
 from src.ranges import RANGES, check
 from src.run import Run
 from src.runtime.distributed import World, cores
-from src.runtime.files import require_writable
+from src.runtime.files import require_writable, shared_memory
 from src.runtime.locks import only_one
 from src.runtime.loggers import Logger, Loggers
 from src.runtime.messages import NotFinite, UsageError
@@ -186,15 +186,28 @@ class Batches:
             worker_init_fn=heed_parent,
             pin_memory=self.world.device.startswith("cuda"),
             prefetch_factor=PREFETCHED if self.training.workers else None,
+            collate_fn=self._collate(len(shares[0])) if shares else None,
         )
         with starting():
             batches = iter(loader)
         try:
             for number, (images, labels) in zip(range(first, stop), batches):
+                images, labels = torch.as_tensor(images), torch.as_tensor(labels)
                 yield images.to(self.world.device), labels.to(self.world.device), len(self._indices(number))
         except CorruptImage:
             loading.require_decodable(self.run, self.task, "train")  # which names and counts them all
             raise
+
+    def _collate(self, images: int) -> Callable | None:
+        """As arrays, which are sent by value, where /dev/shm has no room for the tensors of all decoding processes."""
+        batch = images * 3 * self.encoder.image_size**2 * torch.float32.itemsize
+        processes = self.training.workers * self.world.size
+        return as_arrays if processes and batch * (PREFETCHED + 1) * processes > shared_memory() else None
+
+
+def as_arrays(examples: Sequence[tuple[torch.Tensor, int]]) -> tuple[np.ndarray, np.ndarray]:
+    """Images and labels of a batch, in the process's own memory."""
+    return np.stack([image.numpy() for image, _ in examples]), np.array([label for _, label in examples])
 
 
 class _Augmented(torch.utils.data.Dataset):

@@ -131,6 +131,8 @@ def test_a_hugging_face_vision_model_gives_the_same_features(tmp_path, path, pre
     if not projected:
         del weights["visual_projection.weight"]
     weights[f"{prefix}embeddings.position_ids"] = torch.arange(17)[None]  # in files of transformers before 4.31
+    if prefix and projected:  # a whole CLIPModel, whose text side is left out
+        weights |= {name: torch.ones(2) for name in ("text_model.x", "text_projection.weight", "logit_scale")}
     save_file(weights, tmp_path / "model.safetensors")
 
     convert.convert(tmp_path / "model.safetensors", path, model="small", task="MNIST", pretrained=pretrained)
@@ -149,10 +151,8 @@ def test_a_hugging_face_vision_model_needs_the_pretrained_projection(tmp_path, p
     save_file({"embeddings.class_embedding": torch.zeros(4)}, tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match="add --pretrained"):
         convert.convert(tmp_path / "model.safetensors", path, model="small")
-    save_file(
-        {"embeddings.class_embedding": torch.zeros(4), "text_model.x": torch.zeros(1)}, tmp_path / "clip.safetensors"
-    )
-    with pytest.raises(CheckpointError, match="expected the tensors of a CLIPVisionModel, found text_model.x"):
+    save_file({"embeddings.class_embedding": torch.zeros(4), "pooler.x": torch.zeros(1)}, tmp_path / "clip.safetensors")
+    with pytest.raises(CheckpointError, match="expected the tensors of a CLIPVisionModel, found pooler.x"):
         convert.convert(tmp_path / "clip.safetensors", path, model="small")
     query = {"embeddings.class_embedding": torch.zeros(4), "encoder.layers.0.self_attn.q_proj.bias": torch.zeros(4)}
     save_file(query, tmp_path / "half.safetensors")
@@ -185,6 +185,63 @@ def test_a_linear_checkpoint_of_positions(path, pretrained, tangent_checkpoint):
         convert.convert(source, path, mode="linear", names=swapped, **options)
     with pytest.raises(CheckpointError, match=f"expected {len(names) - 1} parameters"):
         convert.convert(source, path, mode="linear", names=names[1:], **options)
+
+
+WRAPPED = {
+    "a state dict of DDP": lambda named: {f"module.{key}": value for key, value in named.items()},
+    "of torch.compile": lambda named: {f"_orig_mod.{key}": value for key, value in named.items()},
+    "of both": lambda named: {f"module._orig_mod.{key}": value for key, value in named.items()},
+    "of both, the other way": lambda named: {f"_orig_mod.module.{key}": value for key, value in named.items()},
+    "open_clip's training file": lambda named: {
+        "epoch": 3,
+        "name": "run",
+        "state_dict": OrderedDict((f"module.{key}", value) for key, value in named.items()),
+        "optimizer": {"state": {0: {"step": torch.ones(())}}, "param_groups": [{"lr": 1e-3}]},
+    },
+    "under model": lambda named: {"model": named, "epoch": 3},
+    "under model_state_dict": lambda named: {"model_state_dict": named, "optimizer_state_dict": {"state": {}}},
+}
+
+
+@pytest.mark.parametrize("how", WRAPPED)
+def test_what_training_puts_around_weights_is_taken_off(tmp_path, path, pretrained, how):
+    named = encoder_weights(small_clip())
+    torch.save(WRAPPED[how](named), tmp_path / "x.pt")
+    convert.convert(tmp_path / "x.pt", path, model="small", task="MNIST", pretrained=pretrained)
+    assert_same(checkpoints.load(path, like=pretrained), named)
+
+
+def write_torchscript(path):
+    torch.jit.save(torch.jit.trace(torch.nn.Linear(3, 3), torch.zeros(1, 3)), str(path))
+
+
+def write_index(path):
+    path.mkdir()
+    (path / "model.safetensors.index.json").write_text("{}")
+
+
+UNSUITED = {
+    "TorchScript": ("x.pt", write_torchscript, "which is a program"),
+    "an older torch.save": (
+        "x.pt",
+        lambda path: torch.save({"a": torch.ones(1)}, path, _use_new_zipfile_serialization=False),
+        "before PyTorch 1.6; write it anew by: torch.save",
+    ),
+    "an index of shards": ("model.safetensors.index.json", lambda path: path.write_text("{}"), "found shards; join"),
+    "a shard": ("model-00001-of-00002.safetensors", lambda path: path.write_bytes(b"x"), "found shards; join"),
+    "a folder of shards": ("folder", write_index, "found shards; join"),
+    "a folder without weights": ("folder", lambda path: path.mkdir(), "a folder without model.safetensors"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
+@pytest.mark.parametrize("kind", UNSUITED)
+def test_files_that_cannot_be_converted_say_what_they_are_and_what_mends_it(tmp_path, path, kind):
+    name, write, told = UNSUITED[kind]
+    write(tmp_path / name)
+    with pytest.raises(SystemExit, match=f"{name}.*{told}"):
+        convert.main([str(tmp_path / name), str(path), "--model=small"])
+    assert not path.exists()
 
 
 def test_foreign_weights_are_not_converted(tmp_path, path):

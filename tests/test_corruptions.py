@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+import vision_files as files
 from drawn_checkpoints import draw_checkpoints
+from PIL import Image
 
 import eval_disentanglement
 import eval_ntk_localization
@@ -10,9 +12,12 @@ import eval_single_task
 import eval_task_negation
 from src.args import base_parser, parse
 from src.datasets import loading as data
-from src.datasets.corruptions import CORRUPTIONS, SEVERITIES, CorruptedPixels, corrupt
+from src.datasets.corruptions import CORRUPTIONS, SEVERITIES, CorruptedPixels, corrupt, corrupt_file
+from src.datasets.prepare import prepare
+from src.datasets.vision import FACTS
 from src.evaluation import Denominators
 from src.reporting.result import read_results
+from src.run import Corruption
 from src.runtime import results
 from src.runtime.messages import UsageError
 
@@ -98,6 +103,50 @@ def test_images_on_disk_are_corrupted_as_they_are_read(make_run, tmp_path, monke
     assert (on_disk.pixels[3:40] == in_memory.pixels[3:40]).all()
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_fusion_benchs_protocol_corrupts_files_in_their_own_size(name):
+    """CIFAR-10-C's constants, whatever the size; the noise is that of the data set and the image."""
+    rng = np.random.default_rng(0)
+    smooth = Image.fromarray(rng.integers(20, 235, (6, 9, 3), np.uint8)).resize((300, 200), Image.Resampling.BICUBIC)
+    found = corrupt_file(smooth, "Cars", f"fusion_bench_{name}", 2)
+    again = corrupt_file(smooth, "Cars", f"fusion_bench_{name}", 2)
+    assert found.size == ((32, 32) if name == "pixelate" else (300, 200)) and found.mode == "RGB"
+    assert (np.asarray(found) == np.asarray(again)).all()
+    if name == "contrast":
+        pixels = np.asarray(smooth).astype(float)
+        mean = pixels.mean((0, 1))
+        assert np.abs(np.asarray(found) - (mean + 0.5 * (pixels - mean))).max() <= 1
+    if name == "gaussian_noise":
+        assert 0.05 < (np.asarray(found) / 255 - np.asarray(smooth) / 255).std() < 0.065
+        other = corrupt_file(smooth, "EuroSAT", f"fusion_bench_{name}", 2)
+        assert (np.asarray(found) != np.asarray(other)).any()
+    if name == "pixelate":
+        coarse = smooth.resize((28, 28), Image.Resampling.BOX).resize((32, 32), Image.Resampling.BOX)
+        assert (np.asarray(found) == np.asarray(coarse)).all()
+
+
+def test_files_are_corrupted_before_they_are_cropped(make_run, tmp_path):
+    """On disk into the image cache; on mini in memory. Validation stays clean."""
+    files.class_folders("EuroSAT", tmp_path / "data/eurosat", {"2750": 20}, files.EUROSAT)
+    prepare(FACTS["EuroSAT"], tmp_path / "data", as_is=True)
+    flags = ("--suite=vision", "--tasks=EuroSAT", f"--data-location={tmp_path / 'data'}")
+    clean = make_run(*flags)
+    run = make_run(*flags, "--corruption=fusion_bench_contrast", "--severity=2")
+    image = data.examples(clean, "EuroSAT", "test")[3]
+    expected = data.centre_crop(corrupt_file(image, "EuroSAT", "fusion_bench_contrast", 2), 32)
+    found = data.evaluation_pixels(run, "EuroSAT", "test", 32)
+    assert (found.pixels[3] == expected).all() and isinstance(found.pixels, np.memmap)
+    assert (found.labels == data.evaluation_pixels(clean, "EuroSAT", "test", 32).labels).all()
+    for split in ("val", "test"):
+        same = (
+            data.evaluation_pixels(run, "EuroSAT", split, 32).pixels[:]
+            == data.evaluation_pixels(clean, "EuroSAT", split, 32).pixels[:]
+        ).all()
+        assert same == (split == "val")
+    drawn = make_run("--corruption=fusion_bench_pixelate", "--tasks=digits")
+    assert data.evaluation_pixels(drawn, "digits", "test", 32).pixels.shape[1:] == (32, 32, 3)
+
+
 def test_results_and_states_lie_apart(make_run):
     places = [make_run(*flags).paths for flags in ((), ("--corruption=contrast",), ("--corruption=pixelate",))]
     for name in ("result", "masks", "adaptation_state"):
@@ -111,13 +160,15 @@ def test_results_and_states_lie_apart(make_run):
     ("flags", "message"),
     [
         (["--corruption=motion_blurr"], "did you mean motion_blur? Known: motion_blur, impulse_noise, gaussian_noise"),
-        (["--corruption=contrast", "--severity=6"], "expected one of 1, 2, 3, 4, 5; got 6"),
+        (["--corruption=fusion_bench_contras"], "did you mean fusion_bench_contrast?"),
     ],
 )
 def test_wrong_names_and_severities_say_what_exists(make_run, flags, message):
     with pytest.raises(UsageError) as error:
         make_run(*flags)
     assert message in str(error.value)
+    with pytest.raises(UsageError, match="--severity: expected a whole number of at least 1 and at most 5; got 6"):
+        Corruption("contrast", 6)
 
 
 def test_a_script_scores_corrupted_images_and_others_ask_for_it(make_run, tmp_path, mini_cache):

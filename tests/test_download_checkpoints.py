@@ -240,6 +240,23 @@ def test_a_folder_that_was_fetched_by_hand_needs_no_network(server, run, paths, 
         run(f"--from-folder={tmp_path / 'by hand'}", command=["--model=ViT-L-14", "--kind=checkpoints"])
 
 
+def test_files_under_a_folder_that_resembles_another_model(server, run, paths, tmp_path):
+    serve_tall(tmp_path / "ViT-L-14_lab")
+    run(f"--from-folder={tmp_path / 'ViT-L-14_lab'}")
+    assert_same(checkpoints.load(paths.checkpoint("MNIST", "standard")), weights("MNIST"))
+
+
+def test_the_cache_of_the_hubs_client_is_a_folder_of_files(server, run, paths, tmp_path, pretrained):
+    """models--owner--name/snapshots/<revision>/<file>, which are links to blobs."""
+    cache = tmp_path / "hub/models--tanganke--clip-vit-base-patch16_mnist"
+    (cache / "snapshots/0123").mkdir(parents=True)
+    (cache / "blobs").mkdir()
+    save_file(hugging_face_names(near(encoder_weights(small_clip(seed=9)), 5)), cache / "blobs/abc")
+    (cache / "snapshots/0123/model.safetensors").symlink_to("../../blobs/abc")
+    run("--publisher=fusion_bench", f"--from-folder={tmp_path / 'hub'}")
+    assert checkpoints.load(paths.checkpoint("MNIST", "standard"), like=pretrained, task="MNIST")
+
+
 def test_a_checkpoint_that_was_fine_tuned_here_is_not_overwritten(server, run, paths):
     serve_tall(server.root)
     mine = weights("DTD")

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+import wandb
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from src.runtime import loggers
@@ -49,3 +50,12 @@ def test_a_package_that_is_not_there_names_its_command(tmp_path, monkeypatch):
 
 def _absent(name):
     raise ImportError(name)
+
+
+def test_wandb_without_a_login_says_what_mends_it(tmp_path, monkeypatch):
+    def refused(**named):
+        raise wandb.errors.UsageError("No API key configured. Use `wandb login` to log in.")
+
+    monkeypatch.setattr(wandb, "init", refused)
+    with pytest.raises(UsageError, match="--wandb: expected a login, found: No API key.*wandb login, or WANDB_MODE="):
+        log(Loggers(wandb=True), tmp_path)

@@ -59,8 +59,29 @@ def test_options_and_defaults_of_methods(files, tmp_path, capsys):
     merged = load_file(tmp_path / "merged.safetensors")
     mean = {name: sum(end[name] for end in ends) / 2 for name in start}
     torch.testing.assert_close(merged, mean, atol=1e-6, rtol=1e-5)
-    merge_checkpoints.main([*paths, "--method=ties", out, "--options", "k=50", "reduce=sum"])
+    merge_checkpoints.main([*paths, "--method=ties", "--overwrite", out, "--options", "k=50", "reduce=sum"])
     assert "ties_k=50_reduce=sum of 2 models, coefficient 1.0" in capsys.readouterr().out
+
+
+def test_nothing_is_replaced_unasked(files, tmp_path, capsys):
+    start, ends, paths = files
+    out = tmp_path / "merged.safetensors"
+    for taken in (out, out.with_suffix(".md")):
+        taken.write_text("mine")
+        with pytest.raises(SystemExit) as ended:
+            merge_checkpoints.main([*paths, f"--output={out}"])
+        assert ended.value.code == 2 and f"found {taken}; --overwrite replaces it" in capsys.readouterr().err
+        assert taken.read_text() == "mine" and len(list(tmp_path.iterdir())) == 4
+        taken.unlink()
+    merge_checkpoints.main([*paths, f"--output={out}"])
+    merge_checkpoints.main([*paths, f"--output={out}", "--method=average", "--overwrite"])
+    (tmp_path / "link.safetensors").symlink_to(paths[0])
+    before = load_file(paths[0])
+    for name in ("zero.safetensors", "link.safetensors"):
+        with pytest.raises(SystemExit) as ended:
+            merge_checkpoints.main([*paths, f"--output={tmp_path / name}", "--overwrite"])
+        assert ended.value.code == 2 and "expected another file than those that are merged" in capsys.readouterr().err
+    torch.testing.assert_close(load_file(paths[0]), before, atol=0, rtol=0)
 
 
 @pytest.mark.parametrize(

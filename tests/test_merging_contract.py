@@ -9,7 +9,7 @@ from merging_problems import Counted
 
 from src import checkpoints
 from src.merging import registry
-from src.merging.base import Merge, Method, Problem, Progress, part_of_state
+from src.merging.base import Merge, Method, Problem, Progress, part_of_state, scaled
 from src.merging.consensus import Consensus
 from src.merging.geometry import describe, vector_geometry
 from src.merging.mag_masking import MagnitudeMasking
@@ -263,9 +263,8 @@ def test_labels_tell_options_and_searches_apart():
 
 
 def test_a_merge_without_settings_is_refused():
-    for method in (Ties(alphas=[]), TallMask(tall_mask_lambda=[])):
-        with pytest.raises(UsageError, match="at least one coefficient"):
-            method.merge(problem())
+    with pytest.raises(UsageError, match="at least one coefficient"):
+        scaled(problem(), Ties().merge(problem()).vector("a", 1.0), [])
 
 
 def test_mask_analysis_counts_what_it_says():

@@ -595,7 +595,7 @@ def test_unknown_methods_keys_and_types_get_hydras_message(place, overrides, sai
     [
         (["finetuning_mode=linaer"], "Known: "),
         (["DATASETS=[sings]"], "did you mean signs"),
-        (["num_tasks=0"], "expected at least 1"),
+        (["num_tasks=0"], "expected a whole number of at least 1"),
         (["num_tasks=21"], "from 1 to 20"),
         (["scope=text"], "visual, published"),
         (["method=ties", "method.k=0"], "percent"),
@@ -603,7 +603,7 @@ def test_unknown_methods_keys_and_types_get_hydras_message(place, overrides, sai
         (["method=consensus", "method.prun_thre_k=-1"], "prun_thre_k"),
         (["output=merged.pt", "overwrite=True"], ".safetensors"),
         (["+encoders.letters=x.safetensors", "num_tasks=2"], "expected tasks among"),
-        (["method=sum", "method.alphas=[]"], "at least one coefficient"),
+        (["method=sum", "method.alphas=[]"], "at least one value"),
         (["method=ties", "+search.kk=[1]"], "ties has no option kk; it has k, reduce, alphas"),
         (["method=ties", "+search.k=[10,ten]"], "search.k: input should be a valid number"),
         (["method=ties", "+search.reduce=sum"], "search.reduce: expected a list of values, as in +search.k=[10,20]"),

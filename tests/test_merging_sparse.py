@@ -150,33 +150,33 @@ def test_a_vector_of_zeros_among_the_tasks_gives_no_nan(name):
 
 
 @pytest.mark.parametrize(
-    "method, named",
+    "made, named",
     [
-        (Emr(rescale="layer"), "global, published"),
-        (Dare(p=1.0), "share of the weights"),
-        (Dare(then="mean"), "sum, ties"),
-        (Dare(draws=1), "at least 2"),
-        (Breadcrumbs(density=0), "share of the weights"),
-        (Breadcrumbs(gamma=1), "share of the weights"),
-        (Breadcrumbs(by="layer"), "tensor, row"),
-        (Della(density=0.95), "density - epsilon|density − epsilon"),
-        (Della(rescale="l2"), "inverse, l1, none"),
-        (Pcb(variant="paper"), "pcb_ES, pcb, pcb-merging"),
-        (Pcb(clamp=0.5), "share of the weights"),
-        (Pcb(ratio=0), "share of the weights"),
-        (Fisher(estimator="empirical"), "diagonal, published"),
-        (Fisher(classes="one"), "sampled, all"),
-        (Fisher(split="training"), "train, val, test"),
-        (Fisher(floor_by="add"), "max, sum"),
-        (Fisher(floor=0.0), "above 0"),
-        (Fisher(images=0), "at least 1"),
-        (MagnitudePruning(k=0), "percent"),
-        (Sum(k=101), "percent"),
+        (lambda: Emr(rescale="layer"), "global, published"),
+        (lambda: Dare(p=1.0), "share of the weights"),
+        (lambda: Dare(then="mean"), "sum, ties"),
+        (lambda: Dare(draws=1), "at least 2"),
+        (lambda: Breadcrumbs(density=0), "share of the weights"),
+        (lambda: Breadcrumbs(gamma=1), "share of the weights"),
+        (lambda: Breadcrumbs(by="layer"), "tensor, row"),
+        (lambda: Della(density=0.95), "density - epsilon|density − epsilon"),
+        (lambda: Della(rescale="l2"), "inverse, l1, none"),
+        (lambda: Pcb(variant="paper"), "pcb_ES, pcb, pcb-merging"),
+        (lambda: Pcb(clamp=0.5), "share of the weights"),
+        (lambda: Pcb(ratio=0), "share of the weights"),
+        (lambda: Fisher(estimator="empirical"), "diagonal, published"),
+        (lambda: Fisher(classes="one"), "sampled, all"),
+        (lambda: Fisher(split="training"), "train, val, test"),
+        (lambda: Fisher(floor_by="add"), "max, sum"),
+        (lambda: Fisher(floor=0.0), "above 0"),
+        (lambda: Fisher(images=0), "at least 1"),
+        (lambda: MagnitudePruning(k=0), "percent"),
+        (lambda: Sum(k=101), "percent"),
     ],
 )
-def test_a_wrong_option_is_told(method, named):
+def test_a_wrong_option_is_told(made, named):
     with pytest.raises(UsageError, match=named):
-        method.merge(tower_problem())
+        made().merge(tower_problem())
 
 
 # ---- EMR

@@ -143,6 +143,24 @@ def test_a_signal_at_the_very_start_of_a_process_is_its_parents(kind, tmp_path, 
     assert capfd.readouterr().err == ""
 
 
+FIRST = """
+import sys
+sys.path[:0] = [{root!r}, {tests!r}]
+from src.runtime.parallel import map_tasks
+from test_parallel import mask
+if __name__ == "__main__":
+    print([sorted(map(int, blocked)) for blocked in map_tasks(mask, range(2), 2, "first")])
+"""
+
+
+def test_the_very_first_process_of_a_program_has_its_parents_signals_too(tmp_path):
+    """Python's own helper, which its first pool starts, unblocks SIGINT in the process that starts it."""
+    program = tmp_path / "program.py"
+    program.write_text(FIRST.format(root=str(ROOT), tests=str(ROOT / "tests")))
+    ended = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, check=True)
+    assert all(signal.SIGINT in blocked for blocked in ast.literal_eval(ended.stdout.strip()))
+
+
 def test_a_signal_while_processes_start_is_not_lost():
     reached = False
     with pytest.raises(signals.Stopped), signals.caught(signal.SIGINT):

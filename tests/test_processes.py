@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -105,6 +106,52 @@ def test_scripts_run_where_few_files_may_be_open(tmp_path, mini_cache):
     program = [sys.executable, "-c", ONE_AFTER_ANOTHER.format(root=str(ROOT)), json.dumps(commands, default=str)]
     done = subprocess.run(program, capture_output=True, text=True, cwd=tmp_path, timeout=500, preexec_fn=limit)
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+
+
+SMALL_SHM = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+IN_SMALL_SHM = 'mount -t tmpfs -o size={size} tmpfs /dev/shm && exec "$@"'
+
+
+def may_mount() -> bool:
+    if not shutil.which("unshare"):
+        return False
+    tried = subprocess.run([*SMALL_SHM, IN_SMALL_SHM.format(size="64k"), "sh", "true"], capture_output=True)
+    return tried.returncode == 0
+
+
+def in_small_shm(size: str, program: list[str], folder: Path) -> subprocess.CompletedProcess:
+    command = [*SMALL_SHM, IN_SMALL_SHM.format(size=size), "sh", *program]
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=500)
+
+
+@two_cores
+@pytest.mark.skipif(not may_mount(), reason="needs user namespaces, to mount a small /dev/shm")
+def test_scripts_run_where_shared_memory_is_small(tmp_path, mini_cache):
+    """One megabyte, where a container has 64: semaphores go there, and no tensor."""
+    place = Workplace(tmp_path, mini_cache)
+    some = (COMMANDS[0], COMMANDS[1], COMMANDS[2], COMMANDS[8])
+    commands = [(script.removesuffix(".py"), *place.arguments(script), *more) for script, *more in some]
+    program = [sys.executable, "-c", ONE_AFTER_ANOTHER.format(root=str(ROOT)), json.dumps(commands, default=str)]
+    done = in_small_shm("1m", program, tmp_path)
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+
+
+@two_cores
+@pytest.mark.skipif(not may_mount(), reason="needs user namespaces, to mount a small /dev/shm")
+def test_decoding_processes_send_by_value_where_shared_memory_is_small(tmp_path, mini_cache):
+    """The same checkpoint as with room for the batches."""
+    files.class_folders("EuroSAT", tmp_path / "data/eurosat", {"2750": 20}, files.EUROSAT)
+    prepare(FACTS["EuroSAT"], tmp_path / "data", as_is=True)
+    written = []
+    for size in ("100k", "64m"):
+        place = Workplace(tmp_path / size, mini_cache)
+        place.flags |= {"tasks": "EuroSAT", "jobs": "1", "data_location": tmp_path / "data", "suite": "vision"}
+        steps = ("--steps=3", "--batch-size=64", "--workers=2", "--model=ViT-Mini")
+        done = in_small_shm(size, place.command("finetune.py", *steps), tmp_path)
+        assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+        (checkpoint,) = (tmp_path / size).rglob("EuroSAT/standard.safetensors")
+        written.append(checkpoints.load(checkpoint))
+    assert all(torch.equal(tensor, written[1][name]) for name, tensor in written[0].items())
 
 
 STOPPED = "stopped; the same command goes on"

@@ -1,9 +1,14 @@
 """Numbers that make no sense are refused before any work, with the same words wherever they come from."""
 
 import math
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import get_args
 
 import pytest
+from script_parsers import every_flag
 
+import demo
 import eval_disentanglement
 import eval_ntk_localization
 import eval_single_task
@@ -11,20 +16,103 @@ import eval_task_addition
 import eval_task_negation
 import finetune
 import main
+import reproduce
 from src.datasets import registry
-from src.ranges import RANGES, check
+from src.merging.registry import registered
+from src.merging.search import with_options
+from src.merging.ties import Ties
+from src.ranges import OPTIONS, RANGES, Either, Range, check
 from src.run import task_names
 from src.runtime.messages import UsageError
 from src.training import Training
 
 
+def outside(allowed: Range | Either) -> list:
+    """Values that the range refuses: no number, not finite, and, where it has ends, just beyond them."""
+    if isinstance(allowed, Either):
+        return [value for value in outside(allowed.one) if isinstance(value, int)] + outside(allowed.other)
+    step = 1 if allowed.whole else 1e-3
+    low, high = allowed.low - step * (not allowed.above), allowed.high + step * (not allowed.below)
+    ends = [end for end in (low, high) if math.isfinite(end)]
+    return [math.nan, math.inf, -math.inf, *ends, *([0.5] if allowed.whole else [])]
+
+
+def inside(allowed: Range | Either) -> float:
+    if isinstance(allowed, Either):
+        return inside(allowed.one)
+    low = allowed.low if math.isfinite(allowed.low) else 0
+    return low if not allowed.above else low + min(1, (allowed.high - low) / 2)
+
+
 @pytest.mark.parametrize("name", RANGES)
 def test_every_range_has_an_inside_and_an_outside(name):
-    for value in (-1, math.nan, math.inf, -math.inf, "two", True):
-        with pytest.raises(UsageError, match=f"--{name.replace('_', '-')}: expected a .*number"):
+    for value in (*outside(RANGES[name]), "two", True):
+        with pytest.raises(UsageError, match=f"--{name.replace('_', '-')}: expected .*number"):
             check(**{name: value})
+        with pytest.raises(UsageError, match=f"--{name.replace('_', '-')}: expected .*number"):
+            check(**{name: [inside(RANGES[name]), value]})
     check(**{name: None})
-    check(**{name: 2 if RANGES[name].high > 2 else 0.1})
+    check(**{name: inside(RANGES[name])})
+
+
+FLAGS = [
+    pytest.param(parser, action, id=name)
+    for name, parser, action in every_flag()
+    if action.option_strings and action.type is not None and action.type is not Path
+]
+
+
+@pytest.mark.parametrize("parser, action", FLAGS)
+def test_every_flag_that_is_a_number_has_a_range_and_keeps_to_it(parser, action, capsys):
+    assert action.dest in RANGES, "declare it in src/ranges.py"
+    allowed, flag = RANGES[action.dest], action.option_strings[0]
+    for value in (*outside(allowed), "two", "", "1e400"):
+        repeated = [f"{value}"] * (action.nargs if isinstance(action.nargs, int) else 1)
+        words = [flag, *repeated] if action.nargs == 2 and f"{value}"[:1] != "-" else [f"{flag}={value}"]
+        with pytest.raises(SystemExit) as stop:
+            parser.parse_args(words)
+        told = capsys.readouterr().err
+        assert stop.value.code == 2 and f"argument {flag}: expected" in told, value
+
+
+OPTION_NAMES = [
+    (cls, option.name)
+    for cls in registered()
+    for option in fields(cls)
+    if isinstance(value := cls.defaults()[option.name], (int, float, list))
+    and not isinstance(value, bool)
+    or {int, float} & {*get_args(option.type)}
+]
+
+
+@pytest.mark.parametrize("cls, name", OPTION_NAMES, ids=lambda value: getattr(value, "name", value))
+def test_every_option_of_a_method_that_is_a_number_has_a_range_and_keeps_to_it(cls, name):
+    allowed = OPTIONS.get(f"{cls.name}.{name}") or OPTIONS[name]
+    many = isinstance(cls.defaults()[name], list)
+    for value in (*outside(allowed), "two", True):
+        for given in [[value], [inside(allowed), value]] if many else [value]:
+            with pytest.raises(UsageError, match=f"^{name}: expected .*number"):
+                cls(**{name: given})
+            if value is not True:  # which is 1 to what reads +search.k=[...]
+                with pytest.raises(UsageError, match=f"{name}: "):
+                    with_options(cls(), {name: given}, "search")
+    if many:
+        for given in ([], [inside(allowed)] * 2, inside(allowed)):
+            with pytest.raises(UsageError, match=f"^{name}: expected (each|at least one) value"):
+                cls(**{name: given})
+
+
+def test_options_of_a_method_of_your_own_are_finite_numbers():
+    @dataclass
+    class Mine(Ties):
+        mine: list[float] = field(default_factory=list)
+        other: float | None = None
+
+    Mine(mine=[-1.0, 2.0], other=-3.0)
+    with pytest.raises(UsageError, match="other: expected a number that is finite; got inf"):
+        Mine(mine=[1.0], other=math.inf)
+    with pytest.raises(UsageError, match="mine: expected a number that is finite; got nan"):
+        Mine(mine=[math.nan])
 
 
 WRONG = [
@@ -55,6 +143,29 @@ WRONG = [
     (main, "jobs=two"),
     (main, "eval_batch_size=0"),
     (main, "seed=-1"),
+    (main, "severity=6"),
+    (main, "num_tasks=0"),
+    (main, "num_tasks=two"),
+    (main, "save_every=-1"),
+    (main, "eval_every=1.5"),
+    (main, "method.k=0.2"),
+    (main, "method.k=nan"),
+    (main, "method.alphas=[]"),
+    (main, "method.alphas=[0.5,0.5]"),
+    (main, "method.alphas=[0.5,inf]"),
+    (reproduce, "--seeds=-1"),
+    (reproduce, "--seeds=3-1"),
+    (reproduce, "--seeds=1,1"),
+    (reproduce, "--seeds=1-99999999999999"),
+    (finetune, "--seed=99999999999999999999"),
+    (eval_ntk_localization, "--ranks=1.5"),
+    (eval_ntk_localization, "--ranks=99"),
+    (finetune, "--tasks="),
+    (finetune, "--tasks=,"),
+    (finetune, "--tasks=digits,digits"),
+    (main, "DATASETS=[]"),
+    (demo, "--steps=0"),
+    (eval_task_negation, "--control-threshold=95"),
     (main, "model=ViT-Min"),
     (main, "device=cdua"),
 ]
@@ -63,12 +174,14 @@ WRONG = [
 @pytest.mark.parametrize("script, flag", WRONG, ids=lambda value: getattr(value, "__name__", value))
 def test_a_wrong_number_ends_with_its_name_and_writes_nothing(script, flag, tmp_path, capsys):
     places = [f"save={tmp_path}/c", f"results={tmp_path}/r", f"cache_dir={tmp_path}/i"]
+    if script is demo:
+        places = [f"folder={tmp_path}"]
     if script is not main:
         places = ["--" + place.replace("_", "-") for place in places]
     with pytest.raises(SystemExit) as stop:
         script.main([*places, *(["method=sum"] if script is main else []), flag])
     told = capsys.readouterr().err
-    assert stop.value.code == 2 and flag.lstrip("-").partition("=")[0].replace("_", "-") in told
+    assert stop.value.code == 2 and flag.lstrip("-").removeprefix("method.").partition("=")[0].replace("_", "-") in told
     assert "expected" in told or "does not exist" in told
     assert not list(tmp_path.rglob("*"))
 

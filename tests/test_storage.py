@@ -9,21 +9,28 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import adapting_problems
 import pytest
 import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from script_parsers import every_flag
 
 from src import args, checkpoints
 from src.datasets.hub import Snapshot
 from src.datasets.prepare import Record
 from src.experiments.base import carry_out
+from src.experiments.merging import take_options
 from src.experiments.registry import ADDITION
+from src.merging.concrete import ConcreteTaskArithmetic
+from src.merging.consensus import Consensus
+from src.merging.tall_mask import TallMask
 from src.reporting import style, table
 from src.run import Run, override
 from src.runtime import files, program, results
 from src.runtime.files import StorageError, remove_abandoned, replacing, require_writable
+from src.runtime.messages import MissingFile, UsageError
 from src.runtime.paths import Places, from_root
 from src.training import World, finetune
 
@@ -220,12 +227,45 @@ def test_hydra_reads_any_text_as_it_is(name):
     assert str(parsed.value()).replace("\\${", "${") == name
 
 
-def test_a_tilde_is_the_home_folder_everywhere(monkeypatch, tmp_path):
+PATH_FLAGS = [pytest.param(parser, action, id=name) for name, parser, action in every_flag() if action.type is Path]
+
+
+@pytest.mark.parametrize("parser, action", PATH_FLAGS)
+def test_a_tilde_is_the_home_folder_in_every_flag_that_is_a_path(parser, action, monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("HOME", str(tmp_path))
-    flags = [f"--{name}=~/x" for name in ("save", "results", "cache-dir", "data-location")]
-    paths = args.parse(args.base_parser(""), ["--seed=0", *flags])[0].paths
-    assert {paths.save, paths.results, paths.cache, paths.data} == {tmp_path / "x"}
+    assert parser._get_value(action, "~/x") == tmp_path / "x" and parser._get_value(action, "x/~") == Path("x/~")
+    if action.option_strings:
+        with pytest.raises(SystemExit) as stop:
+            parser.parse_args([f"{action.option_strings[0]}=~nobody_of_this_name/x"])
+        assert stop.value.code == 2 and "~nobody_of_this_name/x: expected a home folder" in capsys.readouterr().err
+
+
+def test_a_tilde_is_the_home_folder_in_flags_and_keys_alike(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "x").touch()
+    names = ("save", "results", "cache-dir", "data-location", "pretrained-path")
+    flags = ["--model=ViT-B-32", *(f"--{name}=~/x" for name in names)]
+    keys = args.shared_flags() | {name.replace("-", "_"): "~/x" for name in names} | {"model": "ViT-B-32"}
+    keys |= {"finetuning_mode": "standard", "DATASETS": "MNIST", "num_tasks": 8, "save_every": 0, "eval_every": 0}
+    keys |= {"scope": "visual", "encoders": {"MNIST": "~/x"}, "unseen": [], "search": {}, "format": "suite"}
+    keys |= {"output": "~/x.safetensors", "wandb": False, "tensorboard": False}
+    run, options = take_options(keys)
+    for paths, pretrained in ((run.paths, run.pretrained_path), _of_flags(flags)):
+        assert {paths.save, paths.results, paths.cache, paths.data, Path(pretrained)} == {tmp_path / "x"}
+    assert options.output == tmp_path / "x.safetensors" and options.source.encoders == (("MNIST", f"{tmp_path}/x"),)
     assert from_root("~/x") == tmp_path / "x"
+
+
+def _of_flags(flags):
+    run = args.parse(args.base_parser(""), flags)[0]
+    return run.paths, run.pretrained_path
+
+
+@pytest.mark.parametrize("method", [TallMask, Consensus, ConcreteTaskArithmetic])
+def test_a_tilde_is_the_home_folder_of_a_file_of_masks(method, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises((UsageError, checkpoints.CheckpointError, MissingFile), match=f"{tmp_path}/none.safetensors"):
+        method(mask_file="~/none.safetensors").merge(adapting_problems.problem())
 
 
 def test_no_home_and_no_temporary_folder(monkeypatch, tmp_path):

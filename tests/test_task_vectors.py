@@ -84,6 +84,36 @@ def test_scalars_of_every_library_from_both_sides(scalar):
     assert_equal(u / scalar, 0.5 * u)
 
 
+def test_a_power_is_of_each_weight():
+    tau = TaskVector(vector={"w": torch.tensor([1.0, -2.0, 3.0]), "s": torch.tensor(-2.0)})
+    assert torch.equal((tau**2)["w"], torch.tensor([1.0, 4.0, 9.0])) and (tau**2)["s"] == 4
+    assert (NonLinearTaskVector(vector=tau.vector) ** 3).linear is False
+    with pytest.raises(TypeError):
+        tau**tau
+
+
+@pytest.mark.parametrize("kind", [TaskVector, NonLinearTaskVector, LinearizedTaskVector])
+def test_a_saved_vector_is_the_same_and_of_the_same_kind(kind, tmp_path):
+    tau = kind(vector={"w": torch.randn(3, 2), "s": torch.tensor(-2.0, dtype=torch.float64)})
+    tau.save(tmp_path / "tau.safetensors", "small", task="land")
+    for reader in {TaskVector, kind}:
+        found = reader.load(tmp_path / "tau.safetensors", model="small", task="land")
+        assert type(found) is kind and all(torch.equal(found[name], tau[name]) for name in tau)
+    with pytest.raises(checkpoints.CheckpointError, match="expected kind 'weights'"):
+        checkpoints.Checkpoint(tmp_path / "tau.safetensors")
+    with pytest.raises(checkpoints.CheckpointError, match="expected model 'large'"):
+        kind.load(tmp_path / "tau.safetensors", model="large")
+
+
+def test_a_vector_of_the_other_kind_or_of_no_numbers_is_refused(tmp_path):
+    LinearizedTaskVector(vector={"w": torch.ones(2)}).save(tmp_path / "tau.safetensors", "small")
+    with pytest.raises(TypeError, match="expected a NonLinearTaskVector, found a LinearizedTaskVector"):
+        NonLinearTaskVector.load(tmp_path / "tau.safetensors")
+    with pytest.raises(checkpoints.CheckpointError, match="nothing was written"):
+        TaskVector(vector={"w": torch.tensor([torch.nan])}).save(tmp_path / "nan.safetensors", "small")
+    assert not (tmp_path / "nan.safetensors").exists()
+
+
 def test_a_learned_coefficient_gets_its_gradient():
     coefficient, u = torch.tensor(0.3, requires_grad=True), vector()
     sum(t.sum() for t in (coefficient * u).vector.values()).backward()

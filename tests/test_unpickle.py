@@ -372,7 +372,10 @@ def test_an_archive_with_paths_outside_is_refused_and_writes_none(quiet, folder)
 @pytest.mark.parametrize(
     ("write", "nature"),
     [
-        (lambda path: saved(path, A, _use_new_zipfile_serialization=False), "a bare pickle, which is never executed"),
+        (
+            lambda path: saved(path, A, _use_new_zipfile_serialization=False),
+            "a file of torch.save before PyTorch 1.6; write",
+        ),
         (lambda path: path.write_bytes(pickle.dumps(Armed(path.parent / "RAN"))), "a bare pickle, which is never exec"),
         (lambda path: path.write_bytes(b""), "an empty file"),
         (lambda path: path.write_text("<!DOCTYPE html><html>quota</html>"), "a web page"),

@@ -1,5 +1,6 @@
 """The 20 vision data sets and the control: rows, official formats, mirrors, splits, and what goes wrong with them."""
 
+import contextlib
 import dataclasses
 import gzip
 import hashlib
@@ -868,10 +869,78 @@ def test_files_in_the_hubs_own_cache_are_taken(tmp_path, fake_hub, monkeypatch):
     check_images("SVHN", tmp_path / "data")
 
 
+def made_copies(monkeypatch) -> list[str]:
+    """Fills with the folders of the Arrow copies that are made from now on."""
+    from datasets.packaged_modules.parquet.parquet import Parquet
+
+    made, make = [], Parquet.download_and_prepare
+    monkeypatch.setattr(
+        Parquet, "download_and_prepare", lambda self, folder: (made.append(folder), make(self, folder))[1]
+    )
+    return made
+
+
 def test_a_data_folder_that_may_not_be_written_to_can_be_read(tmp_path, monkeypatch):
     prepared("SVHN", tmp_path, "hub")
-    shutil.rmtree(tmp_path / "hub/.arrow")
+    made = made_copies(monkeypatch)
     monkeypatch.setattr(hub, "READ_ONLY", tmp_path / "elsewhere")
-    monkeypatch.setattr(hub.os, "access", lambda path, mode: False)
+    writable = os.access
+    monkeypatch.setattr(hub.os, "access", lambda path, mode: path != tmp_path / "hub" and writable(path, mode))
+    with refusing_writes(tmp_path / "hub"):
+        check_images("SVHN", tmp_path)
+    assert not made and not (tmp_path / "elsewhere").exists()  # the copies that are there are read
+    shutil.rmtree(tmp_path / "hub/.arrow")
     check_images("SVHN", tmp_path)
-    assert not (tmp_path / "hub/.arrow").exists() and (tmp_path / "elsewhere").exists()
+    assert len(made) == 2 and all(Path(folder).parent == tmp_path / "elsewhere" for folder in made)
+    assert not (tmp_path / "hub/.arrow").exists()
+
+
+@contextlib.contextmanager
+def refusing_writes(folder):
+    """A folder of another user; root, whom no mode stops, meets an error where a lock would be made."""
+    modes = {path: path.stat().st_mode for path in (folder, *folder.rglob("*")) if path.is_dir()}
+    before = sorted(folder.rglob("*"))
+    for path in modes:
+        path.chmod(0o555)
+    try:
+        yield
+        assert sorted(folder.rglob("*")) == before
+    finally:
+        for path, mode in modes.items():
+            path.chmod(mode)
+
+
+@pytest.mark.parametrize("how", ["renamed", "linked", "as another data folder"])
+def test_an_arrow_copy_is_found_by_what_it_is_of(tmp_path, monkeypatch, how):
+    """Not by the spelling of the path: each would be as large as the set."""
+    prepared("SVHN", tmp_path / "data", "hub")
+    made = made_copies(monkeypatch)
+    if how == "linked":
+        (tmp_path / "other").symlink_to(tmp_path / "data")
+    elif how == "renamed":
+        (tmp_path / "data").rename(tmp_path / "other")
+    else:
+        shutil.copytree(tmp_path / "data", tmp_path / "other")  # with the times of its files
+    check_images("SVHN", tmp_path / "other")
+    assert not made
+
+
+def test_arrow_copies_that_nothing_reads_are_removed_by_clean(tmp_path, capsys):
+    prepared("STL10", tmp_path, "hub")
+    arrow = tmp_path / "hub/.arrow"
+    before = {path.name for path in arrow.iterdir() if path.is_dir()}
+    files.hub("STL10", tmp_path, train=30)
+    prepare(FACTS["STL10"], tmp_path, "hub", as_is=True)
+    (arrow / "parquet/default-0").mkdir(parents=True)
+    command.main(["clean", "STL10", f"--data-location={tmp_path}"])
+    after = {path.name for path in arrow.iterdir() if path.is_dir()}
+    assert len(after) == 2 and before != after and "GB are free again" in capsys.readouterr().out
+    check_images("STL10", tmp_path)
+
+
+def test_a_damaged_arrow_copy_is_told(tmp_path):
+    prepared("SVHN", tmp_path, "hub")
+    (copy,) = (tmp_path / "hub/.arrow").glob("*-train-*/*.arrow")
+    copy.unlink()
+    with pytest.raises(DataError, match="remove it, and it is made anew"):
+        ROW["SVHN"].load("train", tmp_path, 0)

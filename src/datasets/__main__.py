@@ -27,7 +27,7 @@ from src.run import Run
 from src.runtime import results
 from src.runtime.distributed import cores
 from src.runtime.messages import nearest
-from src.runtime.paths import ROOT, Places
+from src.runtime.paths import Places, from_root
 from src.runtime.program import exit_on_user_error
 
 GROUPS = {"8": TASKS[:8], "14": TASKS[:14], "20": TASKS, "all": (*TASKS, CONTROL)}
@@ -79,7 +79,7 @@ def parse(arguments: Sequence[str] | None = None) -> dict[str, Any]:
 def main(arguments: Sequence[str] | None = None) -> int:
     flags = parse(arguments)
     names = list(dict.fromkeys(name for given in flags["names"] or FACTS for name in GROUPS.get(given, (given,))))
-    root = ROOT / flags["data_location"].expanduser()
+    root = from_root(flags["data_location"])
     if flags["command"] == "status":
         print(table([state(FACTS[name], root) for name in names], COLUMNS))
         return 0
@@ -90,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if flags["command"] == "clean":
         return _clean(names, root)
     if flags["command"] == "decode":
-        return _decode(names, root, ROOT / flags["cache_dir"], flags["side"])
+        return _decode(names, root, from_root(flags["cache_dir"]), flags["side"])
     failed = []
     for name in names:
         try:
@@ -116,7 +116,7 @@ def _check(names: Sequence[str], root: Path, flags: dict[str, Any]) -> int:
     """One table of all that was found out; 1 where a zero-shot accuracy is too far from the published one."""
     from src.experiments.published_accuracy import doubts, expected  # here, so that the others need not load torch
 
-    places = Places(ROOT / flags["save"], ROOT / flags["results"], data=root)
+    places = Places(from_root(flags["save"]), from_root(flags["results"]), data=root)
     run = Run("vision", flags["model"], 1, TASKS, places)
     path = run.paths.single_task("none")
     record = results.read(path) if path.is_file() else {"n": {}}
@@ -159,13 +159,14 @@ def _forecast(names: Sequence[str], root: Path, source: str | None) -> int:
 
 
 def _clean(names: Sequence[str], root: Path) -> int:
-    """Remove files that were set aside or cut short, and archives of what is unpacked."""
+    """Remove what `leftovers` finds."""
     removed = 0
     for name in names:
         for path in leftovers(FACTS[name], root):
-            removed += path.stat().st_size
+            files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
+            removed += sum(file.stat().st_size for file in files)
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
             print(f"removed {path}")
-            path.unlink()
     print(f"{removed / 1e9:.2f} GB are free again")
     return 0
 

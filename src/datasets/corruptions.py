@@ -4,6 +4,11 @@ Hendrycks and Dietterich, 2019, arXiv:1903.12261. Images below 64 pixels take th
 CIFAR-10-C, 32 x 32; others those of ImageNet-C, 224 x 224, whose blurs and noise leave little of a small image.
 Only `test` is corrupted, for scoring and for what adapts on it: the shift is not known when validation chooses.
 
+FusionBench's protocol (tanganke/fusion_bench, fusion_bench/dataset/image_corruption/make_corruption.py) is another, and
+goes by names of its own, `fusion_bench_contrast`: CIFAR-10-C's constants for images of any size, applied to the file's
+own pixels, before CLIP's resize and crop. Its `pixelate` gives images of 32 x 32. There the noise of an image depends
+on its data set and its pixels. The Concrete paper's robustness has severity 2 of it, on four tasks.
+
 The libraries that hold all seven (imagecorruptions, imgaug, albumentations) are no longer kept up; what Pillow and
 SciPy do is theirs, and the rest is a few lines each.
 
@@ -21,15 +26,19 @@ import numpy as np
 from PIL import Image
 
 from src.datasets.base import PixelArray
+from src.ranges import check as check_range
 from src.runtime.messages import UsageError, nearest
 
 SPLIT = "test"
 SEVERITIES = (1, 2, 3, 4, 5)
 SMALL = 64  # pixels
+FUSION_BENCH = "fusion_bench_"  # how the names of that protocol's corruptions begin
+NATIVE_PIXELS = 32  # of CIFAR-10, whose constants it takes
 EMBOSS = np.array([[-2, -1, 0], [-1, 1, 1], [0, 1, 2]])
 WATER, MUD = np.array([175, 238, 238]), np.array([63, 42, 20])  # RGB: pale turquoise, brown
 
-# Each takes uint8 (side, side, 3), a generator and its constants; gives the image in [0, 255], not yet clipped.
+# Each takes uint8 (height, width, 3), of `pixelate` a square, a generator and its constants; gives the image in
+# [0, 255], not yet clipped.
 
 
 def motion_blur(image: np.ndarray, rng: np.random.Generator, radius: int, sigma: float) -> np.ndarray:
@@ -37,12 +46,12 @@ def motion_blur(image: np.ndarray, rng: np.random.Generator, radius: int, sigma:
     angle = np.deg2rad(rng.uniform(-45, 45))
     steps = np.arange(2 * radius + 1)
     weights = np.exp(-(steps**2) / (2 * sigma**2)).astype(np.float32)
-    far, side = len(steps), len(image)
+    far, (height, width) = len(steps), image.shape[:2]
     padded = np.pad(image.astype(np.float32), ((far, far), (far, far), (0, 0)), "edge")
     blurred = np.zeros(image.shape, np.float32)
     for step, weight in zip(steps, weights / weights.sum()):
         top, left = far + round(step * np.sin(angle)), far + round(step * np.cos(angle))
-        blurred += weight * padded[top : top + side, left : left + side]
+        blurred += weight * padded[top : top + height, left : left + width]
     return blurred
 
 
@@ -166,11 +175,29 @@ CORRUPTIONS = {
 
 def check(name: str, severity: int) -> None:
     """Raises UsageError that says what exists."""
-    if name not in CORRUPTIONS:
-        known = ", ".join(CORRUPTIONS)
-        raise UsageError(f"corruption: {name!r} does not exist{nearest(name, list(CORRUPTIONS))} Known: {known}")
-    if severity not in SEVERITIES:
-        raise UsageError(f"severity: expected one of {', '.join(map(str, SEVERITIES))}; got {severity!r}")
+    known = [*CORRUPTIONS, *(f"{FUSION_BENCH}{name}" for name in CORRUPTIONS)]
+    if name not in known:
+        raise UsageError(f"corruption: {name!r} does not exist{nearest(name, known)} Known: {', '.join(known)}")
+    check_range(severity=severity)
+
+
+def of_fusion_bench(name: str) -> bool:
+    """Whether a corruption is of FusionBench's protocol, which files are corrupted by, not crops."""
+    return name.startswith(FUSION_BENCH)
+
+
+def corrupt_file(image: Image.Image, dataset: str, name: str, severity: int) -> Image.Image:
+    """A corrupted copy of an image in its own size, by FusionBench's protocol; of `pixelate` one of 32 x 32."""
+    check(name, severity)
+    name = name.removeprefix(FUSION_BENCH)
+    pixels = np.asarray(image.convert("RGB"))
+    constants = CORRUPTIONS[name].small[severity - 1]
+    if name == pixelate.__name__:
+        coarse = image.convert("RGB").resize((int(constants[0] * NATIVE_PIXELS),) * 2, Image.Resampling.BOX)
+        return coarse.resize((NATIVE_PIXELS,) * 2, Image.Resampling.BOX)
+    rng = np.random.default_rng([zlib.crc32(f"{dataset} {name}".encode()), zlib.crc32(pixels.tobytes())])
+    changed = CORRUPTIONS[name].function(pixels, rng, *constants)
+    return Image.fromarray(np.clip(changed, 0, 255).astype(np.uint8))
 
 
 def corrupt(pixels: np.ndarray, name: str, severity: int, seeds) -> np.ndarray:

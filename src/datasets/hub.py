@@ -26,6 +26,7 @@ SAME_NAMES = 0.9  # share of the classes that a mirror must call as we do
 STROKES = 100  # images that tell how a set's strokes lie
 UPRIGHT = 1.5  # height over width of strokes: 4 upright and 0.25 on their side, measured on scikit-learn's digit 1
 READ_ONLY = from_root(Places.cache) / "arrow"  # Arrow copies of sets in a folder that may not be written to
+COMPLETE = "dataset_info.json"  # the file of an Arrow copy that is written last
 CONVERTED = "refs/convert/parquet"  # where the hub keeps its own parquet copy of a set that came in another format
 
 
@@ -171,10 +172,29 @@ def _from_shared_cache(snapshot: Snapshot, name: str, folder: Path) -> bool:
     return True
 
 
-def arrow_folder(root: Path) -> Path:
-    """Where Arrow copies lie: beside the snapshots, or in the project's cache where these may not be written to."""
-    beside = root / "hub" / ".arrow"
-    return beside if os.access(beside if beside.exists() else root / "hub", os.W_OK) else READ_ONLY
+def arrow_folders(root: Path) -> list[Path]:
+    """Where Arrow copies may lie: beside the snapshots, or, where no file may be written there, in the cache."""
+    return [root / "hub" / ".arrow", READ_ONLY]
+
+
+def arrow_name(snapshot: Snapshot, folder: Path, files: list[str], part: str) -> str:
+    """Of the Arrow copy of these files: the same wherever the snapshot lies, another where a file is another."""
+    facts = [f"{file} {(status := (folder / file).stat()).st_size} {status.st_mtime_ns}" for file in files]
+    return f"{snapshot.repo.replace('/', '--')}-{part}-{digest([snapshot.revision, *facts])[:16]}"
+
+
+def stale_copies(mirror: Mirror, root: Path) -> list[Path]:
+    """Arrow copies, beside the snapshots, of files of a mirror that are not there any more, or are others now.
+
+    Earlier versions kept all copies in folders called parquet and webdataset.
+    """
+    folder, beside = mirror.folder(root), arrow_folders(root)[0]
+    snapshot, current = Snapshot.read(folder), set()
+    if snapshot and not snapshot.missing(folder):
+        parts = {part: mirror.select(list(snapshot.files), part) for part in ("train", "test")}
+        current = {arrow_name(snapshot, folder, files, part) for part, files in parts.items() if files}
+    ours = re.compile(rf"{re.escape(mirror.repo.replace('/', '--'))}-(train|test)-[0-9a-f]{{16}}|parquet|webdataset")
+    return [copy for copy in beside.glob("*") if ours.fullmatch(copy.name) and copy.name not in current]
 
 
 def _listing(mirror: Mirror, folder: Path) -> Snapshot:
@@ -267,7 +287,8 @@ def read(mirror: Mirror, root: Path, part: str, classnames: tuple[str, ...]) -> 
         raise DataError(f"{folder}: {len(lacking)} files are missing or cut short: {', '.join(lacking[:5])}")
     if not (files := mirror.select(list(snapshot.files), part)):
         raise BadFile(folder / "snapshot.json", f"files of the part {mirror.part(part)!r}", "none")
-    table = _table([str(folder / file) for file in files], part, arrow_folder(root))
+    name = arrow_name(snapshot, folder, files, part)
+    table = _table([str(folder / file) for file in files], part, name, arrow_folders(root))
     from datasets import Image as ImageFeature  # after _table, which explains a wrong `datasets`
 
     if absent := {mirror.image, mirror.label} - set(table.column_names):
@@ -397,26 +418,48 @@ def elongation(image: np.ndarray) -> float:
     return variance(rows) / max(variance(columns), 1e-9)
 
 
-def _table(files: list[str], part: str, cache: Path):
-    """The rows of the files as a `datasets.Dataset`, memory-mapped from an Arrow copy in `cache`.
+def _table(files: list[str], part: str, name: str, folders: list[Path]):
+    """The rows of the files as a `datasets.Dataset`, memory-mapped from an Arrow copy of this name.
 
-    The builders are used without `load_dataset`, which calls the hub to be counted even when all files are local.
+    A copy that is there is read as it is, from a folder that may not be written to as well; else it is made in the
+    first folder that may be. The builders are used without `load_dataset`, which calls the hub to be counted even when
+    all files are local.
     """
     try:
         from datasets.packaged_modules.parquet.parquet import Parquet
         from datasets.packaged_modules.webdataset.webdataset import WebDataset
+
+        from datasets import Dataset, concatenate_datasets
     except ImportError as error:
         raise DataError(
             f"expected Hugging Face's datasets (4 or later), found: {error}. Where src/ stands on sys.path, `datasets` "
             "is this project's src/datasets: start from its root, as in python -m src.datasets or python finetune.py"
         ) from error
     kind = Parquet if files[0].endswith(".parquet") else WebDataset
+    copies = [folder / name for folder in folders]
+    copy = next((copy for copy in copies if (copy / COMPLETE).is_file()), None)
     try:
-        builder = kind(cache_dir=str(cache), data_files={part: files})
-        builder.download_and_prepare()
-        return builder.as_dataset(split=part)
+        if copy is None:
+            copy = next((c for c in copies if _may_be_made(c)), copies[-1])
+            kind(cache_dir=str(copy.parent), data_files={part: files}).download_and_prepare(str(copy))
+        shards = [Dataset.from_file(str(shard)) for shard in sorted(copy.glob("*.arrow"))]
+        expected = read_json(copy / COMPLETE)["splits"][part]["num_examples"]
+        if sum(map(len, shards)) != expected:
+            raise BadFile(copy, f"{expected} rows", f"{sum(map(len, shards))}; remove it, and it is made anew")
+        return concatenate_datasets(shards)
+    except BadFile:
+        raise
     except OSError as error:
-        raise DataError(f"cannot make an Arrow copy of {files[0]} (it needs room in {cache}): {error}") from error
+        raise DataError(
+            f"cannot make or read the Arrow copy of {files[0]} in {copy}: {error}. It needs a folder that may be "
+            f"written to, with room for as much as the files take: {' or '.join(map(str, folders))}"
+        ) from error
     except Exception as error:  # Arrow and the builders promise no types
         reason = f"{type(error).__name__}: {error.__cause__ or error}".splitlines()[0]
         raise BadFile(Path(files[0]), f"whole {Path(files[0]).suffix[1:]} files", reason) from error
+
+
+def _may_be_made(copy: Path) -> bool:
+    """Whether the nearest folder that is there may be written to."""
+    above = next(folder for folder in copy.parents if folder.exists())
+    return os.access(above, os.W_OK)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 from src.datasets import corruptions, registry
 from src.datasets.base import Examples, Pixels
@@ -85,10 +86,25 @@ def evaluation_pixels(run: Run, dataset: str, split: str, side: int) -> Pixels:
 
 @lru_cache(maxsize=16)
 def _corrupted(run: Run, corruption: Corruption, dataset: str, split: str, side: int) -> Pixels:
-    """Small sets, which are held in memory, are corrupted once; those on disk whenever they are read."""
+    """Small sets, which are held in memory, are corrupted once; those on disk whenever they are read.
+
+    Files that are corrupted in their own size go into the image cache, as clean ones do.
+    """
+    name, severity = corruption.name, corruption.severity
+    if corruptions.of_fusion_bench(name):
+        images = examples(run, dataset, split)
+        crop = partial(_corrupted_crop, dataset=dataset, name=name, severity=severity, side=side)
+        if isinstance(images, Pixels):
+            return Pixels(np.stack([crop(images[index]) for index in range(len(images))]), images.labels)
+        transform, folder = f"{name} {severity}, centre_crop {side}", run.paths.images()
+        return cached(images, crop, transform, folder, dataset, split, skip_corrupt=run.skip_corrupt)
     clean = _decoded(run, dataset, split, side)
-    pixels = corruptions.CorruptedPixels(clean.pixels, dataset, corruption.name, corruption.severity)
+    pixels = corruptions.CorruptedPixels(clean.pixels, dataset, name, severity)
     return Pixels(pixels if isinstance(clean.pixels, np.memmap) else pixels[:], clean.labels)
+
+
+def _corrupted_crop(image: Image.Image, dataset: str, name: str, severity: int, side: int) -> np.ndarray:
+    return centre_crop(corruptions.corrupt_file(image, dataset, name, severity), side)
 
 
 def evaluation_batches(

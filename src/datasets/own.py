@@ -64,7 +64,7 @@ def read(path: Path) -> tuple[Facts, Dataset]:
         columns = {key: given[key] for key in ("config", "image", "label", "train", "test") if key in given}
         mirror = Mirror(repo, **columns)
     else:
-        parts = {part: from_root(Path(str(given[part])).expanduser()) for part in ("train", "test")}
+        parts = {part: from_root(str(given[part])) for part in ("train", "test")}
         base = os.path.commonpath(parts.values())
         relative = {part: os.path.relpath(folder, base) for part, folder in parts.items()}
         layouts = (folder_layout(base, partial(_spellings, path, parts["train"]), **relative),)

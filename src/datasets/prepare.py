@@ -22,7 +22,7 @@ from src.datasets.download import Download, remote_size, set_aside
 from src.datasets.examples import BadFile, DataError, Subset, digest
 from src.datasets.official import Layout
 from src.runtime.files import read_json, replacing
-from src.runtime.paths import ROOT
+from src.runtime.paths import ROOT, expanded
 
 DEFAULT_ROOT = ROOT / "data"
 SOURCES = ("official", "hub")
@@ -198,7 +198,7 @@ def load(facts: Facts, split: str, root: Path, seed: int = 0) -> FileExamples:
     """
     if split not in SPLITS:
         raise ValueError(f"expected a split of {', '.join(SPLITS)}, found {split!r}")
-    root = Path(root).expanduser()
+    root = expanded(root)
     record = Record.read(facts, root)
     part, indices = record.splits[split]["part"], record.splits[split]["indices"]
     again = f"If that is meant, run: {facts.command(root, record.source)}"
@@ -222,7 +222,7 @@ def prepare(facts: Facts, root: Path, source: str | None = None, as_is: bool = F
     Raises DataError; where the files are at fault, an older record of the set is gone then, for nothing vouches for
     them. A record survives what is stopped on the way, and a network that fails.
     """
-    root = Path(root).expanduser()
+    root = expanded(root)
     if not verify and (record := ready(facts, root, source, as_is)):
         return record
     source = source or ("official" if facts.layout(root) else "hub")
@@ -405,13 +405,15 @@ def bytes_to_fetch(facts: Facts, root: Path, source: str | None) -> int | None:
 
 
 def leftovers(facts: Facts, root: Path) -> list[Path]:
-    """Files of a set that nothing reads: set aside, cut short, or an archive of what is unpacked."""
+    """What nothing reads of a set: set aside, cut short, an archive that is unpacked, an Arrow copy of other files."""
     folders = {root / layout.folder for layout in facts.layouts} | {root / load.folder for load in facts.downloads}
     if facts.mirror:
         folders.add(facts.mirror.folder(root))
     if facts.name not in CLASSNAMES:  # a folder of one's own is not ours to clean
         return []
     found = {p for folder in folders for kind in ("*.bad*", "*.part") for p in _below(folder, kind, root)}
+    if facts.mirror:
+        found |= {*hub.stale_copies(facts.mirror, root)}
     if facts.layout(root):
         found |= {p for load in facts.downloads if load.is_archive and (p := load.path(root)).exists()}
     return sorted(found)

@@ -72,7 +72,7 @@ def measure_disentanglement(
     range, n_points: of the coefficients on each axis; num_samples: test images of each task, None: all on vision.
     What is None has the suite's value.
     """
-    check(n_points=n_points, num_samples=num_samples)
+    check(n_points=n_points, num_samples=num_samples, range=range)
     low, high = range
     if not (np.isfinite([low, high]).all() and low <= -1 and high >= 1):
         raise UsageError(f"--range: expected an interval that contains the box [-1, 1]; got {low:g} {high:g}")

@@ -22,7 +22,7 @@ def leaks_record(run: Run, mode: str, encoders: Mapping[str, str] | None = None)
 
 
 def _reason(run: Run, mode: str, task: str, encoders: Mapping[str, str]) -> str:
-    path = Path(encoders[task]).expanduser() if task in encoders else run.paths.checkpoint(task, MODES[mode].checkpoint)
+    path = Path(encoders[task]) if task in encoders else run.paths.checkpoint(task, MODES[mode].checkpoint)
     origin = checkpoints.header(path).get("provenance") if path.is_file() else None
     if not origin:
         return ""

@@ -27,6 +27,7 @@ from src.merging.search import Searched
 from src.merging.watch import Watch
 from src.modes import EVALUATED
 from src.published.export import FORMATS, export_for_others, files_for_others, merge_of
+from src.ranges import check
 from src.records import Adaptation, Merging, checked
 from src.run import Run, task_names
 from src.runtime import results
@@ -36,6 +37,7 @@ from src.runtime.files import require_writable
 from src.runtime.locks import only_one
 from src.runtime.loggers import Logger, Loggers
 from src.runtime.messages import UsageError, nearest
+from src.runtime.paths import expanded
 
 Record = Merging
 
@@ -91,23 +93,24 @@ def take_options(flags: dict[str, Any]) -> tuple[Run, Options]:
     for name in ("overwrite", "skip_corrupt", "wandb", "tensorboard"):
         if not isinstance(flags[name], bool):
             raise UsageError(f"{name}: expected true or false; got {flags[name]!r}")
-    mode, named, count = flags.pop("finetuning_mode"), flags.pop("DATASETS") or flags["tasks"], flags.pop("num_tasks")
+    mode, datasets, count = flags.pop("finetuning_mode"), flags.pop("DATASETS"), flags.pop("num_tasks")
+    if [] in (datasets, flags["tasks"]):
+        raise UsageError("DATASETS, tasks: expected at least one task, found none")
+    named = datasets or flags["tasks"]
     if mode not in EVALUATED:
         raise UsageError(f"finetuning_mode: {mode!r} does not exist{nearest(mode, EVALUATED)} Known: {EVALUATED}")
-    if not (isinstance(count, int) and count >= 1):
-        raise UsageError(f"num_tasks: expected at least 1; got {count}")
+    check(num_tasks=count)
     run = take_run(flags | {"tasks": str(named) if isinstance(named, int) else named or str(count)})
     steps = {name: flags[name] for name in ("save_every", "eval_every")}
     if steps["eval_every"] is None:
         steps["eval_every"] = run.protocol.watch_every
-    for name, value in steps.items():
-        if not (isinstance(value, int) and value >= 0):
-            raise UsageError(f"{name}: expected a number of steps, 0 for none; got {value!r}")
+    check(**steps)
+    encoders = tuple(sorted((task, str(expanded(path))) for task, path in flags["encoders"].items()))
     return run, Options(
-        source=Source(mode, flags["scope"], tuple(sorted(flags["encoders"].items()))),
+        source=Source(mode, flags["scope"], encoders),
         unseen=unseen_tasks(run, flags["unseen"]),
         search=_searched(flags["search"]),
-        output=Path(flags["output"]).expanduser() if flags["output"] else None,
+        output=expanded(flags["output"]) if flags["output"] else None,
         format=flags["format"],
         loggers=Loggers(flags["wandb"], flags["tensorboard"]),
         overwrite=flags["overwrite"],

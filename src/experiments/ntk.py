@@ -5,7 +5,6 @@ eigenfunctions to held-out images of the task and to the control's. The paper gi
 nor the numbers of samples and eigenfunctions, and no script was ever published.
 """
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, cast
@@ -91,9 +90,10 @@ def localize_kernel(
     task, held out of it, and of the control. chunk_size: images whose gradients are held at once, by default 4 GiB.
     ranks: numbers of eigenfunctions, or shares of the trace.
     """
-    check(num_samples=num_samples, chunk_size=chunk_size)
-    if wrong := [rank for rank in ranks if not (math.isfinite(rank) and rank > 0)]:
-        raise UsageError(f"--ranks: expected numbers of eigenfunctions or shares of the trace; got {wrong[0]}")
+    check(num_samples=num_samples, chunk_size=chunk_size, ranks=ranks)
+    counts = [rank for rank in ranks if isinstance(rank, int)]
+    if tuple(ranks) != NTK_RANKS and max(counts, default=0) > num_samples:
+        raise UsageError(f"--ranks: expected at most the {num_samples} of --num-samples; got {max(counts)}")
     options: dict[str, Any] = {
         "reduction": reduction,
         "pairs": pairs or run.suite_row.ntk_pairs,

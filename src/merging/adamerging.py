@@ -26,7 +26,6 @@ from src.merging.adaptation import (
     Adapting,
     MergedModel,
     check_choice,
-    check_least,
     given,
     schedule,
     stacked,
@@ -109,8 +108,6 @@ class AdaMerging(Adapting):
         usual_steps, usual_lr = schedule(problem, self.steps, published.steps, "adamerging")
         steps, lr = given(self.steps, usual_steps), given(self.lr, usual_lr)
         batches, clamp = given(self.batches, published.batches), given(self.clamp, published.clamp)
-        check_least(0, steps=steps, lr=lr)
-        check_least(1, batches=batches)
         method = replace(self, steps=steps, lr=lr, batches=batches, clamp=clamp)
         model = MergedModel(problem, method, clamp, self.task_vectors(problem), self.loss)
         lam = model.coefficients(self.granularity).requires_grad_()

@@ -101,12 +101,6 @@ def check_choice(option: str, value: str, known: Iterable[str]) -> None:
         raise UsageError(f"{option}: expected one of {', '.join(known)}; got {value!r}")
 
 
-def check_least(least: int, **options: float) -> None:
-    for option, value in options.items():
-        if not value >= least:
-            raise UsageError(f"{option}: expected at least {least}; got {value}")
-
-
 def schedule(problem: Problem, asked: int | None, published: int, family: str) -> tuple[int, float]:
     """Number of steps and Adam's rate: the published schedule, as many times shorter as the suite says of the family.
 
@@ -151,7 +145,6 @@ class MergedModel:
             )
         self.loss, self.labelled = loss, problem.labelled(method) if loss == "labels" else None
         check_choice("vectors", method.vectors, ("float16", "bfloat16", "float32", "float64"))
-        check_least(1, batch_size=method.batch_size, pass_size=method.pass_size)
         self.problem, self.method, self.clamp = problem, method, clamp
         self.encoder = self.images.encoder()
         self.start = {name: tensor.detach() for name, tensor in self.encoder.state_dict().items()}  # θ0

@@ -38,7 +38,6 @@ from src.merging.adaptation import (
     Mask,
     MergedModel,
     check_choice,
-    check_least,
     given,
     schedule,
     unmasked,
@@ -46,6 +45,7 @@ from src.merging.adaptation import (
 from src.merging.base import Merge, Problem, Variant, scaled
 from src.merging.matrices import SVD, MatrixMethod, matrices_of, share, total
 from src.merging.registry import register
+from src.ranges import check_option
 from src.runtime.messages import UsageError
 
 STARTS = ("task_arithmetic", "cart")
@@ -88,8 +88,7 @@ class ComponentMask:
     """
 
     def __init__(self, logits: dict[str, Tensor], temperature: float):
-        if not temperature > 0:
-            raise UsageError(f"temperature: expected a number above 0; got {temperature}")
+        check_option("temperature", temperature)
         self.logits, self.temperature = logits, temperature
 
     def __call__(self, name: str) -> Tensor | None:
@@ -170,9 +169,6 @@ class AdaRank(Adapting, MatrixMethod):
         usual_steps, usual_lr = schedule(problem, self.steps, STEPS, "adarank")
         steps, lr = given(self.steps, usual_steps), given(self.lr, max(LR, usual_lr / SHARE))
         mask_lr = given(self.mask_lr, lr)
-        check_least(0, steps=steps, lr=lr, mask_lr=mask_lr)
-        if not self.initial_logit > 0:
-            raise UsageError(f"initial_logit: expected a number above 0; got {self.initial_logit}")
         method = replace(self, steps=steps, lr=lr, mask_lr=mask_lr)
         model = ComponentModel(problem, method)
         mask, lam = method.mask(model), model.coefficients("layer").requires_grad_()

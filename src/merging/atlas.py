@@ -19,7 +19,6 @@ from src.merging.adaptation import (
     LABELS,
     Adapting,
     MergedModel,
-    check_least,
     given,
     schedule,
 )
@@ -43,7 +42,6 @@ class Atlas(Adapting):
     def merge(self, problem: Problem) -> Merge:
         usual_steps, usual_lr = schedule(problem, self.steps, STEPS, "adamerging")
         steps, lr = given(self.steps, usual_steps), given(self.lr, usual_lr)
-        check_least(0, steps=steps, lr=lr, weight_decay=self.weight_decay, clip=self.clip)
         model = MergedModel(problem, replace(self, steps=steps, lr=lr), loss="labels")
         lam = model.coefficients(self.granularity).requires_grad_()
         adam = torch.optim.AdamW([lam], lr, weight_decay=self.weight_decay)

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, cast, get_type_hints
 
 import torch
 
@@ -28,6 +28,7 @@ from src.checkpoints import VISUAL, CheckpointError
 from src.datasets.registry import Suite
 from src.evaluation import FeatureMap, Line
 from src.modes import SCOPES
+from src.ranges import check_options
 from src.runtime.messages import UsageError, few
 from src.task_vectors import TaskVector
 from src.tensors import check_same, difference
@@ -364,6 +365,11 @@ class Method(ABC):
     after: ClassVar[str | None]
     untuned: ClassVar[float | None]
     variants: ClassVar[tuple[Variant, ...]]
+
+    def __post_init__(self):
+        """Raises UsageError for an option that is no number of its range (src/ranges.py)."""
+        options = {option.name: getattr(self, option.name) for option in fields(cast(Any, self))}
+        check_options(getattr(type(self), "name", ""), options, get_type_hints(type(self)))
 
     @abstractmethod
     def merge(self, problem: Problem) -> Merge: ...

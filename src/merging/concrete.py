@@ -20,7 +20,6 @@ values.
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -35,13 +34,14 @@ from src.merging.adaptation import (
     MergedModel,
     NonFiniteLoss,
     check_choice,
-    check_least,
     given,
     schedule,
 )
 from src.merging.base import Drawn, Merge, Problem, Scaled, scaled
 from src.merging.concrete_mask import FINAL, ConcreteMask, mean_of, rescaled
 from src.merging.registry import register
+from src.runtime.messages import UsageError
+from src.runtime.paths import expanded
 
 
 @dataclass(frozen=True)
@@ -85,13 +85,13 @@ class Concrete(Adapting):
         Raises CheckpointError for the mask of another model or protocol.
         """
         check_choice("final", self.final, FINAL)
-        check_least(2 if self.final == "mean" else 1, draws=self.draws)
-        check_least(0, mask_steps=given(self.mask_steps, 0), mask_lr=given(self.mask_lr, 0.0))
+        if self.final == "mean" and self.draws < 2:
+            raise UsageError(f"draws: expected at least 2 for final=mean; got {self.draws}")
         masked = {name: problem.shapes[name] for name in problem.keys if name.startswith(VISUAL)}
         like = {name: torch.empty(shape, device="meta") for name, shape in masked.items()}
         where: dict[str, Any] = {"dtype": problem.dtype, "device": model.device}
         if self.mask_file:
-            kept = checkpoints.Checkpoint(Path(self.mask_file), like=like, kind="mask logits", model=problem.model)
+            kept = checkpoints.Checkpoint(expanded(self.mask_file), like=like, kind="mask logits", model=problem.model)
             expected: dict[str, Any] = {"mode": problem.mode, "adapt_on": self.adapt_on}
             if problem.suite and problem.suite.drawn:
                 expected["seed"] = problem.seed
@@ -111,7 +111,7 @@ class Concrete(Adapting):
     def finished(self, problem: Problem, adaptation: Adaptation, lam: torch.Tensor, mask: ConcreteMask) -> Merge:
         """The Merge of what was learned; it keeps the logits for later runs."""
         model = adaptation.model
-        source = checkpoints.header(Path(self.mask_file))["settings"] if self.mask_file else adaptation.settings
+        source = checkpoints.header(expanded(self.mask_file))["settings"] if self.mask_file else adaptation.settings
         about = {
             "final": self.final,
             "density": mean_of(mask.final(name, self.final) for name in mask.logits),
@@ -248,7 +248,6 @@ class MetaLearning:
 
     def __init__(self, method: ConcreteAdaMerging, problem: Problem):
         options: Any = method  # whose optional fields are all given
-        check_least(0, steps=options.steps, lr=options.lr, inner_lr=options.inner_lr)
         self.method, self.problem, self.meta_steps = method, problem, int(options.mask_steps)
         self.model = MergedModel(problem, method, clamp=options.clamp)
         self.mask = method.mask(problem, self.model)

@@ -12,14 +12,13 @@ from src.merging.base import ALPHAS, Merge, Method, Problem, Variant, scaled
 from src.merging.masked import Masks
 from src.merging.registry import register
 from src.merging.tall_mask import load_tall_masks, tau_mtl
-from src.runtime.messages import UsageError
+from src.ranges import check_option
 from src.task_vectors import Mask
 
 
 def consensus_mask(masks: Masks, k: int) -> Mask:
     """1 where at least k of the tasks' masks are 1."""
-    if k < 0:
-        raise UsageError(f"prun_thre_k: expected a number of tasks, 0 or more; got {k}")
+    check_option("prun_thre_k", k)
     shared = {}
     for name, bits in next(iter(masks.values())).bits.items():
         users = torch.zeros(bits.shape, dtype=torch.int16)

@@ -12,9 +12,10 @@ from safetensors.torch import save_file
 from src.checkpoints import VISUAL
 from src.merging.base import Merge, Method, Problem
 from src.merging.registry import METHODS, label, load_methods
+from src.merging.search import with_options
 from src.published.convert import HUGGING_FACE_FILE, read_weights, weights_file
-from src.runtime.files import file_hash, replacing
-from src.runtime.messages import CheckpointError, UsageError, nearest
+from src.runtime.files import file_hash, replacing, require_writable
+from src.runtime.messages import CheckpointError, UsageError, few, nearest
 from src.tensors import Weights
 
 CARD = """---
@@ -42,6 +43,7 @@ def merge_files(
     method: str = "sum",
     options: Mapping[str, str] | None = None,
     alpha: float | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Write θ0 + α·τ to `output` under the names of the pre-trained file, with a model card beside it.
 
@@ -56,6 +58,7 @@ def merge_files(
         raise UsageError(f"expected files to merge, found none at {', '.join(map(str, missing))}")
     for path in (pretrained, *files):
         weights_file(path)
+    check_free(output, folder, (pretrained, *files), overwrite)
     if len({*files}) < len(files) or not files:
         raise UsageError("expected at least one fine-tuned model, and each once")
     start = _read(pretrained)
@@ -71,11 +74,31 @@ def merge_files(
     if folder:
         for file in pretrained.glob("*.json"):
             shutil.copy(file, output / file.name)
-    card = output / "README.md" if folder else output.with_suffix(".md")
-    _write_card(card, output, pretrained, files, chosen, setting)
+    _write_card(card_of(output, folder), output, pretrained, files, chosen, setting)
     print(
         f"{label(chosen)} of {len(files)} models, coefficient {setting}, {problem.num_parameters} weights -> {output}"
     )
+
+
+def check_free(output: Path, folder: bool, inputs: Sequence[Path], overwrite: bool) -> None:
+    """Raise UsageError where writing to `output` would replace a file that this does not make, or one of `inputs`.
+
+    Raises StorageError where nothing may be written there.
+    """
+    weights = output / HUGGING_FACE_FILE if folder else output
+    taken = [path for path in (weights, card_of(output, folder)) if path.exists()]
+    if folder and output.is_dir():
+        taken = sorted(output.iterdir())
+    if any(path.exists() and weights_file(path).samefile(weights) for path in inputs if weights.exists()):
+        raise UsageError(f"--output: expected another file than those that are merged; got {output}")
+    if taken and not overwrite:
+        raise UsageError(f"--output: expected a free name, found {few(list(map(str, taken)))}; --overwrite replaces it")
+    require_writable(weights)
+
+
+def card_of(output: Path, folder: bool) -> Path:
+    """The model card's file."""
+    return output / "README.md" if folder else output.with_suffix(".md")
 
 
 def method_of(name: str, options: Mapping[str, str]) -> Method:
@@ -91,7 +114,11 @@ def method_of(name: str, options: Mapping[str, str]) -> Method:
         raise UsageError(f"{name} has no option {unknown[0]}{nearest(unknown[0], cls.defaults())} It has: {known}")
     if cls.needs != "weights":
         raise UsageError(f"{name} needs {cls.needs}: merge with main.py, which has data")
-    return cls(**{option: yaml.safe_load(value) for option, value in options.items()})
+    try:
+        values = {option: yaml.safe_load(value) for option, value in options.items()}
+    except yaml.YAMLError:
+        raise UsageError(f"--options: expected NAME=VALUE, as in k=20 or alphas=[0.3]; got {dict(options)}") from None
+    return with_options(cls(), values, "--options")
 
 
 def setting_of(method: Method, made: Merge, alpha: float | None) -> Any:

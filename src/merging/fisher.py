@@ -29,10 +29,9 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
-from src.merging.adaptation import IMAGES, check_choice, check_least
+from src.merging.adaptation import IMAGES, check_choice
 from src.merging.base import Merge, Method, Problem, scaled
 from src.merging.registry import register
-from src.runtime.messages import UsageError
 from src.runtime.seeds import event_seed
 from src.task_vectors import TaskVector
 from src.tensors import Weights
@@ -111,9 +110,6 @@ class Fisher(Method):
         check_choice("classes", self.classes, ("sampled", "all"))
         check_choice("split", self.split, ("train", "val", "test"))
         check_choice("floor_by", self.floor_by, ("max", "sum"))
-        check_least(1, images=self.images, batch_size=self.batch_size, pass_size=self.pass_size)
-        if not self.floor > 0:
-            raise UsageError(f"floor: expected a number above 0; got {self.floor}")
         encoder = problem.unlabelled(self).encoder()
         weighted, total = zeros(problem), zeros(problem)
         norms = {}

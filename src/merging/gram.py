@@ -38,7 +38,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from src.merging.adaptation import check_choice, check_least
+from src.merging.adaptation import check_choice
 from src.merging.base import Merge, Problem, Variant, scaled
 from src.merging.matrices import Deltas, MatrixMethod, NoDecomposition, map_matrices
 from src.merging.registry import register
@@ -104,7 +104,6 @@ class DataFree(MatrixMethod):
     alphas: list[float] = field(default_factory=lambda: [1.0])
 
     def merge(self, problem: Problem) -> Merge:
-        check_least(0, ridge=self.ridge)
         layout = self.layout(transpose=True)
         return scaled(problem, map_matrices(problem, layout, self.merged, self.rest), self.alphas)
 
@@ -163,7 +162,6 @@ class Wudi(DataFree):
     def merge(self, problem: Problem) -> Merge:
         check_choice("solver", self.solver, ("closed", "adam"))
         check_choice("lr_unit", self.lr_unit, ("rms", "absolute"))
-        check_least(0, steps=self.steps, lr=self.lr)
         return super().merge(problem)
 
     def merged(self, deltas: Deltas) -> Tensor:

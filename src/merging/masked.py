@@ -13,6 +13,7 @@ from src.merging.base import Merge, Problem, Setting
 from src.merging.geometry import describe
 from src.published import convert
 from src.runtime.messages import MissingFile, few
+from src.runtime.paths import expanded
 from src.task_vectors import Mask, TaskVector
 from src.tensors import check_same
 
@@ -75,7 +76,7 @@ def load_masks(
     Raises MissingFile that tells the `command` which makes them, and CheckpointError, with both names, for masks
     of another model, mode or scope, or of other tasks.
     """
-    own = Path(file) if file else problem.masks_at(name)
+    own = expanded(file) if file else problem.masks_at(name)
     path = published if published and published.is_file() and not file and not own.is_file() else own
     if not path.is_file():
         fetched = f", or fetch the published ones with: {DOWNLOAD.format(problem.model)}" if published else ""

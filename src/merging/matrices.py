@@ -36,7 +36,8 @@ from src.merging.adaptation import check_choice
 from src.merging.base import Method, Problem
 from src.merging.depth import block_of
 from src.modes import MODES
-from src.runtime.messages import NotFinite, UsageError, few
+from src.ranges import check_option
+from src.runtime.messages import NotFinite, few
 from src.task_vectors import TaskVector
 
 BUDGET = 2**30  # bytes of decompositions that a problem keeps: all of ViT-B/32's at rank r/T
@@ -263,10 +264,9 @@ def map_matrices(
     return TaskVector(vector=vector)
 
 
-def share(rank: float, r: int, option: str = "rank") -> int:
+def share(rank: float, r: int) -> int:
     """⌊rank · r⌋, and at least 1. Raises UsageError unless 0 < rank <= 1."""
-    if not 0 < rank <= 1:
-        raise UsageError(f"{option}: expected a share of the singular values, in (0, 1]; got {rank}")
+    check_option("rank", rank)
     return max(1, int(rank * r))
 
 

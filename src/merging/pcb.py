@@ -26,7 +26,6 @@ import torch
 from src.merging.adaptation import check_choice, given
 from src.merging.base import Merge, Method, Problem, scaled
 from src.merging.registry import register
-from src.runtime.messages import UsageError
 from src.task_vectors import TaskVector
 
 LAMBDAS = tuple(tenth / 10 for tenth in range(5, 21))
@@ -76,16 +75,9 @@ def range_of(problem: Problem, tensors: Iterator[torch.Tensor], low: float, high
 
 
 class Competition:
-    """The scores of the tasks, tensor by tensor: only a range per task is kept of a whole vector.
-
-    Raises UsageError for shares that are none.
-    """
+    """The scores of the tasks, tensor by tensor: only a range per task is kept of a whole vector."""
 
     def __init__(self, problem: Problem, published: Published, clamp: float, ratio: float):
-        if not 0 <= clamp < 0.5:
-            raise UsageError(f"clamp: expected a share of the weights, from 0 to below 0.5; got {clamp}")
-        if not 0 < ratio <= 1:
-            raise UsageError(f"ratio: expected a share of the weights, above 0, at most 1; got {ratio}")
         self.problem, self.inter = problem, published.inter
         self.magnitudes = [
             range_of(problem, (problem.tensor(task, key).abs() for key in problem.keys), clamp, clamp)

@@ -43,7 +43,7 @@ def read_problem(run: Run, source: Source, label: str = "", progress: Progress =
     def finetuned(task: str) -> checkpoints.Checkpoint:
         if task not in encoders:
             return store.finetuned(run, task, mode)
-        path = Path(encoders[task]).expanduser()
+        path = Path(encoders[task])
         given = checkpoints.Checkpoint(path, like=pretrained, model=run.model, mode=MODES[mode].checkpoint)
         check_head(run, task, given)
         checkpoints.require_finite(given)

@@ -43,7 +43,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from src.merging.adaptation import IMAGES, check_choice, check_least
+from src.merging.adaptation import IMAGES, check_choice
 from src.merging.base import Merge, Problem, Scaled, Variant, scaled
 from src.merging.depth import TAIL, stage_of
 from src.merging.gram import NormalEquation
@@ -107,11 +107,6 @@ class Regression(MatrixMethod):
         check_choice("precision", self.precision, ("float32", "float64"))
         check_choice("norms", self.norms, ("rest", "scale", "affine"))
         check_choice("split", self.split, ("train", "val", "test"))
-        check_least(1, images=self.images, batch_size=self.batch_size)
-        check_least(0, ridge=self.ridge, last_tokens=self.last_tokens)
-        for option in ("teacher", "shrink"):
-            if not 0 <= getattr(self, option) <= 1:
-                raise UsageError(f"{option}: expected a share in [0, 1]; got {getattr(self, option)}")
         if self.matrices == "all":
             raise UsageError("matrices: expected linear or blocks; got all, and an embedding has no inputs")
 

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field, fields
 
 import torch
 
-from src.merging.adaptation import check_choice, check_least
+from src.merging.adaptation import check_choice
 from src.merging.base import ALPHAS, Drawn, Merge, Method, Problem, Variant, scaled
 from src.merging.registry import register
 from src.merging.task_arithmetic import multi_task_vector
@@ -76,7 +76,6 @@ class Sparsifying(Method):
     ) -> Merge:
         """The mean over draws of random sparse vectors."""
         check_choice("then", self.then, ("sum", "ties"))
-        check_least(2, draws=draws)
 
         def draw(number: int) -> Merge:
             def sparse(task: str, key: str, tau: torch.Tensor) -> torch.Tensor:
@@ -139,11 +138,6 @@ def largest(problem: Problem) -> TaskVector:
     return TaskVector(vector=merged)
 
 
-def check_share(option: str, value: float, least: float = 0.0) -> None:
-    if not least <= value < 1:
-        raise UsageError(f"{option}: expected a share of the weights, from {least:g} to below 1; got {value}")
-
-
 @register(
     "dare",
     title="DARE + TA",
@@ -161,7 +155,6 @@ class Dare(Sparsifying):
     draws: int = 5
 
     def merge(self, problem: Problem) -> Merge:
-        check_share("p", self.p)
         return self.drawn(problem, self.draws, lambda tau, generator: dropped(tau, self.p, self.rescale, generator))
 
 
@@ -179,9 +172,6 @@ class Breadcrumbs(Sparsifying):
     by: str = "tensor"
 
     def merge(self, problem: Problem) -> Merge:
-        check_share("gamma", self.gamma)
-        if not 0 < self.density <= 1:
-            raise UsageError(f"density: expected a share of the weights, above 0, at most 1; got {self.density}")
         check_choice("by", self.by, ("tensor", "row"))
         return self.combined(Sparse.of(problem, lambda task, key, tau: middle(tau, self.density, self.gamma, self.by)))
 

@@ -42,7 +42,7 @@ from torch import Tensor
 from src.merging.base import Affine, Merge, Problem, Setting, scaled
 from src.merging.matrices import SVD, Deltas, Matrix, MatrixMethod, map_matrices, matrices_of, moved, share, total
 from src.merging.registry import register
-from src.runtime.messages import UsageError
+from src.ranges import check_option
 from src.task_vectors import TaskVector
 
 TSV, ISO, CART = "Task Singular Vectors", "No Task Left Behind (Iso)", "CART"  # the papers, as published.csv has them
@@ -167,8 +167,7 @@ def iso_spaces(r: int, tasks: int, common_space_fraction: float) -> tuple[int, i
 
     Raises UsageError for a fraction that is not in [0, 1].
     """
-    if not 0 <= common_space_fraction <= 1:
-        raise UsageError(f"common_space_fraction: expected a share in [0, 1]; got {common_space_fraction}")
+    check_option("common_space_fraction", common_space_fraction)
     s = min(round((r - int(common_space_fraction * r)) / tasks), r // tasks)
     return r - s * tasks, s
 

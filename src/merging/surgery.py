@@ -31,7 +31,6 @@ from src.merging.adaptation import (
     NonFiniteLoss,
     Steps,
     check_choice,
-    check_least,
     expert_weights,
     given,
     schedule,
@@ -131,8 +130,6 @@ class Surgery(Based):
         check_choice("adapt_on", self.adapt_on, SPLITS)
         usual_steps, usual_lr = schedule(problem, self.steps, STEPS, "surgery")
         steps, lr = given(self.steps, usual_steps), given(self.lr, usual_lr)
-        check_least(0, steps=steps, lr=lr)
-        check_least(1, rank=self.rank, batch_size=self.batch_size)
         base = self.base_method()
         if isinstance(base, Surgery):
             raise UsageError("base: expected a method without adapters; got surgery")

@@ -29,7 +29,6 @@ from src.merging.base import Merge, Problem, Setting, Variant
 from src.merging.matrices import SVD, Deltas, Matrix, MatrixMethod, matrices_of
 from src.merging.registry import register
 from src.merging.wrapped import Wrapper
-from src.runtime.messages import UsageError
 from src.task_vectors import TaskVector
 
 
@@ -94,8 +93,6 @@ class SingularValueCalibration(MatrixMethod, Wrapper):
     transpose_proj: bool = True
 
     def wrapped(self, problem: Problem, tau: TaskVector, alphas: Sequence[float]) -> Merge:
-        if not self.clip > 0:
-            raise UsageError(f"clip: expected more than 0; got {self.clip}")
         spectra: dict[str, list[tuple[Matrix, SVD, Tensor]]] = {}
         for key, matrices in matrices_of(problem, self.layout(transpose=self.transpose_proj)):
             for deltas in matrices:

@@ -36,7 +36,7 @@ from torch.func import functional_call, jvp, vjp
 from tqdm import tqdm
 
 from src.linearize import forward_and_jvp
-from src.merging.adaptation import IMAGES, check_choice, check_least
+from src.merging.adaptation import IMAGES, check_choice
 from src.merging.base import Merge, Method, Problem, Setting, Unlabelled
 from src.merging.inputs import Models, gather
 from src.merging.registry import register
@@ -130,9 +130,7 @@ class TangentMatching(Method):
         check_choice("metric", self.metric, ("features", "gauss_newton"))
         check_choice("init", self.init, ("sum", "average"))
         check_choice("split", self.split, ("train", "val", "test"))
-        check_least(1, images=self.images, batch_size=self.batch_size)
-        check_least(0, mu=self.mu)
-        if not self.iterations or self.iterations != sorted(set(self.iterations)) or self.iterations[0] < 0:
+        if self.iterations != sorted(self.iterations):
             raise UsageError(f"iterations: expected numbers of iterations in ascending order; got {self.iterations}")
         products = Products(problem, problem.unlabelled(self), self)
         share = self.alpha if self.init == "sum" else 1 / len(problem.tasks)

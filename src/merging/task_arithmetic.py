@@ -19,7 +19,7 @@ from src.task_vectors import TaskVector
 def multi_task_vector(problem: Problem, k: float = 100.0) -> TaskVector:
     """τ_MTL = Σ_t τ_t, summed in the order of the tasks; one tensor of one task is in memory beside the sum.
 
-    k: the percent of each τ_t, by magnitude, that is summed. Raises UsageError unless 0 < k <= 100.
+    k: the percent of each τ_t, by magnitude, that is summed. Raises UsageError unless 1 <= k <= 100.
     """
     thresholds = [magnitude_threshold(problem, task, k) for task in problem.tasks]
     total = {}

@@ -6,7 +6,8 @@ Merge: the mean (or the sum) of the τ_t whose sign is γ.
 
 Equal to the published code in what the paper leaves open: the threshold is the (P − ⌊kP/100⌋)-th smallest magnitude
 and is kept, so one weight more than k % remains, and more where magnitudes are equal; where Σ_weights γ is itself 0,
-the negative entries are merged. `k` is always a percent; the published code reads a k below 1 as a fraction.
+the negative entries are merged. `k` is a percent, of at least 1: the published code reads a k below 1 as a
+fraction, so that one is refused.
 """
 
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ import torch
 
 from src.merging.base import ALPHAS, Merge, Method, Problem, scaled
 from src.merging.registry import register
+from src.ranges import check_option
 from src.runtime.messages import UsageError
 from src.task_vectors import TaskVector
 
@@ -22,10 +24,9 @@ from src.task_vectors import TaskVector
 def magnitude_threshold(problem: Problem, task: str, k: float) -> float:
     """The smallest magnitude among the top `k` percent of τ_task; holds that one vector, flat.
 
-    Raises UsageError unless 0 < k <= 100.
+    Raises UsageError unless 1 <= k <= 100.
     """
-    if not 0 < k <= 100:
-        raise UsageError(f"k: expected the percent of weights to keep, in (0, 100]; got {k}")
+    check_option("k", k)
     if k == 100:
         return 0.0
     size = problem.num_parameters

@@ -32,6 +32,8 @@ from src.tensors import Weights, check_same, shapes
 
 PROJECTION = f"{VISUAL}proj"
 HUGGING_FACE_FILE = "model.safetensors"
+SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
+WRAPPERS = ("module.", "_orig_mod.")
 MOST_MOVED = 0.2  # ‖θ − θ0‖ over ‖θ0‖ of a fine-tuned CLIP: a few percent in the published ones
 # Hugging Face's CLIPVisionModel -> open_clip's visual tower. Keys and values are fused with the query.
 _BLOCK, _KIND = r"encoder\.layers\.(\d+)\.", r"\.(weight|bias)"
@@ -146,6 +148,12 @@ def convert_mask(source: Path, destination: Path, *, model: str, pretrained: Map
 def weights_file(path: Path) -> Path:
     """The file itself, or that of a Hugging Face folder. Raises CheckpointError where there is none."""
     file = path / HUGGING_FACE_FILE if path.is_dir() else path
+    index = file.with_name(f"{HUGGING_FACE_FILE}.index.json")
+    if SHARD.search(file.name) or file == index or (not file.is_file() and index.is_file()):
+        raise CheckpointError(
+            f"{path}: expected one file, found shards; join them with transformers: CLIPVisionModelWithProjection"
+            f".from_pretrained({str(file.parent)!r}).save_pretrained('joined', max_shard_size='100GB')"
+        )
     if not file.is_file():
         found = f"a folder without {HUGGING_FACE_FILE}" if path.is_dir() else "none"
         raise CheckpointError(f"{path}: expected a published file, found {found}")
@@ -155,16 +163,17 @@ def weights_file(path: Path) -> Path:
 def read_weights(path: Path) -> Weights:
     """Weights under their published names, from safetensors or from a `torch.save` file, which is not executed.
 
-    path: of the file, or of a Hugging Face folder that holds it. What DDP puts before every name, `module.`, is taken
-    off. Raises CheckpointError.
+    path: of the file, or of a Hugging Face folder that holds it. What DDP and torch.compile put before every name,
+    `module.` and `_orig_mod.`, is taken off. Raises CheckpointError.
     """
     path = weights_file(path)
     with open(path, "rb") as file:
         start = file.read(9)
     try:
         weights = unpickle.torch_weights(path) if start.startswith(b"PK") else load_file(path)
-        wrapped = all(name.startswith("module.") for name in weights)
-        return {name.removeprefix("module."): tensor for name, tensor in weights.items()} if wrapped else weights
+        while prefix := next((p for p in WRAPPERS if weights and all(name.startswith(p) for name in weights)), ""):
+            weights = {name.removeprefix(prefix): tensor for name, tensor in weights.items()}
+        return weights
     except unpickle.UnpickleError as error:
         raise CheckpointError(str(error)) from None
     except SafetensorError:
@@ -252,8 +261,8 @@ def _from_hugging_face(weights: Weights, pretrained: Mapping | None) -> Weights:
     for key, tensor in weights.items():
         if key == "visual_projection.weight":
             named["model.visual.proj"] = tensor.T
-        elif re.search(r"self_attn\.[kv]_proj\.|position_ids$", key):
-            continue  # fused with the query below; a constant of older versions
+        elif re.search(r"self_attn\.[kv]_proj\.|position_ids$|^text_|^logit_scale$", key):
+            continue  # fused with the query below; a constant of older versions; the text side of a whole CLIPModel
         else:
             name = next((re.sub(old, new, key) for old, new in HUGGING_FACE.items() if re.fullmatch(old, key)), None)
             if name is None:

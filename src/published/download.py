@@ -36,7 +36,7 @@ from src.published.sources import (
 )
 from src.run import Run
 from src.runtime.files import file_hash, replacing
-from src.runtime.messages import UsageError
+from src.runtime.messages import UsageError, few
 from src.runtime.paths import Paths
 
 Answer = TypeVar("Answer")
@@ -133,18 +133,19 @@ class Request:
             return [f"{DRIVE}/drive/folders/{self.drive_folder}"]
         return [f"{huggingface_hub.constants.ENDPOINT}/{repo}" for repo in self.repositories]
 
-    def recognise(self, path: str, origin: str, *facts: Any) -> Published | None:
-        """The published file at `path`, or None for one of another kind, model or task. facts: Published's others."""
+    def recognise(self, place: str, origin: str, *facts: Any) -> Published | None:
+        """The published file at `place`, or None for one of another kind, model or task. facts: Published's others."""
         spelled = {name.lower(): name for name in MODELS} | {name: ours for ours, name in FUSION_BENCH_MODELS.items()}
-        parts = re.split(r"/|clip-vit-|_", path.lower())  # the hub has a folder VIT-B-16
-        models = {spelled[part] for part in parts if part in spelled}
+        path = re.sub(r"models--([^/]+?)--([^/]+)/snapshots/[^/]+/", r"\1/\2/", place)  # the client's cache
+        folders = [re.sub(r"^clip-vit-(\w+-patch\d+)_.*", r"\1", folder) for folder in path.lower().split("/")]
+        models = {spelled[folder] for folder in folders if folder in spelled}  # the hub has one called VIT-B-16
         if models and self.model not in models:
             return None
         for what, pattern in PATTERNS[self.publisher][self.kind].items():
             if match := re.search(pattern, path):
                 name = match[1] if self.publisher == "tall" else FUSION_BENCH_TASKS.get(match[1])
                 if name and (what == "masks" or task_of(name) in self.tasks):
-                    return Published(path, what, name, origin, *facts)
+                    return Published(place, what, name, origin, *facts)
         return None
 
 
@@ -155,9 +156,10 @@ def task_of(name: str) -> str:
 
 def listed(request: Request) -> list[Published]:
     """The files that are asked for. Raises DownloadError where there is none, or where the source cannot be asked."""
+    paths: list[Path] = []
     if request.folder:
         paths = [path for path in sorted(request.folder.rglob("*")) if path.is_file()]
-        recognised = [request.recognise(path.resolve().as_posix(), path.name) for path in paths]
+        recognised = [request.recognise(os.path.abspath(path), path.name) for path in paths]
     elif request.source == "drive":
         listing = asked(request, partial(drive_listing, request.drive_folder))
         origin = f"{DRIVE}/file/d/"
@@ -168,8 +170,10 @@ def listed(request: Request) -> list[Published]:
     if not files:
         source = request.folder or request.pages[0]
         patterns = ", ".join(PATTERNS[request.publisher][request.kind].values())
+        told = f", among {few([path.name for path in paths])}" if request.folder and paths else ""
         raise DownloadError(
-            f"expected {request.kind} of {request.model} in {source}, found no path that matches {patterns}"
+            f"expected {request.kind} of {request.model} in {source}, found no path that matches {patterns}{told}; "
+            "folders that are called by another model's name are left out"
         )
     return files
 

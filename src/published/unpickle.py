@@ -26,6 +26,7 @@ MODEL_PACKAGES = ("torch", "torchvision", "open_clip", "clip", "src", "numpy", "
 MODEL_NAMES = ("copyreg._reconstructor", "functools.partial") + tuple(
     f"builtins.{name}" for name in ("object", "frozenset", "list", "dict", "tuple", "slice", "int", "float", "bool")
 )
+PARTS = ("state_dict", "model_state_dict", "model")  # of training files, which hold an optimizer and more beside it
 ARRAY_NAMES = ("numpy.dtype", "numpy.ndarray") + tuple(  # NumPy 2 calls its core _core
     f"numpy.{core}.{name}" for core in ("core", "_core") for name in ("multiarray._reconstruct", "numeric._frombuffer")
 )
@@ -69,10 +70,7 @@ def torch_weights(path: Path) -> dict[str, Tensor]:
         stream.seek(0)
         with safe_globals([(type(name, (Stub,), {}), name) for name in names]):
             root = torch.load(stream, map_location="cpu", weights_only=True)
-        for part in (
-            "state_dict",
-            "model",
-        ):  # a training file of open_clip, and of FusionBench: beside optimizer, epoch
+        for part in PARTS:
             if isinstance(root, dict) and isinstance(root.get(part), dict | Stub):
                 root = root[part]
         named = _module_tensors(root, "", set()) if isinstance(root, Stub) else _items(root)
@@ -163,7 +161,10 @@ def _check_archive(stream: IO) -> zipfile.ZipInfo:
     with zipfile.ZipFile(stream) as archive:
         entries = archive.infolist()
         if any(entry.filename.endswith("/constants.pkl") for entry in entries):
-            raise UnpickleError("expected a file of torch.save, found TorchScript, which is a program")
+            raise UnpickleError(
+                "expected a file of torch.save, found TorchScript, which is a program. OpenAI's own are the weights "
+                "that --model=ViT-B-32 and the like take by themselves"
+            )
         # Else a small file could swell to fill the memory: compressed, or because its entries overlap.
         stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
         if not stored or sum(entry.file_size for entry in entries) > size:

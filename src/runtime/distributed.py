@@ -222,7 +222,7 @@ def launch(worker: Callable[[World], None], device: str, processes: int = 1) -> 
     with tempfile.TemporaryDirectory() as folder:
         meeting = (Path(folder) / "rendezvous").as_uri()  # a file: no port to clash with another job's
         try:
-            with signals.starting():  # after the queue: what it starts, Python's resource tracker, unblocks SIGINT
+            with signals.starting():
                 shared = (worker, device, processes, meeting, raised)
                 context = mp.spawn(_spawned, shared, nprocs=processes, join=False)
             while not context.join():

@@ -170,6 +170,14 @@ def parse_json(data: bytes) -> Any:
         raise ValueError("lists or entries nested too deep") from None
 
 
+def shared_memory() -> int:
+    """Free bytes of /dev/shm, in which processes share tensors; 0 where there is none. Containers often have 64 MB."""
+    try:
+        return shutil.disk_usage("/dev/shm").free
+    except OSError:
+        return 0
+
+
 def read_json(path: Path) -> Any:
     """As parse_json, of a file. Raises FileNotFoundError, and ValueError for a file that cannot be read as JSON."""
     try:

@@ -32,7 +32,13 @@ class Logger:
         if loggers.wandb:
             texts = {key: str(value) for key, value in config.items()}
             wandb = _need("wandb", "wandb")
-            self._wandb = wandb.init(project="tangent-arithmetic", name=name, dir=folder, config=texts, reinit=True)
+            try:
+                self._wandb = wandb.init(project="tangent-arithmetic", name=name, dir=folder, config=texts, reinit=True)
+            except wandb.errors.Error as error:
+                raise UsageError(
+                    f"--wandb: expected a login, found: {error}; mend with: wandb login, or WANDB_MODE=offline to keep "
+                    "the run on this machine"
+                ) from error
         if loggers.tensorboard:
             self._board = _need("torch.utils.tensorboard", "tensorboard").SummaryWriter(folder / "tensorboard" / name)
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from src.model_names import pretrained_name
 from src.modes import MODES
+from src.runtime.messages import UsageError
 
 ROOT = Path(__file__).resolve().parents[2]
 PUBLISHED = ROOT / "src" / "reporting" / "published.csv"
@@ -12,9 +13,17 @@ METHOD_CONFIGS = ROOT / "config" / "method"
 CORRUPTED = "corrupted"  # folder of results on corrupted test images, beside those on clean ones
 
 
+def expanded(location: str | Path) -> Path:
+    """A location whose `~` is the home folder, wherever it was given. Raises UsageError where there is none."""
+    try:
+        return Path(location).expanduser()
+    except RuntimeError:
+        raise UsageError(f"{location}: expected a home folder, found none; ./{location} is the name itself") from None
+
+
 def from_root(location: str | Path) -> Path:
     """Relative locations are meant from the project's root, wherever a script is started."""
-    return ROOT / Path(location).expanduser()
+    return ROOT / expanded(location)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from types import FrameType
 
 TIDIED = "ignore:resource_tracker:UserWarning"  # a filter of Python's
@@ -119,9 +120,10 @@ def starting() -> Iterator[None]:
     imports. This process loses none: one that comes meanwhile is answered at the end, or at once by another thread.
     The helper that removes semaphores of an ended program does so without a word.
     """
-    earlier = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     filters = os.environ.get("PYTHONWARNINGS")
     os.environ["PYTHONWARNINGS"] = ",".join(filter(None, (filters, TIDIED)))
+    resource_tracker.ensure_running()  # first: Python unblocks SIGINT where it starts this helper
+    earlier = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
