@@ -94,9 +94,10 @@ def _first_benchmark(run: Run) -> Run:
     return replace(run, tasks=run.tasks[: BENCHMARKS[0]])
 
 
-def _stages() -> list[Stage]:
+def _stages(of_merged: bool = False) -> list[Stage]:
     """A stage of each experiment, which runs all its choices."""
-    return [Stage(row.stage, partial(_all_choices, experiment=row), row.extended) for row in EXPERIMENTS.values()]
+    rows = [row for row in EXPERIMENTS.values() if row.of_merged == of_merged]
+    return [Stage(row.stage, partial(_all_choices, experiment=row), row.extended) for row in rows]
 
 
 def _all_choices(run: Run, experiment: Experiment) -> list[Command]:
@@ -286,6 +287,7 @@ STAGES = (
     Stage("methods-adapting", _adapting_methods, extended=True),
     Stage("adaptation-more", _more_adaptation, extended=True),
     Stage("robustness", _robustness, extended=True),
+    *_stages(of_merged=True),
 )
 # Once, after the stages of every seed, from whatever results there are.
 REPORT = (Stage("tables", _tables), Stage("figures", _figures), Stage("report", _report))
