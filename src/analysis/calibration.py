@@ -38,6 +38,9 @@ def temperature(logits: Tensor, labels: Tensor) -> float:
     wide = logits.double()
     low, high = map(math.log, TEMPERATURES)
     found = minimize_scalar(
-        lambda log_t: log_loss(wide / math.exp(log_t), labels), bounds=(low, high), method="bounded", options={"xatol": 1e-6}
+        lambda log_t: log_loss(wide / math.exp(log_t), labels),
+        bounds=(low, high),
+        method="bounded",
+        options={"xatol": 1e-6},
     )
     return math.exp(found.x)

@@ -1,12 +1,12 @@
-"""Layer-wise functional interference: what other tasks' vectors do on a task's images, one part of the network at a time.
+"""Layer-wise functional interference: what other tasks' vectors do on a task's images, part by part.
 
 e_l(t←j) = J_l(x) τ_j^l, x ~ D_t, is the change of the features when task j's vector moves the part l alone. For tangent
 models J τ = Σ_l J_l τ^l exactly; for others the change is f(x; θ0 + τ_j^l) − f(x; θ0), and the parts do not add up.
 
     interference      I_l(t←j) = E ‖e_l(t←j)‖² / E ‖e_l(t←t)‖²
     together          the same of all other tasks at once, Σ_{j≠t} τ_j^l
-    signed            E ⟨e_l(t←j), e(t←t)⟩ / E ‖e(t←t)‖², of the whole own change; over all parts of a tangent model they
-                      add up to the same of the whole τ_j, and to 1 for j = t
+    signed            E ⟨e_l(t←j), e(t←t)⟩ / E ‖e(t←t)‖², of the whole own change; over all parts of a tangent
+                      model they add up to the same of the whole τ_j, and to 1 for j = t
 """
 
 import re

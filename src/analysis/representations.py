@@ -1,7 +1,7 @@
 """Features of every block of a vision transformer at θ0 + a vector, and how far a merged model's are from another's.
 
-    representation bias     E |f_m − f_t| / E |f_t|, over the entries of a block's output, on images of task t: f_m of a
-                            merged model, f_t of the task's own; after Yang et al., 2024 (arXiv:2402.02705), over scale
+representation bias     E |f_m − f_t| / E |f_t|, over the entries of a block's output, on images of task t: f_m of a
+                        merged model, f_t of the task's own; after Yang et al., 2024 (arXiv:2402.02705), over scale
 """
 
 from collections.abc import Mapping
@@ -28,7 +28,9 @@ class Blocks(nn.Module):
         super().__init__()
         self.encoder = encoder
         visual = getattr(getattr(encoder, "model", None), "visual", None)
-        self._blocks = list(getattr(getattr(visual, "transformer", None), "resblocks", ()))  # a list: no names of their own
+        self._blocks = list(
+            getattr(getattr(visual, "transformer", None), "resblocks", ())
+        )  # a list: no names of their own
 
     def __len__(self) -> int:
         return len(self._blocks)

@@ -18,8 +18,8 @@ from src.analysis import layerwise, spectra
 from src.analysis.layerwise import Interference, parts_of
 from src.datasets import loading
 from src.experiments.base import carry_out
-from src.experiments.numbers import Number
 from src.experiments.ntk import spread_images
+from src.experiments.numbers import Number
 from src.experiments.registry import LAYERWISE, LAYERWISE_SAMPLES
 from src.linearize import forward_and_jvp
 from src.merging.base import Problem

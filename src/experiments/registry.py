@@ -96,10 +96,10 @@ MERGED_MODELS = Experiment(
     extended=True,
     of_merged=True,
 )
+MERGED_SAMPLES = 64
 
 EXPERIMENTS = {
-    row.name: row
-    for row in (SINGLE_TASK, ADDITION, NEGATION, DISENTANGLEMENT, NTK, GEOMETRY, LAYERWISE, MERGED_MODELS)
+    row.name: row for row in (SINGLE_TASK, ADDITION, NEGATION, DISENTANGLEMENT, NTK, GEOMETRY, LAYERWISE, MERGED_MODELS)
 }
 MERGING = "merging"  # of main.py, whose commands are not of this form
 
