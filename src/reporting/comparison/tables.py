@@ -4,7 +4,11 @@ from collections.abc import Iterator
 
 from src.datasets.corruptions import CORRUPTIONS
 from src.reporting.comparison.geometry import geometry
+from src.reporting.comparison.layerwise import layerwise
+from src.reporting.comparison.merged_models import merged_models
 from src.reporting.comparison.methods import methods, methods_cost, methods_published
+from src.reporting.comparison.plateau import plateau
+from src.reporting.comparison.storage import storage
 from src.reporting.methods import FINETUNED, Group, Row, absent_seeds, results_of, rows
 from src.reporting.published import published, published_model
 from src.reporting.runs import Runs
@@ -70,4 +74,14 @@ def _missing(runs: Runs, group: Group, row: Row, severity: int) -> list[str]:
     ]
 
 
-TABLES = (methods, methods_published, methods_cost, geometry, robustness)
+TABLES = (
+    methods,
+    methods_published,
+    methods_cost,
+    geometry,
+    layerwise,
+    merged_models,
+    storage,
+    plateau,
+    robustness,
+)
