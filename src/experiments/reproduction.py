@@ -26,6 +26,8 @@ from src.runtime import results
 
 FINETUNE, MERGE = "finetune", "main"
 SUBSETS = (2, 4, 8, 16)  # numbers of tasks
+TSV_C_RANKS = (0.01, 0.03, 0.06, 0.25, 0.5)  # of r; 1/T is the default
+PRUNED_TO = (1.0, 2.0, 5.0, 20.0, 40.0)  # percent of the weights; 10 is the default
 CORRUPTIONS = ("gaussian_noise", "contrast")
 SEVERITY = 5
 
@@ -164,6 +166,13 @@ def _sweeps(run: Run) -> list[Command]:
     return commands
 
 
+def _storage(run: Run) -> list[Command]:
+    """Compression to other sizes than the default: ranks of TSV-C, shares of magnitude pruning."""
+    ranks = [Variant("", {"rank": rank}, method="tsv_c") for rank in TSV_C_RANKS]
+    shares = [Variant("", {"k": k}, method="mag_prune") for k in PRUNED_TO]
+    return [_merge(_first_benchmark(run), variant) for variant in (*ranks, *shares)]
+
+
 def _adaptation(run: Run) -> list[Command]:
     """The methods that adapt at test time, on the papers' eight tasks, as published: on the images that are scored."""
     return [_merge(_first_benchmark(run), variant) for variant in variants("adaptation")]
@@ -287,6 +296,7 @@ STAGES = (
     Stage("methods-adapting", _adapting_methods, extended=True),
     Stage("adaptation-more", _more_adaptation, extended=True),
     Stage("robustness", _robustness, extended=True),
+    Stage("storage", _storage, extended=True),
     *_stages(of_merged=True),
 )
 # Once, after the stages of every seed, from whatever results there are.

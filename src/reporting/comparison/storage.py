@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from src.reporting import style
 from src.reporting.methods import FINETUNED, Group, Row, results_of, rows, variant_row
-from src.reporting.plots import legend_below, method_looks, plain_numbers, sd
+from src.reporting.plots import legend_below, sd
 from src.reporting.runs import Runs
 from src.reporting.table import Cell, Table
 
@@ -63,20 +63,23 @@ def accuracy_against_storage(runs: Runs) -> Figure:
     if not shown:
         raise runs.missing_merge("method=tall_mask")
     single = [row for row in map(variant_row, ONE_MODEL) if not _accuracy(runs, group, row).empty]
-    looks = method_looks(runs, [*single, *shown])
+    by_variant: dict[str, list[Row]] = {}
+    for row in (*single, *shown):
+        by_variant.setdefault(row.variant.title if row.variant else row.method, []).append(row)
     fig, axes = plt.subplots(figsize=(style.WIDTH, 3.6))
-    by_method: dict[str, list[tuple[float, float]]] = {}
-    for row in [*single, *shown]:
-        x, y = bits(runs, group, row).mean(), _accuracy(runs, group, row)
-        by_method.setdefault(row.method, []).append((x, y.mean()))
-        axes.errorbar(x, y.mean(), sd(y), label=row.title(), ls="none", ms=6, elinewidth=0.8, **looks[row])
-    for points in by_method.values():
-        if len(points) > 1:
-            axes.plot(*zip(*sorted(points)), color=style.GREY, lw=0.8, zorder=1)
+    for index, (title, alike) in enumerate(by_variant.items()):
+        points = sorted(
+            [(bits(runs, group, row).mean(), _accuracy(runs, group, row)) for row in alike], key=lambda point: point[0]
+        )
+        look: Any = dict(
+            color=style.PALETTE[index % len(style.PALETTE)], marker=style.MARKERS[index % len(style.MARKERS)]
+        )
+        x, y, spread = zip(*((x, values.mean(), sd(values) or 0.0) for x, values in points))
+        axes.errorbar(x, y, spread, label=title, lw=0.9, elinewidth=0.8, ms=5.5, **look)
     finetuned = 100 * runs.any_of(metric="finetuned_accuracy", method=..., options=..., **group.columns)
     axes.plot(32, finetuned.mean(), "P", color=style.BLACK, ms=7, label=FINETUNED)
-    axes.set_xscale("log")
-    plain_numbers(axes.xaxis)
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.set(xlabel="stored in all, bits a weight and task", ylabel="test accuracy (%)")
     legend_below(fig, axes, 3)
     return fig
