@@ -12,8 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
+from src import store
 from src.args import BOTH
 from src.datasets.registry import BENCHMARKS
+from src.experiments import studies
 from src.experiments.merging import variant_result
 from src.experiments.registry import ADDITION, EXPERIMENTS, SINGLE_TASK, Experiment
 from src.merging.base import Variant
@@ -66,14 +68,15 @@ class Stage:
     extended: bool = False
 
 
-def _fine_tune(run: Run) -> list[Command]:
+def _fine_tune(run: Run, modes: Sequence[str] = TRAINED, more: tuple[str, ...] = ()) -> list[Command]:
+    """more: further flags."""
     return [
         Command(
             FINETUNE,
-            (f"--finetuning-mode={mode}", *common_flags(run)),
+            (f"--finetuning-mode={mode}", *more, *common_flags(run)),
             tuple(run.paths.checkpoint(task, mode) for task in run.tasks),
         )
-        for mode in TRAINED
+        for mode in modes
     ]
 
 
@@ -157,12 +160,33 @@ def _sweeps(run: Run) -> list[Command]:
     commands = [
         _merge(first, Variant("", {"prun_thre_k": k}, method="consensus")) for k in (1, *range(3, len(first.tasks) + 1))
     ]
-    order = np.random.default_rng(run.seed).permutation(len(run.tasks))
     for count in (size for size in SUBSETS if size < len(run.tasks)):
-        subset = tuple(run.tasks[i] for i in sorted(order[:count]))
-        commands += [
-            _merge(replace(run, tasks=subset), Variant("", method=name)) for name in ("sum", "ties", "tall_mask")
-        ]
+        commands += [_merge(_subset(run, count), Variant("", method=name)) for name in ("sum", "ties", "tall_mask")]
+    return commands
+
+
+def _subset(run: Run, count: int) -> Run:
+    """Random tasks of the run; each subset is in the next larger one."""
+    order = np.random.default_rng(run.seed).permutation(len(run.tasks))
+    return replace(run, tasks=tuple(run.tasks[i] for i in sorted(order[:count])))
+
+
+def _numbers_of_tasks(run: Run) -> list[Command]:
+    """The methods of the studies on random subsets of the first benchmark, from two tasks on."""
+    first = _first_benchmark(run)
+    sizes = range(2, len(first.tasks))
+    return [_merge(_subset(first, count), variant) for count in sizes for variant in studies.compared()]
+
+
+def _studies(run: Run, stage: str) -> list[Command]:
+    """Fine-tuning, single-task accuracies and merging in the folders of each study of a stage."""
+    commands = []
+    for study in (study for study in studies.STUDIES if study.stage == stage):
+        own = study.run(_first_benchmark(run))
+        for tasks, flags in study.trainings(own):
+            commands += _fine_tune(replace(own, tasks=tasks), (store.PUBLISHED_MODE,), flags)
+        commands += _each(own, SINGLE_TASK, ("none", store.PUBLISHED_MODE))
+        commands += [_merge(own, variant) for variant in studies.compared()]
     return commands
 
 
@@ -297,6 +321,11 @@ STAGES = (
     Stage("adaptation-more", _more_adaptation, extended=True),
     Stage("robustness", _robustness, extended=True),
     Stage("storage", _storage, extended=True),
+    Stage("robust-tasks", _numbers_of_tasks, extended=True),
+    *(
+        Stage(name, partial(_studies, stage=name), extended=True)
+        for name in dict.fromkeys(study.stage for study in studies.STUDIES)
+    ),
     *_stages(of_merged=True),
 )
 # Once, after the stages of every seed, from whatever results there are.
