@@ -20,7 +20,7 @@ from src.runtime.program import exit_on_user_error
 @spmd
 def main(argv=None) -> None:
     parser = base_parser(__doc__, EVALUATED)
-    parser.add_argument("--methods", nargs="+", metavar="NAME", help="names of results of main.py; default: twenty-two")
+    parser.add_argument("--methods", nargs="+", metavar="NAME", help="names of results of main.py; default: twenty-one")
     parser.add_argument(
         "--num-samples", type=int, default=MERGED_SAMPLES, help="images of a task to compare features on"
     )

@@ -27,6 +27,7 @@ class Blocks(nn.Module):
     def __init__(self, encoder: Any):
         super().__init__()
         self.encoder = encoder
+        self.training = encoder.training
         visual = getattr(getattr(encoder, "model", None), "visual", None)
         self._blocks = list(
             getattr(getattr(visual, "transformer", None), "resblocks", ())

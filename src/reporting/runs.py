@@ -169,6 +169,11 @@ class Runs:
         told = not experiment.pairs and tasks != run.suite_row.default
         return experiment.command(choice, run.flags() + (f" --tasks={','.join(tasks)}" if told else ""))
 
+    def stage_command(self, stage: str, seeds: Sequence[int]) -> str:
+        """The command that runs a stage of reproduce.py."""
+        flags = [flag for flag in shlex.split(self._run(seeds[0]).flags()) if not flag.startswith("--seed=")]
+        return shlex.join(["python", "reproduce.py", "--only", stage, "--seeds", ",".join(map(str, seeds)), *flags])
+
     def merge_command(
         self, overrides: Iterable[str], tasks: tuple[str, ...], mode: str = "standard", seeds: Sequence[int] = ()
     ) -> str:

@@ -14,6 +14,7 @@ from src.reporting.comparison.layerwise import FIRST, SECOND, Layered
 from src.reporting.comparison.merged_models import OfMerged
 from src.reporting.comparison.methods import FURTHER
 from src.reporting.comparison.plateau import Plateau
+from src.reporting.comparison.studies import OnSubsets, Studied
 from src.reporting.methods import Group, Row, missing_command, variant_row
 from src.reporting.runs import Runs
 from src.reporting.statistics import BySeed, combined
@@ -215,6 +216,34 @@ CLAIMS = (
         "SVC",
         "SVC makes the coefficient of task arithmetic matter less: more of the grid is within a point of the best.",
         (Plateau("svc", (("base", "sum"),)), Plateau("sum")),
+    ),
+    *(
+        Claim(
+            "DisTaC",
+            f"Rankings invert {words}: task arithmetic is better than {title}, which is better otherwise.",
+            (Studied("sum", study), Studied(method, study)),
+        )
+        for method, title, study, words in (
+            ("wudi", "WUDI", "longer", "where one expert is trained 3 times longer"),
+            ("wudi", "WUDI", "smoothing", "with low-confidence experts (label smoothing 0.1)"),
+            ("emr", "EMR", "smoothing", "with low-confidence experts (label smoothing 0.1)"),
+        )
+    ),
+    Claim(
+        "DisTaC",
+        "Low confidence of the experts harms merging: TSV-M is worse with label smoothing.",
+        (Studied("tsv_m"), Studied("tsv_m", "smoothing")),
+    ),
+    Claim(
+        "training length",
+        "Experts of a quarter of the length merge as well as those of all of it, by task arithmetic (within a point).",
+        (Studied("sum", "quarter"), Studied("sum")),
+        margin=1.0,
+    ),
+    Claim(
+        "Mergeability-Bench",
+        "On two tasks Iso-C at α = 1 is worse than weight averaging.",
+        (OnSubsets("average", 2), OnSubsets("iso_c", 2, "one_normalised")),
     ),
     Claim("AdaRank", "AdaRank is better than layer-wise AdaMerging.", (_merged("adarank"), _merged("adamerging"))),
     Claim("Surgery", "Surgery improves task arithmetic.", (_merged("surgery"), _merged("sum"))),

@@ -9,6 +9,7 @@ from src.reporting.comparison.merged_models import merged_models
 from src.reporting.comparison.methods import methods, methods_cost, methods_published
 from src.reporting.comparison.plateau import plateau
 from src.reporting.comparison.storage import storage
+from src.reporting.comparison.studies import studies
 from src.reporting.methods import FINETUNED, Group, Row, absent_seeds, results_of, rows
 from src.reporting.published import published, published_model
 from src.reporting.runs import Runs
@@ -83,5 +84,6 @@ TABLES = (
     merged_models,
     storage,
     plateau,
+    studies,
     robustness,
 )
