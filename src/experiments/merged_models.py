@@ -49,7 +49,8 @@ from src.task_vectors import TaskVector
 # Names of results of main.py; further ones by --methods.
 USUAL = (
     "zeroshot", "average", "sum", "ties", "consensus", "pcb", "lines", "svc_base=sum", "tsv_m", "iso_c", "iso_cts",
-    "wudi", "fisher", "regmean", "regmean_plusplus", "adamerging", "surgery", "mag_masking", "tall_mask", "emr", "tsv_c",
+    "wudi", "fisher", "regmean", "regmean_plusplus", "adamerging", "surgery", "mag_masking", "tall_mask", "emr",
+    "tsv_c",
 )  # fmt: skip
 SCALED = ("average", "sum")  # the methods whose vector is a multiple of Σ τ_t
 ByTask = Mapping[str, float]

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from src.analysis.calibration import TEMPERATURES
 from src.experiments.merged_models import SCALED, Record
 from src.experiments.registry import MERGED_MODELS
 from src.merging.registry import variant_label, variants
@@ -115,7 +116,8 @@ def _calibration(runs: Runs, mode: str) -> Table:
         runs.seeds,
         notes=(
             "ECE: expected calibration error over 15 bins. Loss: negative log-likelihood. Temperature: the geometric "
-            "mean over tasks; above 1 a model is over-confident, below 1 under-confident.",
+            "mean over tasks; above 1 a model is over-confident, below 1 under-confident. Where validation has no error "
+            f"it is the smallest tried, {TEMPERATURES[0]:g}.",
         ),
     )
 
@@ -142,15 +144,14 @@ def accuracy_lost(runs: Runs) -> Figure:
     for axes, (mode, of_mode) in zip(panels[0], records.items()):
         tasks = of_mode[0]["tasks"]
         steps = np.mean([_by_task(record, tasks) for record in of_mode], 0)  # (3, tasks)
+        own, alone, merged = steps[0], np.maximum(steps[1], steps[2]), steps[2]  # where other tasks help, none is lost
         parts = {
-            "merged": (steps[2], style.BLUE),
-            "lost by interference": (steps[1] - steps[2], style.VERMILION),
-            "lost by scaling": (steps[0] - steps[1], style.ORANGE),
+            "merged": (np.zeros(len(tasks)), merged, style.BLUE),
+            "lost by interference": (merged, alone, style.VERMILION),
+            "lost by scaling": (alone, np.maximum(own, alone), style.ORANGE),
         }
-        bottom = np.zeros(len(tasks))
-        for label, (height, colour) in parts.items():
-            axes.bar(range(len(tasks)), np.maximum(height, 0), 0.75, bottom, color=colour, label=label)
-            bottom += np.maximum(height, 0)
+        for label, (low, high, colour) in parts.items():
+            axes.bar(range(len(tasks)), high - low, 0.75, low, color=colour, label=label)
         axes.set_xticks(range(len(tasks)), [printed(task) for task in tasks], rotation=60, ha="right", fontsize=7)
         axes.set(title=MODES[mode].title, ylim=(0, 100))
         axes.grid(axis="x", visible=False)
@@ -210,7 +211,7 @@ def calibration(runs: Runs) -> Figure:
     for values, colour, marker, label in zip(errors, (style.VERMILION, style.BLUE), "os", ("before", "after")):
         left.plot(values, y, color=colour, marker=marker, label=label, **look)
     left.set_yticks(y, [title for title, _ in order], fontsize=7)
-    left.set(xlabel="expected calibration error (%)", xlim=(0, None))
+    left.set(xlabel="expected calibration error (%)", xlim=(0, None), ylim=(-0.6, len(order) - 0.4))
     left.legend(loc="lower right")
     right.plot([temperatures(runs, mode, label).mean() for _, label in order], y, color=style.BLACK, marker="D", **look)
     right.axvline(1, color=style.GREY, lw=0.8, ls=style.DASHED)
