@@ -116,8 +116,8 @@ def _calibration(runs: Runs, mode: str) -> Table:
         runs.seeds,
         notes=(
             "ECE: expected calibration error over 15 bins. Loss: negative log-likelihood. Temperature: the geometric "
-            "mean over tasks; above 1 a model is over-confident, below 1 under-confident. Where validation has no error "
-            f"it is the smallest tried, {TEMPERATURES[0]:g}.",
+            "mean over tasks; above 1 a model is over-confident, below 1 under-confident. Where validation has no "
+            f"error it is the smallest tried, {TEMPERATURES[0]:g}.",
         ),
     )
 
@@ -244,7 +244,12 @@ class OfMerged(Quantity):
     @property
     def title(self) -> str:
         names = {variant_label(variant): variant.title for variant in variants()} | {OWN: FINETUNED}
-        words = {"disagreement": "ξ", "calibration_error": "ECE", "interference": "loss by interference"}
+        words = {
+            "disagreement": "ξ",
+            "calibration_error": "ECE",
+            "scaled_calibration_error": "ECE after a temperature",
+            "interference": "loss by interference",
+        }
         return f"{words.get(self.measure, self.measure)} of {names[self.label]}, {MODES[self.mode].title}"
 
     def values(self, runs: Runs) -> pd.Series:
