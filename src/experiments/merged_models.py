@@ -193,13 +193,14 @@ def _record(run: Run, mode: str, named: Sequence[Variant], num_samples: int) -> 
         )
     loading.examples(run, run.tasks[0], "test")  # mini's are drawn once, before the workers look for them
     look = partial(looked_at, run=run, mode=mode, num_samples=num_samples)
-    own = {task: store.task_vector(run, task, mode) for task in run.tasks}
-    alone = map_tasks(look, [Model(task, own[task]) for task in run.tasks], run.jobs, f"fine-tuned {mode}")
+    alone = map_tasks(look, [Model(task) for task in run.tasks], run.jobs, f"fine-tuned {mode}")
     predictions = {task: of_task.predictions for task, of_task in zip(run.tasks, alone)}
     seen: dict[str, Seen] = {}
     for one in there:
-        models = [replace(model, predictions=predictions[model.task]) for model in merged(run, mode, one)]
-        by_task = map_tasks(look, models, run.jobs, f"{one.label} {mode}")
+        by_task = []
+        for models in merged(run, mode, one):
+            models = [replace(model, predictions=predictions[model.task]) for model in models]
+            by_task += map_tasks(look, models, run.jobs, f"{one.label} {mode}")
         seen[one.label] = {
             **_confidence(run.tasks, by_task),
             "disagreement": {task: look.disagreement for task, look in zip(run.tasks, by_task)},
@@ -212,16 +213,16 @@ def _record(run: Run, mode: str, named: Sequence[Variant], num_samples: int) -> 
         "layers": [*(f"block {block}" for block in range(len(Blocks(store.encoder(run))))), "features"],
         "finetuned": _confidence(run.tasks, alone),
         "methods": seen,
-        "scaled": scaled(run, mode, there, own),
+        "scaled": scaled(run, mode, there),
     }
 
 
 @dataclass(frozen=True)
 class Model:
-    """What is scored on a task. predictions: of the task's own model; None for this one itself."""
+    """What is scored on a task. vector: None for the task's own. predictions: of the task's own model; None for it."""
 
     task: str
-    vector: TaskVector
+    vector: TaskVector | None = None
     adapter: FeatureMap | None = None
     predictions: Tensor | None = None
 
@@ -241,8 +242,11 @@ def _confidence(tasks: Sequence[str], looks: Sequence[Look]) -> Confidence:
     return cast(Confidence, by_measure)
 
 
-def merged(run: Run, mode: str, one: Chosen) -> list[Model]:
-    """The method's model for each task. Raises ResultError where a chosen setting is none of the method's today."""
+def merged(run: Run, mode: str, one: Chosen) -> Iterator[list[Model]]:
+    """The method's models, of as many tasks as are scored at once; a model for all tasks is made once.
+
+    Raises ResultError where a chosen setting is none of the method's today.
+    """
     torch.manual_seed(run.seed)
     made = METHODS[one.variant.method](**one.variant.options).merge(read_problem(run, Source(mode), one.label))
     made = made.draw(0) if isinstance(made, Drawn) else made
@@ -253,15 +257,26 @@ def merged(run: Run, mode: str, one: Chosen) -> list[Model]:
                 f"is today, found {setting!r} chosen for {task}; make it again with: python main.py "
                 f"{' '.join(one.variant.overrides)} overwrite=True"
             )
-    return [
-        Model(task, made.vector(task, one.settings[task]), made.adapter(task, one.settings[task])) for task in run.tasks
-    ]
+    tasks, settings = run.tasks, one.settings
+    shared = None if made.per_task else made.vector(tasks[0], settings[tasks[0]])
+    at_once = max(1, run.jobs) if made.per_task else len(tasks)
+    for first in range(0, len(tasks), at_once):
+        yield [
+            Model(
+                task,
+                made.vector(task, settings[task]) if shared is None else shared,
+                made.adapter(task, settings[task]),
+            )
+            for task in tasks[first : first + at_once]
+        ]
 
 
 def looked_at(model: Model, run: Run, mode: str, num_samples: int) -> Look:
     tangent = MODES[mode].tangent
-    of_val, labels_val = logits(run, model, "val", tangent)
-    of_test, labels = logits(run, model, "test", tangent)
+    own = store.task_vector(run, model.task, mode)
+    vector = own if model.vector is None else model.vector
+    of_val, labels_val = logits(run, model, vector, "val", tangent)
+    of_test, labels = logits(run, model, vector, "test", tangent)
     temperature = calibration.temperature(of_val, labels_val)
     predictions = of_test.argmax(1)
     measures = {
@@ -275,15 +290,15 @@ def looked_at(model: Model, run: Run, mode: str, num_samples: int) -> Look:
     if model.predictions is None:
         return Look(predictions, measures)
     differing = float((predictions != model.predictions).double().mean())
-    return Look(predictions, measures, differing, biases(run, model, mode, num_samples))
+    return Look(predictions, measures, differing, biases(run, model, (vector, own), num_samples, tangent))
 
 
 @torch.no_grad()
-def logits(run: Run, model: Model, split: str, tangent: bool) -> tuple[Tensor, Tensor]:
+def logits(run: Run, model: Model, vector: TaskVector, split: str, tangent: bool) -> tuple[Tensor, Tensor]:
     """(images, classes) and (images,), on the CPU."""
     encoder = store.encoder(run)
     head = get_classification_head(run, model.task).to(run.device)
-    line = Line(store.to_device(model.vector.vector, run.device))
+    line = Line(store.to_device(vector.vector, run.device))
     found, right = [], []
     for images, labels in loading.evaluation_batches(run, encoder, model.task, split):
         (at_end,) = features(encoder, images, line, tangent)
@@ -292,12 +307,13 @@ def logits(run: Run, model: Model, split: str, tangent: bool) -> tuple[Tensor, T
     return torch.cat(found), torch.cat(right)
 
 
-def biases(run: Run, model: Model, mode: str, num_samples: int) -> tuple[float, ...]:
-    """Of each block and of the features behind the adapter, against the task's own model."""
-    encoder, tangent = store.encoder(run), MODES[mode].tangent
+def biases(
+    run: Run, model: Model, vectors: tuple[TaskVector, TaskVector], num_samples: int, tangent: bool
+) -> tuple[float, ...]:
+    """Of each block and of the features behind the adapter. vectors: of the model, and the task's own."""
+    encoder = store.encoder(run)
     count = min(num_samples, len(loading.evaluation_pixels(run, model.task, "test", encoder.image_size)))
-    vectors = (model.vector.vector, store.task_vector(run, model.task, mode).vector)
-    ours, own = (store.to_device(vector, run.device) for vector in vectors)
+    ours, own = (store.to_device(vector.vector, run.device) for vector in vectors)
     blocks, start = Blocks(encoder), store.start_of(encoder, ours, own)
     sums = [(0.0, 0.0)] * (len(blocks) + 1)
     for images in spread_images(run, model.task, "test", count).split(run.batch_size):
@@ -309,12 +325,13 @@ def biases(run: Run, model: Model, mode: str, num_samples: int) -> tuple[float, 
     return tuple(difference / size for difference, size in sums)
 
 
-def scaled(run: Run, mode: str, there: Sequence[Chosen], own: Mapping[str, TaskVector]) -> dict[str, Scaled]:
+def scaled(run: Run, mode: str, there: Sequence[Chosen]) -> dict[str, Scaled]:
     """Accuracy of θ0 + α τ_t on its own task, at the α of each method that adds Σ τ_t up."""
     coefficients = {one.label: float(one.settings[run.tasks[0]]) for one in there if one.label in SCALED}
     if not coefficients:
         return {}
-    lines = {task: (task, Line(own[task].vector, tuple(coefficients.values()))) for task in run.tasks}
+    alphas = tuple(coefficients.values())
+    lines = {task: (task, Line(store.task_vector(run, task, mode).vector, alphas)) for task in run.tasks}
     curves = score_all(run, mode, lines, "test", f"own vectors scaled {mode}")
     return {
         label: {"coefficient": alpha, "accuracy": {task: curves[task].accuracy[index] for task in run.tasks}}

@@ -185,7 +185,8 @@ def _studies(run: Run, stage: str) -> list[Command]:
         own = study.run(_first_benchmark(run))
         for tasks, flags in study.trainings(own):
             commands += _fine_tune(replace(own, tasks=tasks), (store.PUBLISHED_MODE,), flags)
-        commands += _each(own, SINGLE_TASK, ("none", store.PUBLISHED_MODE))
+        single = _each(own, SINGLE_TASK, ("none", store.PUBLISHED_MODE))
+        commands += [replace(command, flags=(*command.flags, "--control=never")) for command in single]
         commands += [_merge(own, variant) for variant in studies.compared()]
     return commands
 
