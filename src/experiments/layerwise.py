@@ -54,8 +54,9 @@ class Record(Corrupted):
 def numbers(record: Record, suite: str) -> Iterator[Number]:
     """By part, whose name is in the metric: geometric means over pairs of tasks, or over tasks."""
     for part, pairs, others in zip(record["parts"], record["interference"], record["together"], strict=True):
-        yield Number(f"interference_{part}", geometric_mean(off_diagonal(pairs)))
-        yield Number(f"interference_together_{part}", geometric_mean(others))
+        name = part.replace(" ", "_")
+        yield Number(f"interference_{name}", geometric_mean(off_diagonal(pairs)))
+        yield Number(f"interference_together_{name}", geometric_mean(others))
 
 
 def off_diagonal(grid: Grid) -> list[float]:

@@ -45,7 +45,7 @@ CAPTIONS = {
     "of a method.",
     "plateaus": "The coefficients whose mean validation accuracy is within a point of the best, over the best (line). "
     "Arrows: the grid ends before the accuracy falls. Of LiNeS β, of tangent matching iterations.",
-    "numbers_of_tasks": "Normalised accuracy of a few methods of each family by the number of tasks: means over random "
+    "task_subsets": "Normalised accuracy of a few methods of each family by the number of tasks: means over random "
     "sets of tasks and seeds.",
     "methods": "Every merging method on the first benchmark, best first; brackets join those not told apart.",
     "number_of_tasks": "Normalised accuracy and storage by the number of merged tasks; bands: the range over subsets.",

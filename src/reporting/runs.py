@@ -14,6 +14,7 @@ import pandas as pd
 from src.datasets import registry
 from src.experiments.numbers import MEAN
 from src.experiments.registry import NTK, SINGLE_TASK, Experiment
+from src.experiments.studies import STUDIES
 from src.model_names import ModelName, pretrained_name, random_name
 from src.reporting import frame
 from src.reporting.published import published_model
@@ -246,6 +247,11 @@ class Runs:
     def random_init(self) -> "Runs":
         """The same network without pre-training."""
         return Runs(self.suite, random_name(self.model), self.results, self.seeds)
+
+    @cached_property
+    def studies(self) -> "dict[str, Runs]":
+        """By name: the same seeds with the experts of each study."""
+        return {s.name: Runs(self.suite, self.model, s.results(self.results), self.seeds) for s in STUDIES}
 
     @property
     def shared_images(self) -> bool:

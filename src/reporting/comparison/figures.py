@@ -19,7 +19,7 @@ from src.reporting.comparison.merged_models import accuracy_lost, calibration, r
 from src.reporting.comparison.plateau import plateaus
 from src.reporting.comparison.ranking import methods
 from src.reporting.comparison.storage import accuracy_against_storage
-from src.reporting.comparison.studies import numbers_of_tasks
+from src.reporting.comparison.studies import task_subsets
 from src.reporting.methods import FINETUNED, Group, Row, adapts, groups, registered_rows, results_of, variant_row
 from src.reporting.plots import Drawing, legend_below, matrices, method_looks
 from src.reporting.result import VECTORS
@@ -175,5 +175,5 @@ FIGURES = (
     Drawing("calibration", calibration),
     Drawing("storage", accuracy_against_storage),
     Drawing("plateaus", plateaus),
-    Drawing("numbers_of_tasks", numbers_of_tasks),
+    Drawing("task_subsets", task_subsets),
 )

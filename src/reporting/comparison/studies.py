@@ -2,8 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
-from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -23,15 +21,9 @@ from src.reporting.table import Cell, Table
 USUAL = "as usual"
 
 
-@cache
-def of_study(results: Any, suite: str, model: str, seeds: tuple[int, ...], name: str) -> Runs:
-    """Kept, because its results are read once."""
-    return Runs(suite, model, BY_NAME[name].results(results), seeds)
-
-
 def study_runs(runs: Runs, name: str) -> Runs:
-    """The results of a study, or with an empty name the usual ones, of the same seeds."""
-    return of_study(runs.results, runs.suite, runs.model, runs.seeds, name) if name else runs
+    """The results of a study; with an empty name the usual ones."""
+    return runs.studies[name] if name else runs
 
 
 def studies(runs: Runs) -> Iterator[Table]:
@@ -62,7 +54,7 @@ def _accuracy(runs: Runs, row: Row, metric: str = "accuracy") -> pd.Series:
     return 100 * runs.values(metric=metric, **Group(runs.main_tasks).columns, **row.columns)
 
 
-def numbers_of_tasks(runs: Runs) -> Figure:
+def task_subsets(runs: Runs) -> Figure:
     """Normalised accuracy of the studies' methods by the number of tasks; means over sets and seeds."""
     sets = [group for group in groups(runs) if (group.mode, group.scope) == ("standard", "visual")]
     sets = [group for group in sets if len(group.tasks) <= len(runs.main_tasks)]
