@@ -17,6 +17,8 @@ from src.correctness import pack
 from src.datasets import registry
 from src.experiments import disentanglement as disentangled
 from src.experiments import geometry as geometric
+from src.experiments import layerwise as layered
+from src.experiments import merged_models as seen
 from src.experiments import negation as negated
 from src.experiments import ntk as kernel
 from src.experiments import single_task as solo
@@ -25,6 +27,8 @@ from src.experiments.registry import (
     DISENTANGLEMENT,
     EXPERIMENTS,
     GEOMETRY,
+    LAYERWISE,
+    MERGED_MODELS,
     NEGATION,
     NTK,
     SINGLE_TASK,
@@ -84,6 +88,9 @@ def pretrained(seed: int, merges: bool = True) -> dict[str, Mapping[str, Any]]:
         made[DISENTANGLEMENT.result(mode)] = disentanglement(mode, seed)
     for mode in TRAINED:
         made[GEOMETRY.result(mode)] = geometry(mode, seed)
+    for mode in EVALUATED:
+        made[LAYERWISE.result(mode)] = layerwise(mode, seed)
+        made[MERGED_MODELS.result(mode)] = merged_models(mode, seed)
     for reduction in NTK.choices:
         made[NTK.result(reduction)] = ntk(seed, reduction, 6.0 if reduction == "trace" else 4.0)
     if merges:
@@ -264,6 +271,73 @@ def geometry(mode: str, seed: int) -> geometric.Record:
         "alignment": {
             label: {t: value + 0.1 * wobble(i, seed) for i, t in enumerate(TASKS)}
             for label, value in (("average", 0.5), ("sum", 0.6), ("ties", 0.7))
+        },
+    }
+
+
+def layerwise(mode: str, seed: int) -> layered.Record:
+    """Two blocks; less interference with depth and in tangent vectors."""
+    parts = ["stem", "0 attention", "0 MLP", "1 attention", "1 MLP", "projection"]
+    level = 1.0 if mode == "standard" else 0.8
+
+    def pairs(value: float, own: float) -> list[list[float]]:
+        return [
+            [own if i == j else value * (1 + 0.2 * wobble(i, j, seed)) for j in range(len(TASKS))]
+            for i in range(len(TASKS))
+        ]
+
+    depths = range(len(parts))
+    return {
+        "finetuning_mode": mode,
+        "tasks": list(TASKS),
+        "num_samples": 64,
+        "parts": parts,
+        "interference": [pairs(level * (0.9 - 0.1 * depth), 1.0) for depth in depths],
+        "signed": [pairs(0.1, 0.15) for _ in depths],
+        "together": [
+            [level * (2 - 0.2 * depth) + 0.1 * wobble(i, seed) for i in range(len(TASKS))] for depth in depths
+        ],
+        "cosine": [pairs(0.1, 1.0) for _ in depths],
+        "singular": [None, *(3 - 0.4 * depth + 0.1 * wobble(depth, seed) for depth in depths[1:])],
+    }
+
+
+def merged_models(mode: str, seed: int) -> seen.Record:
+    """The further from the fine-tuned models, the less sure; AdaMerging is too sure."""
+
+    def confidence(level: float, temperature: float) -> seen.Confidence:
+        accuracy = {t: level + 0.02 * wobble(i, seed) for i, t in enumerate(TASKS)}
+        error = {t: 0.15 * (1 - value) for t, value in accuracy.items()}
+        loss = {t: 2 * (1 - value) for t, value in accuracy.items()}
+        return {
+            "accuracy": accuracy,
+            "loss": loss,
+            "calibration_error": error,
+            "temperature": {t: temperature * (1 + 0.1 * wobble(i, seed)) for i, t in enumerate(TASKS)},
+            "scaled_loss": {t: 0.9 * value for t, value in loss.items()},
+            "scaled_calibration_error": {t: 0.4 * value for t, value in error.items()},
+        }
+
+    levels = {"average": (0.66, 0.6), "sum": (0.74, 0.8), "tsv_m": (0.85, 0.7), "surgery": (0.88, 0.9)}
+    levels["adamerging"] = 0.84, 1.6
+    blocks = ["block 0", "block 1", "features"]
+    return {
+        "finetuning_mode": mode,
+        "tasks": list(TASKS),
+        "num_samples": 64,
+        "layers": blocks,
+        "finetuned": confidence(0.94, 1.2),
+        "methods": {
+            label: {
+                **confidence(level, temperature),
+                "disagreement": {t: 0.97 - level + 0.01 * wobble(i, seed) for i, t in enumerate(TASKS)},
+                "bias": {t: [(1 - level) * (1 + depth) for depth in range(3)] for t in TASKS},
+            }
+            for label, (level, temperature) in levels.items()
+        },
+        "scaled": {
+            label: {"coefficient": alpha, "accuracy": confidence(0.9, 1.0)["accuracy"]}
+            for label, alpha in (("average", 0.125), ("sum", 0.3))
         },
     }
 

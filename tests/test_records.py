@@ -19,6 +19,8 @@ SAMPLES = {
     "negation": synthetic_results.negation("linear", 1),
     "disentanglement": synthetic_results.disentanglement("linear", 1, points=3),
     "geometry": synthetic_results.geometry("linear", 1),
+    "layerwise": synthetic_results.layerwise("linear", 1),
+    "merged_models": synthetic_results.merged_models("linear", 1),
     "ntk": synthetic_results.ntk(1, "trace", 4.0, points=2),
     "merging": {
         **synthetic_results.adapted("concrete_layer_wise_adamerging", synthetic_results.SEEN, 1, 0.8),

@@ -57,7 +57,11 @@ def test_a_reproduction_writes_beside_the_shipped_results():
     assert run.places.results.name == "reproduced"
     stages = [reproduction.COMMANDS[name](run) for name in NAMES]
     flags = [command.flags for commands in stages for command in commands]
-    assert flags and all(any(flag.endswith("results=reproduced") for flag in of_command) for of_command in flags)
+    assert flags and all(any("results=reproduced" in flag for flag in of_command) for of_command in flags)
+
+
+def test_every_stage_has_its_commands():
+    assert {*reproduction.COMMANDS} == {*NAMES} and len({*NAMES}) == len(NAMES)
 
 
 def test_a_dry_run_tells_the_minutes_of_the_shipped_results(folders, capsys):

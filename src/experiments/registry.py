@@ -17,7 +17,8 @@ class Experiment:
 
     stage: of reproduce.py. title: what a reader calls it. benchmark: whether it is on the papers' first 8 tasks, in the
     place of all of the run's. pairs: whether it is on pairs of tasks, so that --tasks says nothing to it. random_init:
-    also on random weights. extended: whether the stage runs when it is named, or with --extended.
+    also on random weights. extended: whether the stage runs when it is named, or with --extended. of_merged: whether it
+    reads results of main.py, so that its stage comes after those that make them.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Experiment:
     pairs: bool = False
     random_init: bool = False
     extended: bool = False
+    of_merged: bool = False
 
     def result(self, choice: str) -> str:
         """The name of a result, in the folder of a seed."""
@@ -72,8 +74,33 @@ NTK_SAMPLES = 64
 GEOMETRY = Experiment(
     "geometry", "eval_geometry", MODE, TRAINED, "geometry", "spectral geometry", benchmark=True, extended=True
 )
+LAYERWISE = Experiment(
+    "layerwise",
+    "eval_layerwise",
+    MODE,
+    EVALUATED,
+    "layerwise",
+    "layer-wise interference",
+    benchmark=True,
+    extended=True,
+)
+LAYERWISE_SAMPLES = 64
+MERGED_MODELS = Experiment(
+    "merged_models",
+    "eval_merged_models",
+    MODE,
+    EVALUATED,
+    "merged-models",
+    "merged models seen closely",
+    benchmark=True,
+    extended=True,
+    of_merged=True,
+)
+MERGED_SAMPLES = 64
 
-EXPERIMENTS = {row.name: row for row in (SINGLE_TASK, ADDITION, NEGATION, DISENTANGLEMENT, NTK, GEOMETRY)}
+EXPERIMENTS = {
+    row.name: row for row in (SINGLE_TASK, ADDITION, NEGATION, DISENTANGLEMENT, NTK, GEOMETRY, LAYERWISE, MERGED_MODELS)
+}
 MERGING = "merging"  # of main.py, whose commands are not of this form
 
 

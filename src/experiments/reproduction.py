@@ -12,8 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
+from src import store
 from src.args import BOTH
 from src.datasets.registry import BENCHMARKS
+from src.experiments import studies
 from src.experiments.merging import variant_result
 from src.experiments.registry import ADDITION, EXPERIMENTS, SINGLE_TASK, Experiment
 from src.experiments.stages import REPORT, STAGES, chosen
@@ -27,6 +29,8 @@ from src.runtime import results
 
 FINETUNE, MERGE = "finetune", "main"
 SUBSETS = (2, 4, 8, 16)  # numbers of tasks
+TSV_C_RANKS = (0.01, 0.03, 0.06, 0.25, 0.5)  # of r; 1/T is the default
+PRUNED_TO = (1.0, 2.0, 5.0, 20.0, 40.0)  # percent of the weights; 10 is the default
 CORRUPTIONS = ("gaussian_noise", "contrast")
 SEVERITY = 5
 
@@ -56,14 +60,15 @@ class Command:
         return shlex.join(["python", f"{self.script}.py", *self.flags])
 
 
-def _fine_tune(run: Run) -> list[Command]:
+def _fine_tune(run: Run, modes: Sequence[str] = TRAINED, more: tuple[str, ...] = ()) -> list[Command]:
+    """more: further flags."""
     return [
         Command(
             FINETUNE,
-            (f"--finetuning-mode={mode}", *common_flags(run)),
+            (f"--finetuning-mode={mode}", *more, *common_flags(run)),
             tuple(run.paths.checkpoint(task, mode) for task in run.tasks),
         )
-        for mode in TRAINED
+        for mode in modes
     ]
 
 
@@ -141,13 +146,42 @@ def _sweeps(run: Run) -> list[Command]:
     commands = [
         _merge(first, Variant("", {"prun_thre_k": k}, method="consensus")) for k in (1, *range(3, len(first.tasks) + 1))
     ]
-    order = np.random.default_rng(run.seed).permutation(len(run.tasks))
     for count in (size for size in SUBSETS if size < len(run.tasks)):
-        subset = tuple(run.tasks[i] for i in sorted(order[:count]))
-        commands += [
-            _merge(replace(run, tasks=subset), Variant("", method=name)) for name in ("sum", "ties", "tall_mask")
-        ]
+        commands += [_merge(_subset(run, count), Variant("", method=name)) for name in ("sum", "ties", "tall_mask")]
     return commands
+
+
+def _subset(run: Run, count: int) -> Run:
+    """Random tasks of the run; each subset is in the next larger one."""
+    order = np.random.default_rng(run.seed).permutation(len(run.tasks))
+    return replace(run, tasks=tuple(run.tasks[i] for i in sorted(order[:count])))
+
+
+def _numbers_of_tasks(run: Run) -> list[Command]:
+    """The methods of the studies on random subsets of the first benchmark, from two tasks on."""
+    first = _first_benchmark(run)
+    sizes = range(2, len(first.tasks))
+    return [_merge(_subset(first, count), variant) for count in sizes for variant in studies.compared()]
+
+
+def _studies(run: Run, stage: str) -> list[Command]:
+    """Fine-tuning, single-task accuracies and merging in the folders of each study of a stage."""
+    commands = []
+    for study in (study for study in studies.STUDIES if study.stage == stage):
+        own = study.run(_first_benchmark(run))
+        for tasks, flags in study.trainings(own):
+            commands += _fine_tune(replace(own, tasks=tasks), (store.PUBLISHED_MODE,), flags)
+        single = _each(own, SINGLE_TASK, ("none", store.PUBLISHED_MODE))
+        commands += [replace(command, flags=(*command.flags, "--control=never")) for command in single]
+        commands += [_merge(own, variant) for variant in studies.compared()]
+    return commands
+
+
+def _storage(run: Run) -> list[Command]:
+    """Compression to other sizes than the default: ranks of TSV-C, shares of magnitude pruning."""
+    ranks = [Variant("", {"rank": rank}, method="tsv_c") for rank in TSV_C_RANKS]
+    shares = [Variant("", {"k": k}, method="mag_prune") for k in PRUNED_TO]
+    return [_merge(_first_benchmark(run), variant) for variant in (*ranks, *shares)]
 
 
 def _adaptation(run: Run) -> list[Command]:
@@ -274,6 +308,9 @@ COMMANDS: dict[str, Callable[[Run], list[Command]]] = {
     "methods-adapting": _adapting_methods,
     "adaptation-more": _more_adaptation,
     "robustness": _robustness,
+    "storage": _storage,
+    "robust-tasks": _numbers_of_tasks,
+    **{study.stage: partial(_studies, stage=study.stage) for study in studies.STUDIES},
     "tables": _tables,
     "figures": _figures,
     "report": _report,

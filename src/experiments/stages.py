@@ -17,7 +17,7 @@ class Stage:
 
 STAGES = (
     Stage("fine-tuning", "every task in every mode"),
-    *(Stage(row.stage, row.title, row.extended) for row in EXPERIMENTS.values()),
+    *(Stage(row.stage, row.title, row.extended) for row in EXPERIMENTS.values() if not row.of_merged),
     Stage("merging", "the three papers' methods on the first 8, 14 and 20 tasks"),
     Stage("adaptation", "methods that learn from unlabelled images"),
     Stage("random-init", "fine-tuning, single tasks and addition without pre-training"),
@@ -28,6 +28,12 @@ STAGES = (
     Stage("methods-adapting", "every method that learns, on every kind of task vectors", extended=True),
     Stage("adaptation-more", "further rows of adaptation, and on validation images", extended=True),
     Stage("robustness", "scoring and adapting on corrupted images", extended=True),
+    Stage("storage", "methods that keep a model for each task, at other sizes", extended=True),
+    Stage("robust-tasks", "a few methods on random sets of 2 tasks and more", extended=True),
+    Stage("robust-norm", "experts of which one is trained three times longer, merged", extended=True),
+    Stage("robust-confidence", "experts trained with smoothed labels, merged", extended=True),
+    Stage("robust-length", "experts trained shorter and longer, merged", extended=True),
+    *(Stage(row.stage, row.title, row.extended) for row in EXPERIMENTS.values() if row.of_merged),
 )
 # Once, after the stages of every seed, from whatever results there are.
 REPORT = (

@@ -133,6 +133,7 @@ def label(method: Method, search: Mapping[str, Sequence[Any]] | None = None) -> 
 
 def variant_label(variant: Variant) -> str:
     """The name of its results."""
+    load_methods()
     return label(METHODS[variant.method](**variant.options))
 
 

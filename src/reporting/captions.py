@@ -32,6 +32,21 @@ CAPTIONS = {
     "alignment": "How much of the task vectors lies in the leading subspace of what a method merges, against the share "
     "of fine-tuning's gain that it keeps: means over tasks and seeds. r: over methods and tasks.",
     "interference": "Singular task interference of every matrix, over its scale, in the order of the network.",
+    "layer_interference": "How much another task's vector changes the features of a task's images when it moves one "
+    "part of the network alone, over what the task's own vector changes there: geometric means over pairs of tasks. At "
+    "the dashed line both change as much. Exact for tangent vectors.",
+    "accuracy_lost": "Task arithmetic: test accuracy of the merged model, what it loses to the other tasks' vectors, "
+    "and what each task's own vector loses by the coefficient alone; together the fine-tuned model's.",
+    "representation_bias": "How far a merged model's representations are from those of the task's own model, block by "
+    "block, over their size; means over tasks.",
+    "calibration": "Expected calibration error before and after one temperature for each task, chosen on validation, "
+    "and the geometric mean of those temperatures: above 1 a model is over-confident.",
+    "storage": "Accuracy against all that is stored, in bits a weight and task. Lines join the options "
+    "of a method.",
+    "plateaus": "The coefficients whose mean validation accuracy is within a point of the best, over the best (line). "
+    "Arrows: the grid ends before the accuracy falls. Of LiNeS β, of tangent matching iterations.",
+    "task_subsets": "Normalised accuracy of a few methods of each family by the number of tasks: means over random "
+    "sets of tasks and seeds.",
     "methods": "Every merging method on the first benchmark, best first; brackets join those not told apart.",
     "prediction": "Accuracy of every method here against its published one, a panel for each published table. Named: "
     "methods that stand farthest from their published place. ρ: Spearman's rank correlation.",

@@ -14,6 +14,7 @@ import pandas as pd
 from src.datasets import registry
 from src.experiments.numbers import MEAN
 from src.experiments.registry import NTK, SINGLE_TASK, Experiment
+from src.experiments.studies import STUDIES
 from src.model_names import ModelName, pretrained_name, random_name
 from src.reporting import frame
 from src.reporting.published import published_model
@@ -169,6 +170,11 @@ class Runs:
         told = not experiment.pairs and tasks != run.suite_row.default
         return experiment.command(choice, run.flags() + (f" --tasks={','.join(tasks)}" if told else ""))
 
+    def stage_command(self, stage: str, seeds: Sequence[int]) -> str:
+        """The command that runs a stage of reproduce.py."""
+        flags = [flag for flag in shlex.split(self._run(seeds[0]).flags()) if not flag.startswith("--seed=")]
+        return shlex.join(["python", "reproduce.py", "--only", stage, "--seeds", ",".join(map(str, seeds)), *flags])
+
     def merge_command(
         self, overrides: Iterable[str], tasks: tuple[str, ...], mode: str = "standard", seeds: Sequence[int] = ()
     ) -> str:
@@ -241,6 +247,11 @@ class Runs:
     def random_init(self) -> "Runs":
         """The same network without pre-training."""
         return Runs(self.suite, random_name(self.model), self.results, self.seeds)
+
+    @cached_property
+    def studies(self) -> "dict[str, Runs]":
+        """By name: the same seeds with the experts of each study."""
+        return {s.name: Runs(self.suite, self.model, s.results(self.results), self.seeds) for s in STUDIES}
 
     @property
     def shared_images(self) -> bool:

@@ -5,11 +5,16 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from src.analysis.layerwise import ATTENTION, MLP
 from src.modes import MODES
 from src.reporting import answers
 from src.reporting.claim import Claim, Merged, Quantity, Threshold
 from src.reporting.comparison.geometry import Spectral
+from src.reporting.comparison.layerwise import FIRST, SECOND, Layered
+from src.reporting.comparison.merged_models import OfMerged
 from src.reporting.comparison.methods import FURTHER
+from src.reporting.comparison.plateau import Plateau
+from src.reporting.comparison.studies import OnSubsets, Studied
 from src.reporting.methods import Group, Row, missing_command, variant_row
 from src.reporting.runs import Runs
 from src.reporting.statistics import BySeed, combined
@@ -163,6 +168,82 @@ CLAIMS = (
         "the suite",
         "Tangent vectors are of lower rank than others.",
         (Spectral("effective_rank", "standard"), Spectral("effective_rank", "linear")),
+    ),
+    *(
+        Claim(
+            where,
+            f"Early blocks interfere more than late ones, as features tell, {MODES[mode].title}.",
+            (Layered(FIRST, mode), Layered(SECOND, mode)),
+        )
+        for where, mode in (("LiNeS", "standard"), ("the suite", "linear"))
+    ),
+    Claim(
+        "Jin et al.",
+        "Attention interferes less than MLPs, as features tell.",
+        (Layered(MLP, "standard"), Layered(ATTENTION, "standard")),
+    ),
+    Claim(
+        "tangent space",
+        "Of all tasks added up, linear fine-tuning keeps more of its own predictions (a smaller ξ) than non-linear.",
+        (OfMerged("disagreement", "sum"), OfMerged("disagreement", "sum", "linear")),
+    ),
+    Claim(
+        "tangent space",
+        "Task arithmetic loses less to interference with linear fine-tuning than with non-linear.",
+        (OfMerged("interference", "sum"), OfMerged("interference", "sum", "linear")),
+    ),
+    Claim(
+        "Surgery",
+        "Surgery makes the representation bias of task arithmetic smaller.",
+        (OfMerged("bias", "sum"), OfMerged("bias", "surgery")),
+    ),
+    Claim(
+        "the suite",
+        "Entropy makes layer-wise AdaMerging over-confident: its temperature is above 1.",
+        (OfMerged("temperature", "adamerging"), Threshold(1.0, "1")),
+    ),
+    Claim(
+        "the suite",
+        "Weight averaging is under-confident: its temperature is below 1.",
+        (Threshold(1.0, "1"), OfMerged("temperature", "average")),
+    ),
+    Claim(
+        "the suite",
+        "One temperature from validation makes the calibration error of task arithmetic smaller.",
+        (OfMerged("calibration_error", "sum"), OfMerged("scaled_calibration_error", "sum")),
+    ),
+    Claim(
+        "SVC",
+        "SVC makes the coefficient of task arithmetic matter less: more of the grid is within a point of the best.",
+        (Plateau("svc", (("base", "sum"),)), Plateau("sum")),
+    ),
+    *(
+        Claim(
+            "DisTaC",
+            f"Rankings invert {words}: task arithmetic is better than {title}, which is better otherwise.",
+            (Studied("sum", study), Studied(method, study)),
+        )
+        for method, title, study, words in (
+            ("wudi", "WUDI", "longer", "where one expert is trained 3 times longer"),
+            ("wudi", "WUDI", "smoothing", "with low-confidence experts (label smoothing 0.1)"),
+            ("emr", "EMR", "smoothing", "with low-confidence experts (label smoothing 0.1)"),
+        )
+    ),
+    Claim(
+        "DisTaC",
+        "Low confidence of the experts harms merging: TSV-M is worse with label smoothing.",
+        (Studied("tsv_m"), Studied("tsv_m", "smoothing")),
+    ),
+    Claim(
+        "training length",
+        "Experts of a quarter of the length merge as well as those of all of it, by task arithmetic (within a point).",
+        (Studied("sum", "quarter"), Studied("sum")),
+        margin=1.0,
+    ),
+    Claim(
+        "Mergeability-Bench",
+        "On two tasks Iso-C at α = 1 is worse than weight averaging.",
+        (OnSubsets("average", 2), OnSubsets("iso_c", 2, "one_normalised")),
     ),
     Claim("AdaRank", "AdaRank is better than layer-wise AdaMerging.", (_merged("adarank"), _merged("adamerging"))),
     Claim("Surgery", "Surgery improves task arithmetic.", (_merged("surgery"), _merged("sum"))),

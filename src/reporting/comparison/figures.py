@@ -14,8 +14,13 @@ from src.modes import MODES, TRAINED
 from src.reporting import style
 from src.reporting.comparison.forest import claims
 from src.reporting.comparison.geometry import alignment, interference
+from src.reporting.comparison.layerwise import layer_interference
+from src.reporting.comparison.merged_models import accuracy_lost, calibration, representation_bias
+from src.reporting.comparison.plateau import plateaus
 from src.reporting.comparison.prediction import prediction_figure
 from src.reporting.comparison.ranking import methods
+from src.reporting.comparison.storage import accuracy_against_storage
+from src.reporting.comparison.studies import task_subsets
 from src.reporting.methods import FINETUNED, Group, Row, adapts, groups, registered_rows, results_of, variant_row
 from src.reporting.plots import Drawing, legend_below, matrices, method_looks
 from src.reporting.result import VECTORS
@@ -166,4 +171,11 @@ FIGURES = (
     Drawing("task_vector_cosines", task_vector_cosines),
     Drawing("alignment", alignment),
     Drawing("interference", interference),
+    Drawing("layer_interference", layer_interference),
+    Drawing("accuracy_lost", accuracy_lost),
+    Drawing("representation_bias", representation_bias),
+    Drawing("calibration", calibration),
+    Drawing("storage", accuracy_against_storage),
+    Drawing("plateaus", plateaus),
+    Drawing("task_subsets", task_subsets),
 )

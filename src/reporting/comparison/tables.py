@@ -4,6 +4,8 @@ from collections.abc import Iterator
 
 from src.datasets.corruptions import CORRUPTIONS
 from src.reporting.comparison.geometry import geometry
+from src.reporting.comparison.layerwise import layerwise
+from src.reporting.comparison.merged_models import merged_models
 from src.reporting.comparison.methods import (
     methods,
     methods_chosen,
@@ -11,7 +13,10 @@ from src.reporting.comparison.methods import (
     methods_per_task,
     methods_published,
 )
+from src.reporting.comparison.plateau import plateau
 from src.reporting.comparison.prediction import prediction
+from src.reporting.comparison.storage import storage
+from src.reporting.comparison.studies import studies
 from src.reporting.methods import FINETUNED, Group, Row, absent_seeds, results_of, rows
 from src.reporting.published import published, published_model
 from src.reporting.runs import Runs
@@ -77,4 +82,18 @@ def _missing(runs: Runs, group: Group, row: Row, severity: int) -> list[str]:
     ]
 
 
-TABLES = (methods, methods_per_task, methods_chosen, methods_published, methods_cost, prediction, geometry, robustness)
+TABLES = (
+    methods,
+    methods_per_task,
+    methods_chosen,
+    methods_published,
+    methods_cost,
+    prediction,
+    geometry,
+    layerwise,
+    merged_models,
+    storage,
+    plateau,
+    studies,
+    robustness,
+)
