@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import synthetic_results
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from matplotlib import pyplot as plt
 
 from src import args
 from src.experiments.registry import EXPERIMENTS
@@ -47,7 +48,7 @@ def commands(runs: Runs) -> Iterator[str]:
             yield from finding.missing
     for drawing in offered("figures"):
         try:
-            drawing(runs)
+            plt.close(drawing(runs))
         except MissingResult as missing:
             yield str(missing).partition("make it with: ")[2] or str(missing).partition("make them with: ")[2]
 

@@ -178,17 +178,17 @@ CLAIMS = (
         for where, mode in (("LiNeS", "standard"), ("the suite", "linear"))
     ),
     Claim(
-        "Jin et al.",
+        "the suite",
         "Attention interferes less than MLPs, as features tell.",
         (Layered(MLP, "standard"), Layered(ATTENTION, "standard")),
     ),
     Claim(
-        "tangent space",
+        "the suite",
         "Of all tasks added up, linear fine-tuning keeps more of its own predictions (a smaller ξ) than non-linear.",
         (OfMerged("disagreement", "sum"), OfMerged("disagreement", "sum", "linear")),
     ),
     Claim(
-        "tangent space",
+        "the suite",
         "Task arithmetic loses less to interference with linear fine-tuning than with non-linear.",
         (OfMerged("interference", "sum"), OfMerged("interference", "sum", "linear")),
     ),
@@ -213,14 +213,14 @@ CLAIMS = (
         (OfMerged("calibration_error", "sum"), OfMerged("scaled_calibration_error", "sum")),
     ),
     Claim(
-        "SVC",
+        "the suite",
         "SVC makes the coefficient of task arithmetic matter less: more of the grid is within a point of the best.",
         (Plateau("svc", (("base", "sum"),)), Plateau("sum")),
     ),
     *(
         Claim(
             "DisTaC",
-            f"Rankings invert {words}: task arithmetic is better than {title}, which is better otherwise.",
+            f"Rankings invert {words}: there task arithmetic is better than {title}.",
             (Studied("sum", study), Studied(method, study)),
         )
         for method, title, study, words in (
@@ -235,13 +235,13 @@ CLAIMS = (
         (Studied("tsv_m"), Studied("tsv_m", "smoothing")),
     ),
     Claim(
-        "training length",
+        "arXiv:2508.16082",
         "Experts of a quarter of the length merge as well as those of all of it, by task arithmetic (within a point).",
         (Studied("sum", "quarter"), Studied("sum")),
         margin=1.0,
     ),
     Claim(
-        "Mergeability-Bench",
+        "the suite",
         "On two tasks Iso-C at α = 1 is worse than weight averaging.",
         (OnSubsets("average", 2), OnSubsets("iso_c", 2, "one_normalised")),
     ),
