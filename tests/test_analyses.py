@@ -22,6 +22,7 @@ from src.checkpoints import VISUAL
 from src.experiments import layerwise as layered
 from src.experiments import reproduction, studies
 from src.experiments.registry import LAYERWISE, MERGED_MODELS
+from src.experiments.stages import NAMES
 from src.merging.names import folder
 from src.reporting.comparison.plateau import plateau_of
 from src.reporting.comparison.storage import bits, keeping
@@ -296,17 +297,16 @@ def test_a_study_trains_what_it_says_and_lies_apart():
 
 def test_stages_of_studies_name_every_study_and_every_number_of_tasks():
     run = Run.of(seed=1, device="cpu")
-    stages = {stage.name: stage for stage in reproduction.STAGES}
+    stages = {name: reproduction.COMMANDS[name](run) for name in NAMES}
     assert {study.stage for study in studies.STUDIES} <= {*stages}
     for study in studies.STUDIES:
-        commands = [str(command) for command in stages[study.stage].commands(run) if study.name in str(command)]
+        commands = [str(command) for command in stages[study.stage] if study.name in str(command)]
         assert any("finetune.py" in c for c in commands) and sum("main.py" in c for c in commands) == len(
             studies.METHODS
         )
-    sizes = {len(command.outputs) for command in stages["robust-tasks"].commands(run)}
-    assert sizes == {1} and len(stages["robust-tasks"].commands(run)) == 6 * len(studies.METHODS)
-    names = [stage.name for stage in reproduction.STAGES]
-    assert names.index("merged-models") > names.index("methods-adapting") > names.index("layerwise")
+    sizes = {len(command.outputs) for command in stages["robust-tasks"]}
+    assert sizes == {1} and len(stages["robust-tasks"]) == 6 * len(studies.METHODS)
+    assert NAMES.index("merged-models") > NAMES.index("methods-adapting") > NAMES.index("layerwise")
 
 
 def test_a_table_and_claims_of_studies_are_of_their_own_folders(tmp_path):
