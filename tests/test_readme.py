@@ -135,3 +135,11 @@ def test_the_workflow_runs_what_the_makefile_has():
     ]
     targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert {line.split()[-1] for line in called} == {"test", "docs"} <= {*targets}
+
+
+def test_every_test_that_the_table_of_faults_names_is_there():
+    named = re.findall(r"`(test_\w+\.py)(?:::(test_\w+))?`", (ROOT / "docs" / "faults.md").read_text())
+    assert len(named) > 50
+    for file, test in named:
+        text = (ROOT / "tests" / file).read_text()
+        assert f"def {test}(" in text if test else "def test_" in text, (file, test)
