@@ -12,10 +12,10 @@ import eval_task_negation
 import finetune
 import main
 from src.datasets import registry
+from src.finetuning.settings import Training
 from src.ranges import RANGES, check
 from src.run import task_names
 from src.runtime.messages import UsageError
-from src.training import Training
 
 
 @pytest.mark.parametrize("name", RANGES)
