@@ -44,18 +44,18 @@ FAMILIES = {
 
 def methods(runs: Runs) -> Iterator[Table]:
     """By kind of task vector: absolute, normalised, and the worst task."""
-    shown = rows_with_results(runs)
+    shown, modes = rows_with_results(runs), runs.modes(EVALUATED)
     if not shown:
         return
     for metric, words in METRICS.items():
         yield Table(
             f"methods_{metric}",
             f"Every merging method on {len(runs.main_tasks)} tasks, by kind of task vector: {words}.",
-            ["method", *(MODES[mode].title for mode in EVALUATED)],
+            ["method", *(MODES[mode].title for mode in modes)],
             [
                 [
                     row.title(),
-                    *(Cell(100 * _values(runs, Group(runs.main_tasks, mode), row, metric)) for mode in EVALUATED),
+                    *(Cell(100 * _values(runs, Group(runs.main_tasks, mode), row, metric)) for mode in modes),
                 ]
                 for row in shown
             ],

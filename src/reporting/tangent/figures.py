@@ -97,7 +97,11 @@ def addition(runs: Runs) -> Figure:
         axes.set(xlabel="α", ylabel="mean validation accuracy (%)", title=title, xlim=(0, 1))
     handles = [mode_handle(mode) for mode in by_mode]
     fig.legend(
-        handles=handles, loc="outside lower center", ncols=len(handles), title="marker: the α chosen", title_fontsize=8
+        handles=handles,
+        loc="outside lower center",
+        ncols=min(4, len(handles)),
+        title="marker: the α chosen",
+        title_fontsize=8,
     )
     return fig
 
