@@ -61,15 +61,15 @@ def worst_nearby(trained: Sequence[Tensor], rho: float) -> Iterator[None]:
 
     Source: https://arxiv.org/abs/2010.01412. The gradient is that of all processes.
     """
-    moving = [weight for weight in trained if weight.grad is not None]
-    kept = [weight.detach().clone() for weight in moving]
+    gradients = {weight: weight.grad for weight in trained if weight.grad is not None}
+    kept = [weight.detach().clone() for weight in gradients]
     with torch.no_grad():
-        norm = torch.nn.utils.get_total_norm([weight.grad for weight in moving])
-        for weight in moving:
-            weight.add_(weight.grad, alpha=rho / (float(norm) + 1e-12))
+        norm = torch.nn.utils.get_total_norm(gradients.values())
+        for weight, gradient in gradients.items():
+            weight.add_(gradient, alpha=rho / (float(norm) + 1e-12))
     try:
         yield
     finally:
         with torch.no_grad():
-            for weight, before in zip(moving, kept):
+            for weight, before in zip(gradients, kept):
                 weight.copy_(before)

@@ -72,7 +72,8 @@ def points(runs: Runs, mode: str, seed: int, record: Record) -> Points:
         for task, sar in of_method.items():
             low, high = (result[part]["accuracy"][task] for part in ("zeroshot", "test"))
             finetuned = result["denominators"]["test"][task]
-            found.append((row.title(), task, sar, (high - low) / (finetuned - low)))
+            if finetuned != low:  # else fine-tuning gained nothing to take a share of
+                found.append((row.title(), task, sar, (high - low) / (finetuned - low)))
     return found
 
 
