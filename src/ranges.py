@@ -47,6 +47,7 @@ RANGES = {
     "clip": POSITIVE,
     "checkpoint_every": NUMBER,
     "keep_every": NUMBER,
+    "at": COUNT,
     "rank": COUNT,
     "lora_alpha": POSITIVE,
     "penalty": Range(0, whole=False),
