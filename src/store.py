@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -79,7 +80,7 @@ def finetuned(run: Run, task: str, mode: str, step: int | None = None) -> checkp
     Raises FileNotFoundError that names the fine-tuning command, or CheckpointError where θ began at another θ0.
     """
     trained_as = MODES[mode].checkpoint
-    expected = dict(model=run.model, task=task, mode=trained_as, seed=run.seed)
+    expected: dict[str, Any] = dict(model=run.model, task=task, mode=trained_as, seed=run.seed)
     if step is None:
         path = run.paths.checkpoint(task, trained_as)
     else:

@@ -29,6 +29,7 @@ LONG = (
     "test_distributed.py",
     "test_merging_main.py",
     "test_training.py",
+    "test_modes_end_to_end.py",
     "test_scripts.py",
     "test_reporting_end_to_end.py",
     "test_mini_datasets.py",

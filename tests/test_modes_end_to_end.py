@@ -144,6 +144,8 @@ def test_tables_and_figures_have_every_mode_that_has_results(place, monkeypatch)
     for name in ("single_task", "table1_addition", "table2_negation", "disentanglement"):
         cells = {cell for row in made[name] for cell in row}
         assert {MODES[mode].title for mode in FURTHER} <= cells, name
+    by_title = {row[0]: row for row in made["modes"]}
+    assert all(all(by_title[MODES[mode].title]) for mode in FURTHER)
     for drawing in offered("figures"):
         if drawing.name in ("addition", "negation", "alignment", "interference"):
             drawing(runs).canvas.draw()

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from src.datasets.corruptions import CORRUPTIONS
 from src.reporting.comparison.geometry import geometry
 from src.reporting.comparison.methods import methods, methods_cost, methods_published
+from src.reporting.comparison.modes import modes
 from src.reporting.methods import FINETUNED, Group, Row, absent_seeds, results_of, rows
 from src.reporting.published import published, published_model
 from src.reporting.runs import Runs
@@ -70,4 +71,4 @@ def _missing(runs: Runs, group: Group, row: Row, severity: int) -> list[str]:
     ]
 
 
-TABLES = (methods, methods_published, methods_cost, geometry, robustness)
+TABLES = (modes, methods, methods_published, methods_cost, geometry, robustness)
