@@ -1,7 +1,8 @@
-"""Fine-tunes the image encoder on every task of a suite, non-linearly or in the tangent space.
+"""Fine-tunes the image encoder on every task of a suite, non-linearly, in the tangent space, or in a further mode.
 
     python finetune.py                                               # mini suite, standard
     python finetune.py --finetuning-mode=linear --tasks signs,letters
+    python finetune.py --finetuning-mode=lora --rank=8               # docs/modes.md has all
     python finetune.py --model=ViT-B-32 --world-size=2               # the papers' protocol, 2 processes
     torchrun --nproc-per-node=8 finetune.py --model=ViT-L-14         # on one machine or several
 

@@ -145,6 +145,7 @@ def finetuning_parser(doc: str | None) -> Parser:
     training.add_argument(
         "--checkpoint-every", type=int, default=100, help="steps between saved training states; 0: none"
     )
+    training.add_argument("--keep-every", type=int, default=0, help="steps between encoders kept for good; 0: none")
     training.add_argument("--load", type=Path, help="start from this checkpoint in the place of the pre-trained model")
     training.add_argument("--world-size", type=int, default=1, help="processes that share each batch")
     training.add_argument(
@@ -156,6 +157,17 @@ def finetuning_parser(doc: str | None) -> Parser:
     training.add_argument(
         "--compile", nargs="?", const="inductor", metavar="BACKEND", help="torch.compile; default backend: inductor"
     )
+    some = parser.add_argument_group("training, of some modes")
+    some.add_argument("--rank", type=int, help="lora, l_lora: of the factors; default: 16")
+    some.add_argument("--lora-alpha", type=float, help="lora, l_lora: W0 + alpha / rank B A; default: 16")
+    some.add_argument("--penalty", type=float, help="tau_jp: weight of the penalty; default: 0.1")
+    some.add_argument("--penalty-batch-size", type=int, help="tau_jp: images of each other task; default: 16")
+    some.add_argument(
+        "--penalty-tasks",
+        choices=("strict", "cyclic"),
+        help="tau_jp: every other task of --tasks at each step (strict), or one in turn (cyclic, default)",
+    )
+    some.add_argument("--rho", type=float, help="sam: distance of the worst weights; default: 0.05")
     training.add_argument("--wandb", action="store_true", help="log to Weights & Biases")
     training.add_argument("--tensorboard", action="store_true", help="log to TensorBoard")
     return parser

@@ -81,13 +81,14 @@ class DualRules(TorchFunctionMode):
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
     """y = W x + b;  ẏ = Ẇ x + W ẋ + ḃ."""
     (x, dx), (w, dw), (b, db) = _split(input), _split(weight), _split(bias)
-    if dx is None or dw is None or (b is not None and db is None) or not _same_dtype(x, w):
+    if dx is None or not _same_dtype(x, w):
         return None
     shape = (*x.shape[:-1], w.shape[0])
     x, dx = x.reshape(-1, x.shape[-1]), dx.reshape(-1, x.shape[-1])  # (tokens, in): what one addmm takes
     y = linear(x, w, b)
     with torch.no_grad():
-        dy = linear(x, dw, db).addmm_(dx, w.t())
+        # A frozen weight has no tangent.
+        dy = linear(dx, w, db) if dw is None else linear(x, dw, db).addmm_(dx, w.t())
     return forward_ad.make_dual(y.view(shape), dy.view(shape))
 
 
@@ -113,14 +114,17 @@ def _layer_norm(
 ) -> Tensor | None:
     """y = w ∘ n(x) + b;  ẏ = ẇ ∘ n(x) + ḃ + w ∘ J_n ẋ. J_n is symmetric: the backward kernel gives J_nᵀ ẋ = J_n ẋ."""
     (x, dx), (w, dw), (b, db) = _split(input), _split(weight), _split(bias)
-    if dx is None or dw is None or (b is not None and db is None) or not _same_dtype(x, w):
+    if dx is None or w is None or not _same_dtype(x, w):
         return None
     y, mean, rstd = torch.native_layer_norm(x, normalized_shape, w, b, eps)
     with torch.no_grad():
         moved = torch.ops.aten.native_layer_norm_backward(
             dx, x, normalized_shape, mean, rstd, None, None, [True, False, False]
         )[0]
-        dy = layer_norm(x, normalized_shape, dw, db, eps).addcmul_(moved, w)
+        if dw is None:  # frozen
+            dy = moved.mul_(w) if db is None else torch.addcmul(db, moved, w)
+        else:
+            dy = layer_norm(x, normalized_shape, dw, db, eps).addcmul_(moved, w)
     return forward_ad.make_dual(y, dy)
 
 

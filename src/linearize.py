@@ -25,7 +25,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves, tree_map
 
 from src.dual_numbers import fused_jvp
-from src.modeling import ImageEncoder
+from src.modeling import PREPROCESSING, ImageEncoder
 from src.tensors import check_same
 
 Weights = Mapping[str, torch.Tensor]
@@ -93,6 +93,18 @@ class LinearizedModel(nn.Module):
             f0, jd = (self._plain if plain else self._fused)(params, inputs, kwargs)
         return tree_map(operator.add, f0, jd)
 
+    def displacement(self, *inputs: Any) -> Any:
+        """J(x; θ0) (θ − θ0), with its gradient to θ: what θ adds to f(x; θ0)."""
+        self._keep_evaluating()
+        _refuse_gradients_of(inputs, {})
+        params = dict(self.named_parameters())
+        with _forward_mode(self._function):
+            if not self.fused:
+                return self._plain(params, inputs, {})[1]
+            f0, jd = self._fused(params, inputs, {})
+        # The graph of f0 is that of the sum: its value leaves, its gradient stays.
+        return tree_map(lambda start, moved: moved + (start - start.detach()), f0, jd)
+
     def _plain(self, params: Weights, inputs: tuple, kwargs: dict[str, Any]) -> tuple[Any, Any]:
         """f(x; θ0) and J(x; θ0) (θ − θ0), the latter with a graph to θ."""
         direction = {name: p - self.params0[name] for name, p in params.items()}
@@ -156,7 +168,7 @@ class LinearizedImageEncoder(LinearizedModel):
         if image_encoder is None:
             image_encoder = ImageEncoder(args, keep_lang=keep_lang)
         super().__init__(image_encoder, init_encoder)
-        for attribute in ("tokenizer", "train_preprocess", "val_preprocess", "image_size", "mean", "std"):
+        for attribute in PREPROCESSING:
             setattr(self, attribute, getattr(image_encoder, attribute))
 
 

@@ -14,6 +14,8 @@ from src.runtime.messages import UsageError
 from src.vit_mini import clip as mini
 
 DEFAULT_WEIGHTS = "openai"
+# What an encoder knows of its inputs beside its weights.
+PREPROCESSING = ("tokenizer", "train_preprocess", "val_preprocess", "image_size", "mean", "std")
 TEXT_TOWERS = ("transformer", "text", "text_decoder")  # of CLIP, of open_clip's CustomTextCLIP, and CoCa's second
 
 

@@ -1,10 +1,20 @@
 """The ways of fine-tuning, one row each: whose weights, which model they are evaluated in, names and looks.
 
-To add one: a row here, and its training code in training.py where `trained_as` is its own name.
+To add one: a row here, its learning rate in src/datasets/registry.py, and in src/finetuning/ whatever it trains or
+adds to the loss that no other mode does.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+
+ATTENTION, LOW_RANK = "attention", "low-rank"  # what a mode trains, where it is not the whole image tower
+TAU_JP, SAM = "tau_jp", "sam"  # what it minimises, where it is not the loss of its task at θ
+# Fields of Training that only the modes have which train or minimise this, with their defaults.
+OPTIONS: dict[str, dict[str, int | float | str]] = {
+    LOW_RANK: {"rank": 16, "lora_alpha": 16.0},
+    TAU_JP: {"penalty": 0.1, "penalty_batch_size": 16, "penalty_tasks": "cyclic"},
+    SAM: {"rho": 0.05},
+}
 
 
 @dataclass(frozen=True)
@@ -18,6 +28,8 @@ class Mode:
     trained_as: the mode of finetune.py whose checkpoints it takes; None for the pre-trained model, which has none.
     tangent: whether it is evaluated as the linearized model f(x; θ0) + J(x; θ0)(θ − θ0).
     colour, marker, line: in every figure; a line style of Matplotlib.
+    trains: which weights, empty for the whole image tower; minimises: what, empty for the loss of its task.
+    extended: whether reproduce.py makes it in a stage of its own, and tables show it only where there are results.
     """
 
     name: str
@@ -30,6 +42,14 @@ class Mode:
     colour: str
     marker: str
     line: str | tuple = "-"
+    trains: str = ""
+    minimises: str = ""
+    extended: bool = False
+
+    @property
+    def options(self) -> dict[str, int | float | str]:
+        """Its further fields of Training, with their defaults."""
+        return OPTIONS.get(self.trains, {}) | OPTIONS.get(self.minimises, {})
 
     @property
     def checkpoint(self) -> str:
@@ -87,6 +107,45 @@ MODES: dict[str, Mode] = {
             colour="#0072B2",
             marker="s",
         ),
+        *(
+            Mode(
+                name,
+                title,
+                short,
+                published="",
+                single_task=f"{name}_ft_accuracies",
+                trained_as=name,
+                tangent=tangent,
+                colour=colour,
+                marker=marker,
+                line=line,
+                trains=trains,
+                minimises=minimises,
+                extended=True,
+            )
+            for name, title, short, tangent, trains, minimises, colour, marker, line in (
+                # Jin et al., arXiv:2407.07089: the weights of attention alone, without biases.
+                ("attention", "attention-only", "attention", False, ATTENTION, "", "#CC79A7", "v", "-"),
+                (
+                    "attention_linear",
+                    "attention-only, linear",
+                    "attention, linear",
+                    True,
+                    ATTENTION,
+                    "",
+                    "#AA4499",
+                    "<",
+                    (0, (5, 1.5)),
+                ),
+                # Yoshida et al., ICLR 2025: linear, with a penalty on what τ does to other tasks' features.
+                ("tau_jp", "linear, τJp penalty", "τJp", True, "", TAU_JP, "#332288", "P", "-"),
+                # Hu et al., arXiv:2106.09685, and its linearization, Tang et al., arXiv:2310.04742.
+                ("lora", "LoRA", "LoRA", False, LOW_RANK, "", "#E69F00", "X", "-"),
+                ("l_lora", "linearized LoRA", "L-LoRA", True, LOW_RANK, "", "#117733", "p", (0, (5, 1.5))),
+                # Foret et al., arXiv:2010.01412: the loss at the worst weights nearby.
+                ("sam", "sharpness-aware", "SAM", False, "", SAM, "#882255", "h", "-"),
+            )
+        ),
     )
 }
 
@@ -94,6 +153,11 @@ MODES: dict[str, Mode] = {
 SCOPES = ("visual", "published")
 TRAINED = tuple(mode.name for mode in MODES.values() if mode.trained_as == mode.name)  # what finetune.py makes
 EVALUATED = tuple(mode.name for mode in MODES.values() if mode.trained_as)  # what has task vectors
+
+
+def usual(names: Iterable[str]) -> tuple[str, ...]:
+    """Those that are no extended modes; names of other things are kept."""
+    return tuple(name for name in names if name not in MODES or not MODES[name].extended)
 
 
 def titles(names: Iterable[str]) -> list[str]:

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,6 +14,7 @@ from src.datasets import registry
 from src.modeling import ImageEncoder
 from src.modes import MODES
 from src.run import Run
+from src.runtime.messages import MissingFile
 from src.task_vectors import TaskVector
 from src.tensors import difference
 
@@ -72,14 +74,23 @@ def pretrained(run: Run) -> checkpoints.Checkpoint:
     return checkpoints.Checkpoint(run.paths.pretrained(), model=run.model)
 
 
-def finetuned(run: Run, task: str, mode: str) -> checkpoints.Checkpoint:
-    """θ of a task for an evaluation mode.
+def finetuned(run: Run, task: str, mode: str, step: int | None = None) -> checkpoints.Checkpoint:
+    """θ of a task for an evaluation mode; with `step`, as it was after that step of its fine-tuning.
 
     Raises FileNotFoundError that names the fine-tuning command, or CheckpointError where θ began at another θ0.
     """
     trained_as = MODES[mode].checkpoint
-    path = run.paths.checkpoint(task, trained_as)
-    checkpoint = checkpoints.Checkpoint(path, model=run.model, task=task, mode=trained_as, seed=run.seed)
+    expected: dict[str, Any] = dict(model=run.model, task=task, mode=trained_as, seed=run.seed)
+    if step is None:
+        path = run.paths.checkpoint(task, trained_as)
+    else:
+        path, expected["step"] = run.paths.kept(task, trained_as, step), step
+        if not path.is_file():
+            raise MissingFile(
+                f"{path}: expected the encoder after step {step}, found none; keep it with: python finetune.py "
+                f"--finetuning-mode={trained_as} {run.flags()} --tasks={task} --keep-every={step} --overwrite"
+            )
+    checkpoint = checkpoints.Checkpoint(path, **expected)
     check_start(run, path, checkpoint.header)
     checkpoints.require_finite(checkpoint)
     return checkpoint
@@ -141,11 +152,11 @@ def check_start(run: Run, path: Path, header: Mapping) -> None:
         )
 
 
-def task_vector(run: Run, task: str, mode: str) -> TaskVector:
-    """τ = θ − θ0 over the tensors that are trained (`model.visual.*`)."""
+def task_vector(run: Run, task: str, mode: str, step: int | None = None) -> TaskVector:
+    """τ = θ − θ0 over the tensors that are trained (`model.visual.*`); θ after `step`, or after the last."""
     start = pretrained(run)
     trained = [name for name in start if name.startswith(VISUAL)]
-    return TaskVector(vector=difference(finetuned(run, task, mode), start, trained))
+    return TaskVector(vector=difference(finetuned(run, task, mode, step), start, trained))
 
 
 def start_of(encoder: torch.nn.Module, *vectors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -15,9 +15,9 @@ from src import checkpoints, store
 from src.datasets import loading
 from src.datasets.base import Pixels
 from src.datasets.mini import draw
+from src.finetuning.settings import Training
 from src.run import Run
 from src.runtime import results
-from src.training import Training
 
 ROOT = Path(__file__).resolve().parent.parent
 settings.register_profile("suite", deadline=None)  # no test depends on how busy the machine is
@@ -29,6 +29,7 @@ LONG = (
     "test_distributed.py",
     "test_merging_main.py",
     "test_training.py",
+    "test_modes_end_to_end.py",
     "test_scripts.py",
     "test_reporting_end_to_end.py",
     "test_mini_datasets.py",

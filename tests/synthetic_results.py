@@ -36,7 +36,7 @@ from src.experiments.registry import (
 )
 from src.merging.names import folder, unseen_label
 from src.merging.registry import METHODS, label, load_methods
-from src.modes import EVALUATED, TRAINED
+from src.modes import EVALUATED, TRAINED, usual
 
 SUITE = registry.suite("mini")
 TASKS, CONTROL = SUITE.default, SUITE.control
@@ -81,12 +81,12 @@ def dump(path: Path, record: Mapping[str, Any]) -> None:
 def pretrained(seed: int, merges: bool = True) -> dict[str, Mapping[str, Any]]:
     """name -> record, of one seed."""
     made: dict[str, Mapping[str, Any]] = {SINGLE_TASK.result("none"): single_task("none", seed)}
-    for mode in EVALUATED:
+    for mode in usual(EVALUATED):
         made[SINGLE_TASK.result(mode)] = single_task(mode, seed)
         made[ADDITION.result(mode)] = addition(mode, seed)
         made[NEGATION.result(mode)] = negation(mode, seed)
         made[DISENTANGLEMENT.result(mode)] = disentanglement(mode, seed)
-    for mode in TRAINED:
+    for mode in usual(TRAINED):
         made[GEOMETRY.result(mode)] = geometry(mode, seed)
     for mode in EVALUATED:
         made[LAYERWISE.result(mode)] = layerwise(mode, seed)
@@ -100,7 +100,7 @@ def pretrained(seed: int, merges: bool = True) -> dict[str, Mapping[str, Any]]:
 
 def random_init(seed: int) -> dict[str, Mapping[str, Any]]:
     made: dict[str, Mapping[str, Any]] = {SINGLE_TASK.result("none"): single_task("none", seed, level=0.08)}
-    for mode, level in zip(TRAINED, (0.55, 0.43)):
+    for mode, level in zip(usual(TRAINED), (0.55, 0.43)):
         made[SINGLE_TASK.result(mode)] = single_task(mode, seed, level=level)
         made[ADDITION.result(mode)] = merge(TASKS, mode, seed, 0.10, 0.08, level)
     return made | {NTK.result(reduction): ntk(seed, reduction, 1.2) for reduction in NTK.choices}

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 
+from src.modes import TRAINED
 from src.runtime import results
 from tests.conftest import ROOT
 
@@ -44,6 +45,12 @@ def test_linear_step(tmp_path):
     told = run("linear_step.py", "--batch-size=2", "--rounds=1", f"--save={tmp_path}")
     difference = float(re.search(r"differ by (\S+) of their norm", told).group(1))
     assert told.count("ms of CPU time per step") == 3 and difference < 1e-4
+
+
+def test_mode_steps(tmp_path, mini_cache):
+    places = (f"--save={tmp_path}", f"--cache-dir={mini_cache}", "--seed=0")
+    told = run("mode_steps.py", "--batch-size=2", "--rounds=1", *places)
+    assert [line.split()[0] for line in told.splitlines()] == list(TRAINED)
 
 
 def test_image_cache():

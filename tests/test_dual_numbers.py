@@ -171,6 +171,22 @@ def test_a_rule_gives_what_the_plain_jvp_gives(name, dtype, applied):
     assert function in applied
 
 
+@pytest.mark.parametrize("frozen", ["weight", "bias", "weight,bias"])
+@pytest.mark.parametrize("name", ["linear", "layer norm"])
+def test_what_is_frozen_has_no_tangent_and_the_rule_still_serves(name, frozen, applied):
+    make, function, shape = COVERED[name]
+    module, moved, x = build(make, shape, torch.float64)
+    start = {key: p.detach().clone() for key, p in module.named_parameters()}
+    direction = {
+        key: moved[key] - start[key] for key in start if key not in {f"1.{part}" for part in frozen.split(",")}
+    }
+    params, fixed = {key: start[key] for key in direction}, {key: start[key] for key in start if key not in direction}
+    with torch.no_grad():
+        plain, fused = (jvp(module, params, direction, fixed, (x,), {}) for jvp in (plain_jvp, fused_jvp))
+    torch.testing.assert_close(fused, plain, **CLOSE[torch.float64])
+    assert function in applied
+
+
 @pytest.mark.parametrize("name", LEFT_TO_PYTORCH)
 def test_a_case_without_a_rule_is_left_to_pytorch(name, applied):
     make, function, shape = LEFT_TO_PYTORCH[name]

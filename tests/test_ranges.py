@@ -18,13 +18,13 @@ import finetune
 import main
 import reproduce
 from src.datasets import registry
+from src.finetuning.settings import Training
 from src.merging.registry import registered
 from src.merging.search import with_options
 from src.merging.ties import Ties
 from src.ranges import OPTIONS, RANGES, Either, Range, check
 from src.run import task_names
 from src.runtime.messages import UsageError
-from src.training import Training
 
 
 def outside(allowed: Range | Either) -> list:
@@ -125,8 +125,15 @@ WRONG = [
     (finetune, "--epochs=0"),
     (finetune, "--num-grad-accumulation=0"),
     (finetune, "--world-size=0"),
+    (finetune, "--keep-every=-1"),
+    (finetune, "--rank=0"),
+    (finetune, "--lora-alpha=0"),
+    (finetune, "--penalty=-1"),
+    (finetune, "--penalty-batch-size=0"),
+    (finetune, "--rho=0"),
     (finetune, "--seed=-1"),
     (finetune, "--device=cdua"),
+    (eval_single_task, "--at=0"),
     (eval_single_task, "--jobs=0"),
     (eval_single_task, "--eval-batch-size=0"),
     (eval_single_task, "--model=ViT-B-33"),

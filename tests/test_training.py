@@ -1,10 +1,12 @@
 """Fine-tuning: schedule, batches, exact resume, several processes, refusals."""
 
+import dataclasses
 import os
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,16 +15,36 @@ import torch
 from PIL import Image
 
 import finetune as script
+from src import args as arguments
 from src import checkpoints, store, training
+from src.datasets import loading
 from src.experiments import finetuning
+from src.finetuning import batches
+from src.finetuning.settings import OF_SOME_MODES, set_precision
+from src.finetuning.trained import attention_weights
+from src.heads import get_classification_head
+from src.linearize import LinearizedImageEncoder
 from src.modeling import ImageEncoder
+from src.modes import ATTENTION, LOW_RANK, MODES, TRAINED
 from src.runtime import seeds
-from src.runtime.distributed import World, cores
+from src.runtime.distributed import World, cores, launch
 from src.runtime.messages import UsageError
 from src.runtime.paths import ROOT
 
 two_cores = pytest.mark.skipif(cores() < 2, reason="needs 2 cores")
 TRAIN = ("--steps=8", "--checkpoint-every=3", "--tasks=signs", "--batch-size=16")
+# In any mode: τJp needs a second task. What a mode does otherwise than the others shall count within five steps.
+SHORT = ("--steps=5", "--checkpoint-every=2", "--tasks", "signs", "digits", "--batch-size=8", "--warmup_length=1")
+OPTIONS = {
+    "tau_jp": ("--penalty=2", "--penalty-batch-size=3"),
+    "lora": ("--rank=4",),
+    "l_lora": ("--rank=4",),
+    "sam": ("--rho=1",),
+}
+
+
+def flags_of(mode: str) -> tuple[str, ...]:
+    return (*SHORT, f"--finetuning-mode={mode}", *OPTIONS.get(mode, ()))
 
 
 def weights(run, mode: str = "standard", task: str = "signs") -> dict[str, torch.Tensor]:
@@ -35,8 +57,8 @@ def assert_same(one, two):
         assert torch.equal(one[name], two[name]), name
 
 
-def assert_near(run, one, two):
-    """Each tensor has moved from θ0 in the same way, to 1 % of its own movement.
+def assert_near(run, one, two, share=0.01):
+    """Each tensor has moved from θ0 in the same way, to a share of its own movement.
 
     Left out are the biases of the attention's keys: softmax does not see them, so their gradient is zero but for
     rounding, whose sign Adam makes into a step.
@@ -48,7 +70,7 @@ def assert_near(run, one, two):
         if name.endswith("attn.in_proj_bias"):
             query, _, value = difference.chunk(3)
             difference = torch.cat([query, value])
-        assert difference.norm() <= 0.01 * moved.norm() + 1e-7, f"{name}: {difference.norm()} of {moved.norm()}"
+        assert difference.norm() <= share * moved.norm() + 1e-7, f"{name}: {difference.norm()} of {moved.norm()}"
 
 
 def finetune(run, settings, world=World()):
@@ -75,7 +97,7 @@ def test_shift_moves_pixels_and_repeats_the_edge():
     image = torch.arange(36, dtype=torch.uint8).view(1, 6, 6, 1).expand(1, 6, 6, 3)
     seen = set()
     for seed in range(40):
-        moved = training.shifted(image, 2, torch.Generator().manual_seed(seed))
+        moved = batches.shifted(image, 2, torch.Generator().manual_seed(seed))
         moves = [(r, c) for r in range(-2, 3) for c in range(-2, 3) if torch.equal(moved, _moved(image, r, c))]
         assert len(moves) == 1
         seen.update(moves)
@@ -87,41 +109,103 @@ def _moved(image, down, right):
     return image[:, rows][:, :, columns]
 
 
-@pytest.mark.parametrize("mode", ["standard", "linear"])
-def test_one_step_is_adamw_on_the_clipped_gradient(make_training, mode):
-    """The first steps against a hand-written loop on f or on f_lin with its plain gradient."""
-    run, settings = make_training(*TRAIN, f"--finetuning-mode={mode}")
-    finetune(run, settings)
-    from src.datasets import loading
-    from src.heads import get_classification_head
-    from src.linearize import LinearizedImageEncoder
-
-    encoder = ImageEncoder(run)
-    if mode == "linear":
-        encoder = LinearizedImageEncoder(run, image_encoder=encoder)
+def by_hand(run, settings, penalties=()):
+    """The encoder after the steps of a hand-written loop on f, or on f_lin with its plain gradient."""
+    mode = MODES[settings.mode]
+    encoder = start = ImageEncoder(run)
+    if mode.tangent:
+        start, encoder = ImageEncoder(run), LinearizedImageEncoder(run, image_encoder=encoder)
         encoder.fused = False  # the plain way: jvp, and backward through it
+    if mode.trains == ATTENTION:
+        for name, weight in encoder.named_parameters():
+            weight.requires_grad_(name.endswith(("attn.in_proj_weight", "attn.out_proj.weight")) and "visual" in name)
     head = get_classification_head(run, "signs")
     trained = [p for n, p in encoder.named_parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=settings.lr, weight_decay=settings.wd)
-    batches = training.Batches(run, settings, encoder, loading.examples(run, "signs", "train"), World(), "signs")
-    for step, (images, labels, _) in enumerate(batches(0, 8)):
-        optimizer.param_groups[0]["lr"] = training.cosine_lr(step, 8, settings.lr, settings.warmup_length)
-        optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(head(encoder(images)), labels).backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+    stream = training.Batches(run, settings, encoder, loading.examples(run, "signs", "train"), World(), "signs")
+    for step, (images, labels, _) in enumerate(stream(0, settings.steps)):
+        optimizer.param_groups[0]["lr"] = training.cosine_lr(step, settings.steps, settings.lr, settings.warmup_length)
+
+        def backward(images=images, labels=labels, step=step):
+            optimizer.zero_grad()
+            loss = torch.nn.functional.cross_entropy(head(encoder(images)), labels)
+            for others in penalties[step : step + 1] if step else ():  # at θ0 the norm is zero, and so is its gradient
+                norms = (encoder(others) - start(others).detach()).norm(dim=1)
+                loss = loss + settings.penalty * norms.mean()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(trained, settings.clip)
+
+        backward()
+        if settings.rho:
+            before = [weight.detach().clone() for weight in trained]
+            whole = torch.cat([weight.grad.flatten() for weight in trained])
+            with torch.no_grad():
+                for weight in trained:
+                    weight += settings.rho * weight.grad / whole.norm()
+            backward()
+            with torch.no_grad():
+                for weight, value in zip(trained, before):
+                    weight.set_(value)
         optimizer.step()
-    assert_near(run, weights(run, settings.mode), encoder.state_dict())
+    return encoder
+
+
+@pytest.mark.parametrize("mode", [mode for mode in TRAINED if MODES[mode].trains != LOW_RANK and mode != "tau_jp"])
+def test_one_step_is_adamw_on_the_clipped_gradient(make_training, mode):
+    run, settings = make_training(*flags_of(mode))
+    finetune(run, settings)
+    # In some entry of a small tensor the sign of a gradient near zero, which Adam's first step is, is up to rounding.
+    assert_near(run, weights(run, mode), by_hand(run, settings).state_dict(), share=0.05)
+
+
+@pytest.mark.parametrize("which", ["cyclic", "strict"])
+def test_other_tasks_features_are_held_to_the_pretrained_ones(make_training, which):
+    """τJp: of one other task after the other, or of both at each step."""
+    more = (f"--penalty-tasks={which}", "--tasks", "signs", "digits", "letters")
+    run, settings = make_training(*flags_of("tau_jp"), *more)
+    finetune(run, settings)
+    of_task = []
+    for other in ("digits", "letters"):
+        examples = loading.examples(run, other, "train")
+        few = dataclasses.replace(settings, batch_size=settings.penalty_batch_size)
+        stream = training.Batches(run, few, ImageEncoder(run), examples, World(), other)
+        of_task.append([images for images, *_ in stream(0, settings.steps)])
+    digits, letters = of_task
+    if which == "strict":
+        penalties = [torch.cat(pair) for pair in zip(digits, letters)]
+    else:
+        penalties = [digits[0], letters[0], digits[1], letters[1], digits[2]]
+    expected = by_hand(run, settings, penalties).state_dict()
+    assert_near(run, weights(run, "tau_jp"), expected, share=0.05)
+    free = by_hand(run, settings).state_dict()
+    with pytest.raises(AssertionError):
+        assert_near(run, free, expected, share=0.2)
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory, mini_cache):
+    """Where two processes have trained every mode; they are started once."""
+    folder = tmp_path_factory.mktemp("two")
+    launch(partial(_every_mode, folder, mini_cache), "cpu", 2)
+    return folder
+
+
+def _every_mode(folder: Path, cache: Path, world: World) -> None:
+    places = ("--seed=0", "--device=cpu", "--jobs=1", f"--save={folder}", f"--cache-dir={cache}")
+    for mode in TRAINED:
+        run, options = arguments.parse(arguments.finetuning_parser(""), [*flags_of(mode), *places])
+        for name in ("overwrite", "wandb", "tensorboard"):
+            del options[name]
+        finetune(run, training.Training.of(run, **options), world)
 
 
 @two_cores
-@pytest.mark.parametrize("mode", ["standard", "linear"])
-def test_two_processes_give_the_weights_of_one(make_training, tmp_path, mode):
-    run, settings = make_training(*TRAIN, f"--finetuning-mode={mode}")
+@pytest.mark.parametrize("mode", TRAINED)
+def test_two_processes_give_the_weights_of_one(make_training, two_processes, mode):
+    run, settings = make_training(*flags_of(mode))
     finetune(run, settings)
-    flags = (*TRAIN, f"--finetuning-mode={mode}", "--world-size=2", "--seed=0", "--device=cpu")
-    script.main([*flags, f"--save={tmp_path}/two", f"--cache-dir={run.places.cache}"])
-    two = checkpoints.load(tmp_path / f"two/mini/ViT-Mini/seed_0/signs/{mode}.safetensors")
-    assert_near(run, weights(run, settings.mode), two)
+    two = checkpoints.load(two_processes / f"mini/ViT-Mini/seed_0/signs/{mode}.safetensors")
+    assert_near(run, weights(run, mode), two, share=0.05)
 
 
 @two_cores
@@ -166,6 +250,94 @@ def test_a_killed_run_ends_bit_identical(make_training, tmp_path, mode, capsys):
     assert not state.exists()
 
 
+@pytest.mark.parametrize("mode", TRAINED)
+def test_a_run_that_goes_on_ends_bit_identical_and_with_its_own_state_alone(make_training, tmp_path, monkeypatch, mode):
+    whole = make_training(*flags_of(mode))
+    finetune(*whole)
+    flags = (*flags_of(mode), f"--save={tmp_path}/broken")
+    run, settings = make_training(*flags)
+    _break_after(monkeypatch, 3)
+    with pytest.raises(KeyboardInterrupt):
+        finetune(run, settings)
+    monkeypatch.undo()
+    state = run.paths.training_state("signs", mode)
+    for name, value in ({"lr": 0.5} | {name: default * 2 for name, default in _numbers(mode)}).items():
+        with pytest.raises(checkpoints.CheckpointError, match=rf"{name} .* \(now {value}\)"):
+            finetune(run, dataclasses.replace(settings, **{name: value}))
+    other = TRAINED[TRAINED.index(mode) - 1]
+    foreign = run.paths.training_state("signs", other)
+    foreign.write_bytes(state.read_bytes())
+    with pytest.raises(checkpoints.CheckpointError, match=f"expected mode '{other}', found '{mode}'"):
+        finetune(*make_training(*flags_of(other), f"--save={tmp_path}/broken"))
+    finetune(run, settings)
+    assert_same(weights(whole[0], mode), weights(run, mode))
+    header = checkpoints.header(run.paths.checkpoint("signs", mode))
+    assert header["mode"] == mode and header["step"] == 5 and header["began_at"]
+    assert {*OF_SOME_MODES} & {*header["settings"]} == {*MODES[mode].options}
+
+
+def _numbers(mode: str) -> list[tuple[str, float]]:
+    return [(name, default) for name, default in MODES[mode].options.items() if not isinstance(default, str)]
+
+
+@pytest.mark.parametrize("mode", [mode for mode in TRAINED if MODES[mode].trains])
+def test_what_a_mode_does_not_train_stays_bit_equal(make_training, mode):
+    run, settings = make_training(*flags_of(mode))
+    finetune(run, settings)
+    start, end = store.pretrained(run), weights(run, mode)
+    moved = {name for name in start if not torch.equal(start[name], end[name])}
+    assert moved == {*attention_weights(ImageEncoder(run))} and len(moved) == 8
+
+
+@pytest.mark.parametrize("mode", [mode for mode in TRAINED if MODES[mode].trains == LOW_RANK])
+def test_factors_beside_the_checkpoint_make_it(make_training, mode):
+    run, settings = make_training(*flags_of(mode))
+    finetune(run, settings)
+    path = run.paths.checkpoint("signs", mode)
+    factors = checkpoints.Checkpoint(path.with_suffix(".factors"), kind="factors", mode=mode, task="signs", step=5)
+    start, end = store.pretrained(run), weights(run, mode)
+    for name in attention_weights(ImageEncoder(run)):
+        a, b = factors[f"{name}.lora_A"], factors[f"{name}.lora_B"]
+        assert a.shape[1] == b.shape[2] == 4 and factors.header["scale"] == 4 and b.any()
+        product = torch.cat([part_b @ part_a for part_b, part_a in zip(b, a)])
+        torch.testing.assert_close(start[name] + 4 * product, end[name], rtol=1e-6, atol=1e-7)
+
+
+def test_options_of_other_modes_are_refused(make_training):
+    for option in ("--rank=4", "--penalty=1", "--rho=0.1", "--penalty-tasks=strict"):
+        with pytest.raises(UsageError, match=f"{option.partition('=')[0]}: expected a fine-tuning mode that has it"):
+            make_training("--finetuning-mode=linear", option)
+
+
+def test_one_task_has_no_others(make_training):
+    with pytest.raises(UsageError, match="tau_jp needs images of other tasks; expected two tasks, found signs"):
+        finetune(*make_training("--finetuning-mode=tau_jp", "--steps=1", "--tasks=signs"))
+
+
+def test_encoders_are_kept_along_the_training(make_training, tmp_path):
+    """They are those that a run stopped there would have; --keep-every changes no weight."""
+    flags = (*TRAIN, "--lr=1e-4")
+    run, settings = make_training(*flags, "--keep-every=3")
+    finetune(run, settings)
+    plain, _ = make_training(*flags, f"--save={tmp_path}/plain")
+    finetune(plain, make_training(*flags)[1])
+    assert_same(weights(run), weights(plain))
+    start, kept = store.pretrained(run), [run.paths.kept("signs", "standard", step) for step in (3, 6)]
+    assert [*kept[0].parent.iterdir()] in (kept, kept[::-1])
+    lengths = []
+    for step, path in zip((3, 6), kept):
+        end = checkpoints.Checkpoint(path, model=run.model, task="signs", mode="standard", step=step)
+        lengths.append(sum(float((end[name] - start[name]).square().sum()) for name in start))
+    assert 0 < lengths[0] < lengths[1]
+    with pytest.raises(
+        checkpoints.CheckpointError, match=r"after step 2, found\s+none, .*--keep-every=2; .*--overwrite"
+    ):
+        finetune(*make_training(*flags, "--keep-every=2"))
+    again, settings = make_training(*flags)
+    training.finetune(again, "signs", settings, overwrite=True)
+    assert not any(path.exists() for path in kept)
+
+
 class Watched:
     """One image, for a process that does not see SIGINT."""
 
@@ -189,7 +361,7 @@ def test_decoding_processes_leave_a_terminals_signal_to_the_training(make_traini
 
 def test_accumulation_is_the_larger_batch(make_training, tmp_path, monkeypatch):
     """Two forward passes of 16 make one step of 32. An image's shift is drawn with its batch, so nothing is shifted."""
-    monkeypatch.setattr(training, "MAX_SHIFT", 0)
+    monkeypatch.setattr(batches, "MAX_SHIFT", 0)
     flags = ("--steps=3", "--tasks=signs")
     large = make_training(*flags, "--batch-size=32")
     small = make_training(*flags, "--batch-size=16", "--num-grad-accumulation=2", f"--save={tmp_path}/small")
@@ -236,30 +408,33 @@ def losses(monkeypatch, run, settings) -> list[float]:
     return found
 
 
-def test_bf16_is_near_fp32(make_training, tmp_path, monkeypatch):
-    flags = ("--steps=4", "--warmup_length=1", "--batch-size=16")
+@pytest.mark.parametrize("mode", [mode for mode in TRAINED if not MODES[mode].tangent])
+def test_bf16_is_near_fp32(make_training, tmp_path, monkeypatch, mode):
+    flags = ("--steps=4", "--warmup_length=1", "--batch-size=16", f"--finetuning-mode={mode}")
     whole = losses(monkeypatch, *make_training(*flags))
     half = losses(monkeypatch, *make_training(*flags, "--precision=bf16", f"--save={tmp_path}/half"))
     assert half == pytest.approx(whole, rel=0.02) and half != whole
-    assert all(p.dtype == torch.float32 for p in weights(make_training(f"--save={tmp_path}/half")[0]).values())
+    half_run, _ = make_training(f"--save={tmp_path}/half")
+    assert all(p.dtype == torch.float32 for p in weights(half_run, mode).values())
 
 
-def test_bf16_is_refused_where_it_would_lose_the_tangent(make_training):
+@pytest.mark.parametrize("mode", [mode for mode in TRAINED if MODES[mode].tangent])
+def test_bf16_is_refused_where_it_would_lose_the_tangent(make_training, mode):
     with pytest.raises(UsageError, match="loses its second term"):
-        make_training("--finetuning-mode=linear", "--precision=bf16")
+        make_training(f"--finetuning-mode={mode}", "--precision=bf16")
 
 
 def test_precision_is_set_for_the_process(make_training):
     for precision, matmul, autocast in (("tf32", "high", False), ("bf16", "highest", True), ("fp32", "highest", False)):
-        with training._set_precision(precision, "cpu"):
+        with set_precision(precision, "cpu"):
             assert torch.is_autocast_enabled("cpu") == autocast
         assert torch.get_float32_matmul_precision() == matmul
 
 
-@pytest.mark.parametrize("mode", ["standard", "linear"])
+@pytest.mark.parametrize("mode", TRAINED)
 def test_compiled_training_is_the_same(make_training, tmp_path, mode):
     """With the backend that traces as the default one does, and then runs what it traced."""
-    flags = ("--steps=2", "--batch-size=4", f"--finetuning-mode={mode}")
+    flags = (*flags_of(mode), "--steps=2", "--batch-size=4")
     plain, compiled = (
         make_training(*flags),
         make_training(*flags, f"--save={tmp_path}/c", "--compile=eager"),
@@ -333,7 +508,7 @@ def test_a_dead_rank_ends_the_job_with_its_reason(tmp_path, mini_cache):
 
 def test_gradients_of_a_step_are_summed_where_that_is_asked_for(make_training, tmp_path, monkeypatch):
     """As the published scripts do: the clip then sees twice the mean of two passes."""
-    monkeypatch.setattr(training, "MAX_SHIFT", 0)
+    monkeypatch.setattr(batches, "MAX_SHIFT", 0)
     norms, clip = [], torch.nn.utils.clip_grad_norm_
 
     def noted(parameters, most):

@@ -69,7 +69,16 @@ SUITES = {
         control="control",
         model="ViT-Mini",
         protocol=Protocol(
-            lr={"standard": 2.5e-4, "linear": 5e-4},
+            lr={
+                "standard": 2.5e-4,
+                "linear": 5e-4,
+                "attention": 2.5e-4,
+                "attention_linear": 5e-4,
+                "tau_jp": 5e-4,
+                "lora": 2e-3,
+                "l_lora": 4e-3,
+                "sam": 2.5e-4,
+            },
             batch_size=32,
             warmup_length=25,
             n_eval_points=41,
@@ -90,7 +99,8 @@ SUITES = {
         control=VISION_CONTROL,
         model="ViT-B-32",
         protocol=Protocol(
-            lr={"standard": 1e-5, "linear": 1e-5},
+            lr=dict.fromkeys(("standard", "linear", "attention", "attention_linear", "tau_jp", "sam"), 1e-5)
+            | dict.fromkeys(("lora", "l_lora"), 3e-4),
             batch_size=128,
             warmup_length=500,
             n_eval_points=21,

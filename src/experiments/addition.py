@@ -57,4 +57,4 @@ def _record(run: Run, mode: str, points: int) -> Addition:
     total = sum(others, start=first)
     loading.examples(run, run.tasks[0], "test")  # mini's are drawn once, before the workers look for them
     merge = Scaled(tau=total, settings=coefficients(points), storage_bits=0)
-    return evaluate_merge(run, merge, run.tasks, mode)
+    return evaluate_merge(run, merge, run.tasks, mode, fixed={"one": 1.0})

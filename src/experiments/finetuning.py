@@ -5,11 +5,12 @@ from typing import Any
 
 from src import store
 from src.datasets import loading
+from src.finetuning.settings import Training
 from src.run import Run
 from src.runtime.distributed import World, launch, under_torchrun
 from src.runtime.loggers import Loggers
 from src.runtime.parallel import map_tasks
-from src.training import Training, finetune, finetune_together
+from src.training import finetune, finetune_together
 
 
 def finetune_tasks(

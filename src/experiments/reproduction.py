@@ -22,7 +22,7 @@ from src.experiments.stages import REPORT, STAGES, chosen
 from src.merging.base import Variant
 from src.merging.registry import METHODS, variants
 from src.model_names import random_name
-from src.modes import EVALUATED, MODES, SCOPES, TRAINED
+from src.modes import EVALUATED, MODES, SCOPES, TRAINED, usual
 from src.reporting.shipped import compared_with_shipped, recorded_seconds
 from src.run import Corruption, Run, override
 from src.runtime import results
@@ -60,7 +60,7 @@ class Command:
         return shlex.join(["python", f"{self.script}.py", *self.flags])
 
 
-def _fine_tune(run: Run, modes: Sequence[str] = TRAINED, more: tuple[str, ...] = ()) -> list[Command]:
+def _fine_tune(run: Run, modes: Sequence[str] = usual(TRAINED), more: tuple[str, ...] = ()) -> list[Command]:
     """more: further flags."""
     return [
         Command(
@@ -73,7 +73,7 @@ def _fine_tune(run: Run, modes: Sequence[str] = TRAINED, more: tuple[str, ...] =
 
 
 def _each(run: Run, experiment: Experiment, choices: Sequence[str] | None = None) -> list[Command]:
-    """An experiment with every choice, or with those."""
+    """An experiment with every choice but the extended modes, or with those."""
     run = _first_benchmark(run) if experiment.benchmark else run
     return [
         Command(
@@ -82,7 +82,7 @@ def _each(run: Run, experiment: Experiment, choices: Sequence[str] | None = None
             (run.paths.result(experiment.result(choice)),),
             run.tasks if experiment == SINGLE_TASK else (),
         )
-        for choice in choices or experiment.choices
+        for choice in choices or usual(experiment.choices)
     ]
 
 
@@ -98,7 +98,8 @@ def _all_choices(run: Run, experiment: Experiment) -> list[Command]:
 
 def _random_init(run: Run) -> list[Command]:
     random = replace(_first_benchmark(run), model=random_name(run.model))
-    single, added = _each(random, SINGLE_TASK, ("none", *TRAINED)), _each(random, ADDITION, TRAINED)
+    modes = usual(TRAINED)
+    single, added = _each(random, SINGLE_TASK, ("none", *modes)), _each(random, ADDITION, modes)
     return [*_fine_tune(random), *single, *added]
 
 
@@ -116,20 +117,38 @@ def _merging(run: Run, modes: tuple[str, ...] = ("standard",)) -> list[Command]:
 
 
 def _tangent_merging(run: Run) -> list[Command]:
-    return _merging(run, tuple(mode for mode in EVALUATED if MODES[mode].tangent))
+    return _merging(run, tuple(mode for mode in usual(EVALUATED) if MODES[mode].tangent))
 
 
 def _methods(run: Run) -> list[Command]:
-    """Every further method, on the papers' eight tasks and every kind of task vectors."""
-    rows = in_order(variants("methods"))
-    return [_merge(_first_benchmark(run), variant, mode=mode) for mode in EVALUATED for variant in rows]
+    """Every further method, on the papers' eight tasks and the kinds of task vectors that are no extended modes'."""
+    return _merged(run, usual(EVALUATED), "methods")
+
+
+def _merged(run: Run, modes: Iterable[str], *stages: str) -> list[Command]:
+    """The methods of stages, on the papers' eight tasks."""
+    rows = in_order(variant for stage in stages for variant in variants(stage))
+    return [_merge(_first_benchmark(run), variant, mode=mode) for mode in modes for variant in rows]
+
+
+def _further_modes(run: Run) -> list[Command]:
+    """Fine-tuning in every extended mode on the papers' eight tasks, and all that is measured of the others."""
+    modes = [mode for mode in TRAINED if MODES[mode].extended]
+    run = _first_benchmark(run)
+    measured = [row for row in EXPERIMENTS.values() if {*modes} <= {*row.choices}]
+    return [*_fine_tune(run, modes), *(command for row in measured for command in _each(run, row, modes))]
+
+
+def _further_modes_merged(run: Run) -> list[Command]:
+    """Every method that does not adapt, on the task vectors of every extended mode."""
+    return _merged(run, [mode for mode in EVALUATED if MODES[mode].extended], "merging", "methods")
 
 
 def _adapting_methods(run: Run) -> list[Command]:
-    """Every method that adapts, on every kind of task vectors; `adaptation` has some of non-linear fine-tuning."""
+    """Every method that adapts, on the same kinds of vectors; `adaptation` has some of non-linear fine-tuning."""
     rows = [variant for stage in ("adaptation", "adaptation-more", "methods-adapting") for variant in variants(stage)]
     first = _first_benchmark(run)
-    return [_merge(first, variant, mode=mode, more=("eval_every=0",)) for mode in EVALUATED for variant in rows]
+    return [_merge(first, variant, mode=mode, more=("eval_every=0",)) for mode in usual(EVALUATED) for variant in rows]
 
 
 def in_order(rows: Iterable[Variant]) -> list[Variant]:
@@ -301,6 +320,8 @@ COMMANDS: dict[str, Callable[[Run], list[Command]]] = {
     "merging": _merging,
     "adaptation": _adaptation,
     "random-init": _random_init,
+    "modes": _further_modes,
+    "modes-merging": _further_modes_merged,
     "merging-sweeps": _sweeps,
     "unseen": _unseen,
     "merging-tangent": _tangent_merging,

@@ -16,6 +16,7 @@ from src.experiments.numbers import Number, by_task
 from src.experiments.published_accuracy import doubts
 from src.experiments.registry import CONTROL, SINGLE_TASK, Experiment
 from src.modes import MODES
+from src.ranges import check
 from src.records import SUFFIXES, Bits, Corrupted, single_task_accuracies
 from src.run import Run
 from src.runtime import results
@@ -55,25 +56,31 @@ def evaluate_single_tasks(
     encoder: Path | None = None,
     name: str | None = None,
     control: str = CONTROL[0],
+    at: int | None = None,
     overwrite: bool = False,
 ) -> None:
     """Write the single-task result of a mode; or `<name>.json`, of the checkpoint `encoder` on every task.
 
+    at: the step of fine-tuning after which the encoders are scored, into a result of its own; None: after the last.
     control: whether the control set is scored too: "prepared", where it is here; "always"; or "never".
     A result of more tasks than the run's will do; one that lacks some, or the control that is asked for, is made anew,
     with its own tasks and the run's.
-    Raises UsageError for an encoder without a name and a name without an encoder, and DataError for a control that is
-    asked for and not prepared.
+    Raises UsageError for an encoder without a name and a name without an encoder, or with a step; and DataError for a
+    control that is asked for and not prepared.
     """
+    check(at=at)
+    if at is not None and (encoder or MODES[mode].trained_as is None):
+        raise UsageError(f"--at: expected a mode that is fine-tuned, and no --encoder; found {encoder or mode}")
     if bool(encoder) != bool(name):
         raise UsageError("--encoder and --name go together: the second names the result")
     if name and not re.fullmatch(r"\w[\w.+=-]*", name):
         raise UsageError(f"--name: expected letters, digits and . _ + = -, for a file; got {name!r}")
-    experiment = _Named(**vars(SINGLE_TASK), file=name) if name else SINGLE_TASK
-    options = {"encoder": encoder}
+    file = name if at is None else f"{MODES[mode].single_task}_at_{at}"
+    experiment = _Named(**vars(SINGLE_TASK), file=file) if file else SINGLE_TASK
+    options: dict[str, Any] = {"encoder": encoder} | ({} if at is None else {"at": at})
     path = run.paths.result(experiment.result(mode))
     if not overwrite and results.exists(path):
-        results.require_same(path, run.config(**options), options, _made_of(run, mode, encoder))
+        results.require_same(path, run.config(**options), options, _made_of(run, mode, encoder, at))
         earlier = results.read(path)
         there = _tasks_of(earlier, run)
         missing = [task for task in run.tasks if task not in there]
@@ -82,13 +89,15 @@ def evaluate_single_tasks(
             print(f"{path}: lacks {few(lacking)}; it is made anew with all of {len(there) + len(missing)} tasks")
         run, overwrite = replace(run, tasks=(*there, *missing)), bool(lacking)
     absent = "" if control == "always" else _no_control(run, control)
-    made_of = partial(_made_of, run, mode, encoder)
-    record = carry_out(experiment, mode, run, options, lambda: _record(run, mode, encoder, absent), overwrite, made_of)
+    made_of = partial(_made_of, run, mode, encoder, at)
+    record = carry_out(
+        experiment, mode, run, options, lambda: _record(run, mode, encoder, absent, at), overwrite, made_of
+    )
     if record is not None:
         accuracy = f"{run.control} {100 * record[run.control]:.1f} %" if run.control in record else f"control: {absent}"
         over = f"{100 * mean(record[task] for task in run.tasks):.1f} % over {len(run.tasks)} tasks"
         print(f"{mode}: {over}, {accuracy} -> {path}")
-        for doubt in doubts(run, mode, record) if encoder is None else ():
+        for doubt in doubts(run, mode, record) if file is None else ():
             print(f"warning: {doubt}", file=sys.stderr)
 
 
@@ -99,8 +108,10 @@ def _no_control(run: Run, control: str) -> str:
     return "not asked for" if control == "never" else "not prepared"
 
 
-def _made_of(run: Run, mode: str, encoder: Path | None) -> dict[str, str]:
-    encoders = dict.fromkeys((*run.tasks, run.control), str(encoder)) if encoder else None
+def _made_of(run: Run, mode: str, encoder: Path | None, at: int | None) -> dict[str, str]:
+    encoders = dict.fromkeys((*run.tasks, run.control), str(encoder)) if encoder else {}
+    if at is not None:
+        encoders = {task: str(run.paths.kept(task, MODES[mode].checkpoint, at)) for task in run.tasks}
     return store.made_of(run, mode, (*run.tasks, run.control), encoders)
 
 
@@ -120,14 +131,14 @@ class _Named(Experiment):
         return self.file
 
 
-def _record(run: Run, mode: str, encoder: Path | None, no_control: str) -> dict[str, Any]:
+def _record(run: Run, mode: str, encoder: Path | None, no_control: str, at: int | None) -> dict[str, Any]:
     """For each data set its test accuracy under its name and its validation accuracy under <name>Val, as published.
 
     For fine-tuned encoders the control's is the mean over tasks of the accuracy that each keeps on the control set.
     no_control: why there is none; empty where it is scored.
     """
     store.write_pretrained(run)
-    lines = _lines(run, mode, encoder)
+    lines = _lines(run, mode, encoder, at)
     # mini's images are drawn once, before the workers look for them
     loading.examples(run, run.tasks[0] if no_control else run.control, "test")
     one_for_all = encoder is not None or MODES[mode].trained_as is None
@@ -154,7 +165,7 @@ def _record(run: Run, mode: str, encoder: Path | None, no_control: str) -> dict[
     return record
 
 
-def _lines(run: Run, mode: str, encoder: Path | None) -> dict[str, Line]:
+def _lines(run: Run, mode: str, encoder: Path | None, at: int | None) -> dict[str, Line]:
     """The encoder to evaluate on each task, as a displacement from θ0."""
     if encoder:
         start = store.pretrained(run)
@@ -162,4 +173,4 @@ def _lines(run: Run, mode: str, encoder: Path | None) -> dict[str, Line]:
         return dict.fromkeys(run.tasks, Line(difference(end, start)))
     if MODES[mode].trained_as is None:
         return dict.fromkeys(run.tasks, ORIGIN)
-    return {task: Line(store.task_vector(run, task, mode).vector) for task in run.tasks}
+    return {task: Line(store.task_vector(run, task, mode, at).vector) for task in run.tasks}

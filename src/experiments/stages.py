@@ -21,6 +21,8 @@ STAGES = (
     Stage("merging", "the three papers' methods on the first 8, 14 and 20 tasks"),
     Stage("adaptation", "methods that learn from unlabelled images"),
     Stage("random-init", "fine-tuning, single tasks and addition without pre-training"),
+    Stage("modes", "further ways of fine-tuning: every task, single tasks, addition, negation, ...", extended=True),
+    Stage("modes-merging", "merging methods on their task vectors", extended=True),
     Stage("merging-sweeps", "consensus thresholds, and random subsets of the tasks", extended=True),
     Stage("unseen", "merged models on two tasks that they were not merged from", extended=True),
     Stage("merging-tangent", "the papers' methods on linear and post-hoc task vectors", extended=True),

@@ -64,10 +64,11 @@ def _section(cls: type[Method], runs: Runs, theirs: Table | None) -> Iterator[st
         yield "\n| option | default |\n| --- | --- |"
         for name, default in options.items():
             yield f"| `method.{name}` | `{default}` |"
-    yield "\n| in tables as | " + " | ".join(MODES[mode].short for mode in EVALUATED) + " | published |"
-    yield "| --- |" + " ---: |" * (len(EVALUATED) + 1)
+    modes = runs.modes(EVALUATED)
+    yield "\n| in tables as | " + " | ".join(MODES[mode].short for mode in modes) + " | published |"
+    yield "| --- |" + " ---: |" * (len(modes) + 1)
     for row in map(Row.registered, cls.variants):
-        cells = [row.title(), *(_measured(runs, row, mode) for mode in EVALUATED), _published(row, theirs)]
+        cells = [row.title(), *(_measured(runs, row, mode) for mode in modes), _published(row, theirs)]
         yield f"| {' | '.join(cells)} |"
 
 

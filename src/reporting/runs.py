@@ -16,6 +16,7 @@ from src.experiments.numbers import MEAN
 from src.experiments.registry import NTK, SINGLE_TASK, Experiment
 from src.experiments.studies import STUDIES
 from src.model_names import ModelName, pretrained_name, random_name
+from src.modes import MODES
 from src.reporting import frame
 from src.reporting.published import published_model
 from src.reporting.result import Result, as_text, joined, read_results
@@ -152,6 +153,11 @@ class Runs:
         raise MissingResult(
             f"expected the result {experiment.result(choice)} of {self.model}, found none; make it with: {command}"
         )
+
+    def modes(self, names: Iterable[str]) -> tuple[str, ...]:
+        """Those that are no extended modes, and the extended ones that have results."""
+        there = {result.mode for result in self.read}
+        return tuple(name for name in names if name in there or not MODES[name].extended)
 
     def missing(self, experiment: Experiment, choices: Iterable[str]) -> list[str]:
         """The commands that make those results that are not there."""

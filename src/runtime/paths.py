@@ -79,6 +79,10 @@ class Paths:
         """θ of a task; `mode` is one that finetune.py trains."""
         return self.save / self._seed / task / f"{mode}.safetensors"
 
+    def kept(self, task: str, mode: str, step: int) -> Path:
+        """θ of a task after a step of its fine-tuning, where finetune.py was asked to keep it."""
+        return self.save / self._seed / task / f"{mode}_steps" / f"{step}.safetensors"
+
     def training_state(self, task: str, mode: str) -> Path:
         """What an unfinished fine-tuning goes on from."""
         return self.save / self._seed / task / f"{mode}.state"

@@ -72,7 +72,8 @@ def points(runs: Runs, mode: str, seed: int, record: Record) -> Points:
         for task, sar in of_method.items():
             low, high = (result[part]["accuracy"][task] for part in ("zeroshot", "test"))
             finetuned = result["denominators"]["test"][task]
-            found.append((row.title(), task, sar, (high - low) / (finetuned - low)))
+            if finetuned != low:  # else fine-tuning gained nothing to take a share of
+                found.append((row.title(), task, sar, (high - low) / (finetuned - low)))
     return found
 
 
@@ -88,9 +89,10 @@ def correlations(runs: Runs, mode: str) -> pd.Series:
 
 def alignment(runs: Runs) -> Figure:
     """Subspace alignment against normalised accuracy improvement: a point is a method, means over tasks and seeds."""
-    fig, panels = plt.subplots(1, len(TRAINED), figsize=(style.WIDTH, 3.6), sharey=True)
+    modes = runs.modes(TRAINED)
+    fig, panels = plt.subplots(1, len(modes), figsize=(style.WIDTH * max(1, len(modes) / 3), 3.6), sharey=True)
     drawn = False
-    for axes, mode in zip(panels, TRAINED):
+    for axes, mode in zip(panels, modes):
         by_title: dict[str, list[tuple[float, float]]] = {}
         for seed, record in runs.of(GEOMETRY, mode).items():
             for title, _, sar, nai in points(runs, mode, seed, record):

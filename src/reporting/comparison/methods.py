@@ -48,18 +48,18 @@ FAMILIES = {
 
 def methods(runs: Runs) -> Iterator[Table]:
     """By kind of task vector: absolute, normalised, and the worst task."""
-    shown = rows_with_results(runs)
+    shown, modes = rows_with_results(runs), runs.modes(EVALUATED)
     if not shown:
         return
     for metric, words in METRICS.items():
         yield Table(
             f"methods_{metric}",
             f"Every merging method on {len(runs.main_tasks)} tasks, by kind of task vector: {words}.",
-            ["method", *(MODES[mode].title for mode in EVALUATED)],
+            ["method", *(MODES[mode].title for mode in modes)],
             [
                 [
                     row.title(),
-                    *(Cell(100 * _values(runs, Group(runs.main_tasks, mode), row, metric)) for mode in EVALUATED),
+                    *(Cell(100 * _values(runs, Group(runs.main_tasks, mode), row, metric)) for mode in modes),
                 ]
                 for row in shown
             ],
@@ -96,21 +96,21 @@ def methods_per_task(runs: Runs) -> Iterator[Table]:
 
 def methods_chosen(runs: Runs) -> Iterator[Table]:
     """The coefficient, and whatever else validation chose, of every seed."""
-    shown = rows_with_results(runs)
+    shown, modes = rows_with_results(runs), runs.modes(EVALUATED)
     chosen = {
         (row, mode): _choices(results_of(runs, Group(runs.main_tasks, mode)), row, runs.seeds)
         for row in shown
-        for mode in EVALUATED
+        for mode in modes
     }
-    shown = [row for row in shown if any(chosen[row, mode].replace("–", "").strip(", ") for mode in EVALUATED)]
+    shown = [row for row in shown if any(chosen[row, mode].replace("–", "").strip(", ") for mode in modes)]
     if not shown:
         return
     yield Table(
         "methods_chosen",
         f"The setting that validation chose when {len(runs.main_tasks)} tasks were merged, for each of seeds "
         f"{', '.join(map(str, runs.seeds))}.",
-        ["method", *(MODES[mode].title for mode in EVALUATED)],
-        [[row.title(), *(chosen[row, mode] for mode in EVALUATED)] for row in shown],
+        ["method", *(MODES[mode].title for mode in modes)],
+        [[row.title(), *(chosen[row, mode] for mode in modes)] for row in shown],
         runs.seeds,
         averaged=False,
         notes=(

@@ -86,7 +86,8 @@ def has_coefficients(record: Mapping[str, Any]) -> bool:
 
 def plateau(runs: Runs) -> Iterator[Table]:
     """By kind of task vector: the chosen coefficient, and the ratio of the plateau's ends."""
-    found = {row: {mode: ranges(runs, row, mode) for mode in EVALUATED} for row in rows_with_results(runs)}
+    modes = runs.modes(EVALUATED)
+    found = {row: {mode: ranges(runs, row, mode) for mode in modes} for row in rows_with_results(runs)}
     found = {row: by_mode for row, by_mode in found.items() if any(by_mode.values())}
     if not found:
         return
@@ -102,7 +103,7 @@ def plateau(runs: Runs) -> Iterator[Table]:
         "plateau",
         f"How much the coefficient matters: the largest over the smallest whose mean validation accuracy is within "
         f"{POINTS:g} point of the best, {len(runs.main_tasks)} tasks.",
-        ["method", *(f"{MODES[mode].short}: {what}" for mode in EVALUATED for what in ("from", "to", "ratio"))],
+        ["method", *(f"{MODES[mode].short}: {what}" for mode in modes for what in ("from", "to", "ratio"))],
         [
             [row.title(), *(cell for by_seed in by_mode.values() for cell in _cells(by_seed))]
             for row, by_mode in found.items()
@@ -122,7 +123,8 @@ def _cells(by_seed: Mapping[int, Range]) -> list[Cell]:
 
 def plateaus(runs: Runs) -> Figure:
     """The plateau of every method, over the coefficient that is best, by kind of task vector."""
-    found = {row: {mode: ranges(runs, row, mode) for mode in EVALUATED} for row in rows_with_results(runs)}
+    modes = runs.modes(EVALUATED)
+    found = {row: {mode: ranges(runs, row, mode) for mode in modes} for row in rows_with_results(runs)}
     found = {row: by_mode for row, by_mode in found.items() if any(by_mode.values())}
     if not found:
         raise runs.missing_merge("method=sum")

@@ -13,6 +13,7 @@ from src.reporting.comparison.methods import (
     methods_per_task,
     methods_published,
 )
+from src.reporting.comparison.modes import modes
 from src.reporting.comparison.plateau import plateau
 from src.reporting.comparison.prediction import prediction
 from src.reporting.comparison.storage import storage
@@ -83,6 +84,7 @@ def _missing(runs: Runs, group: Group, row: Row, severity: int) -> list[str]:
 
 
 TABLES = (
+    modes,
     methods,
     methods_per_task,
     methods_chosen,

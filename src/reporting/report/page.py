@@ -75,7 +75,7 @@ def page_of(runs: Runs) -> str:
     """The page as one text that needs no other file."""
     ledger, methods, curves = forest(runs), entries(runs), explorer(runs)
     maps, clouds, courses = error_maps(runs), kernel_clouds(runs), adaptation_curves(runs)
-    modes = [MODES[mode] for mode in EVALUATED]
+    modes = [MODES[mode] for mode in runs.modes(EVALUATED)]
     drawn = [*(_of_methods() if methods else []), *maps, *clouds, *courses]
     if curves:
         drawn += [_curves(mode.name, mode.title, mode.colour) for mode in modes]
@@ -147,12 +147,12 @@ def _curves(mode: str, title: str, colour: str) -> Chart:
 
 def _commands(runs: Runs) -> dict[str, str]:
     """What makes the results of a section that has none."""
-    seeds, tasks = runs.command_seeds, runs.main_tasks
+    seeds, tasks, modes = runs.command_seeds, runs.main_tasks, runs.modes(EVALUATED)
     first = seeds[0]
     return {
         "methods": runs.merge_command(("method=sum",), tasks),
-        "alpha": "\n".join(runs.command(ADDITION, mode, first) for mode in EVALUATED),
-        "disentanglement": "\n".join(runs.command(DISENTANGLEMENT, mode, first) for mode in EVALUATED),
+        "alpha": "\n".join(runs.command(ADDITION, mode, first) for mode in modes),
+        "disentanglement": "\n".join(runs.command(DISENTANGLEMENT, mode, first) for mode in modes),
         "kernel": runs.command(NTK, REDUCTION, first),
         "adaptation": runs.merge_command((f"method={METHOD}", "eval_every=10"), tasks),
         "figures": f"python make_figures.py --model={runs.model}",

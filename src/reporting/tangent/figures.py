@@ -99,7 +99,7 @@ def addition(runs: Runs) -> Figure:
     fig.legend(
         handles=handles,
         loc="outside lower center",
-        ncols=len(handles),
+        ncols=min(4, len(handles)),
         handlelength=4,  # else the marker hides whether a line is dashed
         title="marker: the α chosen",
         title_fontsize=8,

@@ -23,7 +23,7 @@ FINETUNED = "Fine-tuned"  # what the papers other than the tangent paper call no
 
 def single_task(runs: Runs) -> Iterator[Table]:
     """Every model on its own task, and on the control set."""
-    modes = SINGLE_TASK.choices
+    modes = runs.modes(SINGLE_TASK.choices)
 
     def single(mode: str, tasks: Sequence[str]) -> pd.Series:
         return 100 * runs.mean_over(tasks, experiment=SINGLE_TASK.name, mode=mode, metric="accuracy")
@@ -66,7 +66,8 @@ def addition(runs: Runs) -> Iterator[Table]:
     """Table 1, and its numbers for each task."""
     tasks = _tasks(runs, ADDITION.name)
     caption = f"Task addition (Table 1): test accuracy of θ0 + α Σ τ, {len(tasks)} tasks, %{beside(runs.model)}."
-    missing = tuple(runs.missing(ADDITION, EVALUATED))
+    modes = runs.modes(EVALUATED)
+    missing = tuple(runs.missing(ADDITION, modes))
     start = 100 * runs.any_of(experiment=ADDITION.name, metric="zeroshot_accuracy")
     none = MODES["none"]
     rows: list[list[str | Cell]]
@@ -75,7 +76,7 @@ def addition(runs: Runs) -> Iterator[Table]:
         "table1_addition",
         caption,
         ["method", "absolute", "normalised", "zero-shot, normalised", "single-task (denominator)", "α"],
-        rows + [_added(runs, mode, tasks) for mode in EVALUATED],
+        rows + [_added(runs, mode, tasks) for mode in modes],
         runs.seeds,
         notes=("zero-shot, normalised: what doing nothing scores by the same denominators.",),
         missing=missing,
@@ -83,13 +84,13 @@ def addition(runs: Runs) -> Iterator[Table]:
     )
     by_task: list[list[str | Cell]] = []
     for task in tasks:
-        kinds = [(mode, metric) for mode in EVALUATED for metric in ("accuracy", "normalised")]
+        kinds = [(mode, metric) for mode in modes for metric in ("accuracy", "normalised")]
         cells = (percent(runs, experiment=ADDITION.name, mode=m, metric=metric, task=task) for m, metric in kinds)
         by_task.append([printed(task), *cells])
     yield Table(
         "addition_per_task",
         "Task addition, each task: test accuracy, absolute and normalised, %.",
-        ["task", *(f"{title}{kind}" for title in titles(EVALUATED) for kind in ("", ", normalised"))],
+        ["task", *(f"{title}{kind}" for title in titles(modes) for kind in ("", ", normalised"))],
         by_task,
         runs.seeds,
         missing=missing,
@@ -111,7 +112,7 @@ def _added(runs: Runs, mode: str, tasks: tuple[str, ...]) -> list[str | Cell]:
 
 def negation(runs: Runs) -> Iterator[Table]:
     """Table 2."""
-    tasks = _tasks(runs, NEGATION.name)
+    tasks, modes = _tasks(runs, NEGATION.name), runs.modes(EVALUATED)
     thresholds = runs.select(experiment=NEGATION.name, metric="control_threshold")["value"]
     kept = f"{100 * max(thresholds, default=0.95):g} %"
     their_model = beside(runs.model)
@@ -124,10 +125,10 @@ def negation(runs: Runs) -> Iterator[Table]:
         f"Task negation (Table 2): test accuracy of θ0 − α τ, mean over {len(tasks)} tasks, {kept} of the control's "
         f"validation accuracy kept, %{their_model}{', whose control is ImageNet' if their_model else ''}.",
         ["method", "target (lower is better)", "control", "α, mean"],
-        [[none.title, target, control, ""], *(_negated(runs, mode, tasks) for mode in EVALUATED)],
+        [[none.title, target, control, ""], *(_negated(runs, mode, tasks) for mode in modes)],
         runs.seeds,
-        notes=tuple(note for mode in EVALUATED for note in _lost_controls(runs, mode, tasks)),
-        missing=tuple([*runs.missing(SINGLE_TASK, ["none"]), *runs.missing(NEGATION, EVALUATED)]),
+        notes=tuple(note for mode in modes for note in _lost_controls(runs, mode, tasks)),
+        missing=tuple([*runs.missing(SINGLE_TASK, ["none"]), *runs.missing(NEGATION, modes)]),
         in_readme=True,
     )
 
@@ -155,14 +156,14 @@ def _lost_controls(runs: Runs, mode: str, tasks: tuple[str, ...]) -> Iterator[st
 def random_init(runs: Runs) -> Iterator[Table]:
     """Table 3."""
     fresh = runs.random_init
-    tasks = _tasks(fresh, ADDITION.name)
+    tasks, modes = _tasks(fresh, ADDITION.name), fresh.modes(TRAINED)
 
     def single(mode: str, name: str) -> Cell:
         ours = fresh.mean_over(tasks, experiment=SINGLE_TASK.name, mode=mode, metric="accuracy")
         return Cell(100 * ours, _theirs(runs, tasks, "Table 3", name, "single"))
 
     rows: list[list[str | Cell]] = [["random initialization", single("none", "Random init"), ""]]
-    for mode in TRAINED:
+    for mode in modes:
         name = MODES[mode].published
         theirs = _theirs(runs, tasks, "Table 3", name, "multi")
         added = percent(fresh, theirs, experiment=ADDITION.name, mode=mode, metric="accuracy")
@@ -175,7 +176,7 @@ def random_init(runs: Runs) -> Iterator[Table]:
         rows,
         runs.seeds,
         notes=(f"The heads stay the pre-trained text heads. Chance: {guess:.1f} %.",),
-        missing=tuple([*fresh.missing(SINGLE_TASK, ("none", *TRAINED)), *fresh.missing(ADDITION, TRAINED)]),
+        missing=tuple([*fresh.missing(SINGLE_TASK, ("none", *modes)), *fresh.missing(ADDITION, modes)]),
         in_readme=True,
     )
 
@@ -188,20 +189,21 @@ def guess_rate(dataset: str) -> float:
 def disentanglement(runs: Runs) -> Iterator[Table]:
     """ξ in the search space, a number for each heat map."""
     what: dict[str, Any] = {"experiment": DISENTANGLEMENT.name, "metric": "error_in_box"}
-    records = [record for mode in EVALUATED for record in runs.of(DISENTANGLEMENT, mode).values()]
+    modes = runs.modes(EVALUATED)
+    records = [record for mode in modes for record in runs.of(DISENTANGLEMENT, mode).values()]
     pairs = dict.fromkeys(tuple(pair["tasks"]) for record in records for pair in record["pairs"])
     rows: list[list[str | Cell]] = [
-        [pair_name(pair), *(percent(runs, mode=mode, task="-".join(pair), **what) for mode in EVALUATED)]
+        [pair_name(pair), *(percent(runs, mode=mode, task="-".join(pair), **what) for mode in modes)]
         for pair in pairs or registry.suite(runs.suite).pairs
     ]
     yield Table(
         "disentanglement",
         "Disentanglement error (Figures 3 and 10): mean of ξ over the search space [−1, 1]², %.",
-        ["pair", *titles(EVALUATED)],
+        ["pair", *titles(modes)],
         rows,
         runs.seeds,
         notes=("ξ adds the errors of both tasks, so it reaches 200 %.",),
-        missing=tuple(runs.missing(DISENTANGLEMENT, EVALUATED)),
+        missing=tuple(runs.missing(DISENTANGLEMENT, modes)),
         in_readme=True,
     )
 

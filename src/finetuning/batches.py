@@ -1,0 +1,124 @@
+"""Training batches, a function of (seed, task, number): any number of processes sees the same images."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+
+from src.datasets import loading
+from src.datasets.base import Examples, PixelArray, Pixels
+from src.datasets.examples import CorruptImage
+from src.finetuning.settings import Training
+from src.run import Run
+from src.runtime.distributed import World
+from src.runtime.files import shared_memory
+from src.runtime.seeds import batch_indices, event_seed
+from src.runtime.signals import heed_parent, starting
+
+IGNORED = -100  # a label that is none: F.cross_entropy's ignore_index
+PREFETCHED = 4  # batches that each process which decodes images has ready
+MAX_SHIFT = 2  # pixels: the augmentation of images that are held in memory
+
+
+def shifted(images: torch.Tensor, most: int, generator: torch.Generator) -> torch.Tensor:
+    """Each uint8 image (n, H, W, 3) moved by up to `most` pixels each way, its edge repeated."""
+    n, side = len(images), images.shape[1]
+    moves = torch.randint(-most, most + 1, (n, 2), generator=generator)
+    grid = torch.arange(side)
+    rows = (grid + moves[:, :1]).clamp(0, side - 1)  # (n, H)
+    columns = (grid + moves[:, 1:]).clamp(0, side - 1)  # (n, W)
+    return images[torch.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+class Batches:
+    """Training batches by number, for one rank: (images, labels) on the device, and the size of the global batch."""
+
+    def __init__(self, run: Run, training: Training, encoder, examples: Examples, world: World, task: str):
+        self.run, self.training, self.encoder, self.examples = run, training, encoder, examples
+        self.world, self.task = world, task
+        self.seed = event_seed(run.seed, task)
+        self.pixels: PixelArray | None = None  # of images that are held in memory
+        if isinstance(examples, Pixels) and examples.pixels.shape[1] == encoder.image_size:
+            self.pixels = examples.pixels
+        self.per_epoch = math.ceil(len(examples) / training.batch_size)
+
+    def __call__(self, first: int, stop: int) -> Iterator[tuple[torch.Tensor, torch.Tensor, int]]:
+        if self.pixels is not None:
+            yield from (self._from_memory(number, self.pixels) for number in range(first, stop))
+        else:
+            yield from self._decoded(first, stop)
+
+    def _indices(self, number: int) -> np.ndarray:
+        return batch_indices(len(self.examples), self.training.batch_size, number, self.seed)
+
+    def _mine(self, images: int) -> tuple[slice, bool]:
+        """This rank's part of a batch, and whether it counts.
+
+        Where there are fewer images than processes, one that would have none takes the first again, and its label is
+        IGNORED: few encoders take a batch of none, and DDP waits for every process.
+        """
+        if self.world.rank >= images:
+            return slice(0, 1), False
+        return slice(self.world.rank, None, self.world.size), True
+
+    def _from_memory(self, number: int, pixels: PixelArray) -> tuple[torch.Tensor, torch.Tensor, int]:
+        indices = self._indices(number)
+        generator = torch.Generator().manual_seed(event_seed(self.seed, "shift", number))
+        # The whole batch is shifted and then shared out, so that the shares of two processes make one process's batch.
+        images = shifted(torch.from_numpy(pixels[indices]), MAX_SHIFT, generator)
+        mine, counts = self._mine(len(indices))
+        images = loading.normalise(images[mine].to(self.world.device), self.encoder.mean, self.encoder.std)
+        labels = torch.from_numpy(self.examples.labels[indices])[mine].to(self.world.device)
+        return images, labels if counts else torch.full_like(labels, IGNORED), len(indices)
+
+    def _decoded(self, first: int, stop: int) -> Iterator[tuple[torch.Tensor, torch.Tensor, int]]:
+        shares = []
+        for number in range(first, stop):
+            indices = self._indices(number)
+            mine, counts = self._mine(len(indices))
+            shares.append([(number // self.per_epoch, int(index), counts) for index in indices[mine]])
+        augmented = _Augmented(self.examples, self.encoder.train_preprocess, self.seed)
+        loader = torch.utils.data.DataLoader(
+            augmented,
+            batch_sampler=shares,
+            num_workers=self.training.workers,
+            worker_init_fn=heed_parent,
+            pin_memory=self.world.device.startswith("cuda"),
+            prefetch_factor=PREFETCHED if self.training.workers else None,
+            collate_fn=self._collate(len(shares[0])) if shares else None,
+        )
+        with starting():
+            batches = iter(loader)
+        try:
+            for number, (images, labels) in zip(range(first, stop), batches):
+                images, labels = torch.as_tensor(images), torch.as_tensor(labels)
+                yield images.to(self.world.device), labels.to(self.world.device), len(self._indices(number))
+        except CorruptImage:
+            loading.require_decodable(self.run, self.task, "train")  # which names and counts them all
+            raise
+
+    def _collate(self, images: int) -> Callable | None:
+        """As arrays, which are sent by value, where /dev/shm has no room for the tensors of all decoding processes."""
+        batch = images * 3 * self.encoder.image_size**2 * torch.float32.itemsize
+        processes = self.training.workers * self.world.size
+        return as_arrays if processes and batch * (PREFETCHED + 1) * processes > shared_memory() else None
+
+
+def as_arrays(examples: Sequence[tuple[torch.Tensor, int]]) -> tuple[np.ndarray, np.ndarray]:
+    """Images and labels of a batch, in the process's own memory."""
+    return np.stack([image.numpy() for image, _ in examples]), np.array([label for _, label in examples])
+
+
+class _Augmented(torch.utils.data.Dataset):
+    """Decoded and augmented examples; the augmentation is a function of (seed, epoch, index), whoever decodes."""
+
+    def __init__(self, examples: Examples, transform, seed: int):
+        self.examples, self.transform, self.seed = examples, transform, seed
+
+    def __getitem__(self, key: tuple[int, int, bool]):
+        epoch, index, counts = key
+        with torch.random.fork_rng(devices=[]):
+            # torch.manual_seed also seeds every accelerator: 0.6 ms, for each image, where none is initialised.
+            torch.default_generator.manual_seed(event_seed(self.seed, "augment", epoch, index))
+            return self.transform(self.examples[index]), int(self.examples.labels[index]) if counts else IGNORED

@@ -1,0 +1,147 @@
+"""How to fine-tune: every setting, where its default comes from, and what two runs must share."""
+
+import math
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from src.datasets import registry
+from src.modes import MODES, OPTIONS, TRAINED
+from src.ranges import RANGES, check
+from src.run import Run
+from src.runtime.distributed import cores
+from src.runtime.loggers import Loggers
+from src.runtime.messages import UsageError
+
+MOST_WORKERS = 16  # that decode images, by default
+# What does not change the weights.
+NOT_SETTINGS = ("mode", "steps", "checkpoint_every", "keep_every", "world_size", "workers", "loggers")
+FROM_PROTOCOL = ("wd", "ls", "warmup_length", "batch_size", "num_grad_accumulation", "clip")
+OF_SOME_MODES = tuple(name for options in OPTIONS.values() for name in options)
+STRICT, CYCLIC = PENALTY_TASKS = ("strict", "cyclic")
+
+
+@dataclass(frozen=True)
+class Training:
+    """How to fine-tune. `Training.of` fills in what the suite's protocol and the mode decide.
+
+    mode: one that finetune.py trains. lr: the peak of the schedule. wd: AdamW's decay. ls: label smoothing.
+    warmup_length: steps. epochs, steps: None for the registry's, of each task; steps win. batch_size: images of one
+    forward pass, over all processes. num_grad_accumulation: forward passes of an optimizer step. clip: largest norm of
+    the gradient. load: a checkpoint to start from, in the place of θ0. precision: of matrix products. compile: a
+    backend of torch.compile. checkpoint_every: steps between kept states, 0: none. keep_every: steps between encoders
+    that are kept for good, 0: none. world_size: processes that share each batch. workers: processes that decode images.
+    sum_gradients: over the forward passes of a step, as the published scripts do before they clip; their mean
+    otherwise.
+
+    Of some modes, None for the others. rank, lora_alpha: of W0 + lora_alpha / rank · B A. penalty: its weight in the
+    loss. penalty_batch_size: images of each other task. penalty_tasks: all other tasks at each step (strict), or one
+    after the other (cyclic). rho: the distance at which SAM looks for the worst weights.
+    """
+
+    mode: str
+    lr: float
+    wd: float
+    ls: float
+    warmup_length: int
+    batch_size: int
+    num_grad_accumulation: int
+    clip: float
+    epochs: int | None = None
+    steps: int | None = None
+    load: Path | None = None
+    precision: str = "fp32"
+    compile: str | None = None
+    checkpoint_every: int = 100
+    keep_every: int = 0
+    world_size: int = 1
+    sum_gradients: bool = False
+    workers: int = field(default_factory=lambda: min(MOST_WORKERS, cores()))
+    loggers: Loggers = field(default_factory=Loggers)
+    rank: int | None = None
+    lora_alpha: float | None = None
+    penalty: float | None = None
+    penalty_batch_size: int | None = None
+    penalty_tasks: str | None = None
+    rho: float | None = None
+
+    def __post_init__(self):
+        check(**{name: value for name, value in vars(self).items() if name in RANGES})
+        for name in OF_SOME_MODES:
+            if getattr(self, name) is not None and name not in MODES[self.mode].options:
+                having = ", ".join(mode for mode in TRAINED if name in MODES[mode].options)
+                raise UsageError(
+                    f"--{name.replace('_', '-')}: expected a fine-tuning mode that has it ({having}), found {self.mode}"
+                )
+        if self.precision == "bf16" and MODES[self.mode].tangent:
+            raise UsageError(
+                "--precision: in bf16's 8 significant bits f(x; θ0) + J(θ − θ0) loses its second term, a few percent "
+                "of the first; fine-tune linearly with fp32 or tf32"
+            )
+
+    @classmethod
+    def of(cls, run: Run, mode: str = "standard", **flags: Any) -> "Training":
+        """flags: the other fields; those that are None have the suite's values, or the mode's. Raises UsageError."""
+        protocol = run.protocol
+        given = {name: value for name, value in flags.items() if value is not None}
+        if "lr" not in given and mode not in protocol.lr:
+            raise UsageError(
+                f"--lr: expected a learning rate, for {run.suite} has none for {mode}; give one, or add it to the "
+                "suite's protocol in src/datasets/registry.py"
+            )
+        defaults = {name: getattr(protocol, name) for name in FROM_PROTOCOL} | {"lr": protocol.lr.get(mode)}
+        return cls(mode, **defaults | MODES[mode].options | given)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a training state must share with the run that goes on from it; no options of other modes."""
+        foreign = [name for name in OF_SOME_MODES if name not in MODES[self.mode].options]
+        fields = {name: value for name, value in asdict(self).items() if name not in (*NOT_SETTINGS, *foreign)}
+        return fields | {"load": self.load and str(self.load)}
+
+
+def settings_of(run: Run, task: str, training: Training) -> dict[str, Any]:
+    """`training.settings`, the seed, and the other tasks whose images the weights depend on, where they do."""
+    settings = training.settings | {"seed": run.seed}
+    return settings | ({"others": ",".join(other_tasks(run, task))} if training.penalty is not None else {})
+
+
+def other_tasks(run: Run, task: str) -> tuple[str, ...]:
+    return tuple(other for other in run.tasks if other != task)
+
+
+def number_of_steps(training: Training, task: str, batches_per_epoch: int) -> int:
+    """Optimizer steps: those of the training, or of its epochs, or of the task's registry row."""
+    row = registry.get(task)
+    if training.steps is not None:
+        return training.steps
+    if training.epochs is None and row.steps is not None:
+        return row.steps
+    epochs = training.epochs if training.epochs is not None else row.epochs
+    if epochs is None:
+        raise UsageError(f"--steps: expected a number of steps or of --epochs for {task}, which has none of its own")
+    return epochs * batches_per_epoch // training.num_grad_accumulation
+
+
+def cosine_lr(step: int, steps: int, peak: float, warmup: int) -> float:
+    """Learning rate of a step: linear warm-up to `peak`, then half a cosine to 0 at `steps`."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    return 0.5 * peak * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def differences(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """The settings that an earlier run had otherwise, in words; older files do not tell all of theirs."""
+    differing = [key for key, value in now.items() if earlier.get(key, value) not in (value, str(value))]
+    return ", ".join(f"{key} {earlier[key]} (now {now[key]})" for key in differing)
+
+
+def set_precision(precision: str, device: str) -> AbstractContextManager:
+    """Make matrix products of this process fp32, or fp32 with TF32's mantissa; the context of the forward pass."""
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16")

@@ -1,0 +1,59 @@
+"""Ways of fine-tuning beside each other: alone, added, negated, disentangled; once an extended mode has results."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pandas as pd
+
+from src.experiments.registry import ADDITION, DISENTANGLEMENT, NEGATION, SINGLE_TASK
+from src.modes import EVALUATED, MODES, usual
+from src.reporting.methods import Group, variant_row
+from src.reporting.runs import Runs
+from src.reporting.table import Cell, Table, percent
+
+
+def modes(runs: Runs) -> Iterator[Table]:
+    """Means over the papers' first tasks, and for ξ over the pairs."""
+    shown = runs.modes(EVALUATED)
+    if shown == usual(EVALUATED):
+        return
+    tasks = runs.main_tasks
+    yield Table(
+        "modes",
+        f"Ways of fine-tuning, {len(tasks)} tasks: test accuracy alone, of θ0 + α Σ τ and of θ0 − α τ, and the mean "
+        "disentanglement error over the search space, %.",
+        ["mode", "single-task", "added, α = 1", "added, tuned", "α", "negated, target", "negated, control", "ξ"],
+        [_row(runs, mode, tasks) for mode in shown],
+        runs.seeds,
+        missing=tuple(
+            command
+            for experiment in (SINGLE_TASK, ADDITION, NEGATION, DISENTANGLEMENT)
+            for command in runs.missing(experiment, shown)
+        ),
+        in_readme=True,
+    )
+
+
+def _row(runs: Runs, mode: str, tasks: tuple[str, ...]) -> list[str | Cell]:
+    added: dict[str, Any] = {"experiment": ADDITION.name, "mode": mode}
+    negated: dict[str, Any] = {"experiment": NEGATION.name, "mode": mode}
+    errors = runs.mean_over(None, experiment=DISENTANGLEMENT.name, mode=mode, metric="error_in_box")
+    return [
+        MODES[mode].title,
+        Cell(100 * runs.mean_over(tasks, experiment=SINGLE_TASK.name, mode=mode, metric="accuracy")),
+        Cell(100 * added_at_one(runs, mode)),
+        percent(runs, metric="accuracy", **added),
+        Cell(runs.values(metric="chosen", **added), digits=3),
+        percent(runs, metric="target_accuracy", **negated),
+        percent(runs, metric="control_accuracy", **negated),
+        Cell(100 * errors),
+    ]
+
+
+def added_at_one(runs: Runs, mode: str) -> pd.Series:
+    """Accuracy of θ0 + Σ τ, of task addition or, for seeds whose older results do not hold it, of main.py's `sum`."""
+    of_sum = {**Group(runs.main_tasks, mode).columns, **variant_row("sum").columns}
+    ours, theirs = (
+        runs.values(metric="one_accuracy", **what) for what in ({"experiment": ADDITION.name, "mode": mode}, of_sum)
+    )
+    return ours.combine_first(theirs)
