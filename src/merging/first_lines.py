@@ -23,5 +23,5 @@ def _registrations(path: Path) -> list[dict[str, str]]:
         for call in getattr(node, "decorator_list", []):
             if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "register":
                 texts = {"name": call.args[0], **{word.arg: word.value for word in call.keywords if word.arg}}
-                rows.append({key: value.value for key, value in texts.items() if isinstance(value, ast.Constant)})
+                rows.append({key: str(value.value) for key, value in texts.items() if isinstance(value, ast.Constant)})
     return rows

@@ -75,15 +75,14 @@ def methods_per_task(runs: Runs) -> Iterator[Table]:
         group = Group(runs.main_tasks, mode)
         if not (shown := in_order({*registered_rows()} & {*rows(results_of(runs, group))})):
             continue
-        alone = {"metric": "finetuned_accuracy", "method": ..., "options": ..., **group.columns}
-        named = [(row.title(), {"metric": "accuracy", **row.columns}) for row in shown]
-        accuracy = {"experiment": SINGLE_TASK.name, "mode": mode, "split": "test", "metric": "accuracy"}
         table_rows: list[list[str | Cell]] = [
-            [title, *(percent(runs, **{**group.columns, **what, "task": task}) for task in (*group.tasks, MEAN))]
-            for title, what in named
+            [row.title(), *(Cell(100 * _values(runs, group, row, "accuracy", task)) for task in (*group.tasks, MEAN))]
+            for row in shown
         ]
-        single = [percent(runs, **accuracy, task=task) for task in group.tasks]
-        table_rows.append([FINETUNED, *single, Cell(100 * runs.any_of(**alone))])
+        alone: dict[str, Any] = {"experiment": SINGLE_TASK.name, "mode": mode, "split": "test", "metric": "accuracy"}
+        single = [percent(runs, task=task, **alone) for task in group.tasks]
+        merged = {"metric": "finetuned_accuracy", "method": ..., "options": ..., **group.columns}
+        table_rows.append([FINETUNED, *single, Cell(100 * runs.any_of(**merged))])
         yield Table(
             f"methods_per_task_{mode}",
             f"Test accuracy on each of {len(group.tasks)} tasks, {MODES[mode].title} task vectors, %.",
@@ -223,10 +222,10 @@ def rows_with_results(runs: Runs) -> list[Row]:
     return [row for row in in_order(registered_rows()) if row in there]
 
 
-def _values(runs: Runs, group: Group, row: Row, metric: str) -> pd.Series:
+def _values(runs: Runs, group: Group, row: Row, metric: str, task: str = MEAN) -> pd.Series:
     what: dict[str, Any] = {**group.columns, **row.columns}
     if metric != "worst":
-        return runs.values(metric=metric, **what)
+        return runs.values(metric=metric, task=task, **what)
     return runs.select(metric="accuracy", task=list(group.tasks), **what).groupby("seed")["value"].min()
 
 

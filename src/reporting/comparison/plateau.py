@@ -128,7 +128,7 @@ def plateaus(runs: Runs) -> Figure:
     found = {row: by_mode for row, by_mode in found.items() if any(by_mode.values())}
     if not found:
         raise runs.missing_merge("method=sum")
-    modes = [mode for mode in EVALUATED if any(by_mode[mode] for by_mode in found.values())]
+    modes = tuple(mode for mode in modes if any(by_mode[mode] for by_mode in found.values()))
     size = style.WIDTH, 0.8 + 0.17 * len(found)
     fig, panels = plt.subplots(1, len(modes), figsize=size, sharex=True, sharey=True, squeeze=False)
     for axes, mode in zip(panels[0], modes):

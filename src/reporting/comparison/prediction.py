@@ -1,6 +1,6 @@
 """Whether the suite's order of methods is that of published tables: rank correlations, method by method."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -130,6 +130,7 @@ def prediction(runs: Runs) -> Iterator[Table]:
         ],
         runs.seeds,
         averaged=False,
+        in_readme=True,
         notes=(
             "Intervals: a bootstrap that draws seeds and methods. In brackets behind a title: the checkpoints that the "
             "published numbers are of. Placed wrongly: the methods farthest from their published place among all, "
@@ -186,14 +187,14 @@ def _points(axes: Axes, order: Order) -> None:
     for i in np.argsort(-np.abs(order.misplaced), kind="stable")[:NAMED]:
         if abs(order.misplaced[i]) >= 1:
             right = order.theirs[i] > np.mean([order.theirs.min(), order.theirs.max()])
-            _named(axes, order.names[i], (order.theirs[i], means[i]), order.misplaced[i] > 0, right)
+            _named(axes, order.names[i], (float(order.theirs[i]), float(means[i])), order.misplaced[i] > 0, right)
     axes.margins(0.12)
     axes.set_xlabel("published (%)")
     what, _, family = order.title.rpartition(" (")
     axes.set_title(f"{what}\n({family}: ρ = {spearman(order.theirs, means):.2f}", fontsize=7).set_in_layout(False)
 
 
-def _named(axes: Axes, name: str, point: Sequence[float], above: bool, right: bool) -> None:
+def _named(axes: Axes, name: str, point: tuple[float, float], above: bool, right: bool) -> None:
     """Above a point that stands too high, below one that stands too low. right: whether it is in the right half."""
     look: dict[str, Any] = dict(ha="right" if right else "left", va="bottom" if above else "top", fontsize=6)
     text = axes.annotate(name, point, (6 if right else -6, 3 if above else -3), textcoords="offset points", **look)
