@@ -84,7 +84,7 @@ RANGES: dict[str, Range | Either] = {
     "world_size": COUNT,
     "workers": NUMBER,
     "n_eval_points": Range(2),
-    "control_threshold": Range(0, 1, whole=False, what="a share of the control's accuracy"),
+    "control_threshold": Range(0, 2, whole=False, what="a share of the control's accuracy (0.95 for 95 %)"),
     "range": FINITE,
     "n_points": Range(2),
     "num_samples": COUNT,
