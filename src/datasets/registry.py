@@ -61,7 +61,8 @@ class Suite:
 BENCHMARKS = (8, 14, 20)  # the papers' numbers of tasks: the first of a suite's
 DEFAULT = "mini"
 SUITES = {
-    # Learning rates and lengths were chosen on seed 0 alone, for |τ| of a few percent of |θ0|, as CLIP's are.
+    # Lengths and the learning rates of `standard` and `linear` were chosen on seed 0 alone, for |τ| of a few percent of
+    # |θ0|, as CLIP's are. The other modes' learning rates are first guesses that nobody has tried yet.
     "mini": Suite(
         name="mini",
         tasks=MINI_TASKS,
