@@ -88,7 +88,7 @@ def pretrained(seed: int, merges: bool = True) -> dict[str, Mapping[str, Any]]:
         made[DISENTANGLEMENT.result(mode)] = disentanglement(mode, seed)
     for mode in usual(TRAINED):
         made[GEOMETRY.result(mode)] = geometry(mode, seed)
-    for mode in EVALUATED:
+    for mode in usual(EVALUATED):
         made[LAYERWISE.result(mode)] = layerwise(mode, seed)
         made[MERGED_MODELS.result(mode)] = merged_models(mode, seed)
     for reduction in NTK.choices:

@@ -246,8 +246,8 @@ def test_a_killed_run_goes_on_and_ends_bit_for_bit_the_same(tmp_path, method):
     "method, options, message",
     [
         (AdaMerging, dict(loss="accuracy"), "loss: expected one of entropy, expert, expert_class, labels; got"),
-        (Atlas, dict(clip=-1.0), "clip: expected at least 0; got -1.0"),
-        (Atlas, dict(weight_decay=-1.0), "weight_decay: expected at least 0; got -1.0"),
+        (Atlas, dict(clip=-1.0), "clip: expected a number above 0; got -1.0"),
+        (Atlas, dict(weight_decay=-1.0), "weight_decay: expected a number of at least 0; got -1.0"),
         (Atlas, dict(granularity="block"), "granularity: expected one of task, layer; got 'block'"),
     ],
 )

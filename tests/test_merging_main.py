@@ -517,7 +517,7 @@ def test_reproduce_takes_seeds_by_either_flag(place, capsys):
         assert capsys.readouterr().out.count("seed=7") == len(method_registry.variants("merging"))
     with pytest.raises(SystemExit):
         reproduce.main(["--seeds=a"])
-    assert "expected numbers such as 1,2,5-7; got 'a'" in capsys.readouterr().err
+    assert "expected numbers such as 1,2,5-7" in capsys.readouterr().err
 
 
 def damaged(place, folder, kind: str):

@@ -52,7 +52,7 @@ def test_tasks_of_a_command(command, monkeypatch):
 @pytest.mark.parametrize("overrides", ["num_tasks=14", "tasks=14", "DATASETS=14"])
 def test_numbers_of_tasks_in_main(overrides, monkeypatch):
     taken = []
-    monkeypatch.setattr(merging.merging, "merge", lambda run, *_: taken.append(run.tasks))
+    monkeypatch.setattr("src.experiments.merging.merge", lambda run, *_: taken.append(run.tasks))
     merging.main(["model=ViT-B-32", "method=sum", overrides])
     assert taken == [TASKS[:14]]
 
