@@ -75,7 +75,7 @@ def page_of(runs: Runs) -> str:
     """The page as one text that needs no other file."""
     ledger, methods, curves = forest(runs), entries(runs), explorer(runs)
     maps, clouds, courses = error_maps(runs), kernel_clouds(runs), adaptation_curves(runs)
-    modes = [MODES[mode] for mode in runs.modes(EVALUATED)]
+    modes = [MODES[mode] for mode in EVALUATED if any(mode in of_method for of_method in curves.values())]
     drawn = [*(_of_methods() if methods else []), *maps, *clouds, *courses]
     if curves:
         drawn += [_curves(mode.name, mode.title, mode.colour) for mode in modes]
