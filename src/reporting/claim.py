@@ -59,6 +59,14 @@ class Quantity(ABC):
         return None
 
 
+class Plain(Quantity):
+    """A number as it is: not in percent, and not made of which test images were right."""
+
+    digits = 2
+    of_images = False
+    in_points = False
+
+
 @dataclass(frozen=True)
 class Threshold(Quantity):
     value: float

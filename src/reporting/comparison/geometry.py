@@ -16,7 +16,7 @@ from src.merging.depth import TAIL, stage_of
 from src.merging.registry import variant_label, variants
 from src.modes import MODES, TRAINED
 from src.reporting import style
-from src.reporting.claim import Quantity
+from src.reporting.claim import Plain
 from src.reporting.methods import Group, Row
 from src.reporting.plots import legend_below
 from src.reporting.runs import Runs
@@ -159,18 +159,12 @@ def _missing(runs: Runs) -> MissingResult:
 
 
 @dataclass(frozen=True)
-class Spectral(Quantity):
+class Spectral(Plain):
     """A mean over matrices of the geometry of a mode. half: of the blocks alone, the first (0) or the second (1)."""
 
     metric: str
     mode: str
     half: int | None = None
-    digits: int = 2
-    of_images: bool = False
-
-    @property
-    def in_points(self) -> bool:
-        return False
 
     @property
     def title(self) -> str:

@@ -15,7 +15,7 @@ from src.experiments.layerwise import Record, geometric_mean, off_diagonal
 from src.experiments.registry import LAYERWISE
 from src.modes import EVALUATED, MODES
 from src.reporting import style
-from src.reporting.claim import Quantity
+from src.reporting.claim import Plain
 from src.reporting.methods import Group, variant_row
 from src.reporting.plots import legend_below
 from src.reporting.runs import Runs
@@ -152,17 +152,11 @@ def layer_interference(runs: Runs) -> Figure:
 
 
 @dataclass(frozen=True)
-class Layered(Quantity):
+class Layered(Plain):
     """Layer-wise interference of a mode. where: a half of the blocks, attention or MLPs; empty: all at once."""
 
     where: str
     mode: str
-    digits: int = 2
-    of_images: bool = False
-
-    @property
-    def in_points(self) -> bool:
-        return False
 
     @property
     def title(self) -> str:

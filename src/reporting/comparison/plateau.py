@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from src.modes import EVALUATED, MODES
 from src.reporting import style
-from src.reporting.claim import Quantity
+from src.reporting.claim import Plain
 from src.reporting.comparison.methods import rows_with_results
 from src.reporting.methods import Group, Row, missing_command, variant_row
 from src.reporting.plots import plain_numbers
@@ -156,18 +156,12 @@ def _relative(one: Range) -> tuple[float, float]:
 
 
 @dataclass(frozen=True)
-class Plateau(Quantity):
+class Plateau(Plain):
     """log10 of the ratio of the plateau's ends. options: of the registered variant."""
 
     method: str
     options: tuple[tuple[str, Any], ...] = ()
     mode: str = "standard"
-    digits: int = 2
-    of_images: bool = False
-
-    @property
-    def in_points(self) -> bool:
-        return False
 
     @property
     def row(self) -> Row:
