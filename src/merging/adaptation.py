@@ -30,6 +30,7 @@ from tqdm import tqdm
 
 from src import checkpoints
 from src.merging.base import Method, Problem, Watchable
+from src.ranges import COUNT, FINITE, option
 from src.runtime import results
 from src.runtime.distributed import broadcast, from_primary, is_primary
 from src.runtime.messages import NotFinite, UsageError
@@ -85,9 +86,9 @@ class Adapting(Method):
     """
 
     adapt_on: str = "test"
-    batch_size: int = 16
-    coef: float = 0.3
-    pass_size: int = 128
+    batch_size: int = option(16, COUNT)
+    coef: float = option(0.3, FINITE)
+    pass_size: int = option(128, COUNT)
     vectors: str = "float32"
 
 
