@@ -85,6 +85,17 @@ LAYERWISE = Experiment(
     extended=True,
 )
 LAYERWISE_SAMPLES = 64
+CONNECTIVITY = Experiment(
+    "connectivity",
+    "eval_connectivity",
+    MODE,
+    EVALUATED,
+    "connectivity",
+    "loss barriers between models",
+    benchmark=True,
+    extended=True,
+)
+CONNECTIVITY_POINTS = 11
 MERGED_MODELS = Experiment(
     "merged_models",
     "eval_merged_models",
@@ -99,7 +110,18 @@ MERGED_MODELS = Experiment(
 MERGED_SAMPLES = 64
 
 EXPERIMENTS = {
-    row.name: row for row in (SINGLE_TASK, ADDITION, NEGATION, DISENTANGLEMENT, NTK, GEOMETRY, LAYERWISE, MERGED_MODELS)
+    row.name: row
+    for row in (
+        SINGLE_TASK,
+        ADDITION,
+        NEGATION,
+        DISENTANGLEMENT,
+        NTK,
+        GEOMETRY,
+        LAYERWISE,
+        CONNECTIVITY,
+        MERGED_MODELS,
+    )
 }
 MERGING = "merging"  # of main.py, whose commands are not of this form
 

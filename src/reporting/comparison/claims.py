@@ -9,6 +9,7 @@ from src.analysis.layerwise import ATTENTION, MLP
 from src.modes import MODES
 from src.reporting import answers
 from src.reporting.claim import Claim, Merged, Quantity, Threshold
+from src.reporting.comparison.connectivity import SMALL, Barrier
 from src.reporting.comparison.geometry import Spectral
 from src.reporting.comparison.layerwise import FIRST, SECOND, Layered
 from src.reporting.comparison.merged_models import OfMerged
@@ -181,6 +182,16 @@ CLAIMS = (
         "the suite",
         "Attention interferes less than MLPs, as features tell.",
         (Layered(MLP, "standard"), Layered(ATTENTION, "standard")),
+    ),
+    Claim(
+        "the suite",
+        "Models fine-tuned on different tasks are not connected in their joint loss: a barrier is between them.",
+        (Barrier("standard"), Threshold(SMALL, f"{SMALL:g} nats")),
+    ),
+    Claim(
+        "the suite",
+        "Barriers between linearly fine-tuned models are smaller than between others.",
+        (Barrier("standard"), Barrier("linear")),
     ),
     Claim(
         "the suite",

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from src.datasets.corruptions import CORRUPTIONS
+from src.reporting.comparison.connectivity import connectivity
 from src.reporting.comparison.geometry import geometry
 from src.reporting.comparison.layerwise import layerwise
 from src.reporting.comparison.merged_models import merged_models
@@ -93,6 +94,7 @@ TABLES = (
     prediction,
     geometry,
     layerwise,
+    connectivity,
     merged_models,
     storage,
     plateau,
