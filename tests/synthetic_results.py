@@ -16,6 +16,7 @@ import numpy as np
 from src import records
 from src.correctness import pack
 from src.datasets import registry
+from src.experiments import analogies as analogous
 from src.experiments import connectivity as connected
 from src.experiments import disentanglement as disentangled
 from src.experiments import geometry as geometric
@@ -26,6 +27,7 @@ from src.experiments import ntk as kernel
 from src.experiments import single_task as solo
 from src.experiments.registry import (
     ADDITION,
+    ANALOGIES,
     CONNECTIVITY,
     DISENTANGLEMENT,
     EXPERIMENTS,
@@ -94,6 +96,7 @@ def pretrained(seed: int, merges: bool = True) -> dict[str, Mapping[str, Any]]:
     for mode in usual(EVALUATED):
         made[LAYERWISE.result(mode)] = layerwise(mode, seed)
         made[CONNECTIVITY.result(mode)] = connectivity(mode, seed)
+        made[ANALOGIES.result(mode)] = analogies(mode, seed)
         made[MERGED_MODELS.result(mode)] = merged_models(mode, seed)
     for reduction in NTK.choices:
         made[NTK.result(reduction)] = ntk(seed, reduction, 6.0 if reduction == "trace" else 4.0)
@@ -325,6 +328,35 @@ def connectivity(mode: str, seed: int) -> connected.Record:
         },
         "from_pretrained": {task: course((task, SUITE.control), i) for i, task in enumerate(TASKS)},
         "control": SUITE.control,
+    }
+
+
+def analogies(mode: str, seed: int) -> analogous.Record:
+    """The analogy is best, more so for tangent vectors."""
+    (a, b, c, target) = SUITE.analogies[0]
+    levels = dict(zip((analogous.PRETRAINED, *analogous.VECTORS), (0.4, 0.55, 0.5, 0.6, 0.66)))
+
+    def tried(place: int, level: float) -> analogous.Tried:
+        accuracy = round((level + (0.02 * place if mode == "linear" else 0)) * N) / N
+        return {
+            "alpha": 0.5 if place else 0.0,
+            "val": [0.4, level, 0.5] if place else [],
+            "test": accuracy,
+            "control": 0.87 - 0.05 * place,
+            "correct": bits(accuracy, seed, place),
+        }
+
+    return {
+        "finetuning_mode": mode,
+        "coefs": [0.0, 0.5, 1.0],
+        "control": CONTROL,
+        "analogies": {
+            target: {
+                "tasks": [a, b, c],
+                "n": {"val": N, "test": N},
+                "tried": {name: tried(place, level) for place, (name, level) in enumerate(levels.items())},
+            }
+        },
     }
 
 

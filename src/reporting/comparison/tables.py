@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from src.datasets.corruptions import CORRUPTIONS
+from src.reporting.comparison.analogies import analogies
 from src.reporting.comparison.connectivity import connectivity
 from src.reporting.comparison.geometry import geometry
 from src.reporting.comparison.layerwise import layerwise
@@ -95,6 +96,7 @@ TABLES = (
     geometry,
     layerwise,
     connectivity,
+    analogies,
     merged_models,
     storage,
     plateau,
