@@ -530,7 +530,7 @@ def merges_agree(b: Bench, found: Found, encoder: ImageEncoder) -> None:
         for images in (b.unlabelled(b.frozen, b.device), b.unlabelled(encoder, "cpu"))
     )
     told(found, "regmean, forward passes here against the CPU's", apart(own, cpu))
-    x = b.images(4).flatten(2)
+    x = b.images(4).reshape(4, -1, 768)
     grams = [Moments(), Moments()]
     for moments, rows in zip(grams, (x, x.cpu())):
         moments.add(rows)
@@ -940,18 +940,18 @@ def compiled(b: Bench, found: Found) -> None:
 SECTIONS: dict[str, tuple[Callable[[Bench, Found], None], int]] = {  # in order; the most seconds of each
     "ceilings": (ceilings, 20),
     "steps": (steps, 60),
-    "agreement": (agreement, 45),
+    "agreement": (agreement, 60),
     "evaluation": (evaluation, 40),
-    "mini": (mini, 35),
+    "sweep": (sweep, 35),
     "adaptation": (adaptation, 40),
     "ranks": (ranks, 60),
-    "sweep": (sweep, 35),
-    "merging": (merging, 75),
-    "loader": (loader, 60),
-    "compiled": (compiled, 110),
+    "mini": (mini, 35),
     "large": (large, 50),
+    "compiled": (compiled, 100),
+    "loader": (loader, 60),
     "kernel": (kernel, 30),
     "saving": (saving, 15),
+    "merging": (merging, 75),
 }
 CHILDREN = ("ranks", "compiled")  # which may hang, or change the process for good
 LEAST = 8  # seconds that a section must have left to be begun
