@@ -13,7 +13,7 @@ TAU_JP, SAM = "tau_jp", "sam"  # what it minimises, where it is not the loss of 
 OPTIONS: dict[str, dict[str, int | float | str]] = {
     LOW_RANK: {"rank": 16, "lora_alpha": 16.0},
     TAU_JP: {"penalty": 0.1, "penalty_batch_size": 16, "penalty_tasks": "cyclic"},
-    SAM: {"rho": 0.05},
+    SAM: {"rho": 0.02},
 }
 
 
