@@ -16,6 +16,7 @@ from src.reporting.comparison.geometry import Spectral
 from src.reporting.comparison.layerwise import FIRST, SECOND, Layered
 from src.reporting.comparison.merged_models import OfMerged
 from src.reporting.comparison.methods import FURTHER
+from src.reporting.comparison.mode_claims import CLAIMS as OF_MODES
 from src.reporting.comparison.plateau import Plateau
 from src.reporting.comparison.studies import OnSubsets, Studied
 from src.reporting.methods import Group, Row, missing_command, variant_row
@@ -284,4 +285,5 @@ CLAIMS = (
         "Coefficients of every block learned from labels (aTLAS) are better than layer-wise AdaMerging without them.",
         (_merged("atlas"), _merged("adamerging")),
     ),
+    *OF_MODES,
 )
