@@ -17,7 +17,7 @@ FLAGS = {
     "exp_name": "--results=FOLDER",
     "exp-name": "--results=FOLDER",
     "port": "nothing: processes find a free port by themselves",
-    "keep-checkpoints": "nothing: a state is kept every --checkpoint-every steps until training ends",
+    "keep-checkpoints": "nothing: a state is kept every --checkpoint-seconds until training ends",
 }
 OVERRIDES = {
     "model_location": "save=FOLDER",

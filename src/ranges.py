@@ -74,6 +74,7 @@ RANGES: dict[str, Range | Either] = {
     "num_grad_accumulation": COUNT,
     "clip": POSITIVE,
     "checkpoint_every": NUMBER,
+    "checkpoint_seconds": AT_LEAST_0,
     "keep_every": NUMBER,
     "at": COUNT,
     "rank": COUNT,

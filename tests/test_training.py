@@ -20,7 +20,7 @@ from src import checkpoints, store, training
 from src.datasets import loading
 from src.experiments import finetuning
 from src.finetuning import batches
-from src.finetuning.settings import OF_SOME_MODES, set_precision
+from src.finetuning.settings import OF_SOME_MODES
 from src.finetuning.trained import attention_weights
 from src.heads import get_classification_head
 from src.linearize import LinearizedImageEncoder
@@ -401,7 +401,7 @@ def losses(monkeypatch, run, settings) -> list[float]:
         def __init__(self, *arguments): ...
         def close(self): ...
         def log(self, values, step):
-            found.append(values["loss"])
+            found.append(float(values["loss"]))
 
     monkeypatch.setattr(training, "Logger", Recorder)
     finetune(run, settings)
@@ -424,14 +424,13 @@ def test_bf16_is_refused_where_it_would_lose_the_tangent(make_training, mode):
         make_training(f"--finetuning-mode={mode}", "--precision=bf16")
 
 
-def test_precision_is_set_for_the_process(make_training):
-    for precision, matmul, autocast in (("tf32", "high", False), ("bf16", "highest", True), ("fp32", "highest", False)):
-        with set_precision(precision, "cpu"):
-            assert torch.is_autocast_enabled("cpu") == autocast
-        assert torch.get_float32_matmul_precision() == matmul
+@pytest.mark.parametrize("mode", [mode for mode in TRAINED if MODES[mode].tangent])
+def test_compiling_what_cannot_be_is_refused(make_training, mode):
+    with pytest.raises(UsageError, match=f"of which {mode} is made, so nothing would be compiled"):
+        make_training(f"--finetuning-mode={mode}", "--compile")
 
 
-@pytest.mark.parametrize("mode", TRAINED)
+@pytest.mark.parametrize("mode", [mode for mode in TRAINED if not MODES[mode].tangent])
 def test_compiled_training_is_the_same(make_training, tmp_path, mode):
     """With the backend that traces as the default one does, and then runs what it traced."""
     flags = (*flags_of(mode), "--steps=2", "--batch-size=4")

@@ -138,5 +138,11 @@ def centre_crop(image, side: int) -> np.ndarray:
 
 def normalise(pixels: torch.Tensor, mean, std) -> torch.Tensor:
     """uint8 (n, H, W, 3) to float (n, 3, H, W), normalised, where the pixels are."""
-    mean, std = (torch.tensor(c, device=pixels.device).view(1, 3, 1, 1) for c in (mean, std))
+    mean, std = (channels(tuple(values), pixels.device) for values in (mean, std))
     return (pixels.permute(0, 3, 1, 2).float() / 255 - mean) / std
+
+
+@lru_cache(maxsize=16)
+def channels(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    """(1, 3, 1, 1) on the device, made once: each copy of numbers to a GPU waits for all that it has to do."""
+    return torch.tensor(values, device=device).view(1, 3, 1, 1)

@@ -29,7 +29,7 @@ from src.modes import EVALUATED
 from src.published.export import FORMATS, export_for_others, files_for_others, merge_of
 from src.ranges import check
 from src.records import Adaptation, Merging, checked
-from src.run import Run, task_names
+from src.run import FP32, Run, task_names
 from src.runtime import results
 from src.runtime.cost import measured
 from src.runtime.distributed import from_primary, is_primary
@@ -38,6 +38,7 @@ from src.runtime.locks import only_one
 from src.runtime.loggers import Logger, Loggers
 from src.runtime.messages import UsageError, nearest
 from src.runtime.paths import expanded
+from src.runtime.precision import matmul_precision
 
 Record = Merging
 
@@ -174,7 +175,7 @@ def _there(run: Run, method: Method, options: Options, name: str) -> bool:
     states = states_of(run.paths.adaptation_state(name))
     if options.overwrite or options.output or any(map(results.exists, states)):
         return False
-    decisive, config = ("tasks", "method", "encoders", "search"), run.config(**_config(method, options))
+    decisive, config = ("tasks", "precision", "method", "encoders", "search"), run.config(**_config(method, options))
     return results.skip_existing(run.paths.result(name), config, decisive, _made_of(run, options))
 
 
@@ -194,7 +195,7 @@ def _merge(run: Run, method: Method, options: Options, name: str) -> None:
         plain = label(method, search).replace("=", "-")  # Hydra takes no "=" in method.mask_file=...
         problem = read_problem(run, source, plain, progress)
         Denominators.of(run, source.mode, (*run.tasks, *options.unseen))  # missing ones are told before long work
-        with measured(run.device) as cost:
+        with measured(run.device) as cost, matmul_precision(FP32):
             made = Searched.over(method, search, problem) if search else method.merge(problem)
     if options.unseen and made.per_task:
         raise UsageError(f"unseen: {method.name} makes a model for each merged task, and none for {options.unseen[0]}")

@@ -25,14 +25,16 @@ from typing import Any, NoReturn, Protocol, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
-from torch.func import functional_call
 from tqdm import tqdm
 
 from src import checkpoints
+from src.linearize import LinearizedModel
 from src.merging.base import Method, Problem, Watchable
 from src.runtime import results
 from src.runtime.distributed import broadcast, from_primary, is_primary
+from src.runtime.memory import bytes_of, bytes_of_pass, free_memory, images_that_fit
 from src.runtime.messages import NotFinite, UsageError
+from src.runtime.precision import features_at, matmul_precision
 from src.runtime.signals import until_stopped
 from src.task_vectors import TaskVector
 from src.tensors import Weights
@@ -80,7 +82,8 @@ class Adapting(Method):
 
     adapt_on: "test": the images that are scored afterwards, as in the papers; "val": validation images. No labels, but
         for those of validation where a method's loss is "labels".
-    coef: λ at the start. pass_size: images of one forward and backward pass, which batches of several tasks share.
+    coef: λ at the start. pass_size: most images of one forward and backward pass, which batches of several tasks share;
+        a GPU takes fewer where its free memory does not hold what is kept of so many.
     vectors: the type that the τ_t are kept in (float16 halves their memory; arithmetic stays in float32).
     """
 
@@ -154,6 +157,16 @@ class MergedModel:
         taus = stacked(problem) if taus is None else taus
         self.taus = {name: tau.to(**kept) for name, tau in taus}  # (tasks, *shape) each
         self.layer = {name: place for place, name in enumerate(problem.keys)}
+        self.together = self._batches_together()
+
+    def _batches_together(self) -> int:
+        """Of one pass. Beside what is kept of it there are θ, its gradient, and at most a mask with three more."""
+        size, tangent = self.method.pass_size, isinstance(self.encoder, LinearizedModel)
+        free, each = free_memory(self.device), bytes_of_pass(self.encoder, tangent)
+        if free is not None and each is not None:
+            besides = 6 * bytes_of(self.start[name] for name in self.layer)
+            size = min(size, images_that_fit(free, each, besides))
+        return max(1, size // self.method.batch_size)
 
     def parts(self, place: int) -> Iterator[torch.Tensor]:
         """Tensors whose norm, taken together, is that of a task's vector."""
@@ -200,24 +213,29 @@ class MergedModel:
             theta = {name: self.start[name] + self.update(name, lam, mask) for name in self.layer}
         for weight in theta.values():
             weight.requires_grad_()
-        found = dict.fromkeys(self.problem.tasks, 0.0)
-        batches = [(task, number) for number in numbers for task in found]
-        together = max(1, self.method.pass_size // self.method.batch_size)
-        for place in range(0, len(batches), together):
-            chunk = batches[place : place + together]
-            images = [self.batch(task, number) for task, number in chunk]
-            features = functional_call(self.encoder, theta, (torch.cat(images),))
-            parts = features.split([len(batch) for batch in images])
-            losses = [self.loss_of(*which, batch, part) for which, batch, part in zip(chunk, images, parts)]
-            sum(losses[1:], start=losses[0]).backward()
-            for (task, _), loss in zip(chunk, losses):
-                found[task] += loss.item() / len(numbers)
+        with matmul_precision(self.problem.precision):
+            found = self._losses(theta, numbers)
         if not all(math.isfinite(value) for value in found.values()):
             raise NonFiniteLoss(f"the {'entropies' if self.loss == 'entropy' else 'losses'} are {found}")
         for name in self.layer:
             gradient = theta.pop(name).grad
             if gradient is not None:  # a frozen tensor that the features do not see has none
                 self.update(name, lam, mask).backward(gradient)
+        return found
+
+    def _losses(self, theta: Mapping[str, torch.Tensor], numbers: Sequence[int]) -> dict[str, float]:
+        """Mean loss of each task at θ, whose gradients are left in `.grad`."""
+        found = dict.fromkeys(self.problem.tasks, 0.0)
+        batches = [(task, number) for number in numbers for task in found]
+        for place in range(0, len(batches), self.together):
+            chunk = batches[place : place + self.together]
+            images = [self.batch(task, number) for task, number in chunk]
+            features = features_at(self.encoder, theta, torch.cat(images), self.problem.precision)
+            parts = features.split([len(batch) for batch in images])
+            losses = [self.loss_of(*which, batch, part) for which, batch, part in zip(chunk, images, parts)]
+            sum(losses[1:], start=losses[0]).backward()
+            for (task, _), loss in zip(chunk, losses):
+                found[task] += loss.item() / len(numbers)
         return found
 
     def batch(self, task: str, number: int) -> torch.Tensor:
@@ -232,7 +250,7 @@ class MergedModel:
             return F.cross_entropy(logits, self.labelled.labels(task, self.method.batch_size, number))
         with torch.no_grad():
             theta_t = expert_weights(self.problem, task, self.start)
-            q = self.heads[task](functional_call(self.encoder, theta_t, (images,))).softmax(-1)
+            q = self.heads[task](features_at(self.encoder, theta_t, images, self.problem.precision)).softmax(-1)
         return F.cross_entropy(logits, q.argmax(-1) if self.loss == "expert_class" else q)
 
 
@@ -262,6 +280,8 @@ class Steps:
         identity = {key: getattr(problem, key) for key in ("model", "mode", "scope", "seed")}
         # tasks: what is learned is kept by place, so their order counts
         identity |= {"tasks": list(problem.tasks)} | vars(method) | {"name": method.name}
+        if problem.precision != "fp32":  # states of before there was a choice tell none
+            identity |= {"precision": problem.precision}
         self.settings = identity | dict(settings)
 
     def resume(self) -> None:

@@ -106,6 +106,7 @@ class Problem:
     mask_path(name) is where masks of this problem lie on disk; label: the name of those that these settings make.
     published_masks: where the published ones of these tasks lie, if they were fetched.
     images: for methods that need some; None where there are none. validation: for those that ask for labels.
+    precision: of the matrix products of passes that learn from images; everything else is fp32.
     memo: what methods have worked out and may want again, at other settings or options; it goes with the problem.
     Raises UsageError for an unknown scope and for no task; CheckpointError with the keys or shapes unlike θ0's.
     """
@@ -123,6 +124,7 @@ class Problem:
     images: Unlabelled | None = None
     validation: Labelled | None = None
     progress: Progress = Progress()
+    precision: str = "fp32"
     memo: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self):
