@@ -159,18 +159,7 @@ def finetuning_parser(doc: str | None) -> Parser:
     training.add_argument("--keep-every", type=int, default=0, help="steps between encoders kept for good; 0: none")
     training.add_argument("--load", type=Path, help="start from this checkpoint in the place of the pre-trained model")
     training.add_argument("--world-size", type=int, default=1, help="processes that share each batch")
-    training.add_argument(
-        "--workers",
-        type=int,
-        help="processes that decode images (not on mini); default: the cores' share, 16 at most",
-    )
-    training.add_argument(
-        "--compile",
-        nargs="?",
-        const="inductor",
-        metavar="BACKEND",
-        help="torch.compile; no tangent modes; default: inductor",
-    )
+    _add_machine(training)
     some = parser.add_argument_group("training, of some modes")
     some.add_argument("--rank", type=int, help="lora, l_lora: of the factors; default: 16")
     some.add_argument("--lora-alpha", type=float, help="lora, l_lora: W0 + alpha / rank B A; default: 16")
@@ -187,6 +176,20 @@ def finetuning_parser(doc: str | None) -> Parser:
     return parser
 
 
+def _add_machine(group: argparse._ArgumentGroup) -> None:
+    """Flags of fine-tuning that change no setting of it."""
+    group.add_argument(
+        "--workers", type=int, help="processes that decode images (not on mini); default: the cores' share, 16 at most"
+    )
+    group.add_argument(
+        "--compile",
+        nargs="?",
+        const="inductor",
+        metavar="BACKEND",
+        help="torch.compile; no tangent modes; default: inductor",
+    )
+
+
 def reproduction_parser(doc: str | None, stages: Sequence[str]) -> Parser:
     """The flags of every script and those of reproduce.py."""
     parser = base_parser(doc, modes=None)
@@ -200,6 +203,12 @@ def reproduction_parser(doc: str | None, stages: Sequence[str]) -> Parser:
         help="of merged vectors: the trained tensors (visual), those of the papers' tables (published), or both",
     )
     parser.add_argument("--dry-run", action="store_true", help="print the commands; run nothing")
+    forwarded = parser.add_argument_group("of the scripts that have them")
+    _add_machine(forwarded)
+    forwarded.add_argument(
+        "--num-samples", type=int, help="images of each task, where a script takes some; default: its own"
+    )
+    forwarded.add_argument("--chunk-size", type=int, help="of eval_ntk_localization.py; default: as memory allows")
     parser.set_defaults(results=REPRODUCED)
     return parser
 

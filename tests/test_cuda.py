@@ -1,4 +1,4 @@
-"""What a GPU alone can show: the same numbers as on a CPU, no step that waits, and defaults that fit into its memory."""
+"""What a GPU alone can show: the same numbers as on a CPU, no step that waits, and defaults that fit its memory."""
 
 import dataclasses
 

@@ -123,7 +123,10 @@ class Batches:
         from torchvision.transforms import v2  # here: it takes a second, and mini's images need none of it
 
         whole = self.encoder.train_preprocess
-        *start, scaled, normalised = getattr(whole, "transforms", (None, None))
+        transforms = getattr(whole, "transforms", ())
+        if len(transforms) < 2:
+            return whole
+        *start, scaled, normalised = transforms
         usual = isinstance(scaled, v2.ToDtype) and (scaled.dtype, scaled.scale) == (torch.float32, True)
         if usual and isinstance(normalised, v2.Normalize):
             if (tuple(normalised.mean), tuple(normalised.std)) == (self.encoder.mean, self.encoder.std):

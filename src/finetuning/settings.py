@@ -102,7 +102,8 @@ class Training:
             )
         defaults = {name: getattr(protocol, name) for name in FROM_PROTOCOL}
         defaults |= {"lr": protocol.lr.get(mode), "precision": run.precision}
-        defaults["workers"] = usual_workers(max(run.jobs, given.get("world_size", 1)))
+        at_once = max(min(run.jobs, len(run.tasks)), given.get("world_size", 1))
+        defaults["workers"] = usual_workers(at_once)
         return cls(mode, **defaults | MODES[mode].options | given)
 
     @property
