@@ -131,12 +131,12 @@ def _sums(run: Run, dataset: str, split: str, line: Line, tangent: bool, share: 
             finite[index] &= torch.isfinite(at_alpha).all()
             correct[-1][index] = logits.argmax(1) == labels
             loss[index] += F.cross_entropy(logits, labels, reduction="sum")
-        if not finite.all():
-            alpha = line.coefs[int(finite.int().argmin())]
-            raise NonFiniteFeatures(
-                f"{dataset} ({split}): features are not finite at coefficient {alpha}; "
-                "look for a damaged or diverged checkpoint, or search smaller coefficients"
-            )
+    if not finite.all():  # asked once: a GPU would be waited for
+        alpha = line.coefs[int(finite.int().argmin())]
+        raise NonFiniteFeatures(
+            f"{dataset} ({split}): features are not finite at coefficient {alpha}; "
+            "look for a damaged or diverged checkpoint, or search smaller coefficients"
+        )
     return Sums(torch.cat(correct, dim=1).cpu(), loss.cpu())
 
 

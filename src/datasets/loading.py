@@ -119,12 +119,18 @@ def evaluation_batches(
     first, stop = (len(images) * part // of for part in (which, which + 1))
     for start in range(first, stop, run.batch_size):
         part = slice(start, min(start + run.batch_size, stop))
-        yield batch_of(images.pixels[part], encoder, run.device), torch.from_numpy(images.labels[part]).to(run.device)
+        yield batch_of(images.pixels[part], encoder, run.device), on_device(images.labels[part], run.device)
 
 
 def batch_of(pixels: np.ndarray, encoder, device: str) -> torch.Tensor:
     """uint8 (n, side, side, 3) to what `encoder` takes."""
-    return normalise(torch.from_numpy(np.array(pixels)).to(device), encoder.mean, encoder.std)
+    return normalise(on_device(pixels, device), encoder.mean, encoder.std)
+
+
+def on_device(values: np.ndarray, device: str) -> torch.Tensor:
+    """A copy of an array. A GPU makes its own after what it has to do before, and is not waited for."""
+    tensor = torch.from_numpy(np.array(values))
+    return tensor.pin_memory().to(device, non_blocking=True) if device.startswith("cuda") else tensor.to(device)
 
 
 def centre_crop(image, side: int) -> np.ndarray:

@@ -225,8 +225,8 @@ class MergedModel:
 
     def _losses(self, theta: Mapping[str, torch.Tensor], numbers: Sequence[int]) -> dict[str, float]:
         """Mean loss of each task at θ, whose gradients are left in `.grad`."""
-        found = dict.fromkeys(self.problem.tasks, 0.0)
-        batches = [(task, number) for number in numbers for task in found]
+        batches = [(task, number) for number in numbers for task in self.problem.tasks]
+        values = []
         for place in range(0, len(batches), self.together):
             chunk = batches[place : place + self.together]
             images = [self.batch(task, number) for task, number in chunk]
@@ -234,8 +234,10 @@ class MergedModel:
             parts = features.split([len(batch) for batch in images])
             losses = [self.loss_of(*which, batch, part) for which, batch, part in zip(chunk, images, parts)]
             sum(losses[1:], start=losses[0]).backward()
-            for (task, _), loss in zip(chunk, losses):
-                found[task] += loss.item() / len(numbers)
+            values += [loss.detach() for loss in losses]
+        found = dict.fromkeys(self.problem.tasks, 0.0)
+        for (task, _), value in zip(batches, torch.stack(values).tolist()):  # a GPU is waited for once
+            found[task] += value / len(numbers)
         return found
 
     def batch(self, task: str, number: int) -> torch.Tensor:

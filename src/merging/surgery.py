@@ -175,7 +175,7 @@ class Operation:
         def step(index: int) -> dict[str, float]:
             adam.zero_grad()
             losses = {task: self.loss(task, index) for task in self.adapters}
-            values = {task: loss.item() for task, loss in losses.items()}
+            values = dict(zip(losses, torch.stack(list(losses.values())).tolist()))
             if not all(map(math.isfinite, values.values())):
                 raise NonFiniteLoss(f"the losses are {values}")
             for loss in losses.values():
