@@ -93,6 +93,7 @@ RANGES: dict[str, Range | Either] = {
     "ranks": Either(Range(1, what="eigenfunctions"), Range(0, 1, whole=False, above=True, what="a share of the trace")),
     "num_tasks": COUNT,
     "save_every": Range(0, what="steps (0: none)"),
+    "save_seconds": AT_LEAST_0,
     "eval_every": Range(0, what="steps (0: none)"),
     "alpha": FINITE,
     "side": COUNT,

@@ -66,6 +66,7 @@ class Options:
     unseen: tasks that are scored without being merged. output: where to write the merged encoder; format: whose.
     search: options of the method among whose values validation chooses, such as {"k": [10, 20]}.
     save_every, eval_every: steps of an adaptation between kept states and between watched accuracies; 0: none.
+    save_seconds: between kept states; 0: by steps alone.
     """
 
     source: Source = Source()
@@ -73,7 +74,8 @@ class Options:
     search: tuple[tuple[str, tuple[Any, ...]], ...] = ()
     output: Path | None = None
     format: str = FORMATS[0]
-    save_every: int = 50
+    save_every: int = 0
+    save_seconds: float = 300
     eval_every: int = 0
     loggers: Loggers = Loggers()
     overwrite: bool = False
@@ -102,7 +104,7 @@ def take_options(flags: dict[str, Any]) -> tuple[Run, Options]:
         raise UsageError(f"finetuning_mode: {mode!r} does not exist{nearest(mode, EVALUATED)} Known: {EVALUATED}")
     check(num_tasks=count)
     run = take_run(flags | {"tasks": str(named) if isinstance(named, int) else named or str(count)})
-    steps = {name: flags[name] for name in ("save_every", "eval_every")}
+    steps = {name: flags[name] for name in ("save_every", "save_seconds", "eval_every")}
     if steps["eval_every"] is None:
         steps["eval_every"] = run.protocol.watch_every
     check(**steps)
@@ -191,7 +193,7 @@ def _merge(run: Run, method: Method, options: Options, name: str) -> None:
         watch = Watch(run, source.mode, options.eval_every, watched, logger.log)
         if options.overwrite and is_primary():
             _remove(*states, watched)
-        progress = Progress(watch, logger.log, state, options.save_every)
+        progress = Progress(watch, logger.log, state, options.save_every, options.save_seconds)
         plain = label(method, search).replace("=", "-")  # Hydra takes no "=" in method.mask_file=...
         problem = read_problem(run, source, plain, progress)
         Denominators.of(run, source.mode, (*run.tasks, *options.unseen))  # missing ones are told before long work
@@ -287,6 +289,7 @@ def _config(method: Method, options: Options) -> dict[str, Any]:
         "method": vars(method),
         "output": options.output,
         "save_every": options.save_every,
+        "save_seconds": options.save_seconds,
         "eval_every": options.eval_every,
     }
 

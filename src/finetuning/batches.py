@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -123,14 +124,14 @@ class Batches:
         from torchvision.transforms import v2  # here: it takes a second, and mini's images need none of it
 
         whole = self.encoder.train_preprocess
-        transforms = getattr(whole, "transforms", ())
+        transforms: list[Any] = list(getattr(whole, "transforms", ()))
         if len(transforms) < 2:
             return whole
-        *start, scaled, normalised = transforms
+        scaled, normalised = transforms[-2:]
         usual = isinstance(scaled, v2.ToDtype) and (scaled.dtype, scaled.scale) == (torch.float32, True)
         if usual and isinstance(normalised, v2.Normalize):
             if (tuple(normalised.mean), tuple(normalised.std)) == (self.encoder.mean, self.encoder.std):
-                return v2.Compose(start)
+                return v2.Compose(transforms[:-2])
         return whole
 
     def _collate(self, images: int) -> Callable | None:

@@ -18,6 +18,7 @@ Memory holds the τ_t once, θ, g, and the activations; no model per task, no ma
 """
 
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -312,6 +313,7 @@ class Steps:
         first, steps = self._first(phase), self.phases[phase]
         if self.begins(phase):
             self._watch(phase, model)
+        saved = time.monotonic()
         bar = tqdm(total=steps, initial=min(steps, self.done - first), desc=phase, leave=False, disable=None)
         for index in until_stopped(range(self.done - first, steps), lambda index: self._keep()):
             try:
@@ -325,11 +327,11 @@ class Steps:
             bar.update()
             bar.set_postfix({self.loss: f"{math.fsum(losses.values()) / len(losses):.3f}"})
             self._watch(phase, model)  # before the state is kept: a run killed in between watches this point again
-            every = self.progress.save_every
-            if self.progress.state and every and (self.done % every == 0 or self.done == self.total):
+            if self._due(saved):
                 if broken := self._broken():
                     self._stop(phase, index, f"{broken[0]} is no number")
                 self._save()
+                saved = time.monotonic()
         bar.close()
         return self.done, self.curves
 
@@ -376,8 +378,18 @@ class Steps:
 
     def _keep(self) -> None:
         """Save a state between the regular ones, if it is good."""
-        if self.progress.state and self.progress.save_every and self.done and not self._broken():
+        if self._keeps and self.done and not self._broken():
             self._save()
+
+    @property
+    def _keeps(self) -> bool:
+        return bool(self.progress.state and (self.progress.save_every or self.progress.save_seconds))
+
+    def _due(self, saved: float) -> bool:
+        """Whether a state is to be kept now. saved: when the last one was."""
+        every, seconds = self.progress.save_every, self.progress.save_seconds
+        late = 0 < seconds < time.monotonic() - saved
+        return self._keeps and (late or self.done == self.total or (every > 0 and self.done % every == 0))
 
     def _save(self) -> None:
         header: dict[str, Any] = {"model": self.problem.model, "settings": self.settings, "phases": self.phases}

@@ -72,13 +72,15 @@ class Progress:
     watch(step, phase, model): to be called when `step` steps are done, with a function that gives the merged models
         as they then are. It returns nothing: what it finds out is not for the method to know.
     log(values, step): scalars of a step, for whoever looks on.
-    state: where an unfinished adaptation is kept, every `save_every` steps (0: never). Who set it removes it.
+    state: where an unfinished adaptation is kept, at its end, every `save_every` steps, and where `save_seconds` have
+        passed; never where both are 0. Who set it removes it.
     """
 
     watch: Callable[[int, str, Callable[[], Watchable]], None] | None = None
     log: Callable[[dict[str, float], int], None] | None = None
     state: Path | None = None
     save_every: int = 0
+    save_seconds: float = 0
 
     def part(self, number: int) -> "Progress":
         """For one merge of several: it has a state of its own. Nobody watches, since a record has one course."""
