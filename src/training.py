@@ -134,10 +134,6 @@ class FineTuning:
 
     def run_to_end(self) -> None:
         """The steps that are left, and the checkpoint."""
-        with matmul_precision(self.training.precision):
-            self._run_to_end()
-
-    def _run_to_end(self) -> None:
         training, world, began = self.training, self.world, time.time()
         name = f"{self.task} {training.mode}"
         logger = Logger(
@@ -226,14 +222,15 @@ class FineTuning:
         for group in self.optimizer.param_groups:
             group["lr"] = cosine_lr(step, self.steps, training.lr, training.warmup_length)
         passes: Iterable[Batch] = islice(stream, training.num_grad_accumulation)
-        if training.rho is None:
-            loss, norm = self._gradient(passes, penalties)
-        else:
-            passes = list(passes)
-            loss, norm = self._gradient(passes)
-            with worst_nearby(self.trained, training.rho):
-                norm = norm + self._gradient(passes, count=False)[1]
-        self.optimizer.step()
+        with matmul_precision(training.precision):
+            if training.rho is None:
+                loss, norm = self._gradient(passes, penalties)
+            else:
+                passes = list(passes)
+                loss, norm = self._gradient(passes)
+                with worst_nearby(self.trained, training.rho):
+                    norm = norm + self._gradient(passes, count=False)[1]
+            self.optimizer.step()
         self.tally.add(step, loss, norm)
         return loss
 

@@ -57,15 +57,15 @@ def test_autocast_is_for_bf16_alone():
 def test_a_training_leaves_no_flag_behind(make_training, others, monkeypatch):
     """Also one that fails; an evaluation in the same process says its own."""
     seen = []
-    step = training.FineTuning.step
+    gradient = training.FineTuning._gradient
 
     def noted(self, *which):
         seen.append(flags())
         if len(seen) == 3:
             raise KeyboardInterrupt
-        return step(self, *which)
+        return gradient(self, *which)
 
-    monkeypatch.setattr(training.FineTuning, "step", noted)
+    monkeypatch.setattr(training.FineTuning, "_gradient", noted)
     run, settings = make_training("--steps=2", "--batch-size=4", "--precision=tf32", "--tasks=signs")
     store.write_pretrained(run)
     training.finetune(run, "signs", settings)
