@@ -1,13 +1,13 @@
-"""The numbers that make sense, one declaration for each flag and each option of a merging method.
+"""The numbers that make sense, one declaration for each.
 
-Whatever checks one takes its range and its words from here: argparse, main.py's keys, the library.
+Whatever checks a flag takes its range and its words from `RANGES`: argparse, main.py's keys, the library. An option of
+a merging method has its range where it is declared, as `option(default, range)`.
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from types import UnionType
-from typing import Any, Union, get_args, get_origin
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from src.runtime.messages import UsageError
 
@@ -55,7 +55,7 @@ class Either:
 
 COUNT, NUMBER = Range(1), Range(0)
 FINITE = Range(-math.inf, whole=False)
-POSITIVE, AT_LEAST_0 = Range(0, whole=False, above=True), Range(0, whole=False)
+POSITIVE, NON_NEGATIVE = Range(0, whole=False, above=True), Range(0, whole=False)
 SHARE = Range(0, 1, whole=False, what="a share")
 SEED = Range(0, 2**63 - 1)  # what PyTorch's generators take
 RANGES: dict[str, Range | Either] = {
@@ -65,7 +65,7 @@ RANGES: dict[str, Range | Either] = {
     "eval_batch_size": COUNT,
     "severity": Range(1, 5),
     "lr": POSITIVE,
-    "wd": AT_LEAST_0,
+    "wd": NON_NEGATIVE,
     "ls": SHARE,
     "warmup_length": NUMBER,
     "epochs": COUNT,
@@ -74,7 +74,7 @@ RANGES: dict[str, Range | Either] = {
     "num_grad_accumulation": COUNT,
     "clip": POSITIVE,
     "checkpoint_every": NUMBER,
-    "checkpoint_seconds": AT_LEAST_0,
+    "checkpoint_seconds": Range(0, whole=False, what="seconds (0: by steps alone)"),
     "keep_every": NUMBER,
     "at": COUNT,
     "rank": COUNT,
@@ -93,7 +93,7 @@ RANGES: dict[str, Range | Either] = {
     "ranks": Either(Range(1, what="eigenfunctions"), Range(0, 1, whole=False, above=True, what="a share of the trace")),
     "num_tasks": COUNT,
     "save_every": Range(0, what="steps (0: none)"),
-    "save_seconds": AT_LEAST_0,
+    "save_seconds": Range(0, whole=False, what="seconds (0: by steps alone)"),
     "eval_every": Range(0, what="steps (0: none)"),
     "alpha": FINITE,
     "side": COUNT,
@@ -102,53 +102,20 @@ RANGES: dict[str, Range | Either] = {
     "cooldown": NUMBER,
 }
 
+# What several merging methods say of their options.
 PERCENT = Range(1, 100, whole=False, what="the percent of weights to keep (20 for a fifth)")
 OF_WEIGHTS = "a share of the weights"
-OPTIONS: dict[str, Range] = {  # of the merging methods, by name, or by `method.name` where a method means another thing
-    "alpha": FINITE,
-    "alphas": FINITE,
-    "anchor": AT_LEAST_0,
-    "batch_size": COUNT,
-    "batches": COUNT,
-    "betas": FINITE,
-    "pcb.clamp": Range(0, 0.5, whole=False, below=True, what=OF_WEIGHTS),
-    "clip": POSITIVE,
-    "coef": FINITE,
-    "coefficient": FINITE,
-    "common_space_fraction": SHARE,
-    "density": Range(0, 1, whole=False, above=True, what=OF_WEIGHTS),
-    "draws": COUNT,
-    "dare.draws": Range(2),
-    "dare.p": Range(0, 1, whole=False, below=True, what=OF_WEIGHTS),
-    "della.draws": Range(2),
-    "epsilon": Range(0, 0.5, whole=False, what=OF_WEIGHTS),
-    "floor": POSITIVE,
-    "gamma": Range(0, 1, whole=False, below=True, what=OF_WEIGHTS),
-    "images": COUNT,
-    "initial_logit": POSITIVE,
-    "initial_logits": FINITE,
-    "inner_lr": AT_LEAST_0,
-    "iterations": NUMBER,
-    "k": PERCENT,
-    "lambdas": FINITE,
-    "last_tokens": AT_LEAST_0,
-    "lr": AT_LEAST_0,
-    "mask_lr": AT_LEAST_0,
-    "mask_steps": NUMBER,
-    "mu": AT_LEAST_0,
-    "pass_size": COUNT,
-    "prun_thre_k": Range(0, what="a number of tasks"),
-    "rank": Range(0, 1, whole=False, above=True, what="a share of the singular values"),
-    "surgery.rank": COUNT,
-    "ratio": Range(0, 1, whole=False, above=True, what=OF_WEIGHTS),
-    "ridge": AT_LEAST_0,
-    "shrink": SHARE,
-    "steps": NUMBER,
-    "tall_mask_lambda": AT_LEAST_0,
-    "teacher": SHARE,
-    "temperature": POSITIVE,
-    "weight_decay": AT_LEAST_0,
-}
+SHARE_OF_WEIGHTS = Range(0, 1, whole=False, above=True, what=OF_WEIGHTS)
+RANK = Range(0, 1, whole=False, above=True, what="a share of the singular values")
+TASKS = Range(0, what="a number of tasks")
+
+
+def option(default: Any, allowed: Range) -> Any:
+    """A field of a merging method: `k: float = option(20.0, PERCENT)`. Of a list, every member is in the range."""
+    metadata = {"range": allowed}
+    if isinstance(default, (list, tuple)):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 def check(**values: Any) -> None:
@@ -162,33 +129,35 @@ def check(**values: Any) -> None:
                 raise UsageError(f"--{name.replace('_', '-')}: expected {RANGES[name]}; got {member!r}")
 
 
-def check_option(name: str, value: Any, method: str = "", many: bool = False) -> None:
-    """Raise UsageError for a value that is not in the range of an option; None stands for a default.
+def check_value(name: str, value: Any, allowed: Range) -> None:
+    """Raise UsageError for a value that is not in the range; None stands for a default."""
+    if value is not None and value not in allowed:
+        raise UsageError(f"{name}: expected {allowed}; got {value!r}")
 
-    many: the option is a list of such numbers, at least one, each once. Options that are not declared above, such as
-    those of a method of your own, are finite numbers.
+
+def check_values(name: str, values: Any, allowed: Range) -> None:
+    """Raise UsageError unless it is a list of values in the range, at least one, each once."""
+    if not isinstance(values, (list, tuple)) or not values:
+        raise UsageError(f"{name}: expected at least one value in a list, each {allowed}; got {values!r}")
+    for value in values:
+        check_value(name, value, allowed)
+    if len({*values}) < len(values):
+        raise UsageError(f"{name}: expected each value once; got {values!r}")
+
+
+def check_options(method: Any) -> None:
+    """Check the fields of a merging method that are numbers, or lists of numbers, by their types.
+
+    A number whose field is no `option` is finite.
     """
-    allowed = OPTIONS.get(f"{method}.{name}", OPTIONS.get(name, FINITE))
-    if not many:
-        if value is not None and value not in allowed:
-            raise UsageError(f"{name}: expected {allowed}; got {value!r}")
-        return
-    if not isinstance(value, (list, tuple)) or not value:
-        raise UsageError(f"{name}: expected at least one value in a list, each {allowed}; got {value!r}")
-    for member in value:
-        check_option(name, member, method)
-    if len({*value}) < len(value):
-        raise UsageError(f"{name}: expected each value once; got {value!r}")
-
-
-def check_options(method: str, values: Mapping[str, Any], types: Mapping[str, Any]) -> None:
-    """`check_option` of all that are numbers, or lists of numbers, by their types."""
-    for name, value in values.items():
-        members = _members(types[name])
+    types = get_type_hints(type(method))
+    for one in fields(method):
+        value, members = getattr(method, one.name), _members(types[one.name])
+        allowed = one.metadata.get("range", FINITE)
         if not members.isdisjoint((list[int], list[float])):
-            check_option(name, value, method, many=True)
+            check_values(one.name, value, allowed)
         elif not members.isdisjoint((int, float)):
-            check_option(name, value, method)
+            check_value(one.name, value, allowed)
 
 
 def _members(annotation: Any) -> set[Any]:

@@ -7,6 +7,7 @@ that they are the same with every version of every library.
 import json
 import math
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ import numpy as np
 from src import records
 from src.correctness import pack
 from src.datasets import registry
+from src.experiments import analogies as analogous
+from src.experiments import connectivity as connected
 from src.experiments import disentanglement as disentangled
 from src.experiments import geometry as geometric
 from src.experiments import layerwise as layered
@@ -24,6 +27,8 @@ from src.experiments import ntk as kernel
 from src.experiments import single_task as solo
 from src.experiments.registry import (
     ADDITION,
+    ANALOGIES,
+    CONNECTIVITY,
     DISENTANGLEMENT,
     EXPERIMENTS,
     GEOMETRY,
@@ -90,6 +95,8 @@ def pretrained(seed: int, merges: bool = True) -> dict[str, Mapping[str, Any]]:
         made[GEOMETRY.result(mode)] = geometry(mode, seed)
     for mode in usual(EVALUATED):
         made[LAYERWISE.result(mode)] = layerwise(mode, seed)
+        made[CONNECTIVITY.result(mode)] = connectivity(mode, seed)
+        made[ANALOGIES.result(mode)] = analogies(mode, seed)
         made[MERGED_MODELS.result(mode)] = merged_models(mode, seed)
     for reduction in NTK.choices:
         made[NTK.result(reduction)] = ntk(seed, reduction, 6.0 if reduction == "trace" else 4.0)
@@ -299,6 +306,57 @@ def layerwise(mode: str, seed: int) -> layered.Record:
         ],
         "cosine": [pairs(0.1, 1.0) for _ in depths],
         "singular": [None, *(3 - 0.4 * depth + 0.1 * wobble(depth, seed) for depth in depths[1:])],
+    }
+
+
+def connectivity(mode: str, seed: int) -> connected.Record:
+    """A hill between models, lower for tangent vectors; the control falls on the way from θ0."""
+    points = [i / 10 for i in range(11)]
+    height = 0.3 if mode == "standard" else 0.1
+
+    def course(datasets: tuple[str, str], *key: int) -> connected.Course:
+        loss = {d: [1 + i * s + 4 * height * s * (1 - s) for s in points] for i, d in enumerate(datasets)}
+        accuracy = {d: [0.8 - 0.2 * i * s + 0.01 * wobble(*key, seed) for s in points] for i, d in enumerate(datasets)}
+        return {"accuracy": accuracy, "loss": loss}
+
+    return {
+        "finetuning_mode": mode,
+        "tasks": list(TASKS),
+        "points": points,
+        "pairs": {
+            f"{one}-{other}": course((one, other), i, j) for (i, one), (j, other) in combinations(enumerate(TASKS), 2)
+        },
+        "from_pretrained": {task: course((task, SUITE.control), i) for i, task in enumerate(TASKS)},
+        "control": SUITE.control,
+    }
+
+
+def analogies(mode: str, seed: int) -> analogous.Record:
+    """The analogy is best, more so for tangent vectors."""
+    (a, b, c, target) = SUITE.analogies[0]
+    levels = dict(zip((analogous.PRETRAINED, *analogous.VECTORS), (0.4, 0.55, 0.5, 0.6, 0.66)))
+
+    def tried(place: int, level: float) -> analogous.Tried:
+        accuracy = round((level + (0.02 * place if mode == "linear" else 0)) * N) / N
+        return {
+            "alpha": 0.5 if place else 0.0,
+            "val": [0.4, level, 0.5] if place else [],
+            "test": accuracy,
+            "control": 0.87 - 0.05 * place,
+            "correct": bits(accuracy, seed, place),
+        }
+
+    return {
+        "finetuning_mode": mode,
+        "coefs": [0.0, 0.5, 1.0],
+        "control": CONTROL,
+        "analogies": {
+            target: {
+                "tasks": [a, b, c],
+                "n": {"val": N, "test": N},
+                "tried": {name: tried(place, level) for place, (name, level) in enumerate(levels.items())},
+            }
+        },
     }
 
 

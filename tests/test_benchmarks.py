@@ -1,5 +1,6 @@
 """Every benchmark runs at a tiny size, and the ways that it compares agree, which it checks itself."""
 
+import json
 import os
 import re
 import subprocess
@@ -56,3 +57,17 @@ def test_mode_steps(tmp_path, mini_cache):
 def test_image_cache():
     told = run("image_cache.py", "--images=5", "--side=32", "--height=64", "--rounds=1")
     assert "with the cache" in told and "over 5 images" in told
+
+
+def test_accelerator(tmp_path):
+    """Every section that needs no further process, on a toy tower; the others are `ranks` and `compiled`."""
+    file = tmp_path / "found.json"
+    command = [sys.executable, "-m", "benchmarks.accelerator", "--tiny", f"--out={file}"]
+    command += ["--without", "ranks", "compiled", "mini"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    sections = json.loads(file.read_text())["sections"]
+    assert {name: found for name, found in sections.items() if {"error", "stopped", "skipped"} & set(found)} == {}
+    assert len(sections) == 11 and all(sections.values())
+    distances = [value for name, value in sections["agreement"].items() if "float64" not in name]
+    assert max(distances) < 1e-4  # a toy tower here and here; float32 everywhere

@@ -22,7 +22,7 @@ from src.finetuning.settings import Training
 from src.merging.registry import registered
 from src.merging.search import with_options
 from src.merging.ties import Ties
-from src.ranges import OPTIONS, RANGES, Either, Range, check
+from src.ranges import RANGES, Either, Range, check, option
 from src.run import task_names
 from src.runtime.messages import UsageError
 
@@ -76,18 +76,18 @@ def test_every_flag_that_is_a_number_has_a_range_and_keeps_to_it(parser, action,
 
 
 OPTION_NAMES = [
-    (cls, option.name)
+    (cls, one.name)
     for cls in registered()
-    for option in fields(cls)
-    if isinstance(value := cls.defaults()[option.name], (int, float, list))
+    for one in fields(cls)
+    if isinstance(value := cls.defaults()[one.name], (int, float, list))
     and not isinstance(value, bool)
-    or {int, float} & {*get_args(option.type)}
+    or {int, float} & {*get_args(one.type)}
 ]
 
 
 @pytest.mark.parametrize("cls, name", OPTION_NAMES, ids=lambda value: getattr(value, "name", value))
 def test_every_option_of_a_method_that_is_a_number_has_a_range_and_keeps_to_it(cls, name):
-    allowed = OPTIONS.get(f"{cls.name}.{name}") or OPTIONS[name]
+    allowed = next(one for one in fields(cls) if one.name == name).metadata["range"]
     many = isinstance(cls.defaults()[name], list)
     for value in (*outside(allowed), "two", True):
         for given in [[value], [inside(allowed), value]] if many else [value]:
@@ -102,17 +102,22 @@ def test_every_option_of_a_method_that_is_a_number_has_a_range_and_keeps_to_it(c
                 cls(**{name: given})
 
 
-def test_options_of_a_method_of_your_own_are_finite_numbers():
+def test_options_of_a_method_of_your_own_have_its_ranges_or_are_finite_numbers():
     @dataclass
     class Mine(Ties):
         mine: list[float] = field(default_factory=list)
-        other: float | None = None
+        rank: float | None = None
+        gamma: float = option(-2.0, Range(high=0, low=-3, whole=False))
 
-    Mine(mine=[-1.0, 2.0], other=-3.0)
-    with pytest.raises(UsageError, match="other: expected a number that is finite; got inf"):
-        Mine(mine=[1.0], other=math.inf)
+    assert Mine(mine=[-1.0, 2.0], rank=-3.0, gamma=-1.5).k == 20
+    with pytest.raises(UsageError, match="rank: expected a number that is finite; got inf"):
+        Mine(mine=[1.0], rank=math.inf)
     with pytest.raises(UsageError, match="mine: expected a number that is finite; got nan"):
         Mine(mine=[math.nan])
+    with pytest.raises(UsageError, match="gamma: expected a number of at least -3 and at most 0; got 0.5"):
+        Mine(mine=[1.0], gamma=0.5)
+    with pytest.raises(UsageError, match="k: expected the percent"):
+        Mine(mine=[1.0], k=0.2)
 
 
 WRONG = [

@@ -20,6 +20,8 @@ SAMPLES = {
     "disentanglement": synthetic_results.disentanglement("linear", 1, points=3),
     "geometry": synthetic_results.geometry("linear", 1),
     "layerwise": synthetic_results.layerwise("linear", 1),
+    "analogies": synthetic_results.analogies("linear", 1),
+    "connectivity": synthetic_results.connectivity("linear", 1),
     "merged_models": synthetic_results.merged_models("linear", 1),
     "ntk": synthetic_results.ntk(1, "trace", 4.0, points=2),
     "merging": {

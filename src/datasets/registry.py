@@ -51,6 +51,7 @@ class Suite:
     pairs: tuple[tuple[str, str], ...]  # for the disentanglement heatmaps
     ntk_pairs: tuple[tuple[str, str], ...]  # (task, control) for the localization of eigenfunctions
     unseen: tuple[str, ...]  # scored without being merged
+    analogies: tuple[tuple[str, str, str, str], ...] = ()  # A is to B as C is to D, which nothing is trained on
     drawn: bool = False  # whether the images are drawn from the seed
     per_model: dict[str, dict] = field(default_factory=dict)  # deviations from the protocol, by model
 
@@ -92,6 +93,7 @@ SUITES = {
         pairs=(("land", "house_numbers"), ("textures", "scenes"), ("vehicles", "signs")),
         ntk_pairs=(("land", "vehicles"), ("signs", "letters"), ("textures", "scenes")),
         unseen=("land", "digits"),
+        analogies=(("digits", "house_numbers", "letters", "house_letters"),),
     ),
     "vision": Suite(
         name="vision",

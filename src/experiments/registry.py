@@ -16,9 +16,9 @@ class Experiment:
     """A row: `python <script>.py <flag>=<choice>` writes `<name>_<choice>.json`.
 
     stage: of reproduce.py. title: what a reader calls it. benchmark: whether it is on the papers' first 8 tasks, in the
-    place of all of the run's. pairs: whether it is on pairs of tasks, so that --tasks says nothing to it. random_init:
-    also on random weights. extended: whether the stage runs when it is named, or with --extended. of_merged: whether it
-    reads results of main.py, so that its stage comes after those that make them.
+    place of all of the run's. pairs: whether it names its own tasks, as pairs, so that --tasks says nothing to it.
+    random_init: also on random weights. extended: whether the stage runs when it is named, or with --extended.
+    of_merged: whether it reads results of main.py, so that its stage comes after those that make them.
     """
 
     name: str
@@ -85,6 +85,21 @@ LAYERWISE = Experiment(
     extended=True,
 )
 LAYERWISE_SAMPLES = 64
+CONNECTIVITY = Experiment(
+    "connectivity",
+    "eval_connectivity",
+    MODE,
+    EVALUATED,
+    "connectivity",
+    "loss barriers between models",
+    benchmark=True,
+    extended=True,
+)
+CONNECTIVITY_POINTS = 11
+ANALOGIES = Experiment(
+    "analogies", "eval_analogies", MODE, EVALUATED, "analogies", "task analogies", pairs=True, extended=True
+)
+ANALOGY_POINTS = 21
 MERGED_MODELS = Experiment(
     "merged_models",
     "eval_merged_models",
@@ -99,7 +114,19 @@ MERGED_MODELS = Experiment(
 MERGED_SAMPLES = 64
 
 EXPERIMENTS = {
-    row.name: row for row in (SINGLE_TASK, ADDITION, NEGATION, DISENTANGLEMENT, NTK, GEOMETRY, LAYERWISE, MERGED_MODELS)
+    row.name: row
+    for row in (
+        SINGLE_TASK,
+        ADDITION,
+        NEGATION,
+        DISENTANGLEMENT,
+        NTK,
+        GEOMETRY,
+        LAYERWISE,
+        CONNECTIVITY,
+        ANALOGIES,
+        MERGED_MODELS,
+    )
 }
 MERGING = "merging"  # of main.py, whose commands are not of this form
 

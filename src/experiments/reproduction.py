@@ -20,6 +20,7 @@ from src.experiments import studies
 from src.experiments.merging import variant_result
 from src.experiments.registry import (
     ADDITION,
+    ANALOGIES,
     DISENTANGLEMENT,
     EXPERIMENTS,
     LAYERWISE,
@@ -172,6 +173,11 @@ def _adapting_methods(run: Run) -> list[Command]:
 def in_order(rows: Iterable[Variant]) -> list[Variant]:
     """Methods that read what another keeps on disk come after it."""
     return sorted(rows, key=lambda variant: METHODS[variant.method].after is not None)
+
+
+def _analogies(run: Run) -> list[Command]:
+    """Those of the suite, which may have none."""
+    return _each(run, ANALOGIES) if run.suite_row.analogies else []
 
 
 def _sweeps(run: Run) -> list[Command]:
@@ -345,6 +351,7 @@ def common_flags(run: Run) -> tuple[str, ...]:
 COMMANDS: dict[str, Callable[[Run], list[Command]]] = {
     "fine-tuning": _fine_tune,
     **{row.stage: partial(_all_choices, experiment=row) for row in EXPERIMENTS.values()},
+    ANALOGIES.stage: _analogies,
     "merging": _merging,
     "adaptation": _adaptation,
     "random-init": _random_init,

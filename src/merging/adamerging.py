@@ -33,6 +33,7 @@ from src.merging.adaptation import (
 from src.merging.base import Merge, Problem, Variant, scaled
 from src.merging.registry import register
 from src.merging.ties import magnitude_threshold
+from src.ranges import COUNT, NON_NEGATIVE, NUMBER, PERCENT, option
 
 
 @dataclass(frozen=True)
@@ -96,9 +97,9 @@ def descended(
 class AdaMerging(Adapting):
     granularity: str = "layer"
     variant: str = "original"
-    steps: int | None = None
-    lr: float | None = None
-    batches: int | None = None
+    steps: int | None = option(None, NUMBER)
+    lr: float | None = option(None, NON_NEGATIVE)
+    batches: int | None = option(None, COUNT)
     clamp: bool | None = None
     loss: str = "entropy"
 
@@ -132,7 +133,7 @@ class AdaMerging(Adapting):
 class AdaMergingPP(AdaMerging):
     """AdaMerging++. k: percent of each τ_t that is kept."""
 
-    k: float = 20.0
+    k: float = option(20.0, PERCENT)
 
     def task_vectors(self, problem: Problem) -> Iterable[tuple[str, torch.Tensor]]:
         thresholds = [magnitude_threshold(problem, task, self.k) for task in problem.tasks]

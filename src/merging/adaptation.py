@@ -31,6 +31,7 @@ from tqdm import tqdm
 from src import checkpoints
 from src.linearize import LinearizedModel
 from src.merging.base import Method, Problem, Watchable
+from src.ranges import COUNT, FINITE, option
 from src.runtime import results
 from src.runtime.distributed import broadcast, from_primary, is_primary
 from src.runtime.memory import bytes_of, bytes_of_pass, free_memory, images_that_fit
@@ -89,9 +90,9 @@ class Adapting(Method):
     """
 
     adapt_on: str = "test"
-    batch_size: int = 16
-    coef: float = 0.3
-    pass_size: int = 128
+    batch_size: int = option(16, COUNT)
+    coef: float = option(0.3, FINITE)
+    pass_size: int = option(128, COUNT)
     vectors: str = "float32"
 
 

@@ -45,7 +45,7 @@ from src.merging.adaptation import (
 from src.merging.base import Merge, Problem, Variant, scaled
 from src.merging.matrices import SVD, MatrixMethod, matrices_of, share, total
 from src.merging.registry import register
-from src.ranges import check_option
+from src.ranges import NON_NEGATIVE, NUMBER, POSITIVE, RANK, check_value, option
 from src.runtime.messages import UsageError
 
 STARTS = ("task_arithmetic", "cart")
@@ -88,7 +88,7 @@ class ComponentMask:
     """
 
     def __init__(self, logits: dict[str, Tensor], temperature: float):
-        check_option("temperature", temperature)
+        check_value("temperature", temperature, POSITIVE)
         self.logits, self.temperature = logits, temperature
 
     def __call__(self, name: str) -> Tensor | None:
@@ -156,12 +156,12 @@ class AdaRank(Adapting, MatrixMethod):
 
     matrices: str = "blocks"
     start: str = "task_arithmetic"
-    rank: float = 1.0
-    initial_logit: float = 0.1
-    temperature: float = 10.0
-    steps: int | None = None
-    lr: float | None = None
-    mask_lr: float | None = None
+    rank: float = option(1.0, RANK)
+    initial_logit: float = option(0.1, POSITIVE)
+    temperature: float = option(10.0, POSITIVE)
+    steps: int | None = option(None, NUMBER)
+    lr: float | None = option(None, NON_NEGATIVE)
+    mask_lr: float | None = option(None, NON_NEGATIVE)
     loss: str = "entropy"
 
     def merge(self, problem: Problem) -> Merge:

@@ -24,6 +24,7 @@ from src.merging.adaptation import (
 )
 from src.merging.base import Merge, Problem
 from src.merging.registry import register
+from src.ranges import FINITE, NON_NEGATIVE, NUMBER, POSITIVE, option
 
 STEPS = 480
 
@@ -32,12 +33,12 @@ STEPS = 480
 @dataclass
 class Atlas(Adapting):
     adapt_on: str = "val"
-    coef: float = 0.0
+    coef: float = option(0.0, FINITE)
     granularity: str = "layer"
-    steps: int | None = None
-    lr: float | None = None
-    weight_decay: float = 0.1
-    clip: float = 1.0
+    steps: int | None = option(None, NUMBER)
+    lr: float | None = option(None, NON_NEGATIVE)
+    weight_decay: float = option(0.1, NON_NEGATIVE)
+    clip: float = option(1.0, POSITIVE)
 
     def merge(self, problem: Problem) -> Merge:
         usual_steps, usual_lr = schedule(problem, self.steps, STEPS, "adamerging")

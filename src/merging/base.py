@@ -5,7 +5,7 @@ A method is one file in this folder, which carries everything that is to be know
     @register("ties", title="TIES", paper="2306.01708", published={"tall": "TIES"}, stage="merging")
     @dataclass
     class Ties(Method):
-        k: float = 20.0                      # an option: `python main.py method=ties method.k=10`
+        k: float = option(20.0, PERCENT)     # `python main.py method=ties method.k=10`; ranges.py has the ranges
 
         def merge(self, problem: Problem) -> Merge: ...
 
@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, cast, get_type_hints
+from typing import Any, ClassVar, cast
 
 import torch
 
@@ -371,9 +371,8 @@ class Method(ABC):
     variants: ClassVar[tuple[Variant, ...]]
 
     def __post_init__(self):
-        """Raises UsageError for an option that is no number of its range (src/ranges.py)."""
-        options = {option.name: getattr(self, option.name) for option in fields(cast(Any, self))}
-        check_options(getattr(type(self), "name", ""), options, get_type_hints(type(self)))
+        """Raises UsageError for an option that is no number of its range."""
+        check_options(self)
 
     @abstractmethod
     def merge(self, problem: Problem) -> Merge: ...

@@ -40,6 +40,7 @@ from src.merging.adaptation import (
 from src.merging.base import Drawn, Merge, Problem, Scaled, scaled
 from src.merging.concrete_mask import FINAL, ConcreteMask, mean_of, rescaled
 from src.merging.registry import register
+from src.ranges import COUNT, FINITE, NON_NEGATIVE, NUMBER, POSITIVE, option
 from src.runtime.messages import UsageError
 from src.runtime.paths import expanded
 
@@ -71,12 +72,12 @@ class Concrete(Adapting):
         learning them; they may be of other tasks, but of the same `mode` and `adapt_on`.
     """
 
-    temperature: float = 0.5
-    initial_logits: float = 0.0
-    mask_steps: int | None = None
-    mask_lr: float | None = None
+    temperature: float = option(0.5, POSITIVE)
+    initial_logits: float = option(0.0, FINITE)
+    mask_steps: int | None = option(None, NUMBER)
+    mask_lr: float | None = option(None, NON_NEGATIVE)
     final: str = "seeded"
-    draws: int = 10
+    draws: int = option(10, COUNT)
     mask_file: str | None = None
 
     def mask(self, problem: Problem, model: MergedModel) -> ConcreteMask:
@@ -215,9 +216,9 @@ class ConcreteAdaMerging(Concrete):
     granularity: ClassVar[str]
 
     variant: str = "original"
-    inner_lr: float = 1.0
-    steps: int | None = None
-    lr: float | None = None
+    inner_lr: float = option(1.0, NON_NEGATIVE)
+    steps: int | None = option(None, NUMBER)
+    lr: float | None = option(None, NON_NEGATIVE)
     clamp: bool | None = None
     reuse_mask: bool | None = None
     stale: bool | None = None

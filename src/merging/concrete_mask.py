@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 
 import torch
 
-from src.ranges import check_option
+from src.ranges import POSITIVE, check_value
 from src.runtime.seeds import event_seed
 
 # Masks of a finished model, from (mask, name, draw). "seeded", "mean": m̂ of this draw (the published codes take one
@@ -46,7 +46,7 @@ class ConcreteMask:
     """
 
     def __init__(self, logits: dict[str, torch.Tensor], temperature: float, seed: int):
-        check_option("temperature", temperature)
+        check_value("temperature", temperature, POSITIVE)
         self.logits, self.temperature, self.seed = logits, temperature, seed
 
     def relaxed(self, name: str, draw) -> torch.Tensor:

@@ -4,7 +4,7 @@
 k = `prun_thre_k`: 0 is τ_MTL itself, 1 drops catastrophic weights, 2 selfish ones too, more than T is zero-shot.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
@@ -12,13 +12,13 @@ from src.merging.base import ALPHAS, Merge, Method, Problem, Variant, scaled
 from src.merging.masked import Masks
 from src.merging.registry import register
 from src.merging.tall_mask import load_tall_masks, tau_mtl
-from src.ranges import check_option
+from src.ranges import FINITE, TASKS, check_value, option
 from src.task_vectors import Mask
 
 
 def consensus_mask(masks: Masks, k: int) -> Mask:
     """1 where at least k of the tasks' masks are 1."""
-    check_option("prun_thre_k", k)
+    check_value("prun_thre_k", k, TASKS)
     shared = {}
     for name, bits in next(iter(masks.values())).bits.items():
         users = torch.zeros(bits.shape, dtype=torch.int16)
@@ -53,10 +53,10 @@ def consensus_mask(masks: Masks, k: int) -> Mask:
 )
 @dataclass
 class Consensus(Method):
-    prun_thre_k: int = 2
+    prun_thre_k: int = option(2, TASKS)
     use_ties: bool = False
     mask_file: str | None = None
-    alphas: list[float] = field(default_factory=lambda: list(ALPHAS))
+    alphas: list[float] = option(ALPHAS, FINITE)
 
     def merge(self, problem: Problem) -> Merge:
         masks, path = load_tall_masks(problem, self.use_ties, self.mask_file)

@@ -32,6 +32,7 @@ from tqdm import tqdm
 from src.merging.adaptation import IMAGES, check_choice
 from src.merging.base import Merge, Method, Problem, scaled
 from src.merging.registry import register
+from src.ranges import COUNT, POSITIVE, option
 from src.runtime.seeds import event_seed
 from src.task_vectors import TaskVector
 from src.tensors import Weights
@@ -97,11 +98,11 @@ class Fisher(Method):
 
     estimator: str = "diagonal"
     classes: str = "sampled"
-    images: int = 256
+    images: int = option(256, COUNT)
     split: str = "train"
-    batch_size: int = 32
-    pass_size: int = 8
-    floor: float = 1e-6
+    batch_size: int = option(32, COUNT)
+    pass_size: int = option(8, COUNT)
+    floor: float = option(1e-6, POSITIVE)
     floor_by: str = "max"
     normalise: bool = True
 

@@ -33,7 +33,7 @@ The released code merges the four kinds of matrices in the blocks, and leaves al
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -42,6 +42,7 @@ from src.merging.adaptation import check_choice
 from src.merging.base import Merge, Problem, Variant, scaled
 from src.merging.matrices import Deltas, MatrixMethod, NoDecomposition, map_matrices
 from src.merging.registry import register
+from src.ranges import FINITE, NON_NEGATIVE, NUMBER, option
 
 WUDI = "WUDI-Merging"  # the paper, as published_more.csv has it
 
@@ -100,8 +101,8 @@ class DataFree(MatrixMethod):
     matrices: str = "linear"
     rest: str = "mean"
     normalise: str = "none"
-    ridge: float = 0.0
-    alphas: list[float] = field(default_factory=lambda: [1.0])
+    ridge: float = option(0.0, NON_NEGATIVE)
+    alphas: list[float] = option([1.0], FINITE)
 
     def merge(self, problem: Problem) -> Merge:
         layout = self.layout(transpose=True)
@@ -153,10 +154,10 @@ class Wudi(DataFree):
     matrices: str = "blocks"
     rest: str = "zero"
     normalise: str = "trace"
-    ridge: float = 0.1
+    ridge: float = option(0.1, NON_NEGATIVE)
     solver: str = "closed"
-    steps: int = 300
-    lr: float = 0.015
+    steps: int = option(300, NUMBER)
+    lr: float = option(0.015, NON_NEGATIVE)
     lr_unit: str = "rms"
 
     def merge(self, problem: Problem) -> Merge:

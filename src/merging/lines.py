@@ -12,7 +12,7 @@ at 1.5 for TIES and at 1 for others; on ViT-Mini validation chooses the last one
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
@@ -23,6 +23,7 @@ from src.merging.depth import TAIL, block_of, stage_of
 from src.merging.registry import register
 from src.merging.task_arithmetic import multi_task_vector
 from src.merging.wrapped import Wrapper
+from src.ranges import FINITE, option
 from src.runtime.messages import UsageError, few
 from src.task_vectors import TaskVector
 
@@ -62,7 +63,7 @@ def l1_norm(vector: TaskVector) -> float:
 @dataclass
 class Lines(Wrapper):
     tail: str = "shallow"
-    betas: list[float] = field(default_factory=lambda: list(BETAS))
+    betas: list[float] = option(BETAS, FINITE)
 
     def wrapped(self, problem: Problem, tau: TaskVector, alphas: Sequence[float]) -> Merge:
         depth = depths(problem.keys, self.tail)

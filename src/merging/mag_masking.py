@@ -17,6 +17,7 @@ from src.merging.masked import Masked
 from src.merging.registry import register
 from src.merging.task_arithmetic import multi_task_vector
 from src.merging.ties import magnitude_threshold
+from src.ranges import PERCENT, option
 from src.task_vectors import Mask, TaskVector
 
 
@@ -44,7 +45,7 @@ class MagnitudeMasked(Masked):
 )
 @dataclass
 class MagnitudeMasking(Method):
-    k: float = 10.0
+    k: float = option(10.0, PERCENT)
 
     def merge(self, problem: Problem) -> Merge:
         tau, bits = multi_task_vector(problem), problem.storage_masked()
@@ -76,7 +77,7 @@ class MagnitudePruned(Merge):
 class MagnitudePruning(Method):
     """Magnitude pruning: each task's own vector without its small weights; a model per task, and no merging."""
 
-    k: float = 10.0
+    k: float = option(10.0, PERCENT)
 
     def merge(self, problem: Problem) -> Merge:
         weights = sum(magnitude_mask(problem, task, self.k).count() for task in problem.tasks)

@@ -36,7 +36,7 @@ from src.merging.adaptation import check_choice
 from src.merging.base import Method, Problem
 from src.merging.depth import block_of
 from src.modes import MODES
-from src.ranges import check_option
+from src.ranges import RANK, check_value
 from src.runtime.messages import NotFinite, few
 from src.task_vectors import TaskVector
 
@@ -266,7 +266,7 @@ def map_matrices(
 
 def share(rank: float, r: int) -> int:
     """⌊rank · r⌋, and at least 1. Raises UsageError unless 0 < rank <= 1."""
-    check_option("rank", rank)
+    check_value("rank", rank, RANK)
     return max(1, int(rank * r))
 
 

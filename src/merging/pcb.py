@@ -19,13 +19,14 @@ the variant's values.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
 from src.merging.adaptation import check_choice, given
 from src.merging.base import Merge, Method, Problem, scaled
 from src.merging.registry import register
+from src.ranges import FINITE, OF_WEIGHTS, SHARE_OF_WEIGHTS, Range, option
 from src.task_vectors import TaskVector
 
 LAMBDAS = tuple(tenth / 10 for tenth in range(5, 21))
@@ -48,7 +49,7 @@ VARIANTS = {
 
 
 @dataclass(frozen=True)
-class Range:
+class Extremes:
     """The smallest and the largest value of a flat vector after it was cut off."""
 
     low: float
@@ -63,7 +64,7 @@ class Range:
         return (self.cut(x) - self.low) / span if span else torch.zeros_like(x)
 
 
-def range_of(problem: Problem, tensors: Iterator[torch.Tensor], low: float, high: float) -> Range:
+def range_of(problem: Problem, tensors: Iterator[torch.Tensor], low: float, high: float) -> Extremes:
     """What is left of a vector without its lowest and highest shares; holds that one vector, flat."""
     size = problem.num_parameters
     flat = torch.empty(size, dtype=problem.dtype)  # (parameters,)
@@ -71,7 +72,7 @@ def range_of(problem: Problem, tensors: Iterator[torch.Tensor], low: float, high
         piece.copy_(tensor.flatten())
     values, places = flat.numpy(), [int(size * low), int(size * (1 - high) - 1)]  # as released; the products round
     values.partition(places)  # NumPy selects in place, which torch.kthvalue cannot
-    return Range(*(values[index].item() for index in places))
+    return Extremes(*(values[index].item() for index in places))
 
 
 class Competition:
@@ -83,7 +84,7 @@ class Competition:
             range_of(problem, (problem.tensor(task, key).abs() for key in problem.keys), clamp, clamp)
             for task in problem.tasks
         ]
-        self.scores: list[Range] = []
+        self.scores: list[Extremes] = []
         for t in range(len(problem.tasks)):
             rows = (self.balance(self.stacked(key), t) for key in problem.keys)
             self.scores.append(range_of(problem, rows, 1 - ratio, 0))
@@ -114,9 +115,9 @@ class Competition:
 @dataclass
 class Pcb(Method):
     variant: str = "pcb_ES"
-    clamp: float | None = None
-    ratio: float | None = None
-    alphas: list[float] = field(default_factory=lambda: list(LAMBDAS))
+    clamp: float | None = option(None, Range(0, 0.5, whole=False, below=True, what=OF_WEIGHTS))
+    ratio: float | None = option(None, SHARE_OF_WEIGHTS)
+    alphas: list[float] = option(LAMBDAS, FINITE)
 
     def merge(self, problem: Problem) -> Merge:
         check_choice("variant", self.variant, VARIANTS)

@@ -52,6 +52,7 @@ from src.merging.matrices import RESTS, STACKED, Deltas, Matrix, MatrixMethod, m
 from src.merging.registry import register
 from src.merging.task_arithmetic import multi_task_vector
 from src.merging.wrapped import Wrapper
+from src.ranges import COUNT, FINITE, NON_NEGATIVE, SHARE, option
 from src.runtime.messages import UsageError
 from src.task_vectors import TaskVector
 from src.tensors import Weights
@@ -67,19 +68,19 @@ class Regression(MatrixMethod):
 
     matrices: str = "linear"
     inputs: str = "own"
-    teacher: float = 0.0
+    teacher: float = option(0.0, SHARE)
     normalise: str = "none"
-    shrink: float = 1.0
-    ridge: float = 0.0
-    anchor: float = 1.0
+    shrink: float = option(1.0, SHARE)
+    ridge: float = option(0.0, NON_NEGATIVE)
+    anchor: float = option(1.0, NON_NEGATIVE)
     biases: bool = False
     norms: str = "rest"
-    last_tokens: float = 1.0
+    last_tokens: float = option(1.0, NON_NEGATIVE)
     precision: str = "float64"
-    images: int = 256
+    images: int = option(256, COUNT)
     split: str = "train"
-    batch_size: int = 32
-    alphas: list[float] = field(default_factory=lambda: [1.0])
+    batch_size: int = option(32, COUNT)
+    alphas: list[float] = option([1.0], FINITE)
 
     def regressed(self, problem: Problem, start: TaskVector) -> Scaled:
         """The merge that begins at a vector: its tensors are the rest, the student's and A."""
@@ -284,7 +285,7 @@ class RegMean(Regression):
     """rest: what all else gets, and where a block stands before it is merged: "mean", "sum" or "zero"."""
 
     rest: str = "mean"
-    shrink: float = 0.95
+    shrink: float = option(0.95, SHARE)
 
     def merge(self, problem: Problem) -> Merge:
         check_choice("rest", self.rest, RESTS)
@@ -297,7 +298,7 @@ class RegMean(Regression):
 class Lot(RegMean):
     """precision: a pseudo-inverse in float32, as is usual, drops directions with less than in · 1.2e-7 of the most."""
 
-    shrink: float = 1.0
+    shrink: float = option(1.0, SHARE)
     norms: str = "scale"
     precision: str = "float32"
 
@@ -342,14 +343,14 @@ class FeatCal(Regression, Wrapper):
     matrices: str = "blocks"
     split_qkv: bool = True
     inputs: str = "merged"
-    teacher: float = 0.25
+    teacher: float = option(0.25, SHARE)
     normalise: str = "frobenius"
-    ridge: float = 0.05
-    anchor: float = 2.2
+    ridge: float = option(0.05, NON_NEGATIVE)
+    anchor: float = option(2.2, NON_NEGATIVE)
     biases: bool = True
     norms: str = "affine"
-    last_tokens: float = 0.01
-    alpha: float = 0.3
+    last_tokens: float = option(0.01, NON_NEGATIVE)
+    alpha: float = option(0.3, FINITE)
 
     def merge(self, problem: Problem) -> Merge:
         return Wrapper.merge(self, problem)

@@ -20,7 +20,7 @@ Both random ones are drawn per tensor from a seed that names the draw, the task 
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 
 import torch
 
@@ -29,6 +29,7 @@ from src.merging.base import ALPHAS, Drawn, Merge, Method, Problem, Variant, sca
 from src.merging.registry import register
 from src.merging.task_arithmetic import multi_task_vector
 from src.merging.ties import ties_vector
+from src.ranges import FINITE, OF_WEIGHTS, PERCENT, SHARE_OF_WEIGHTS, Range, option
 from src.runtime.messages import UsageError
 from src.runtime.seeds import event_seed
 from src.task_vectors import TaskVector
@@ -61,9 +62,9 @@ class Sparsifying(Method):
     """How the sparse vectors are merged."""
 
     then: str = "sum"
-    k: float = 100.0
+    k: float = option(100.0, PERCENT)
     reduce: str = "mean"
-    alphas: list[float] = field(default_factory=lambda: list(ALPHAS))
+    alphas: list[float] = option(ALPHAS, FINITE)
 
     def combined(self, sparse: Problem) -> Merge:
         check_choice("then", self.then, ("sum", "ties"))
@@ -150,9 +151,9 @@ def largest(problem: Problem) -> TaskVector:
 class Dare(Sparsifying):
     """DARE: weights dropped at random, the rest scaled up; accuracies are means over draws."""
 
-    p: float = 0.5
+    p: float = option(0.5, Range(0, 1, whole=False, below=True, what=OF_WEIGHTS))
     rescale: bool = True
-    draws: int = 5
+    draws: int = option(5, Range(2))
 
     def merge(self, problem: Problem) -> Merge:
         return self.drawn(problem, self.draws, lambda tau, generator: dropped(tau, self.p, self.rescale, generator))
@@ -167,8 +168,8 @@ class Breadcrumbs(Sparsifying):
     which mergekit's .9 and .01, for language models, have little in common. by: "tensor", or "row" as released.
     """
 
-    density: float = 0.15
-    gamma: float = 0.006
+    density: float = option(0.15, SHARE_OF_WEIGHTS)
+    gamma: float = option(0.006, Range(0, 1, whole=False, below=True, what=OF_WEIGHTS))
     by: str = "tensor"
 
     def merge(self, problem: Problem) -> Merge:
@@ -186,10 +187,10 @@ class Della(Sparsifying):
     """
 
     then: str = "ties"
-    density: float = 0.7
-    epsilon: float = 0.07
+    density: float = option(0.7, SHARE_OF_WEIGHTS)
+    epsilon: float = option(0.07, Range(0, 0.5, whole=False, what=OF_WEIGHTS))
     rescale: str = "inverse"
-    draws: int = 5
+    draws: int = option(5, Range(2))
 
     def merge(self, problem: Problem) -> Merge:
         check_choice("rescale", self.rescale, ("inverse", "l1", "none"))
@@ -210,7 +211,7 @@ class Della(Sparsifying):
 class MagMax(Method):
     """MagMax: of each weight, the change that is largest in magnitude. The authors' α is 0.5."""
 
-    alphas: list[float] = field(default_factory=lambda: list(ALPHAS))
+    alphas: list[float] = option(ALPHAS, FINITE)
 
     def merge(self, problem: Problem) -> Merge:
         return scaled(problem, largest(problem), self.alphas)

@@ -34,7 +34,7 @@ Equal to the published code, but for this:
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -42,7 +42,7 @@ from torch import Tensor
 from src.merging.base import Affine, Merge, Problem, Setting, scaled
 from src.merging.matrices import SVD, Deltas, Matrix, MatrixMethod, map_matrices, matrices_of, moved, share, total
 from src.merging.registry import register
-from src.ranges import check_option
+from src.ranges import FINITE, RANK, SHARE, check_value, option
 from src.task_vectors import TaskVector
 
 TSV, ISO, CART = "Task Singular Vectors", "No Task Left Behind (Iso)", "CART"  # the papers, as published.csv has them
@@ -54,7 +54,7 @@ class MergedMatrices(MatrixMethod):
     """rest: what tensors that are no matrix get: "mean", "sum" or "zero"."""
 
     rest: str = "mean"
-    alphas: list[float] = field(default_factory=lambda: list(ALPHAS))
+    alphas: list[float] = option(ALPHAS, FINITE)
 
 
 def tsv_rank(deltas: Deltas, rank: float | None) -> int:
@@ -86,7 +86,7 @@ class TSVM(MergedMatrices):
     The result names the tensors `without_rank`, for which there are more tasks than singular values.
     """
 
-    rank: float | None = None
+    rank: float | None = option(None, RANK)
 
     def merge(self, problem: Problem) -> Merge:
         without_rank = set()
@@ -131,7 +131,7 @@ class TSVC(MatrixMethod):
     than the matrix itself where T is 1, or 2 and the matrix nearly square.
     """
 
-    rank: float | None = None
+    rank: float | None = option(None, RANK)
 
     def merge(self, problem: Problem) -> Merge:
         triplets, numbers = {}, problem.num_parameters_total
@@ -167,7 +167,7 @@ def iso_spaces(r: int, tasks: int, common_space_fraction: float) -> tuple[int, i
 
     Raises UsageError for a fraction that is not in [0, 1].
     """
-    check_option("common_space_fraction", common_space_fraction)
+    check_value("common_space_fraction", common_space_fraction, SHARE)
     s = min(round((r - int(common_space_fraction * r)) / tasks), r // tasks)
     return r - s * tasks, s
 
@@ -189,7 +189,7 @@ def iso_cts(deltas: Deltas, common_space_fraction: float) -> Tensor:
 class IsoCTS(MergedMatrices):
     """Iso-CTS: Iso-C with the least directions of the sum replaced by the tasks' own (Marczak et al., 2025)."""
 
-    common_space_fraction: float = 0.8
+    common_space_fraction: float = option(0.8, SHARE)
     transpose_proj: bool = True
 
     def merge(self, problem: Problem) -> Merge:
@@ -204,8 +204,8 @@ class Cart(MatrixMethod):
     """CART: the average, and the leading triplets of what each task differs from it in (Choi et al., 2024)."""
 
     matrices: str = "blocks"
-    rank: float = 0.12
-    lambdas: list[float] = field(default_factory=lambda: list(ALPHAS))
+    rank: float = option(0.12, RANK)
+    lambdas: list[float] = option(ALPHAS, FINITE)
 
     def merge(self, problem: Problem) -> Merge:
         average, residuals = {}, {}

@@ -37,6 +37,7 @@ from src.merging.adaptation import (
 from src.merging.base import Drawn, Merge, Problem, Setting, Variant
 from src.merging.registry import register
 from src.merging.wrapped import Based
+from src.ranges import COUNT, FINITE, NON_NEGATIVE, NUMBER, option
 from src.runtime.messages import UsageError
 from src.runtime.precision import features_at, matmul_precision
 from src.runtime.seeds import event_seed
@@ -117,12 +118,12 @@ class Repaired(Merge):
 class Surgery(Based):
     """coefficient: the base's, where it has several. adapt_on: as in Adapting."""
 
-    coefficient: float = 0.3
-    rank: int = 16
+    coefficient: float = option(0.3, FINITE)
+    rank: int = option(16, COUNT)
     adapt_on: str = "test"
-    batch_size: int = 16
-    steps: int | None = None
-    lr: float | None = None
+    batch_size: int = option(16, COUNT)
+    steps: int | None = option(None, NUMBER)
+    lr: float | None = option(None, NON_NEGATIVE)
 
     def merge(self, problem: Problem) -> Merge:
         """Raises UsageError for a base whose features cannot be corrected."""

@@ -29,6 +29,7 @@ from src.merging.base import Merge, Problem, Setting, Variant
 from src.merging.matrices import SVD, Deltas, Matrix, MatrixMethod, matrices_of
 from src.merging.registry import register
 from src.merging.wrapped import Wrapper
+from src.ranges import FINITE, POSITIVE, option
 from src.task_vectors import TaskVector
 
 
@@ -88,8 +89,8 @@ class Calibrated(Merge):
 @dataclass
 class SingularValueCalibration(MatrixMethod, Wrapper):
     base: str = "average"
-    alpha: float | None = None
-    clip: float = 0.1
+    alpha: float | None = option(None, FINITE)
+    clip: float = option(0.1, POSITIVE)
     transpose_proj: bool = True
 
     def wrapped(self, problem: Problem, tau: TaskVector, alphas: Sequence[float]) -> Merge:

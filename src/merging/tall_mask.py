@@ -9,7 +9,7 @@ the paper's formula; the masks differ only at weights whose two sides are equal 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from src.merging.masked import LoadedMasks, Masked, Masks, load_masks, save_mask
 from src.merging.registry import register
 from src.merging.task_arithmetic import multi_task_vector
 from src.merging.ties import ties_vector
+from src.ranges import NON_NEGATIVE, option
 from src.task_vectors import Mask, TaskVector
 from src.tensors import Weights
 
@@ -92,7 +93,7 @@ class TallMask(Method):
     use_ties: bool = False
     load_mask: bool = False
     mask_file: str | None = None
-    tall_mask_lambda: list[float] = field(default_factory=lambda: list(LAMBDAS))
+    tall_mask_lambda: list[float] = option(LAMBDAS, NON_NEGATIVE)
 
     def merge(self, problem: Problem) -> Merge:
         merged = tau_mtl(problem, self.use_ties)

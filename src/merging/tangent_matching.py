@@ -28,7 +28,7 @@ Memory: the vectors Σ_t G_t τ_t, the residual, the direction, its product, and
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,7 @@ from src.merging.base import Merge, Method, Problem, Setting, Unlabelled
 from src.merging.inputs import Models, gather
 from src.merging.registry import register
 from src.merging.task_arithmetic import multi_task_vector
+from src.ranges import COUNT, FINITE, NON_NEGATIVE, NUMBER, option
 from src.runtime.messages import UsageError
 from src.task_vectors import TaskVector
 
@@ -119,12 +120,12 @@ class TangentMatching(Method):
 
     metric: str = "features"
     init: str = "sum"
-    alpha: float = 0.3
-    mu: float = 0.0
-    iterations: list[int] = field(default_factory=lambda: [1, 2, 4, 8, 16, 32])
-    images: int = 256
+    alpha: float = option(0.3, FINITE)
+    mu: float = option(0.0, NON_NEGATIVE)
+    iterations: list[int] = option([1, 2, 4, 8, 16, 32], NUMBER)
+    images: int = option(256, COUNT)
     split: str = "train"
-    batch_size: int = 64
+    batch_size: int = option(64, COUNT)
 
     def merge(self, problem: Problem) -> Merge:
         check_choice("metric", self.metric, ("features", "gauss_newton"))

@@ -6,13 +6,14 @@ The code released with arXiv:2405.07813 keeps the top `k` percent of each |τ_t|
 flattened vector and with the threshold of ties.py; its configuration, and the default here, is 100: all of them.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
 from src.merging.base import ALPHAS, Merge, Method, Problem, scaled
 from src.merging.registry import register
 from src.merging.ties import magnitude_threshold
+from src.ranges import FINITE, PERCENT, option
 from src.task_vectors import TaskVector
 
 
@@ -53,8 +54,8 @@ def multi_task_vector(problem: Problem, k: float = 100.0) -> TaskVector:
 )
 @dataclass
 class Sum(Method):
-    k: float = 100.0
-    alphas: list[float] = field(default_factory=lambda: list(ALPHAS))
+    k: float = option(100.0, PERCENT)
+    alphas: list[float] = option(ALPHAS, FINITE)
 
     def merge(self, problem: Problem) -> Merge:
         return scaled(problem, multi_task_vector(problem, self.k), self.alphas)
@@ -76,7 +77,7 @@ class Sum(Method):
 )
 @dataclass
 class Average(Method):
-    k: float = 100.0
+    k: float = option(100.0, PERCENT)
 
     def merge(self, problem: Problem) -> Merge:
         return scaled(problem, multi_task_vector(problem, self.k), [1 / len(problem.tasks)])

@@ -10,13 +10,13 @@ the negative entries are merged. `k` is a percent, of at least 1: the published 
 fraction, so that one is refused.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
 from src.merging.base import ALPHAS, Merge, Method, Problem, scaled
 from src.merging.registry import register
-from src.ranges import check_option
+from src.ranges import FINITE, PERCENT, check_value, option
 from src.runtime.messages import UsageError
 from src.task_vectors import TaskVector
 
@@ -26,7 +26,7 @@ def magnitude_threshold(problem: Problem, task: str, k: float) -> float:
 
     Raises UsageError unless 1 <= k <= 100.
     """
-    check_option("k", k)
+    check_value("k", k, PERCENT)
     if k == 100:
         return 0.0
     size = problem.num_parameters
@@ -91,9 +91,9 @@ def ties_vector(problem: Problem, k: float, reduce: str) -> TaskVector:
 )
 @dataclass
 class Ties(Method):
-    k: float = 20.0
+    k: float = option(20.0, PERCENT)
     reduce: str = "mean"
-    alphas: list[float] = field(default_factory=lambda: list(ALPHAS))
+    alphas: list[float] = option(ALPHAS, FINITE)
 
     def merge(self, problem: Problem) -> Merge:
         return scaled(problem, ties_vector(problem, self.k, self.reduce), self.alphas)

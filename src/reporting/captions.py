@@ -35,6 +35,9 @@ CAPTIONS = {
     "layer_interference": "How much another task's vector changes the features of a task's images when it moves one "
     "part of the network alone, over what the task's own vector changes there: geometric means over pairs of tasks. At "
     "the dashed line both change as much. Exact for tangent vectors.",
+    "connectivity": "Left: mean loss on the test images of two tasks, on the line between the models fine-tuned on "
+    "each, over pairs of tasks. Right: accuracy on the task and on the control set on the line from θ0 to the "
+    "fine-tuned model (WiSE-FT), over tasks.",
     "accuracy_lost": "Task arithmetic: test accuracy of the merged model, what it loses to the other tasks' vectors, "
     "and what each task's own vector loses by the coefficient alone; together the fine-tuned model's.",
     "representation_bias": "How far a merged model's representations are from those of the task's own model, block by "

@@ -6,6 +6,8 @@ from the plate and shown by light and shadow on their edges, uneven light, low c
 neighbours, cropped by the frame. Its fonts are not used by the mixture.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
@@ -34,15 +36,22 @@ ENAMELS = ((40, 65, 120), (35, 85, 65), (120, 40, 40), (70, 70, 75), (175, 170, 
 ARRANGEMENTS = ((0, 0), (0, 0), (0, 0), (1, 0), (0, 1), (1, 1), (1, 2), (2, 1))
 
 
-def _stencil(digit: int, rng, arrangement, centre, face, tilt: float, spacing: float) -> Image.Image:
-    """The shape of `digit` at `centre` and of random digits beside it, along a line tilted by up to `tilt` degrees."""
+def _digit(rng: np.random.Generator) -> str:
+    return str(rng.integers(10))
+
+
+def _stencil(
+    text: str, beside: Callable, rng, arrangement, centre, face, tilt: float, spacing: float, width: str = "0"
+) -> Image.Image:
+    """The shape of `text` at `centre` and of what `beside` draws on both sides, along a line tilted by up to `tilt`
+    degrees. spacing: between their centres, over the width of the character `width`."""
     stencil = Image.new("L", (SIDE, SIDE))
     pen = ImageDraw.Draw(stencil)
     left, right = arrangement
     for offset in range(-left, right + 1):
-        text = str(rng.integers(10) if offset else digit)
-        x = centre[0] + offset * face.getlength("0") * spacing
-        pen.text((x, centre[1]), text, font=face, fill=255, anchor="mm")
+        shown = beside(rng) if offset else text
+        x = centre[0] + offset * face.getlength(width) * spacing
+        pen.text((x, centre[1]), shown, font=face, fill=255, anchor="mm")
     return stencil.rotate(uniform(rng, -tilt, tilt), Image.Resampling.BILINEAR, center=centre)
 
 
@@ -55,7 +64,7 @@ def _print(digit: int, rng: np.random.Generator) -> Image.Image:
     reach, largest = (8, 60) if arrangement == (0, 0) else (3, 46)
     centre = (SIDE / 2 + uniform(rng, -reach, reach), SIDE / 2 + uniform(rng, -8, 8))
     face = font(pick(rng, WEB_FONTS), int(rng.integers(34, largest)))
-    image.paste(ink, (0, 0), _stencil(digit, rng, arrangement, centre, face, 12, uniform(rng, 1.0, 1.2)))
+    image.paste(ink, (0, 0), _stencil(str(digit), _digit, rng, arrangement, centre, face, 12, uniform(rng, 1.0, 1.2)))
     return image
 
 
@@ -71,16 +80,26 @@ def _plate(rng: np.random.Generator, enamel: Colour) -> Image.Image:
 
 
 def _relief(digit: int, rng: np.random.Generator) -> Image.Image:
-    """The task's style: digits raised from a plate, lit from the upper left."""
+    """The task's style."""
+    return plate_of(str(digit), _digit, rng)
+
+
+def plate_of(
+    text: str, beside: Callable[[np.random.Generator], str], rng: np.random.Generator, width: str = "0"
+) -> Image.Image:
+    """A character raised from a plate, lit from the upper left, mostly between others.
+
+    beside: draws a neighbour. width: a character as wide as the widest of them.
+    """
     enamel = near(rng, pick(rng, ENAMELS), 15)
     centre = (SIDE / 2 + uniform(rng, -3, 3), SIDE / 2 + uniform(rng, -3, 3))
     face = font(pick(rng, TASK_FONTS), int(rng.integers(48, 58)))
     arrangement = (int(chance(rng, 0.85)), int(chance(rng, 0.85)))
-    stencil = _stencil(digit, rng, arrangement, centre, face, 6, uniform(rng, 1.02, 1.15))
+    stencil = _stencil(text, beside, rng, arrangement, centre, face, 6, uniform(rng, 1.02, 1.15), width)
 
     raised = np.asarray(stencil, np.float32) / 255
     towards_light, away_from_light = np.roll(raised, (-2, -2), (0, 1)), np.roll(raised, (2, 2), (0, 1))
-    top_shade = 38 if sum(enamel) < 330 else -38  # the digits' tops: paler on dark plates, darker on pale ones
+    top_shade = 38 if sum(enamel) < 330 else -38  # the characters' tops: paler on dark plates, darker on pale ones
     relief = top_shade * raised + uniform(rng, 45, 75) * (towards_light - away_from_light)
     light = uniform(rng, 0.65, 0.9) + 0.4 * clouds(rng, 3)
     plate = np.asarray(_plate(rng, enamel), np.float32)

@@ -6,9 +6,12 @@ from dataclasses import dataclass
 import pandas as pd
 
 from src.analysis.layerwise import ATTENTION, MLP
+from src.experiments.analogies import ANALOGY, PRETRAINED
 from src.modes import MODES
 from src.reporting import answers
 from src.reporting.claim import Claim, Merged, Quantity, Threshold
+from src.reporting.comparison.analogies import ByAnalogy
+from src.reporting.comparison.connectivity import SMALL, Barrier
 from src.reporting.comparison.geometry import Spectral
 from src.reporting.comparison.layerwise import FIRST, SECOND, Layered
 from src.reporting.comparison.merged_models import OfMerged
@@ -181,6 +184,30 @@ CLAIMS = (
         "the suite",
         "Attention interferes less than MLPs, as features tell.",
         (Layered(MLP, "standard"), Layered(ATTENTION, "standard")),
+    ),
+    Claim(
+        "the suite",
+        "Models fine-tuned on different tasks are not connected in their joint loss: a barrier is between them.",
+        (Barrier("standard"), Threshold(SMALL, f"{SMALL:g} nats")),
+    ),
+    Claim(
+        "the suite",
+        "Barriers between linearly fine-tuned models are smaller than between others.",
+        (Barrier("standard"), Barrier("linear")),
+    ),
+    *(
+        Claim(
+            where,
+            f"By analogy a model does better on a data set that nothing was trained on than {words}, "
+            f"{MODES[mode].title}.",
+            (ByAnalogy(ANALOGY, mode), ByAnalogy(than, mode)),
+        )
+        for where, mode, than, words in (
+            ("Ilharco", "standard", PRETRAINED, "before fine-tuning"),
+            ("Ilharco", "standard", "τ_C", "by the nearest task's vector alone"),
+            ("the suite", "standard", "τ_C + τ_B", "by the sum of both vectors"),
+            ("the suite", "linear", "τ_C + τ_B", "by the sum of both vectors"),
+        )
     ),
     Claim(
         "the suite",

@@ -12,6 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from src.modes import MODES, TRAINED
 from src.reporting import style
+from src.reporting.comparison.connectivity import connectivity_figure
 from src.reporting.comparison.forest import claims
 from src.reporting.comparison.geometry import alignment, interference
 from src.reporting.comparison.layerwise import layer_interference
@@ -172,6 +173,7 @@ FIGURES = (
     Drawing("alignment", alignment),
     Drawing("interference", interference),
     Drawing("layer_interference", layer_interference),
+    Drawing("connectivity", connectivity_figure),
     Drawing("accuracy_lost", accuracy_lost),
     Drawing("representation_bias", representation_bias),
     Drawing("calibration", calibration),

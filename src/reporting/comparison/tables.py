@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 
 from src.datasets.corruptions import CORRUPTIONS
+from src.reporting.comparison.analogies import analogies
+from src.reporting.comparison.connectivity import connectivity
 from src.reporting.comparison.geometry import geometry
 from src.reporting.comparison.layerwise import layerwise
 from src.reporting.comparison.merged_models import merged_models
@@ -93,6 +95,8 @@ TABLES = (
     prediction,
     geometry,
     layerwise,
+    connectivity,
+    analogies,
     merged_models,
     storage,
     plateau,

@@ -1,0 +1,1 @@
+"""What the suite costs, beside the published ways of doing the same. `python -m benchmarks` lists the programs."""
