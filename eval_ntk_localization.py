@@ -24,7 +24,7 @@ def main(argv=None) -> None:
     parser.add_argument("--reduction", choices=NTK.choices, default="trace", help="over the outputs of the head")
     parser.add_argument("--num-samples", type=int, default=NTK_SAMPLES, help="images of each of the three groups")
     parser.add_argument(
-        "--chunk-size", type=int, help="images whose gradients are held at once; default: 4 GiB of them"
+        "--chunk-size", type=int, help="images whose gradients are held at once; default: what the GPU's memory holds"
     )
     parser.add_argument(
         "--ranks", type=rank, nargs="+", default=NTK_RANKS, help="eigenfunctions, or shares of the trace"

@@ -10,14 +10,13 @@ from src.datasets.corruptions import SEVERITIES
 from src.datasets.registry import BENCHMARKS, SUITES
 from src.modes import EVALUATED, SCOPES, TRAINED
 from src.ranges import RANGES, check
-from src.run import Corruption, Run, pair_names
+from src.run import PRECISIONS, Corruption, Run, pair_names
 from src.runtime.distributed import check_devices, leave_to_the_first, under_torchrun
 from src.runtime.messages import UsageError, nearest
 from src.runtime.paths import Places, expanded
 
 BOTH = "both"
 REPRODUCED = Path("reproduced")  # apart from results/, which ships: there most is finished
-PRECISIONS = ("fp32", "tf32", "bf16")
 MOST_SEEDS = 1000  # of one range: a slip of the keyboard would fill the memory
 
 
@@ -103,6 +102,12 @@ def base_parser(doc: str | None, modes: Sequence[str] | None = EVALUATED) -> Par
     machine.add_argument("--device", help="default: cuda where there is a GPU, else cpu")
     machine.add_argument("--jobs", type=int, help="tasks worked on at once; default: the cores on CPU, 1 on a GPU")
     machine.add_argument("--eval-batch-size", type=int, default=Run.batch_size, help="images of one forward pass")
+    machine.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default=Run.precision,
+        help="of matrix products; tf32 needs a GPU, bf16 is not for tangent models; weights and results stay fp32",
+    )
     what.add_argument("--corruption", metavar="NAME", help="corrupt test images: motion_blur, jpeg_compression, ...")
     what.add_argument("--severity", type=int, default=max(SEVERITIES), help="of the corruption, 1 to 5")
     what.add_argument("--skip-corrupt", action="store_true", help="leave out images that cannot be decoded")
@@ -143,20 +148,18 @@ def finetuning_parser(doc: str | None) -> Parser:
     )
     training.add_argument("--clip", type=float, help="largest norm of the gradient")
     training.add_argument(
-        "--checkpoint-every", type=int, default=100, help="steps between saved training states; 0: none"
+        "--checkpoint-every", type=int, default=0, help="steps between saved states; 0: by time alone"
+    )
+    training.add_argument(
+        "--checkpoint-seconds",
+        type=float,
+        default=300.0,
+        help="seconds between saved states; 0: by steps alone",
     )
     training.add_argument("--keep-every", type=int, default=0, help="steps between encoders kept for good; 0: none")
     training.add_argument("--load", type=Path, help="start from this checkpoint in the place of the pre-trained model")
     training.add_argument("--world-size", type=int, default=1, help="processes that share each batch")
-    training.add_argument(
-        "--workers", type=int, help="processes that decode images (not on mini); default: the cores, 16 at most"
-    )
-    training.add_argument(
-        "--precision", choices=PRECISIONS, default="fp32", help="of matrix products; weights stay fp32"
-    )
-    training.add_argument(
-        "--compile", nargs="?", const="inductor", metavar="BACKEND", help="torch.compile; default backend: inductor"
-    )
+    _add_machine(training)
     some = parser.add_argument_group("training, of some modes")
     some.add_argument("--rank", type=int, help="lora, l_lora: of the factors; default: 16")
     some.add_argument("--lora-alpha", type=float, help="lora, l_lora: W0 + alpha / rank B A; default: 16")
@@ -173,6 +176,20 @@ def finetuning_parser(doc: str | None) -> Parser:
     return parser
 
 
+def _add_machine(group: argparse._ArgumentGroup) -> None:
+    """Flags of fine-tuning that change no setting of it."""
+    group.add_argument(
+        "--workers", type=int, help="processes that decode images (not on mini); default: the cores' share, 16 at most"
+    )
+    group.add_argument(
+        "--compile",
+        nargs="?",
+        const="inductor",
+        metavar="BACKEND",
+        help="torch.compile; no tangent modes; default: inductor",
+    )
+
+
 def reproduction_parser(doc: str | None, stages: Sequence[str]) -> Parser:
     """The flags of every script and those of reproduce.py."""
     parser = base_parser(doc, modes=None)
@@ -186,6 +203,12 @@ def reproduction_parser(doc: str | None, stages: Sequence[str]) -> Parser:
         help="of merged vectors: the trained tensors (visual), those of the papers' tables (published), or both",
     )
     parser.add_argument("--dry-run", action="store_true", help="print the commands; run nothing")
+    forwarded = parser.add_argument_group("of the scripts that have them")
+    _add_machine(forwarded)
+    forwarded.add_argument(
+        "--num-samples", type=int, help="images of each task, where a script takes some; default: its own"
+    )
+    forwarded.add_argument("--chunk-size", type=int, help="of eval_ntk_localization.py; default: as memory allows")
     parser.set_defaults(results=REPRODUCED)
     return parser
 
@@ -246,6 +269,8 @@ def parse(parser: Parser, argv: Sequence[str] | None = None) -> tuple[Run, dict[
     """
     flags = vars(parser.parse_args(argv))
     run = take_run(flags)
+    if "finetuning_mode" in flags:
+        run.require_mantissa_of(flags["finetuning_mode"])
     if flags.get("pairs"):
         flags["pairs"] = pair_names(flags["pairs"], run.suite_row)
     return run, {("mode" if name == "finetuning_mode" else name): value for name, value in flags.items()}
@@ -258,7 +283,7 @@ def take_run(flags: dict[str, Any]) -> Run:
     check(severity=severity)
     corruption = Corruption(name, severity) if name else None
     batch_size = flags.pop("eval_batch_size")
-    own = ("model", "suite", "tasks", "seed", "device", "jobs", "pretrained_path", "skip_corrupt")
+    own = ("model", "suite", "tasks", "seed", "device", "jobs", "pretrained_path", "skip_corrupt", "precision")
     named = {name: flags.pop(name) for name in own}
     run = Run.of(**named, places=places, corruption=corruption, batch_size=batch_size)
     if under_torchrun():

@@ -17,7 +17,7 @@ FLAGS = {
     "exp_name": "--results=FOLDER",
     "exp-name": "--results=FOLDER",
     "port": "nothing: processes find a free port by themselves",
-    "keep-checkpoints": "nothing: a state is kept every --checkpoint-every steps until training ends",
+    "keep-checkpoints": "nothing: a state is kept every --checkpoint-seconds until training ends",
 }
 OVERRIDES = {
     "model_location": "save=FOLDER",
@@ -42,7 +42,7 @@ OVERRIDES = {
     "method.eval_mask_type": "method.final=seeded (continuous), method.final=binary (discrete)",
     "method.mask_checkpoint": "method.mask_file=FILE, converted by python -m src.checkpoints convert --mask",
     "method.clamp_weights": "method.clamp=true",
-    "method.save_interval": "save_every=50",
+    "method.save_interval": "save_seconds=300",
     "method.threshold": "method.k=20 of TIES",
     "method.merge_func": "method.reduce=sum of TIES",
 }

@@ -18,7 +18,6 @@ from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
-from torch.func import functional_call
 
 from src import store
 from src.correctness import pack
@@ -27,11 +26,12 @@ from src.heads import get_classification_head
 from src.linearize import forward_and_jvp
 from src.modes import MODES
 from src.records import SUFFIXES, Summary
-from src.run import Run
+from src.run import FP32, Run
 from src.runtime import results
 from src.runtime.distributed import world_size
 from src.runtime.messages import NotFinite, few
 from src.runtime.parallel import map_tasks
+from src.runtime.precision import features_at, matmul_precision
 from src.tensors import moved
 
 Key = TypeVar("Key", bound=Hashable)
@@ -74,8 +74,8 @@ class NonFiniteFeatures(NotFinite):
     """An image feature is no number: the coefficient is too large, or a checkpoint is broken."""
 
 
-def features(encoder, images: torch.Tensor, line: Line, tangent: bool) -> Iterator[torch.Tensor]:
-    """Features (N, D) at each coefficient of the line, in order."""
+def features(encoder, images: torch.Tensor, line: Line, tangent: bool, precision: str = FP32) -> Iterator[torch.Tensor]:
+    """Features (N, D) at each coefficient of the line, in order. precision: "bf16" for no tangent model."""
     theta0 = store.start_of(encoder, line.direction, line.offset)
     if tangent and line.direction:
         f0, slope = forward_and_jvp(encoder, theta0, line.direction, images)
@@ -86,7 +86,7 @@ def features(encoder, images: torch.Tensor, line: Line, tangent: bool) -> Iterat
         return
     start = moved(theta0, line.offset, 1.0)
     for alpha in line.coefs:
-        yield functional_call(encoder, moved(start, line.direction, alpha), (images,))
+        yield features_at(encoder, moved(start, line.direction, alpha), images, precision)
 
 
 @dataclass(frozen=True)
@@ -112,6 +112,11 @@ def sums(run: Run, dataset: str, split: str, line: Line, tangent: bool, share: t
 
     Raises NonFiniteFeatures, naming the data set and the coefficient.
     """
+    with matmul_precision(run.precision):
+        return _sums(run, dataset, split, line, tangent, share)
+
+
+def _sums(run: Run, dataset: str, split: str, line: Line, tangent: bool, share: tuple[int, int]) -> Sums:
     encoder = store.encoder(run)
     head = get_classification_head(run, dataset).to(run.device)
     direction, offset = (store.to_device(part, run.device) for part in (line.direction, line.offset))
@@ -121,17 +126,17 @@ def sums(run: Run, dataset: str, split: str, line: Line, tangent: bool, share: t
     finite = torch.ones(len(line.coefs), dtype=torch.bool, device=run.device)
     for images, labels in loading.evaluation_batches(run, encoder, dataset, split, share):
         correct.append(torch.empty((len(line.coefs), len(labels)), dtype=torch.bool, device=run.device))
-        for index, at_alpha in enumerate(features(encoder, images, line, tangent)):
+        for index, at_alpha in enumerate(features(encoder, images, line, tangent, run.precision)):
             logits = head(line.adapter(at_alpha) if line.adapter else at_alpha)
             finite[index] &= torch.isfinite(at_alpha).all()
             correct[-1][index] = logits.argmax(1) == labels
             loss[index] += F.cross_entropy(logits, labels, reduction="sum")
-        if not finite.all():
-            alpha = line.coefs[int(finite.int().argmin())]
-            raise NonFiniteFeatures(
-                f"{dataset} ({split}): features are not finite at coefficient {alpha}; "
-                "look for a damaged or diverged checkpoint, or search smaller coefficients"
-            )
+    if not finite.all():  # asked once: a GPU would be waited for
+        alpha = line.coefs[int(finite.int().argmin())]
+        raise NonFiniteFeatures(
+            f"{dataset} ({split}): features are not finite at coefficient {alpha}; "
+            "look for a damaged or diverged checkpoint, or search smaller coefficients"
+        )
     return Sums(torch.cat(correct, dim=1).cpu(), loss.cpu())
 
 
@@ -147,6 +152,7 @@ def _sums_of(work: tuple[tuple[str, Line], tuple[int, int]], run: Run, split: st
 
 def score_all(run: Run, mode: str, lines: Mapping[Key, tuple[str, Line]], split: str, desc: str) -> dict[Key, Curve]:
     """`score` for every key's (data set, line); several at once, or each shared out among torchrun's ranks."""
+    run.require_mantissa_of(mode)
     ranks = world_size()
     work = [(job, (rank, ranks)) for job in lines.values() for rank in range(ranks)]
     shares = map_tasks(partial(_sums_of, run=run, split=split, tangent=MODES[mode].tangent), work, run.jobs, desc)
@@ -237,6 +243,7 @@ def _single_task(run: Run, mode: str, tasks: Sequence[str]) -> dict[str, dict[st
     command = f"python eval_single_task.py --finetuning-mode={mode} {run.flags()}"
     path = run.paths.single_task(mode)
     record = results.require(path, command)
+    results.require_same(path, run.config(), ("precision",))
     if missing := [task + suffix for task in tasks for suffix in SUFFIXES.values() if task + suffix not in record]:
         raise results.MissingResult(
             f"{path}: expected accuracies of {few(missing)}, found none; make it with: {command} --overwrite"

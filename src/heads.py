@@ -9,7 +9,8 @@ from src import checkpoints, store
 from src.datasets import registry
 from src.model_names import pretrained_name
 from src.modeling import ClassificationHead, build_clip
-from src.run import Run
+from src.run import FP32, Run
+from src.runtime.precision import matmul_precision
 
 
 def build_classification_head(
@@ -48,7 +49,8 @@ def get_classification_head(run: Run, dataset: str) -> ClassificationHead:
     if not path.is_file() or _outdated(checkpoints.header(path), made_of):
         model, tokenizer = build_clip(run)
         made_of["text_side"] = store.fingerprints({f"model.{k}": v for k, v in model.state_dict().items()})["text"]
-        head = build_classification_head(model.to(run.device), tokenizer, row, run.device, names)
+        with matmul_precision(FP32):  # it is kept, for runs of every precision
+            head = build_classification_head(model.to(run.device), tokenizer, row, run.device, names)
         header = dict(model=pretrained_name(run.model), task=dataset, **made_of)
         checkpoints.save(path, {"weight": head.weight.detach().cpu()}, header, kind="head")
     weight = checkpoints.load(path, kind="head", task=dataset)["weight"]

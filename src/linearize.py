@@ -55,7 +55,8 @@ class LinearizedModel(nn.Module):
 
     Parameters, buffers and submodules are `model`'s own, under its own names: `state_dict()` is `model`'s, so
     checkpoints and task vectors of linear and ordinary models share their keys, and `load_state_dict` sets θ alone.
-    A frozen parameter gets no gradient, but enters the second term where it differs from θ0.
+    A frozen parameter gets no gradient, but enters the second term where it differs from θ0; it is compared again where
+    PyTorch tells that it was written to, which it does not of a write through `.data`.
 
     fused: see the head of this file. Gradients with respect to θ are exact either way; gradients of these
     (`backward(create_graph=True)`) need `fused=False`. The transforms of torch.func take the plain way, too;
@@ -72,6 +73,7 @@ class LinearizedModel(nn.Module):
         init_model = model if init_model is None else init_model
         self.fused = fused
         self.params0 = _copies("parameters", dict(init_model.named_parameters()), dict(model.named_parameters()))
+        self._compared: dict[str, tuple[tuple[torch.Tensor, ...], list[int], bool]] = {}  # see _as_at_start
         self.buffers0 = _copies("buffers", dict(init_model.named_buffers()), dict(model.named_buffers()))
         # `model` itself must not become a submodule, or every name would start with its attribute's.
         object.__setattr__(self, "_function", model.eval())
@@ -113,12 +115,23 @@ class LinearizedModel(nn.Module):
     def _fused(self, params: Weights, inputs: tuple, kwargs: dict[str, Any]) -> tuple[Any, Any]:
         """The same two terms, the former with the graph of their sum to θ."""
         # A frozen parameter that is where it started needs neither gradient nor tangent.
-        moved = {n: p for n, p in params.items() if p.requires_grad or not torch.equal(p, self.params0[n])}
+        moved = {n: p for n, p in params.items() if p.requires_grad or not self._as_at_start(n, p)}
         with torch.no_grad():
             direction = {name: p - self.params0[name] for name, p in moved.items()}
         start = {name: _AtStart.apply(p, self.params0[name]) for name, p in moved.items()}
         fixed = {name: p0 for name, p0 in self.params0.items() if name not in moved}
         return fused_jvp(self._function, start, direction, {**self.buffers0, **fixed}, inputs, kwargs)
+
+    def _as_at_start(self, name: str, parameter: torch.Tensor) -> bool:
+        """Whether a frozen parameter equals θ0: compared again where one of the two is another, or was written to."""
+        pair = parameter, self.params0[name]
+        if any(tensor.is_inference() for tensor in pair):  # these do not tell of being written to
+            return torch.equal(*pair)
+        written = [tensor._version for tensor in pair]
+        known = self._compared.get(name)
+        if known is None or known[0][0] is not pair[0] or known[0][1] is not pair[1] or known[1] != written:
+            known = self._compared[name] = pair, written, torch.equal(*pair)
+        return known[2]
 
     def train(self, mode: bool = True) -> "LinearizedModel":
         """Remember `mode` in `training`; the function that is linearized stays in evaluation mode."""

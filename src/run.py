@@ -9,12 +9,14 @@ from typing import Any
 
 from src.datasets import corruptions, registry
 from src.model_names import ModelName, check_model
+from src.modes import MODES
 from src.ranges import check
 from src.records import Corrupted
 from src.runtime.distributed import cores
 from src.runtime.messages import UsageError, nearest
 from src.runtime.paths import Paths, Places, expanded
 
+PRECISIONS = FP32, TF32, BF16 = ("fp32", "tf32", "bf16")  # of matrix products; see runtime/precision.py
 PLAIN = re.compile(r"[A-Za-z0-9_./:+-]+( [A-Za-z0-9_./:+-]+)*")  # what Hydra reads without quotes
 
 
@@ -41,6 +43,7 @@ class Run:
     pretrained_path: a local file of pre-trained weights, in the place of those that the model's name stands for.
     device: PyTorch's name. jobs: tasks worked on at once. batch_size: images of one forward pass in evaluation.
     corruption: of the test images. skip_corrupt: leave out images that cannot be decoded.
+    precision: of matrix products in fine-tuning, adaptation and evaluation.
 
     `Run.of` fills in what the suite decides; `dataclasses.replace` gives a changed copy.
     """
@@ -56,9 +59,12 @@ class Run:
     batch_size: int = 100
     corruption: Corruption | None = None
     skip_corrupt: bool = False
+    precision: str = FP32
 
     def __post_init__(self):
         check(seed=self.seed, jobs=self.jobs, eval_batch_size=self.batch_size)
+        if self.precision not in PRECISIONS:
+            raise UsageError(f"--precision: expected one of {', '.join(PRECISIONS)}; got {self.precision!r}")
 
     @classmethod
     def of(
@@ -92,6 +98,16 @@ class Run:
     @cached_property
     def paths(self) -> Paths:
         return Paths(self.suite, self.model, self.seed, self.places, str(self.corruption or ""))
+
+    def require_mantissa(self, what: str) -> None:
+        """Raise UsageError where the precision is bf16, which is too coarse for `what`."""
+        if self.precision == BF16:
+            raise UsageError(f"--precision: bf16 has 8 significant bits, too few for {what}; take fp32 or tf32")
+
+    def require_mantissa_of(self, mode: str) -> None:
+        """Raise UsageError where the precision is bf16 and the mode is evaluated as a tangent model."""
+        if MODES[mode].tangent:
+            self.require_mantissa(f"{mode}: f(x; θ0) + J(θ − θ0) loses its second term, a few percent of the first")
 
     @property
     def suite_row(self) -> registry.Suite:
@@ -127,6 +143,8 @@ class Run:
             named["suite"] = self.suite
         if self.corruption:
             named |= {"corruption": self.corruption.name, "severity": self.corruption.severity}
+        if self.precision != FP32:
+            named["precision"] = self.precision
         usual, places = Places(), self.places
         folders = {"save": "save", "results": "results", "cache_dir": "cache", "data_location": "data"}
         named |= {
@@ -159,6 +177,11 @@ def known_device(device: str) -> str:
         kind = torch.device(device).type
     except RuntimeError:
         raise UsageError(f"--device: expected a name of PyTorch's, such as cpu or cuda:0; got {device!r}") from None
+    if kind not in ("cpu", "cuda"):
+        raise UsageError(
+            f"--device: expected cpu or a CUDA GPU, found {device!r}, on which nothing was tried; mps, for one, lacks "
+            "the float64 that kernels, norms and merges need"
+        )
     if kind == "cuda" and not torch.cuda.is_available():
         raise UsageError(f"--device: expected a device of this machine, found no GPU for {device!r}; try --device=cpu")
     return device

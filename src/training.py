@@ -4,7 +4,6 @@ Everything that chance decides in a step (which images, how they are shifted) is
 run that was killed goes on as if it had not been, and any number of processes sees the same batches.
 """
 
-import math
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -22,8 +21,9 @@ from src import checkpoints, store
 from src.datasets import loading
 from src.finetuning.batches import IGNORED, Batches
 from src.finetuning.objectives import JacobianPenalty, worst_nearby
-from src.finetuning.settings import Training, cosine_lr, number_of_steps, set_precision, settings_of
+from src.finetuning.settings import Training, cosine_lr, number_of_steps, settings_of
 from src.finetuning.states import check_finished, kept_steps, remove, resume
+from src.finetuning.tally import Tally
 from src.finetuning.trained import build, write_encoder
 from src.heads import get_classification_head
 from src.linearize import LinearizedModel
@@ -36,8 +36,10 @@ from src.runtime.locks import only_one
 from src.runtime.loggers import Logger
 from src.runtime.messages import NotFinite
 from src.runtime.parallel import in_worker
+from src.runtime.precision import autocast, matmul_precision
 from src.runtime.signals import until_stopped
 
+LOOK = 10  # steps between two looks at what the device holds: for the bar, and whether all of it is finite
 STATES = 6  # times θ0 on disk: a state is weights and two moments, and the new one stands beside the old for a moment
 Batch = tuple[torch.Tensor, torch.Tensor, int]
 
@@ -63,7 +65,8 @@ def finetune(run: Run, task: str, training: Training, world: World = World(), ov
             remove(run, task, training.mode)
         world.barrier()
         torch.manual_seed(run.seed)
-        FineTuning(run, task, training, world).run_to_end()
+        with world.in_step() as together:
+            FineTuning(run, task, training, together).run_to_end()
         world.barrier()
 
 
@@ -99,7 +102,10 @@ class FineTuning:
         self.steps = number_of_steps(training, task, self.batches.per_epoch)
         self.kept = kept_steps(training, self.steps)
         self.trained = [p for p in self.classifier.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.trained, lr=training.lr, weight_decay=training.wd)
+        self.on_gpu = world.device.startswith("cuda")
+        # On a CPU the fused kernel rounds otherwise: the shipped results are those of the loop over tensors.
+        fused = True if self.on_gpu else None
+        self.optimizer = torch.optim.AdamW(self.trained, lr=training.lr, weight_decay=training.wd, fused=fused)
         settings = settings_of(run, task, training) | {"steps": self.steps}
         self.header = dict(model=run.model, task=task, mode=training.mode, seed=run.seed, settings=settings)
         self.header["began_at"] = store.written_fingerprints(run).get("image")
@@ -107,10 +113,9 @@ class FineTuning:
         if self.state.is_file():
             self.first = resume(self.state, self.encoder, self.optimizer, self.header)
             world.print0(f"{task} {training.mode}: goes on from step {self.first} of {self.steps}")
-        self.cast = set_precision(training.precision, world.device)
+        self.cast = autocast(training.precision, world.device)
         self.model = self._compiled()
-        self.seen = self.correct = 0
-        self.total_loss = 0.0
+        self.tally = Tally()
         self.penalty: JacobianPenalty | None = None
         if MODES[training.mode].minimises == TAU_JP:
             assert isinstance(self.encoder, LinearizedModel)
@@ -118,9 +123,14 @@ class FineTuning:
 
     def _compiled(self) -> nn.Module:
         if self.training.compile:
-            # Inside of DDP: compiled around it, DDP's graph optimizer would meet the jvp, which it does not support.
-            self.classifier.compile(backend=self.training.compile)
-        return DistributedDataParallel(self.classifier) if self.world.size > 1 else self.classifier
+            # Without the head: each number of classes would be a graph, and after the eighth nothing is compiled.
+            self.encoder.compile(backend=self.training.compile)
+        if self.world.size == 1:
+            return self.classifier
+        # No buffer changes but BatchNorm's statistics, which no forward pass here reads.
+        return DistributedDataParallel(
+            self.classifier, process_group=self.world.group, broadcast_buffers=False, gradient_as_bucket_view=True
+        )
 
     def run_to_end(self) -> None:
         """The steps that are left, and the checkpoint."""
@@ -142,19 +152,26 @@ class FineTuning:
         )
         passes = [step * training.num_grad_accumulation for step in (self.first, self.steps)]
         stream, penalties = self.batches(*passes), self.penalty.stream(*passes) if self.penalty else None
-        for step in until_stopped(range(self.first, self.steps), self._stopped_at, world.any):
-            loss = self.step(step, stream, penalties) * world.size
+        saved = time.monotonic()
+        for step in until_stopped(range(self.first, self.steps), self._stopped_at, self._agreed):
+            loss = self.step(step, stream, penalties)
             bar.update()
-            if (step + 1) % 10 == 0:
-                bar.set_postfix(loss=f"{loss:.3f}", accuracy=f"{self.correct / max(1, self.seen):.3f}")
-            logger.log({"loss": loss, "lr": self.optimizer.param_groups[0]["lr"]}, step)
-            if step + 1 in self.kept and world.is_primary:
+            logger.log({"loss": loss * world.size, "lr": self.optimizer.param_groups[0]["lr"]}, step)
+            looking, keeping = self._looks_after(step), step + 1 in self.kept
+            saving = training.checkpoint_every > 0 and (step + 1) % training.checkpoint_every == 0
+            if looking or keeping or saving:
+                self._look()
+            if looking:
+                bar.set_postfix(loss=f"{self.tally.last_loss * world.size:.3f}", accuracy=f"{self.tally.accuracy:.3f}")
+                saving |= 0 < training.checkpoint_seconds < time.monotonic() - saved
+            if keeping and world.is_primary:
                 kept = self.run.paths.kept(self.task, training.mode, step + 1)
                 write_encoder(kept, self.encoder, self.header | {"step": step + 1, "processes": world.size})
-            every = training.checkpoint_every
-            if every and (step + 1) % every == 0 and step + 1 < self.steps:
+            if saving and step + 1 < self.steps:
                 self._save(step)
+                saved = time.monotonic()
         bar.close()
+        self._look()
         logger.close()
         if world.is_primary:
             header = self.header | {"step": self.steps, "processes": world.size}
@@ -162,49 +179,71 @@ class FineTuning:
             self.state.unlink(missing_ok=True)
         done = self.steps - self.first
         world.print0(
-            f"{name}: {self.steps} steps, training loss {self.total_loss * world.size / max(1, done):.3f}, "
-            f"accuracy {self.correct / max(1, self.seen):.3f}, {done / max(1e-9, time.time() - began):.1f} steps/s"
+            f"{name}: {self.steps} steps, training loss {self.tally.loss * world.size / max(1, done):.3f}, "
+            f"accuracy {self.tally.accuracy:.3f}, {done / max(1e-9, time.time() - began):.1f} steps/s"
         )
 
+    def _looks_after(self, step: int) -> bool:
+        return (step + 1) % LOOK == 0
+
+    def _agreed(self, asked: bool) -> bool:
+        """Whether to stop, for all processes; GPUs are waited for at a look alone."""
+        if self.world.size > 1 and self.on_gpu and not self._looks_after(self.tally.last_step):
+            return False
+        return self.world.any(asked)
+
+    def _look(self) -> None:
+        """Take in what the steps since the last look left on the device. Raises NonFiniteLoss.
+
+        The gradient is shared by all processes, the loss is not: it stops every one of them at the same look.
+        """
+        if broken := self.tally.look():
+            raise NonFiniteLoss(self._diagnosis(*broken))
+
     def _save(self, step: int) -> None:
-        """Keep the state after a step."""
+        """Keep the state after a step. Raises NonFiniteLoss for a broken one, and leaves the last as it is."""
         if self.world.is_primary:
             weights, header = {"model": self.encoder.state_dict()}, self.header | {"step": step + 1}
+            tensors = checkpoints.state_tensors(weights, {"optimizer": self.optimizer}).values()
+            if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
+                raise NonFiniteLoss(self._diagnosis(step, self.tally.last_loss))
             checkpoints.save_state(self.state, weights, {"optimizer": self.optimizer}, header, kind="training state")
 
     def _stopped_at(self, step: int) -> None:
         """Keep the state of a run that was asked to stop, unless it keeps none."""
-        if self.training.checkpoint_every:
+        if self.training.checkpoint_every or self.training.checkpoint_seconds:
+            self._look()
             self._save(step)
         self.world.barrier()  # the others' end would end this process too
 
-    def step(self, step: int, stream: Iterator[Batch], penalties: Iterator[torch.Tensor] | None = None) -> float:
-        """One optimizer step; gives this process's share of its loss. Raises NonFiniteLoss."""
+    def step(self, step: int, stream: Iterator[Batch], penalties: Iterator[torch.Tensor] | None = None) -> torch.Tensor:
+        """One optimizer step; gives this process's share of its loss, which stays on the device."""
         training = self.training
         for group in self.optimizer.param_groups:
             group["lr"] = cosine_lr(step, self.steps, training.lr, training.warmup_length)
         passes: Iterable[Batch] = islice(stream, training.num_grad_accumulation)
-        if training.rho is None:
-            step_loss = self._gradient(step, passes, penalties)
-        else:
-            passes = list(passes)
-            step_loss = self._gradient(step, passes)
-            with worst_nearby(self.trained, training.rho):
-                self._gradient(step, passes, count=False)
-        self.optimizer.step()
-        self.total_loss += step_loss
-        return step_loss
+        with matmul_precision(training.precision):
+            if training.rho is None:
+                loss, norm = self._gradient(passes, penalties)
+            else:
+                passes = list(passes)
+                loss, norm = self._gradient(passes)
+                with worst_nearby(self.trained, training.rho):
+                    norm = norm + self._gradient(passes, count=False)[1]
+            self.optimizer.step()
+        self.tally.add(step, loss, norm)
+        return loss
 
     def _gradient(
-        self, step: int, passes: Iterable[Batch], penalties: Iterator[torch.Tensor] | None = None, count: bool = True
-    ) -> float:
-        """Leave the clipped gradient at the weights as they are; gives this process's share of the step's loss.
+        self, passes: Iterable[Batch], penalties: Iterator[torch.Tensor] | None = None, count: bool = True
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Leave the clipped gradient at the weights as they are; gives this process's share of the loss, and the norm.
 
-        count: whether images count for the training accuracy. Raises NonFiniteLoss.
+        count: whether images count for the training accuracy.
         """
         training, world = self.training, self.world
         self.optimizer.zero_grad()
-        step_loss = 0.0
+        losses = []
         for micro, (images, labels, size) in enumerate(passes, 1):
             if isinstance(self.model, DistributedDataParallel):
                 self.model.require_backward_grad_sync = micro == training.num_grad_accumulation
@@ -216,15 +255,11 @@ class FineTuning:
                 # Not by way of DDP: its hooks see a parameter's gradient once, when that of both terms has come.
                 loss = loss + next(penalties)
             (loss * world.size / (1 if training.sum_gradients else training.num_grad_accumulation)).backward()
-            step_loss += loss.item() / training.num_grad_accumulation
+            losses.append(loss.detach())
             if count:
-                self.correct += int((logits.argmax(1) == labels).sum())
-                self.seen += int((labels != IGNORED).sum())
+                self.tally.count((logits.argmax(1) == labels).sum(), (labels != IGNORED).sum())
         norm = torch.nn.utils.clip_grad_norm_(self.trained, training.clip)
-        # The gradient is shared by all processes, the loss is not: it stops every one of them at the same step.
-        if not (math.isfinite(step_loss) and math.isfinite(norm)):
-            raise NonFiniteLoss(self._diagnosis(step, step_loss))
-        return step_loss
+        return torch.stack(losses).sum() / training.num_grad_accumulation, norm
 
     def _diagnosis(self, step: int, loss: float) -> str:
         kept = f"the last good state is kept in {self.state}" if self.state.is_file() else "no state had been saved yet"

@@ -466,6 +466,41 @@ def test_an_entropy_that_is_no_number_stops_and_keeps_the_last_good_state(tmp_pa
     assert mended.adaptation == whole.adaptation
 
 
+def test_states_are_kept_by_the_clock(tmp_path, monkeypatch):
+    """Where so many seconds have passed, and at the end."""
+    now, kept = [0.0], []
+    monkeypatch.setattr(adaptation.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(adaptation.Steps, "_save", lambda self: kept.append(self.done))
+
+    def log(values, step):
+        now[0] += 10
+
+    for seconds, expected in ((25, [3, 6, 8]), (0, [])):
+        progress = Progress(log=log, state=tmp_path / "kept.state", save_seconds=seconds)
+        small(AdaMerging, steps=8).merge(problem(progress=progress))
+        assert kept == expected
+        kept.clear()
+
+
+@pytest.mark.parametrize("free, together", [(None, 4), (10**12, 4), (3500, 2), (1, 1)])
+def test_a_pass_takes_as_many_batches_as_memory_holds(monkeypatch, free, together):
+    """Of 4 x 5 images that would be together; one batch at least, and the same gradient."""
+    monkeypatch.setattr(adaptation, "free_memory", lambda device: free)
+    monkeypatch.setattr(adaptation, "bytes_of_pass", lambda encoder, tangent: 100.0)
+    monkeypatch.setattr(adaptation, "bytes_of", lambda tensors: 300)
+    seen, grads = [], []
+    features_at = adaptation.features_at
+    monkeypatch.setattr(adaptation, "features_at", lambda *which: seen.append(len(which[2])) or features_at(*which))
+    for size in (20, 5):
+        model = MergedModel(problem(), small(AdaMerging, pass_size=size, batch_size=5))
+        lam = model.coefficients("task").requires_grad_()
+        model.backward(lam, [0, 1])
+        grads.append(lam.grad)
+        assert model.together == (min(together, size // 5))
+    assert max(seen) == 5 * together
+    torch.testing.assert_close(*grads)
+
+
 def test_without_a_state_a_stop_promises_none(tmp_path):
     progress = Progress(state=tmp_path / "kept.state", save_every=1)
     broken = problem(batch=lambda *which: images(*which) * float("nan"), progress=progress)

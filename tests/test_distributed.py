@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -18,6 +19,7 @@ from src.datasets import loading as data
 from src.datasets.base import Pixels
 from src.evaluation import ORIGIN, Line, score
 from src.modeling import ImageEncoder
+from src.runtime import distributed
 from src.runtime.distributed import World, check_devices, cores
 from src.runtime.messages import UsageError
 from src.runtime.paths import ROOT
@@ -49,6 +51,50 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
         monkeypatch.setenv(name, str(value))
     with pytest.raises(UsageError, match="--nproc-per-node: expected at most the 2 GPUs of this machine, found 4"):
         check_devices("cuda")
+
+
+def test_srun_may_show_each_rank_its_own_gpu(monkeypatch):
+    """Ranks that torchrun did not start: what it starts on too few GPUs is refused as before."""
+    names = {
+        "RANK": 2,
+        "WORLD_SIZE": 4,
+        "LOCAL_RANK": 2,
+        "LOCAL_WORLD_SIZE": 4,
+        "MASTER_ADDR": "here",
+        "MASTER_PORT": 1,
+    }
+    for name, value in names.items():
+        monkeypatch.setenv(name, str(value))
+    chosen = []
+
+    @contextmanager
+    def joined(device, *which):
+        yield device
+
+    monkeypatch.setattr(distributed, "_joined", joined)
+    monkeypatch.setattr(distributed, "_meeting", None)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    for gpus, expected in ((1, "cuda:0"), (2, "cuda:0"), (4, "cuda:2")):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda gpus=gpus: gpus)
+        with distributed.torchrun("cuda") as world:
+            assert world == World(2, 4, expected) and chosen.pop() == expected
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    check_devices("cuda")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    with pytest.raises(UsageError, match="--nproc-per-node: expected at most the 1 GPUs"):
+        check_devices("cuda")
+
+
+def test_processes_that_step_together_wait_half_an_hour(monkeypatch):
+    groups, ended = [], []
+    monkeypatch.setattr(torch.distributed, "new_group", lambda timeout: groups.append(timeout) or "group")
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", ended.append)
+    with World(0, 2).in_step() as world:
+        assert world == World(0, 2, group="group") and not ended
+    assert groups == [distributed.IN_STEP] and ended == ["group"] and distributed.IN_STEP < distributed.PATIENCE
+    with World().in_step() as world:
+        assert world == World() and len(groups) == 1
 
 
 SHARING = """

@@ -246,7 +246,14 @@ def test_a_tilde_is_the_home_folder_in_flags_and_keys_alike(monkeypatch, tmp_pat
     names = ("save", "results", "cache-dir", "data-location", "pretrained-path")
     flags = ["--model=ViT-B-32", *(f"--{name}=~/x" for name in names)]
     keys = args.shared_flags() | {name.replace("-", "_"): "~/x" for name in names} | {"model": "ViT-B-32"}
-    keys |= {"finetuning_mode": "standard", "DATASETS": "MNIST", "num_tasks": 8, "save_every": 0, "eval_every": 0}
+    keys |= {
+        "finetuning_mode": "standard",
+        "DATASETS": "MNIST",
+        "num_tasks": 8,
+        "save_every": 0,
+        "save_seconds": 0,
+        "eval_every": 0,
+    }
     keys |= {"scope": "visual", "encoders": {"MNIST": "~/x"}, "unseen": [], "search": {}, "format": "suite"}
     keys |= {"output": "~/x.safetensors", "wandb": False, "tensorboard": False}
     run, options = take_options(keys)

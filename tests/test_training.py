@@ -18,13 +18,17 @@ import finetune as script
 from src import args as arguments
 from src import checkpoints, store, training
 from src.datasets import loading
+from src.datasets.base import Pixels
+from src.datasets.examples import Subset
 from src.experiments import finetuning
 from src.finetuning import batches
-from src.finetuning.settings import OF_SOME_MODES, set_precision
+from src.finetuning import settings as settings_of_training
+from src.finetuning.settings import OF_SOME_MODES
+from src.finetuning.tally import Tally
 from src.finetuning.trained import attention_weights
 from src.heads import get_classification_head
 from src.linearize import LinearizedImageEncoder
-from src.modeling import ImageEncoder
+from src.modeling import ClassificationHead, ImageEncoder
 from src.modes import ATTENTION, LOW_RANK, MODES, TRAINED
 from src.runtime import seeds
 from src.runtime.distributed import World, cores, launch
@@ -401,7 +405,7 @@ def losses(monkeypatch, run, settings) -> list[float]:
         def __init__(self, *arguments): ...
         def close(self): ...
         def log(self, values, step):
-            found.append(values["loss"])
+            found.append(float(values["loss"]))
 
     monkeypatch.setattr(training, "Logger", Recorder)
     finetune(run, settings)
@@ -424,14 +428,13 @@ def test_bf16_is_refused_where_it_would_lose_the_tangent(make_training, mode):
         make_training(f"--finetuning-mode={mode}", "--precision=bf16")
 
 
-def test_precision_is_set_for_the_process(make_training):
-    for precision, matmul, autocast in (("tf32", "high", False), ("bf16", "highest", True), ("fp32", "highest", False)):
-        with set_precision(precision, "cpu"):
-            assert torch.is_autocast_enabled("cpu") == autocast
-        assert torch.get_float32_matmul_precision() == matmul
+@pytest.mark.parametrize("mode", [mode for mode in TRAINED if MODES[mode].tangent])
+def test_compiling_what_cannot_be_is_refused(make_training, mode):
+    with pytest.raises(UsageError, match=f"of which {mode} is made, so nothing would be compiled"):
+        make_training(f"--finetuning-mode={mode}", "--compile")
 
 
-@pytest.mark.parametrize("mode", TRAINED)
+@pytest.mark.parametrize("mode", [mode for mode in TRAINED if not MODES[mode].tangent])
 def test_compiled_training_is_the_same(make_training, tmp_path, mode):
     """With the backend that traces as the default one does, and then runs what it traced."""
     flags = (*flags_of(mode), "--steps=2", "--batch-size=4")
@@ -445,6 +448,154 @@ def test_compiled_training_is_the_same(make_training, tmp_path, mode):
     (plain, _), (compiled, _) = plain, compiled
     assert_near(plain, weights(plain, mode), weights(compiled, mode))
     assert checkpoints.header(compiled.paths.checkpoint("signs", mode))["settings"]["compile"] == "eager"
+
+
+def test_ten_heads_share_the_graphs_of_one_encoder(make_training, monkeypatch):
+    """And so does an epoch's last batch, which is smaller: PyTorch gives compiling up at the ninth graph."""
+    run, settings = make_training("--steps=2", "--batch-size=4", "--compile=eager", "--checkpoint-seconds=0")
+    store.write_pretrained(run)
+    torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()
+    for classes in range(2, 12):
+        head = ClassificationHead(torch.randn(classes, 128, generator=torch.Generator().manual_seed(classes)))
+        monkeypatch.setattr(training, "get_classification_head", lambda run, task, head=head: head)
+        examples = Pixels(np.zeros((7, 32, 32, 3), np.uint8), np.arange(7) % classes)
+        monkeypatch.setattr(loading, "training_examples", lambda run, task, examples=examples: examples)
+        tuning = training.FineTuning(run, "signs", settings, World())
+        stream = tuning.batches(0, 2)
+        for number in range(2):
+            tuning.step(number, stream)
+    stats = dict(torch._dynamo.utils.counters["stats"])
+    torch.compiler.reset()
+    assert 1 <= stats["unique_graphs"] <= 3, stats
+    assert not torch._dynamo.utils.counters["graph_break"]
+
+
+def test_frozen_weights_are_compared_again_only_after_a_write(make_run, monkeypatch):
+    encoder = LinearizedImageEncoder(make_run())
+    frozen = encoder.model.visual.ln_pre.weight.requires_grad_(False)
+    images, compared, equal = torch.randn(2, 3, 32, 32), [], torch.equal
+
+    def counted(*pair):
+        compared.append(1)
+        return equal(*pair)
+
+    monkeypatch.setattr(torch, "equal", counted)
+    at_start = encoder(images)
+    assert compared
+    compared.clear()
+    assert equal(encoder(images), at_start) and not compared
+    with torch.no_grad():
+        frozen.add_(1)
+    moved = encoder(images)
+    assert len(compared) == 1 and not equal(moved, at_start)
+    encoder.load_state_dict(encoder.state_dict() | {"model.visual.ln_pre.weight": frozen - 1})
+    torch.testing.assert_close(encoder(images), at_start)
+
+
+def test_states_are_saved_by_the_clock(make_training, monkeypatch):
+    """At a look at the numbers, every ten steps, where so much time has passed; steps say nothing to it."""
+    now, saved = [0.0], []
+    monkeypatch.setattr(training.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(training.FineTuning, "_save", lambda self, step: saved.append(step))
+    step = training.FineTuning.step
+
+    def slow(self, *which):
+        now[0] += 7
+        return step(self, *which)
+
+    monkeypatch.setattr(training.FineTuning, "step", slow)
+    finetune(*make_training("--steps=60", "--batch-size=1", "--tasks=signs", "--checkpoint-seconds=130"))
+    assert saved == [19, 39]
+    saved.clear()
+    flags = ("--steps=30", "--batch-size=1", "--tasks=signs", "--checkpoint-seconds=0", "--checkpoint-every=12")
+    run, settings = make_training(*flags)
+    training.finetune(run, "signs", settings, overwrite=True)
+    assert saved == [11, 23]
+
+
+def test_the_usual_state_is_kept_by_time_alone(make_training):
+    settings = make_training()[1]
+    assert (settings.checkpoint_every, settings.checkpoint_seconds) == (0, 300)
+
+
+@pytest.mark.parametrize("broken", ["weight", "moment"])
+def test_a_state_that_is_no_number_never_takes_the_place_of_a_good_one(make_training, monkeypatch, broken):
+    """Also where loss and gradient were finite."""
+    run, settings = make_training("--steps=9", "--batch-size=4", "--tasks=signs", "--checkpoint-every=2")
+    step = training.FineTuning.step
+
+    def breaking(self, number, *which):
+        loss = step(self, number, *which)
+        if number == 3:
+            first = self.trained[0]
+            target = first if broken == "weight" else self.optimizer.state[first]["exp_avg"]
+            target.data.view(-1)[0] = float("inf")
+        return loss
+
+    monkeypatch.setattr(training.FineTuning, "step", breaking)
+    with pytest.raises(training.NonFiniteLoss, match="at step 3 of 9; the last good state is kept"):
+        finetune(run, settings)
+    state = checkpoints.Checkpoint(run.paths.training_state("signs", "standard"), kind="training state")
+    assert state.header["step"] == 2 and all(torch.isfinite(state[key]).all() for key in state)
+
+
+@pytest.mark.parametrize("which", ["loss", "norm"])
+def test_the_first_step_that_is_no_number_is_named(which):
+    tally = Tally()
+    for number in range(3, 9):
+        loss, norm = torch.tensor(0.5), torch.tensor(2.0)
+        if number in (5, 7):
+            loss, norm = (loss * float("nan"), norm) if which == "loss" else (loss, norm * float("inf"))
+        tally.count(torch.tensor(3), torch.tensor(4))
+        tally.add(number, loss, norm)
+    step, loss = tally.look()
+    assert step == 5 and (loss != loss) == (which == "loss") and tally.last_step == 8
+    assert tally.accuracy == 0.75 and tally.look() is None
+
+
+def test_pixels_are_normalised_to_the_bit_as_torchvision_does(make_training):
+    """Of images that decoding processes send as they are; also by a transform of another end, which stays whole."""
+    run, settings = make_training("--batch-size=5", "--workers=0")
+    pixels = np.random.default_rng(0).integers(0, 256, (7, 40, 48, 3), dtype=np.uint8)
+    encoder, examples = ImageEncoder(run), Pixels(pixels, np.arange(7))
+    ours = training.Batches(run, settings, encoder, examples, World(), "signs")
+    sent = ours._until_pixels()(examples[0])
+    assert sent.dtype == torch.uint8 and tuple(sent.shape) == (3, 32, 32)
+    usual = encoder.train_preprocess
+    encoder.train_preprocess = torch.nn.Sequential(usual)  # the whole of it in the decoding process
+    theirs = training.Batches(run, settings, encoder, examples, World(), "signs")
+    whole = list(theirs(0, 4))
+    encoder.train_preprocess = usual
+    for (one, labels, _), (other, same, _) in zip(ours(0, 4), whole, strict=True):
+        assert torch.equal(one, other) and torch.equal(labels, same) and one.stride() == other.stride()
+
+
+def test_an_epochs_order_and_a_subsets_labels_are_made_once(monkeypatch):
+    made, randperm = [], torch.randperm
+    monkeypatch.setattr(torch, "randperm", lambda *which, **named: made.append(1) or randperm(*which, **named))
+    for number in range(12):
+        seeds.batch_indices(23, 4, number, seed=987654321)
+    assert len(made) == 2
+
+    class Counted:
+        gathered = 0
+
+        @property
+        def labels(self):
+            type(self).gathered += 1
+            return np.arange(9)
+
+    some = Subset(Counted(), np.array([4, 2]))
+    assert [int(some.labels[i]) for i in (0, 1, 0)] == [4, 2, 4] and Counted.gathered == 1
+
+
+def test_decoding_processes_share_the_cores(make_training, monkeypatch):
+    monkeypatch.setattr(settings_of_training, "cores", lambda: 12)
+    assert make_training("--tasks=signs")[1].workers == 12
+    assert make_training("--tasks", "signs", "digits", "--jobs=8")[1].workers == 6
+    assert make_training("--tasks=signs", "--world-size=4")[1].workers == 3
+    assert make_training("--tasks=signs", "--workers=7")[1].workers == 7
 
 
 def test_a_state_of_other_settings_is_refused(make_training, monkeypatch):

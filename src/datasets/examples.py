@@ -7,6 +7,7 @@ import re
 import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -147,7 +148,7 @@ class Subset:
     examples: FileExamples
     indices: np.ndarray  # (n,) int64
 
-    @property
+    @cached_property
     def labels(self) -> np.ndarray:
         return self.examples.labels[self.indices]
 

@@ -119,12 +119,18 @@ def evaluation_batches(
     first, stop = (len(images) * part // of for part in (which, which + 1))
     for start in range(first, stop, run.batch_size):
         part = slice(start, min(start + run.batch_size, stop))
-        yield batch_of(images.pixels[part], encoder, run.device), torch.from_numpy(images.labels[part]).to(run.device)
+        yield batch_of(images.pixels[part], encoder, run.device), on_device(images.labels[part], run.device)
 
 
 def batch_of(pixels: np.ndarray, encoder, device: str) -> torch.Tensor:
     """uint8 (n, side, side, 3) to what `encoder` takes."""
-    return normalise(torch.from_numpy(np.array(pixels)).to(device), encoder.mean, encoder.std)
+    return normalise(on_device(pixels, device), encoder.mean, encoder.std)
+
+
+def on_device(values: np.ndarray, device: str) -> torch.Tensor:
+    """A copy of an array. A GPU makes its own after what it has to do before, and is not waited for."""
+    tensor = torch.from_numpy(np.array(values))
+    return tensor.pin_memory().to(device, non_blocking=True) if device.startswith("cuda") else tensor.to(device)
 
 
 def centre_crop(image, side: int) -> np.ndarray:
@@ -138,5 +144,11 @@ def centre_crop(image, side: int) -> np.ndarray:
 
 def normalise(pixels: torch.Tensor, mean, std) -> torch.Tensor:
     """uint8 (n, H, W, 3) to float (n, 3, H, W), normalised, where the pixels are."""
-    mean, std = (torch.tensor(c, device=pixels.device).view(1, 3, 1, 1) for c in (mean, std))
+    mean, std = (channels(tuple(values), pixels.device) for values in (mean, std))
     return (pixels.permute(0, 3, 1, 2).float() / 255 - mean) / std
+
+
+@lru_cache(maxsize=16)
+def channels(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    """(1, 3, 1, 1) on the device, made once: each copy of numbers to a GPU waits for all that it has to do."""
+    return torch.tensor(values, device=device).view(1, 3, 1, 1)

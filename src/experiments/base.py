@@ -36,7 +36,7 @@ def carry_out(
     config = run.config(**options)
 
     def there(before: Mapping[str, str]) -> bool:
-        return not overwrite and results.skip_existing(path, config, ("tasks", *options), before)
+        return not overwrite and results.skip_existing(path, config, ("tasks", "precision", *options), before)
 
     if there(made_of()):
         return None

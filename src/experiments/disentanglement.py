@@ -31,6 +31,7 @@ from src.records import Corrupted
 from src.run import Run
 from src.runtime.messages import UsageError
 from src.runtime.parallel import map_tasks
+from src.runtime.precision import matmul_precision
 
 Pair = tuple[str, str]
 
@@ -73,6 +74,7 @@ def measure_disentanglement(
     What is None has the suite's value.
     """
     check(n_points=n_points, num_samples=num_samples, range=range)
+    run.require_mantissa("the disentanglement error, which counts predictions that differ a little")
     low, high = range
     if not (np.isfinite([low, high]).all() and low <= -1 and high >= 1):
         raise UsageError(f"--range: expected an interval that contains the box [-1, 1]; got {low:g} {high:g}")
@@ -106,6 +108,11 @@ def _record(
 
 def term(job: tuple[Pair, int], run: Run, mode: str, alphas: np.ndarray, num_samples: int | None) -> Term:
     """One task's term of ξ for a pair of tasks: on the images and the head of `pair[own]`, for job = (pair, own)."""
+    with matmul_precision(run.precision):
+        return _term(job, run, mode, alphas, num_samples)
+
+
+def _term(job: tuple[Pair, int], run: Run, mode: str, alphas: np.ndarray, num_samples: int | None) -> Term:
     pair, own = job
     encoder = store.encoder(run)
     head = get_classification_head(run, pair[own]).to(run.device)

@@ -30,6 +30,7 @@ from src.ranges import check
 from src.records import Corrupted, Grid
 from src.run import Run
 from src.runtime.parallel import map_tasks
+from src.runtime.precision import matmul_precision
 from src.task_vectors import TaskVector
 from src.tensors import moved
 
@@ -70,6 +71,7 @@ def geometric_mean(ratios: Sequence[float]) -> float:
 def measure_layerwise(run: Run, mode: str, num_samples: int = LAYERWISE_SAMPLES, overwrite: bool = False) -> None:
     """Write layerwise_<mode>.json. num_samples: test images of each task."""
     check(num_samples=num_samples)
+    run.require_mantissa("small differences of features")
     made_of = partial(store.made_of, run, mode, run.tasks)
     options = {"num_samples": num_samples}
     record = carry_out(LAYERWISE, mode, run, options, lambda: _record(run, mode, num_samples), overwrite, made_of)
@@ -109,7 +111,9 @@ def on_task(
     encoder = store.encoder(run)
     images = spread_images(run, task, "test", num_samples)
     vectors = [store.task_vector(run, other, mode) for other in run.tasks]
-    return measured(encoder, images.split(run.batch_size), vectors, parts, run.tasks.index(task), MODES[mode].tangent)
+    own, tangent = run.tasks.index(task), MODES[mode].tangent
+    with matmul_precision(run.precision):
+        return measured(encoder, images.split(run.batch_size), vectors, parts, own, tangent)
 
 
 @torch.no_grad()

@@ -44,6 +44,7 @@ from src.run import Run
 from src.runtime import results
 from src.runtime.messages import UsageError, few, nearest
 from src.runtime.parallel import map_tasks
+from src.runtime.precision import matmul_precision
 from src.task_vectors import TaskVector
 
 # Names of results of main.py; further ones by --methods.
@@ -135,6 +136,7 @@ def see_merged_models(
     Raises UsageError for an unknown name, MissingResult where no method has results.
     """
     check(num_samples=num_samples)
+    run.require_mantissa("small differences of features")
     named = known_variants(methods or USUAL)
     labels = [variant_label(variant) for variant in named]
     options = {"methods": labels, "num_samples": num_samples}
@@ -272,6 +274,11 @@ def merged(run: Run, mode: str, one: Chosen) -> Iterator[list[Model]]:
 
 
 def looked_at(model: Model, run: Run, mode: str, num_samples: int) -> Look:
+    with matmul_precision(run.precision):
+        return _looked_at(model, run, mode, num_samples)
+
+
+def _looked_at(model: Model, run: Run, mode: str, num_samples: int) -> Look:
     tangent = MODES[mode].tangent
     own = store.task_vector(run, model.task, mode)
     vector = own if model.vector is None else model.vector

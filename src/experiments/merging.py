@@ -29,7 +29,7 @@ from src.modes import EVALUATED
 from src.published.export import FORMATS, export_for_others, files_for_others, merge_of
 from src.ranges import check
 from src.records import Adaptation, Merging, checked
-from src.run import Run, task_names
+from src.run import FP32, Run, task_names
 from src.runtime import results
 from src.runtime.cost import measured
 from src.runtime.distributed import from_primary, is_primary
@@ -38,6 +38,7 @@ from src.runtime.locks import only_one
 from src.runtime.loggers import Logger, Loggers
 from src.runtime.messages import UsageError, nearest
 from src.runtime.paths import expanded
+from src.runtime.precision import matmul_precision
 
 Record = Merging
 
@@ -65,6 +66,7 @@ class Options:
     unseen: tasks that are scored without being merged. output: where to write the merged encoder; format: whose.
     search: options of the method among whose values validation chooses, such as {"k": [10, 20]}.
     save_every, eval_every: steps of an adaptation between kept states and between watched accuracies; 0: none.
+    save_seconds: between kept states; 0: by steps alone.
     """
 
     source: Source = Source()
@@ -72,7 +74,8 @@ class Options:
     search: tuple[tuple[str, tuple[Any, ...]], ...] = ()
     output: Path | None = None
     format: str = FORMATS[0]
-    save_every: int = 50
+    save_every: int = 0
+    save_seconds: float = 300
     eval_every: int = 0
     loggers: Loggers = Loggers()
     overwrite: bool = False
@@ -101,7 +104,7 @@ def take_options(flags: dict[str, Any]) -> tuple[Run, Options]:
         raise UsageError(f"finetuning_mode: {mode!r} does not exist{nearest(mode, EVALUATED)} Known: {EVALUATED}")
     check(num_tasks=count)
     run = take_run(flags | {"tasks": str(named) if isinstance(named, int) else named or str(count)})
-    steps = {name: flags[name] for name in ("save_every", "eval_every")}
+    steps = {name: flags[name] for name in ("save_every", "save_seconds", "eval_every")}
     if steps["eval_every"] is None:
         steps["eval_every"] = run.protocol.watch_every
     check(**steps)
@@ -174,7 +177,7 @@ def _there(run: Run, method: Method, options: Options, name: str) -> bool:
     states = states_of(run.paths.adaptation_state(name))
     if options.overwrite or options.output or any(map(results.exists, states)):
         return False
-    decisive, config = ("tasks", "method", "encoders", "search"), run.config(**_config(method, options))
+    decisive, config = ("tasks", "precision", "method", "encoders", "search"), run.config(**_config(method, options))
     return results.skip_existing(run.paths.result(name), config, decisive, _made_of(run, options))
 
 
@@ -190,11 +193,11 @@ def _merge(run: Run, method: Method, options: Options, name: str) -> None:
         watch = Watch(run, source.mode, options.eval_every, watched, logger.log)
         if options.overwrite and is_primary():
             _remove(*states, watched)
-        progress = Progress(watch, logger.log, state, options.save_every)
+        progress = Progress(watch, logger.log, state, options.save_every, options.save_seconds)
         plain = label(method, search).replace("=", "-")  # Hydra takes no "=" in method.mask_file=...
         problem = read_problem(run, source, plain, progress)
         Denominators.of(run, source.mode, (*run.tasks, *options.unseen))  # missing ones are told before long work
-        with measured(run.device) as cost:
+        with measured(run.device) as cost, matmul_precision(FP32):
             made = Searched.over(method, search, problem) if search else method.merge(problem)
     if options.unseen and made.per_task:
         raise UsageError(f"unseen: {method.name} makes a model for each merged task, and none for {options.unseen[0]}")
@@ -286,6 +289,7 @@ def _config(method: Method, options: Options) -> dict[str, Any]:
         "method": vars(method),
         "output": options.output,
         "save_every": options.save_every,
+        "save_seconds": options.save_seconds,
         "eval_every": options.eval_every,
     }
 

@@ -26,6 +26,7 @@ from src.records import Corrupted, Grid
 from src.run import Run
 from src.runtime.messages import UsageError
 from src.runtime.parallel import map_tasks
+from src.runtime.precision import matmul_precision
 
 
 class Spectrum(TypedDict):
@@ -87,10 +88,11 @@ def localize_kernel(
     """Write ntk_<reduction>.json.
 
     reduction: over the outputs of the head. pairs: (task, control); by default the suite's. num_samples: images of the
-    task, held out of it, and of the control. chunk_size: images whose gradients are held at once, by default 4 GiB.
-    ranks: numbers of eigenfunctions, or shares of the trace.
+    task, held out of it, and of the control. chunk_size: images whose gradients are held at once, by default as memory
+    allows. ranks: numbers of eigenfunctions, or shares of the trace.
     """
     check(num_samples=num_samples, chunk_size=chunk_size, ranks=ranks)
+    run.require_mantissa("the tangent kernel, whose small eigenvalues it would drown")
     counts = [rank for rank in ranks if isinstance(rank, int)]
     if tuple(ranks) != NTK_RANKS and max(counts, default=0) > num_samples:
         raise UsageError(f"--ranks: expected at most the {num_samples} of --num-samples; got {max(counts)}")
@@ -158,7 +160,8 @@ def localization(
         parameter.requires_grad_(name.startswith(VISUAL))
     try:
         head = get_classification_head(run, task).to(run.device)
-        kernel = ntk.tangent_kernel(encoder, head, images, reduction=reduction, chunk_size=chunk_size).numpy()
+        with matmul_precision(run.precision):
+            kernel = ntk.tangent_kernel(encoder, head, images, reduction=reduction, chunk_size=chunk_size).numpy()
     finally:
         encoder.requires_grad_(False)
     inside, heldout, outside = slice(0, n), slice(n, 2 * n), slice(2 * n, 3 * n)

@@ -5,10 +5,11 @@ import shlex
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,17 +18,35 @@ from src.args import BOTH
 from src.datasets.registry import BENCHMARKS
 from src.experiments import studies
 from src.experiments.merging import variant_result
-from src.experiments.registry import ADDITION, ANALOGIES, EXPERIMENTS, SINGLE_TASK, Experiment
+from src.experiments.registry import (
+    ADDITION,
+    ANALOGIES,
+    DISENTANGLEMENT,
+    EXPERIMENTS,
+    LAYERWISE,
+    MERGED_MODELS,
+    NTK,
+    SINGLE_TASK,
+    Experiment,
+)
 from src.experiments.stages import REPORT, STAGES, chosen
 from src.merging.base import Variant
 from src.merging.registry import METHODS, variants
 from src.model_names import random_name
 from src.modes import EVALUATED, MODES, SCOPES, TRAINED, usual
+from src.ranges import RANGES, check
 from src.reporting.shipped import compared_with_shipped, recorded_seconds
 from src.run import Corruption, Run, override
 from src.runtime import results
 
 FINETUNE, MERGE = "finetune", "main"
+# Flags of reproduce.py that only some scripts have.
+FORWARDED = {
+    "workers": (FINETUNE,),
+    "compile": (FINETUNE,),
+    "num_samples": tuple(row.script for row in (DISENTANGLEMENT, NTK, LAYERWISE, MERGED_MODELS)),
+    "chunk_size": (NTK.script,),
+}
 SUBSETS = (2, 4, 8, 16)  # numbers of tasks
 TSV_C_RANKS = (0.01, 0.03, 0.06, 0.25, 0.5)  # of r; 1/T is the default
 PRUNED_TO = (1.0, 2.0, 5.0, 20.0, 40.0)  # percent of the weights; 10 is the default
@@ -282,6 +301,16 @@ def scoped(command: Command, scope: str) -> Command:
     return replace(command, flags=(*command.flags, f"scope={scope}"), outputs=tuple(outputs))
 
 
+def with_forwarded(command: Command, given: Mapping[str, Any]) -> Command:
+    """The command with those of FORWARDED that its script has. What is not given has the script's default."""
+    tangent = any(f"--finetuning-mode={mode.name}" in command.flags for mode in MODES.values() if mode.tangent)
+    named = {name: value for name, value in given.items() if value is not None and command.script in FORWARDED[name]}
+    if tangent:
+        named.pop("compile", None)  # finetune.py refuses it of tangent models
+    flags = (f"--{name.replace('_', '-')}={value}" for name, value in named.items())
+    return replace(command, flags=(*command.flags, *flags))
+
+
 def _tables(run: Run) -> list[Command]:
     return [Command("make_tables", _reported(run), (run.paths.tables(),))]
 
@@ -352,19 +381,22 @@ def reproduce(
     dry_run: bool = False,
     scope: str = SCOPES[0],
     overwrite: bool = False,
+    **forwarded: Any,
 ) -> None:
     """Run the stages of every seed, then tables, figures and the page. only: names of stages.
 
-    scope: of the vectors that are merged, or "both", one after the other.
+    scope: of the vectors that are merged, or "both", one after the other. forwarded: values of FORWARDED, by name.
 
     A command that fails is reported, those that do not need it still run, and the exit status is 1.
     """
+    run.require_mantissa("the tangent models of the suite")
+    check(**{name: value for name, value in forwarded.items() if name in RANGES})
     began, program = time.time(), Program(dry_run, overwrite, run.paths.results)
     for seed in seeds or [run.seed]:
         for stage in chosen(STAGES, only, extended):
             start = time.time()
             commands = in_scopes(COMMANDS[stage.name](replace(run, seed=seed)), SCOPES if scope == BOTH else (scope,))
-            ran = sum([program.run(command) for command in commands])
+            ran = sum([program.run(with_forwarded(command, forwarded)) for command in commands])
             if not dry_run:
                 took = f"{time.time() - start:.0f} s" if ran else "finished before"
                 print(f"seed {seed}, {stage.name}: {took}", flush=True)

@@ -80,7 +80,7 @@ def evaluate_single_tasks(
     options: dict[str, Any] = {"encoder": encoder} | ({} if at is None else {"at": at})
     path = run.paths.result(experiment.result(mode))
     if not overwrite and results.exists(path):
-        results.require_same(path, run.config(**options), options, _made_of(run, mode, encoder, at))
+        results.require_same(path, run.config(**options), ("precision", *options), _made_of(run, mode, encoder, at))
         earlier = results.read(path)
         there = _tasks_of(earlier, run)
         missing = [task for task in run.tasks if task not in there]

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,13 +42,35 @@ class Batches:
         self.pixels: PixelArray | None = None  # of images that are held in memory
         if isinstance(examples, Pixels) and examples.pixels.shape[1] == encoder.image_size:
             self.pixels = examples.pixels
+        on_gpu = world.device.startswith("cuda")
+        self.copying = torch.cuda.Stream(world.device) if on_gpu else None
         self.per_epoch = math.ceil(len(examples) / training.batch_size)
 
     def __call__(self, first: int, stop: int) -> Iterator[tuple[torch.Tensor, torch.Tensor, int]]:
+        batches: Iterator[tuple[torch.Tensor, torch.Tensor, int]]
         if self.pixels is not None:
-            yield from (self._from_memory(number, self.pixels) for number in range(first, stop))
+            pixels, normalise = self.pixels, loading.normalise
+            batches = (self._from_memory(number, pixels) for number in range(first, stop))
         else:
-            yield from self._decoded(first, stop)
+            batches, normalise = self._decoded(first, stop), as_torchvision
+        for images, labels, size in batches:
+            images, labels = self._on_device(images, labels)
+            if images.dtype == torch.uint8:
+                images = normalise(images, self.encoder.mean, self.encoder.std)
+            yield images, labels, size
+
+    def _on_device(self, *tensors: torch.Tensor) -> list[torch.Tensor]:
+        """On a GPU they are copied on a stream of their own, while it works on the step before."""
+        if self.copying is None:
+            return [tensor.to(self.world.device) for tensor in tensors]
+        pinned = [tensor if tensor.is_pinned() else tensor.pin_memory() for tensor in tensors]
+        with torch.cuda.stream(self.copying):
+            copies = [tensor.to(self.world.device, non_blocking=True) for tensor in pinned]
+        computing = torch.cuda.current_stream(self.world.device)
+        computing.wait_stream(self.copying)
+        for copy in copies:
+            copy.record_stream(computing)  # else their memory is another batch's before the step has read them
+        return copies
 
     def _indices(self, number: int) -> np.ndarray:
         return batch_indices(len(self.examples), self.training.batch_size, number, self.seed)
@@ -68,9 +91,8 @@ class Batches:
         # The whole batch is shifted and then shared out, so that the shares of two processes make one process's batch.
         images = shifted(torch.from_numpy(pixels[indices]), MAX_SHIFT, generator)
         mine, counts = self._mine(len(indices))
-        images = loading.normalise(images[mine].to(self.world.device), self.encoder.mean, self.encoder.std)
-        labels = torch.from_numpy(self.examples.labels[indices])[mine].to(self.world.device)
-        return images, labels if counts else torch.full_like(labels, IGNORED), len(indices)
+        labels = torch.from_numpy(self.examples.labels[indices])[mine]
+        return images[mine], labels if counts else torch.full_like(labels, IGNORED), len(indices)
 
     def _decoded(self, first: int, stop: int) -> Iterator[tuple[torch.Tensor, torch.Tensor, int]]:
         shares = []
@@ -78,7 +100,7 @@ class Batches:
             indices = self._indices(number)
             mine, counts = self._mine(len(indices))
             shares.append([(number // self.per_epoch, int(index), counts) for index in indices[mine]])
-        augmented = _Augmented(self.examples, self.encoder.train_preprocess, self.seed)
+        augmented = _Augmented(self.examples, self._until_pixels(), self.seed)
         loader = torch.utils.data.DataLoader(
             augmented,
             batch_sampler=shares,
@@ -92,17 +114,37 @@ class Batches:
             batches = iter(loader)
         try:
             for number, (images, labels) in zip(range(first, stop), batches):
-                images, labels = torch.as_tensor(images), torch.as_tensor(labels)
-                yield images.to(self.world.device), labels.to(self.world.device), len(self._indices(number))
+                yield torch.as_tensor(images), torch.as_tensor(labels), len(self._indices(number))
         except CorruptImage:
             loading.require_decodable(self.run, self.task, "train")  # which names and counts them all
             raise
 
+    def _until_pixels(self) -> Callable:
+        """The encoder's transform, without the usual end: pixels are sent as they are, and normalised on the device."""
+        from torchvision.transforms import v2  # here: it takes a second, and mini's images need none of it
+
+        whole = self.encoder.train_preprocess
+        transforms: list[Any] = list(getattr(whole, "transforms", ()))
+        if len(transforms) < 2:
+            return whole
+        scaled, normalised = transforms[-2:]
+        usual = isinstance(scaled, v2.ToDtype) and (scaled.dtype, scaled.scale) == (torch.float32, True)
+        if usual and isinstance(normalised, v2.Normalize):
+            if (tuple(normalised.mean), tuple(normalised.std)) == (self.encoder.mean, self.encoder.std):
+                return v2.Compose(transforms[:-2])
+        return whole
+
     def _collate(self, images: int) -> Callable | None:
         """As arrays, which are sent by value, where /dev/shm has no room for the tensors of all decoding processes."""
-        batch = images * 3 * self.encoder.image_size**2 * torch.float32.itemsize
+        batch = images * 3 * self.encoder.image_size**2
         processes = self.training.workers * self.world.size
         return as_arrays if processes and batch * (PREFETCHED + 1) * processes > shared_memory() else None
+
+
+def as_torchvision(pixels: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
+    """uint8 (n, 3, H, W) to float, normalised: to the bit what v2.ToDtype and v2.Normalize make of each image."""
+    centre, scale = (loading.channels(tuple(values), pixels.device) for values in (mean, std))
+    return pixels.float().mul_(1 / 255).sub_(centre).div_(scale)
 
 
 def as_arrays(examples: Sequence[tuple[torch.Tensor, int]]) -> tuple[np.ndarray, np.ndarray]:

@@ -2,12 +2,9 @@
 
 import math
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from src.datasets import registry
 from src.modes import MODES, OPTIONS, TRAINED
@@ -19,7 +16,9 @@ from src.runtime.messages import UsageError
 
 MOST_WORKERS = 16  # that decode images, by default
 # What does not change the weights.
-NOT_SETTINGS = ("mode", "steps", "checkpoint_every", "keep_every", "world_size", "workers", "loggers")
+NOT_SETTINGS = (
+    "mode", "steps", "checkpoint_every", "checkpoint_seconds", "keep_every", "world_size", "workers", "loggers"
+)  # fmt: skip
 FROM_PROTOCOL = ("wd", "ls", "warmup_length", "batch_size", "num_grad_accumulation", "clip")
 OF_SOME_MODES = tuple(name for options in OPTIONS.values() for name in options)
 STRICT, CYCLIC = PENALTY_TASKS = ("strict", "cyclic")
@@ -33,8 +32,9 @@ class Training:
     warmup_length: steps. epochs, steps: None for the registry's, of each task; steps win. batch_size: images of one
     forward pass, over all processes. num_grad_accumulation: forward passes of an optimizer step. clip: largest norm of
     the gradient. load: a checkpoint to start from, in the place of θ0. precision: of matrix products. compile: a
-    backend of torch.compile. checkpoint_every: steps between kept states, 0: none. keep_every: steps between encoders
-    that are kept for good, 0: none. world_size: processes that share each batch. workers: processes that decode images.
+    backend of torch.compile, for the encoder. checkpoint_every, checkpoint_seconds: steps, and seconds, between kept
+    states, 0: none. keep_every: steps between encoders that are kept for good, 0: none. world_size: processes that
+    share each batch. workers: processes that decode images.
     sum_gradients: over the forward passes of a step, as the published scripts do before they clip; their mean
     otherwise.
 
@@ -56,7 +56,8 @@ class Training:
     load: Path | None = None
     precision: str = "fp32"
     compile: str | None = None
-    checkpoint_every: int = 100
+    checkpoint_every: int = 0
+    checkpoint_seconds: float = 300
     keep_every: int = 0
     world_size: int = 1
     sum_gradients: bool = False
@@ -83,6 +84,12 @@ class Training:
                 "of the first; fine-tune linearly with fp32 or tf32"
             )
 
+        if self.compile and MODES[self.mode].tangent:
+            raise UsageError(
+                f"--compile: PyTorch does not trace the forward-mode differentiation of which {self.mode} is made, so "
+                "nothing would be compiled; leave --compile out"
+            )
+
     @classmethod
     def of(cls, run: Run, mode: str = "standard", **flags: Any) -> "Training":
         """flags: the other fields; those that are None have the suite's values, or the mode's. Raises UsageError."""
@@ -93,7 +100,10 @@ class Training:
                 f"--lr: expected a learning rate, for {run.suite} has none for {mode}; give one, or add it to the "
                 "suite's protocol in src/datasets/registry.py"
             )
-        defaults = {name: getattr(protocol, name) for name in FROM_PROTOCOL} | {"lr": protocol.lr.get(mode)}
+        defaults = {name: getattr(protocol, name) for name in FROM_PROTOCOL}
+        defaults |= {"lr": protocol.lr.get(mode), "precision": run.precision}
+        at_once = max(min(run.jobs, len(run.tasks)), given.get("world_size", 1))
+        defaults["workers"] = usual_workers(at_once)
         return cls(mode, **defaults | MODES[mode].options | given)
 
     @property
@@ -102,6 +112,11 @@ class Training:
         foreign = [name for name in OF_SOME_MODES if name not in MODES[self.mode].options]
         fields = {name: value for name, value in asdict(self).items() if name not in (*NOT_SETTINGS, *foreign)}
         return fields | {"load": self.load and str(self.load)}
+
+
+def usual_workers(processes: int = 1) -> int:
+    """Processes that decode images for each of so many that train on this machine."""
+    return max(1, min(MOST_WORKERS, cores() // processes))
 
 
 def settings_of(run: Run, task: str, training: Training) -> dict[str, Any]:
@@ -138,10 +153,3 @@ def differences(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """The settings that an earlier run had otherwise, in words; older files do not tell all of theirs."""
     differing = [key for key, value in now.items() if earlier.get(key, value) not in (value, str(value))]
     return ", ".join(f"{key} {earlier[key]} (now {now[key]})" for key in differing)
-
-
-def set_precision(precision: str, device: str) -> AbstractContextManager:
-    """Make matrix products of this process fp32, or fp32 with TF32's mantissa; the context of the forward pass."""
-    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
-    torch.backends.cudnn.allow_tf32 = precision == "tf32"
-    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16")

@@ -18,6 +18,7 @@ Memory holds the τ_t once, θ, g, and the activations; no model per task, no ma
 """
 
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,15 +26,17 @@ from typing import Any, NoReturn, Protocol, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
-from torch.func import functional_call
 from tqdm import tqdm
 
 from src import checkpoints
+from src.linearize import LinearizedModel
 from src.merging.base import Method, Problem, Watchable
 from src.ranges import COUNT, FINITE, option
 from src.runtime import results
 from src.runtime.distributed import broadcast, from_primary, is_primary
+from src.runtime.memory import bytes_of, bytes_of_pass, free_memory, images_that_fit
 from src.runtime.messages import NotFinite, UsageError
+from src.runtime.precision import features_at, matmul_precision
 from src.runtime.signals import until_stopped
 from src.task_vectors import TaskVector
 from src.tensors import Weights
@@ -81,7 +84,8 @@ class Adapting(Method):
 
     adapt_on: "test": the images that are scored afterwards, as in the papers; "val": validation images. No labels, but
         for those of validation where a method's loss is "labels".
-    coef: λ at the start. pass_size: images of one forward and backward pass, which batches of several tasks share.
+    coef: λ at the start. pass_size: most images of one forward and backward pass, which batches of several tasks share;
+        a GPU takes fewer where its free memory does not hold what is kept of so many.
     vectors: the type that the τ_t are kept in (float16 halves their memory; arithmetic stays in float32).
     """
 
@@ -155,6 +159,16 @@ class MergedModel:
         taus = stacked(problem) if taus is None else taus
         self.taus = {name: tau.to(**kept) for name, tau in taus}  # (tasks, *shape) each
         self.layer = {name: place for place, name in enumerate(problem.keys)}
+        self.together = self._batches_together()
+
+    def _batches_together(self) -> int:
+        """Of one pass. Beside what is kept of it there are θ, its gradient, and at most a mask with three more."""
+        size, tangent = self.method.pass_size, isinstance(self.encoder, LinearizedModel)
+        free, each = free_memory(self.device), bytes_of_pass(self.encoder, tangent)
+        if free is not None and each is not None:
+            besides = 6 * bytes_of(self.start[name] for name in self.layer)
+            size = min(size, images_that_fit(free, each, besides))
+        return max(1, size // self.method.batch_size)
 
     def parts(self, place: int) -> Iterator[torch.Tensor]:
         """Tensors whose norm, taken together, is that of a task's vector."""
@@ -201,24 +215,31 @@ class MergedModel:
             theta = {name: self.start[name] + self.update(name, lam, mask) for name in self.layer}
         for weight in theta.values():
             weight.requires_grad_()
-        found = dict.fromkeys(self.problem.tasks, 0.0)
-        batches = [(task, number) for number in numbers for task in found]
-        together = max(1, self.method.pass_size // self.method.batch_size)
-        for place in range(0, len(batches), together):
-            chunk = batches[place : place + together]
-            images = [self.batch(task, number) for task, number in chunk]
-            features = functional_call(self.encoder, theta, (torch.cat(images),))
-            parts = features.split([len(batch) for batch in images])
-            losses = [self.loss_of(*which, batch, part) for which, batch, part in zip(chunk, images, parts)]
-            sum(losses[1:], start=losses[0]).backward()
-            for (task, _), loss in zip(chunk, losses):
-                found[task] += loss.item() / len(numbers)
+        with matmul_precision(self.problem.precision):
+            found = self._losses(theta, numbers)
         if not all(math.isfinite(value) for value in found.values()):
             raise NonFiniteLoss(f"the {'entropies' if self.loss == 'entropy' else 'losses'} are {found}")
         for name in self.layer:
             gradient = theta.pop(name).grad
             if gradient is not None:  # a frozen tensor that the features do not see has none
                 self.update(name, lam, mask).backward(gradient)
+        return found
+
+    def _losses(self, theta: Mapping[str, torch.Tensor], numbers: Sequence[int]) -> dict[str, float]:
+        """Mean loss of each task at θ, whose gradients are left in `.grad`."""
+        batches = [(task, number) for number in numbers for task in self.problem.tasks]
+        values = []
+        for place in range(0, len(batches), self.together):
+            chunk = batches[place : place + self.together]
+            images = [self.batch(task, number) for task, number in chunk]
+            features = features_at(self.encoder, theta, torch.cat(images), self.problem.precision)
+            parts = features.split([len(batch) for batch in images])
+            losses = [self.loss_of(*which, batch, part) for which, batch, part in zip(chunk, images, parts)]
+            sum(losses[1:], start=losses[0]).backward()
+            values += [loss.detach() for loss in losses]
+        found = dict.fromkeys(self.problem.tasks, 0.0)
+        for (task, _), value in zip(batches, torch.stack(values).tolist()):  # a GPU is waited for once
+            found[task] += value / len(numbers)
         return found
 
     def batch(self, task: str, number: int) -> torch.Tensor:
@@ -233,7 +254,7 @@ class MergedModel:
             return F.cross_entropy(logits, self.labelled.labels(task, self.method.batch_size, number))
         with torch.no_grad():
             theta_t = expert_weights(self.problem, task, self.start)
-            q = self.heads[task](functional_call(self.encoder, theta_t, (images,))).softmax(-1)
+            q = self.heads[task](features_at(self.encoder, theta_t, images, self.problem.precision)).softmax(-1)
         return F.cross_entropy(logits, q.argmax(-1) if self.loss == "expert_class" else q)
 
 
@@ -263,6 +284,8 @@ class Steps:
         identity = {key: getattr(problem, key) for key in ("model", "mode", "scope", "seed")}
         # tasks: what is learned is kept by place, so their order counts
         identity |= {"tasks": list(problem.tasks)} | vars(method) | {"name": method.name}
+        if problem.precision != "fp32":  # states of before there was a choice tell none
+            identity |= {"precision": problem.precision}
         self.settings = identity | dict(settings)
 
     def resume(self) -> None:
@@ -291,6 +314,7 @@ class Steps:
         first, steps = self._first(phase), self.phases[phase]
         if self.begins(phase):
             self._watch(phase, model)
+        saved = time.monotonic()
         bar = tqdm(total=steps, initial=min(steps, self.done - first), desc=phase, leave=False, disable=None)
         for index in until_stopped(range(self.done - first, steps), lambda index: self._keep()):
             try:
@@ -304,11 +328,11 @@ class Steps:
             bar.update()
             bar.set_postfix({self.loss: f"{math.fsum(losses.values()) / len(losses):.3f}"})
             self._watch(phase, model)  # before the state is kept: a run killed in between watches this point again
-            every = self.progress.save_every
-            if self.progress.state and every and (self.done % every == 0 or self.done == self.total):
+            if self._due(saved):
                 if broken := self._broken():
                     self._stop(phase, index, f"{broken[0]} is no number")
                 self._save()
+                saved = time.monotonic()
         bar.close()
         return self.done, self.curves
 
@@ -355,8 +379,18 @@ class Steps:
 
     def _keep(self) -> None:
         """Save a state between the regular ones, if it is good."""
-        if self.progress.state and self.progress.save_every and self.done and not self._broken():
+        if self._keeps and self.done and not self._broken():
             self._save()
+
+    @property
+    def _keeps(self) -> bool:
+        return bool(self.progress.state and (self.progress.save_every or self.progress.save_seconds))
+
+    def _due(self, saved: float) -> bool:
+        """Whether a state is to be kept now. saved: when the last one was."""
+        every, seconds = self.progress.save_every, self.progress.save_seconds
+        late = 0 < seconds < time.monotonic() - saved
+        return self._keeps and (late or self.done == self.total or (every > 0 and self.done % every == 0))
 
     def _save(self) -> None:
         header: dict[str, Any] = {"model": self.problem.model, "settings": self.settings, "phases": self.phases}

@@ -72,13 +72,15 @@ class Progress:
     watch(step, phase, model): to be called when `step` steps are done, with a function that gives the merged models
         as they then are. It returns nothing: what it finds out is not for the method to know.
     log(values, step): scalars of a step, for whoever looks on.
-    state: where an unfinished adaptation is kept, every `save_every` steps (0: never). Who set it removes it.
+    state: where an unfinished adaptation is kept, at its end, every `save_every` steps, and where `save_seconds` have
+        passed; never where both are 0. Who set it removes it.
     """
 
     watch: Callable[[int, str, Callable[[], Watchable]], None] | None = None
     log: Callable[[dict[str, float], int], None] | None = None
     state: Path | None = None
     save_every: int = 0
+    save_seconds: float = 0
 
     def part(self, number: int) -> "Progress":
         """For one merge of several: it has a state of its own. Nobody watches, since a record has one course."""
@@ -106,6 +108,7 @@ class Problem:
     mask_path(name) is where masks of this problem lie on disk; label: the name of those that these settings make.
     published_masks: where the published ones of these tasks lie, if they were fetched.
     images: for methods that need some; None where there are none. validation: for those that ask for labels.
+    precision: of the matrix products of passes that learn from images; everything else is fp32.
     memo: what methods have worked out and may want again, at other settings or options; it goes with the problem.
     Raises UsageError for an unknown scope and for no task; CheckpointError with the keys or shapes unlike θ0's.
     """
@@ -123,6 +126,7 @@ class Problem:
     images: Unlabelled | None = None
     validation: Labelled | None = None
     progress: Progress = Progress()
+    precision: str = "fp32"
     memo: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self):

@@ -36,6 +36,7 @@ def read_problem(run: Run, source: Source, label: str = "", progress: Progress =
     Raises UsageError for `encoders` of a task that is not merged, and what opening a checkpoint raises.
     """
     encoders, mode, scope = dict(source.encoders), source.mode, source.scope
+    run.require_mantissa_of(mode)
     if foreign := sorted(set(encoders) - set(run.tasks)):
         raise UsageError(f"encoders: expected tasks among {', '.join(run.tasks)}; got {', '.join(foreign)}")
     pretrained = store.pretrained(run)
@@ -70,6 +71,7 @@ def read_problem(run: Run, source: Source, label: str = "", progress: Progress =
         ),
         validation=Labelled(partial(labels, run)),
         progress=progress,
+        precision=run.precision,
         memo=_memo(run, source, files),
     )
 

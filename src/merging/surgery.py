@@ -22,7 +22,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.func import functional_call
 
 from src.evaluation import Line
 from src.merging.adaptation import (
@@ -40,6 +39,7 @@ from src.merging.registry import register
 from src.merging.wrapped import Based
 from src.ranges import COUNT, FINITE, NON_NEGATIVE, NUMBER, option
 from src.runtime.messages import UsageError
+from src.runtime.precision import features_at, matmul_precision
 from src.runtime.seeds import event_seed
 from src.task_vectors import TaskVector
 from src.tensors import Weights, moved
@@ -176,7 +176,7 @@ class Operation:
         def step(index: int) -> dict[str, float]:
             adam.zero_grad()
             losses = {task: self.loss(task, index) for task in self.adapters}
-            values = {task: loss.item() for task, loss in losses.items()}
+            values = dict(zip(losses, torch.stack(list(losses.values())).tolist()))
             if not all(map(math.isfinite, values.values())):
                 raise NonFiniteLoss(f"the losses are {values}")
             for loss in losses.values():
@@ -192,9 +192,10 @@ class Operation:
     def loss(self, task: str, number: int) -> Tensor:
         """mean_x ‖f_t(x) − (f(x) − U ReLU(D f(x)))‖₁ / d of a batch of the task."""
         images = self.images.batch(task, self.method.adapt_on, self.method.batch_size, number)
-        with torch.no_grad():
-            f = functional_call(self.encoder, self.shared or self.weights(task), (images,))
-            f_t = functional_call(self.encoder, expert_weights(self.problem, task, self.start), (images,))
+        precision = self.problem.precision
+        with torch.no_grad(), matmul_precision(precision):
+            f = features_at(self.encoder, self.shared or self.weights(task), images, precision)
+            f_t = features_at(self.encoder, expert_weights(self.problem, task, self.start), images, precision)
         return (f_t - self.adapters[task](f)).abs().mean()
 
     def repaired(self) -> Repaired:

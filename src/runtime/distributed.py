@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -33,6 +33,7 @@ Returned = TypeVar("Returned")
 
 # Rank 0 may work alone for hours. A process that dies is noticed by what started it, not by this.
 PATIENCE = timedelta(days=1)
+IN_STEP = timedelta(minutes=30)  # of processes that step together: what lasts longer is a fault of a machine
 TELLING = 60  # seconds in which torchrun ends the other ranks, when the one that tells the error has ended
 
 _alone: ContextVar[bool] = ContextVar("_alone", default=False)
@@ -46,6 +47,19 @@ class World:
     rank: int = 0
     size: int = 1
     device: str = "cpu"
+    group: Any = None  # of torch.distributed; None: the one of all processes, with PATIENCE
+
+    @contextmanager
+    def in_step(self) -> Iterator[World]:
+        """Within, this process among the same ones, who wait for each other for IN_STEP at most."""
+        if self.size == 1:
+            yield self
+            return
+        import torch.distributed as dist
+
+        group = dist.new_group(timeout=IN_STEP)
+        yield replace(self, group=group)
+        dist.destroy_process_group(group)  # not after an error, as in _joined
 
     @property
     def is_primary(self) -> bool:
@@ -59,7 +73,7 @@ class World:
         if self.size > 1:
             import torch.distributed as dist
 
-            dist.barrier()
+            dist.barrier(self.group)
 
     def any(self, flag: bool) -> bool:
         """Whether `flag` is set in any process; all have to ask."""
@@ -69,7 +83,7 @@ class World:
         import torch.distributed as dist
 
         box = torch.tensor([int(flag)], device=self.device)
-        dist.all_reduce(box, dist.ReduceOp.MAX)
+        dist.all_reduce(box, dist.ReduceOp.MAX, group=self.group)
         return bool(box.item())
 
 
@@ -241,6 +255,8 @@ def check_devices(device: str, processes: int = 1) -> None:
     if under_torchrun() and not _on_gpu(device):
         return  # who starts processes by hand may have fewer cores than processes
     there = _gpus() if _on_gpu(device) else cores()
+    if there == 1 and under_torchrun() and "TORCHELASTIC_RUN_ID" not in os.environ:
+        return  # not torchrun started them: srun, which may show each process the GPU that is its own
     if here > there:
         kind = "GPUs" if _on_gpu(device) else "CPU cores"
         flag = "--nproc-per-node" if under_torchrun() else "--world-size"
@@ -267,24 +283,27 @@ def torchrun(device: str | None = None) -> Iterator[World]:
     import torch
 
     rank, size, local_rank = (int(os.environ.get(name, 0)) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-    if local_rank < _gpus():
-        torch.cuda.set_device(local_rank)
+    own = f"cuda:{local_rank % max(1, _gpus())}"  # srun may show each rank its own GPU alone
+    if _gpus():
+        torch.cuda.set_device(own)
     torch.set_num_threads(cores())
-    on_gpu = device is not None and _on_gpu(device)
-    with _joined(on_gpu, "env://", rank, size) as store:
+    own = own if device is not None and _on_gpu(device) else "cpu"
+    with _joined(own, "env://", rank, size) as store:
         _meeting = store
-        yield World(rank, size, f"cuda:{local_rank}" if on_gpu else "cpu")
+        yield World(rank, size, own)
 
 
 @contextmanager
-def _joined(on_gpu: bool, meeting: str, rank: int, size: int) -> Iterator[dist.Store]:
+def _joined(device: str, meeting: str, rank: int, size: int) -> Iterator[dist.Store]:
+    import torch
     import torch.distributed as dist
 
-    backend = "nccl" if on_gpu else "gloo"
+    own = torch.device(device) if _on_gpu(device) else None  # NCCL connects to it at once, and guesses none
+    backend = "nccl" if own else "gloo"
     store, rank, size = next(dist.rendezvous(meeting, rank, size, timeout=PATIENCE))
     store.set_timeout(PATIENCE)
     group = dist.PrefixStore("group", store)
-    dist.init_process_group(backend, store=group, rank=rank, world_size=size, timeout=PATIENCE)
+    dist.init_process_group(backend, store=group, rank=rank, world_size=size, timeout=PATIENCE, device_id=own)
     yield store
     dist.destroy_process_group()  # not after an error: NCCL would wait for the others, who wait for this process
 
@@ -293,14 +312,14 @@ def _spawned(rank: int, worker: Callable[[World], None], device: str, processes:
     signals.follow(os.getppid())
     import torch
 
-    on_gpu = _on_gpu(device)
-    if on_gpu:
-        torch.cuda.set_device(rank)
-    else:
+    own = f"cuda:{rank}" if _on_gpu(device) else "cpu"
+    if own == "cpu":
         torch.set_num_threads(max(1, cores() // processes))
-    with _joined(on_gpu, meeting, rank, processes), signals.caught(signal.SIGTERM):
+    else:
+        torch.cuda.set_device(own)
+    with _joined(own, meeting, rank, processes), signals.caught(signal.SIGTERM):
         try:
-            _work(worker, World(rank, processes, f"cuda:{rank}" if on_gpu else "cpu"), raised)
+            _work(worker, World(rank, processes, own), raised)
         except UserError as error:
             raised.put(error)
             sys.exit(1)

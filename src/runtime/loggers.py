@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, SupportsFloat
 
 from src.runtime.distributed import is_primary
 from src.runtime.messages import UsageError
@@ -42,12 +42,13 @@ class Logger:
         if loggers.tensorboard:
             self._board = _need("torch.utils.tensorboard", "tensorboard").SummaryWriter(folder / "tensorboard" / name)
 
-    def log(self, values: Mapping[str, float], step: int) -> None:
+    def log(self, values: Mapping[str, SupportsFloat], step: int) -> None:
+        """Numbers that a GPU holds are waited for where a logger takes them, and nowhere else."""
         if self._wandb:
-            self._wandb.log(dict(values), step=step)
+            self._wandb.log({key: float(value) for key, value in values.items()}, step=step)
         if self._board:
             for key, value in values.items():
-                self._board.add_scalar(key, value, step)
+                self._board.add_scalar(key, float(value), step)
 
     def close(self) -> None:
         if self._wandb:

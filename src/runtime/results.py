@@ -23,6 +23,7 @@ PACKAGES = {
     **{name: name for name in ("numpy", "scipy", "pillow", "matplotlib", "scikit-learn", "torch", "torchvision")},
     "open_clip": "open_clip_torch",
 }
+UNTOLD = {"precision": "fp32"}  # entries of `config` that older results do not tell
 ONE_LINE = 80  # characters of the longest string that may stand beside others on a line of a result
 
 
@@ -105,7 +106,7 @@ def require_same(
     What an older result does not tell does not count.
     """
     about = read(path)["provenance"]
-    earlier = about["config"]
+    earlier = UNTOLD | about["config"]
     asked = {name: _plain(config[name], name, other=str) for name in decisive}
     differing = [
         difference for name in asked if name in earlier for difference in _differences(name, earlier[name], asked[name])

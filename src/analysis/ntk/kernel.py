@@ -7,17 +7,20 @@ Source: Ortiz-Jimenez et al. 2023, section 6.2 and Figures 6, 14, 15, which do n
 The kernel is computed as it is written: the gradients of single samples by vmap(grad), then their inner products.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from src.linearize import forward_mode_attention
+from src.runtime.memory import bytes_of, bytes_of_sample, free_memory, images_that_fit
 from src.runtime.messages import NotFinite
 
 REDUCTIONS = ("trace", "sum")
-GRADIENT_BYTES = 4 << 30  # of the gradients that are held at once, where no chunk size is given
+GRADIENT_BYTES = (
+    4 << 30
+)  # of the gradients that are held at once, where no chunk size is given and no GPU's memory decides
 SLICE = 1 << 14  # elements of a gradient that are summed in its own precision
 
 
@@ -36,8 +39,9 @@ def tangent_kernel(
 
     Memory: for one output c at a time, the gradients of two chunks of samples, and the activations of one chunk. A
     sample's gradient is as large as the parameters: 3.6 MB for ViT-Mini, 0.35 GB for ViT-B-32, 1.2 GB for ViT-L-14. By
-    default a chunk has as many samples as keep the gradients within 4 GiB (one sample of ViT-L-14). With B chunks each
-    gradient is computed (B + 1) / 2 times on average, so give as large a `chunk_size` as memory allows.
+    default a chunk has as many samples as the GPU's free memory allows; on a CPU, and for other networks than vision
+    transformers, as many as keep the gradients within 4 GiB (one sample of ViT-L-14). With B chunks each gradient is
+    computed (B + 1) / 2 times on average.
 
     Raises ValueError for a module in training mode or without parameters that require grad, and FloatingPointError for
     outputs that are not finite.
@@ -51,12 +55,11 @@ def tangent_kernel(
         raise ValueError("no parameter of the module requires a gradient: the tangent kernel would be zero")
     if not len(images):
         raise ValueError("the kernel needs at least one image, got none")
+    device = next(iter(parameters.values())).device
     if chunk_size is None:
-        sample_bytes = sum(value.numel() * value.element_size() for value in parameters.values())
-        chunk_size = max(1, GRADIENT_BYTES // (2 * sample_bytes))
+        chunk_size = usual_chunk(module, parameters.values(), device)
     if chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
-    device = next(iter(parameters.values())).device
     chunks = [(slice(i, i + chunk_size), images[i : i + chunk_size]) for i in range(0, len(images), chunk_size)]
 
     def output(parameters: dict[str, Tensor], image: Tensor, weights: Tensor) -> Tensor:
@@ -83,6 +86,14 @@ def tangent_kernel(
                 for columns, other in chunks[:i]:
                     kernel[rows, columns] += _inner_products(row_gradients, gradients(other, weight))
     return (kernel.tril() + kernel.tril(-1).T).cpu()
+
+
+def usual_chunk(module: nn.Module, parameters: Collection[Tensor], device: torch.device) -> int:
+    """Samples whose gradients are held at once, where nobody says how many."""
+    free, each = free_memory(device), bytes_of_sample(module, parameters)
+    if free is None or each is None:
+        return max(1, GRADIENT_BYTES // (2 * bytes_of(parameters)))
+    return images_that_fit(free, each)
 
 
 def _inner_products(one: dict[str, Tensor], two: dict[str, Tensor]) -> Tensor:
