@@ -54,6 +54,16 @@ def test_sets_of_tasks_have_the_names_of_their_folders(runs):
     assert names[" ".join(synthetic_results.SEEN)].startswith("6task_")
 
 
+def test_the_file_lists_the_tasks_that_are_no_benchmark(runs, tmp_path):
+    frame.write(runs.frame, tmp_path / "numbers.csv")
+    read = pd.read_csv(tmp_path / "numbers.csv", keep_default_na=False)
+    lists = {name: set(rows["task_list"]) for name, rows in read.groupby("tasks")}
+    other = {name: found for name, found in lists.items() if "_" in name}
+    assert all(found == {""} for name, found in lists.items() if name not in other) and {"", "8task"} <= {*lists}
+    assert list(other.values()) == [{" ".join(synthetic_results.SEEN)}]
+    assert read["value"].astype(float).tolist() == runs.frame["value"].tolist()
+
+
 def test_a_mean_over_tasks_leaves_out_seeds_that_lack_one(tmp_path):
     synthetic_results.write(tmp_path, seeds=(1, 2), merges=False)
     record = dict(synthetic_results.single_task("none", 2))

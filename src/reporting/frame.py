@@ -41,5 +41,9 @@ def frame(suite: str, results: Iterable[tuple[str, Result]]) -> pd.DataFrame:
 
 
 def write(table: pd.DataFrame, path: Path) -> None:
+    """As a file. The tasks of a benchmark, such as `8task`, are not listed in every row: they are the suite's first."""
+    of_benchmark = table["tasks"].str.fullmatch(r"\d+task").astype(bool)
     with replacing(path) as temporary:
-        table.to_csv(temporary, index=False, lineterminator="\n")
+        table.assign(task_list=table["task_list"].mask(of_benchmark, "")).to_csv(
+            temporary, index=False, lineterminator="\n"
+        )
