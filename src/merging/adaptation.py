@@ -21,6 +21,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn, Protocol, TypeVar, cast
 
@@ -159,10 +160,13 @@ class MergedModel:
         taus = stacked(problem) if taus is None else taus
         self.taus = {name: tau.to(**kept) for name, tau in taus}  # (tasks, *shape) each
         self.layer = {name: place for place, name in enumerate(problem.keys)}
-        self.together = self._batches_together()
 
-    def _batches_together(self) -> int:
-        """Of one pass. Beside what is kept of it there are θ, its gradient, and at most a mask with three more."""
+    @cached_property
+    def together(self) -> int:
+        """Batches of one pass, asked at the first, when all vectors are on the device.
+
+        Beside what is kept of the pass there are θ, its gradient, and at most a mask with three more.
+        """
         size, tangent = self.method.pass_size, isinstance(self.encoder, LinearizedModel)
         free, each = free_memory(self.device), bytes_of_pass(self.encoder, tangent)
         if free is not None and each is not None:
