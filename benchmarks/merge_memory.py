@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from benchmarks import measure
 from src import checkpoints
+from src.checkpoints import PackedMask
 from src.merging.base import Problem
 from src.merging.consensus import consensus_mask
 from src.merging.masked import load_masks, save_masks
@@ -81,7 +82,7 @@ def prepare(folder: Path, tasks: int, scale: float, scope: str) -> None:
         checkpoints.save(folder / f"task{task:02d}.safetensors", weights, {"model": "synthetic"})
     problem = read(folder, scope)
     total = multi_task_vector(problem)
-    masks = {task: tall_masks(problem, task, total, [KEPT])[0] for task in problem.tasks}
+    masks = {task: PackedMask.of(tall_masks(problem, task, total, [KEPT])[0].bits) for task in problem.tasks}
     save_masks(problem, "masks", masks)
 
 
