@@ -1,8 +1,8 @@
 """What the suite costs on one GPU, in under six minutes.
 
-    python -m benchmarks.accelerator --out benchmarks/results/accelerator.json
-    python -m benchmarks.accelerator --only steps evaluation
-    python -m benchmarks.accelerator --tiny          # the same code on a CPU with a toy tower, to try the program
+    python -m benchmarks accelerator --output benchmarks/results/accelerator.json
+    python -m benchmarks accelerator --only steps evaluation
+    python -m benchmarks accelerator --tiny          # the same code on a CPU with a toy tower, to try the program
 
 Weights are random (open_clip's own initialisation) and images are drawn by a generator, so every number is a time, a
 size or a difference of two ways, never an accuracy. All that is timed is the suite's own code; the stand-ins are the
@@ -21,7 +21,6 @@ import io
 import json
 import os
 import pickle
-import platform
 import re
 import signal
 import socket
@@ -32,7 +31,7 @@ import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache, cached_property, partial
 from itertools import count, repeat
@@ -50,16 +49,16 @@ import open_clip  # noqa: E402
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
-from PIL import Image  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 from torch.func import functional_call  # noqa: E402
 from torch.nn.parallel import DistributedDataParallel  # noqa: E402
 
+from benchmarks import measure  # noqa: E402
+from benchmarks.image_cache import photographs  # noqa: E402
 from src import checkpoints, store, training  # noqa: E402
 from src.analysis import ntk  # noqa: E402
 from src.datasets import loading  # noqa: E402
 from src.datasets.base import Pixels  # noqa: E402
-from src.datasets.examples import Files  # noqa: E402
 from src.evaluation import ORIGIN, Line, score, score_all  # noqa: E402
 from src.finetuning.batches import Batches  # noqa: E402
 from src.finetuning.settings import Training  # noqa: E402
@@ -93,7 +92,7 @@ SHARE = 0.04  # |τ| / |θ0|
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much of everything. photo: width and height of the JPEG files. kernel: images of a tangent kernel."""
+    """How much of everything. photo: height and width of the JPEG files. kernel: images of a tangent kernel."""
 
     model: str = "ViT-B-32"
     large: str = "ViT-L-14"
@@ -110,13 +109,13 @@ class Sizes:
     sweep_images: int = 400
     coefficients: int = 21
     photos: int = 512
-    photo: tuple[int, int] = (500, 375)
+    photo: tuple[int, int] = (375, 500)
     steps: int = 30
     adapt_batch: int = 16
     adapt_steps: int = 6
     kernel: tuple[int, ...] = (12, 24)
     gram_images: int = 256
-    mini_images: int = 2000
+    mini_images: int = 500
     broadcast: int = 1 << 28
 
 
@@ -136,7 +135,7 @@ TINY = Sizes(
     sweep_images=32,
     coefficients=3,
     photos=32,
-    photo=(40, 32),
+    photo=(32, 40),
     steps=3,
     adapt_batch=2,
     adapt_steps=2,
@@ -190,9 +189,7 @@ class Bench:
     @cached_property
     def frozen(self) -> ImageEncoder:
         """What `store.encoder` gives, built once for all runs."""
-        with torch.device(self.device):
-            built = ImageEncoder(self.run())
-        return built.requires_grad_(False).eval().to(self.device)
+        return ImageEncoder(self.run()).requires_grad_(False).eval().to(self.device)
 
     def encoder(self) -> ImageEncoder:
         """A copy to be trained."""
@@ -613,7 +610,7 @@ def mini(b: Bench, found: Found) -> None:
                 coefficients = tuple(float(a) for a in np.linspace(0, 1, b.sizes.coefficients))
                 for line, tangent in (((1.0,), False), (coefficients, False), (coefficients, True)):
                     work = partial(score, own.run(), "signs", "val", Line(own.direction, line), tangent)
-                    row = own.ms(work, blocks=3, calls=1)
+                    row = own.ms(work, blocks=2, calls=1)
                     kind = "linear" if tangent else "standard"
                     told(found, f"{name}: {kind}, {len(line)} coefficients, {len(examples)} images", row)
         finally:
@@ -777,18 +774,6 @@ def saving(b: Bench, found: Found) -> None:
         tuned.state.unlink()
 
 
-def photographs(b: Bench) -> Files:
-    """JPEG files of smooth noise, about as many bytes per pixel as photographs have."""
-    folder = b.folder / "photos"
-    folder.mkdir(exist_ok=True)
-    random = np.random.default_rng(0)
-    width, height = b.sizes.photo
-    for number in range(b.sizes.photos):
-        small = Image.fromarray(random.integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8))
-        small.resize((width, height), Image.Resampling.BICUBIC).save(folder / f"{number:05d}.jpg", quality=90)
-    return Files.of((folder / f"{number:05d}.jpg", number % 10) for number in range(b.sizes.photos))
-
-
 def finetune_rate(b: Bench, mode: str, examples: Any, steps: int | None = None, **flags: Any) -> Found:
     """What finetune() tells of its steps, and all of its seconds. Call it within b.suite()."""
     run, size = b.run(), 32 if b.mini else b.sizes.batch
@@ -806,7 +791,9 @@ def finetune_rate(b: Bench, mode: str, examples: Any, steps: int | None = None, 
 
 def loader(b: Bench, found: Found) -> None:
     """Decoding and augmentation of training images by --workers, and what finetune() makes of it from end to end."""
-    files, number = photographs(b), cores()
+    folder, number = b.folder / "photos", cores()
+    folder.mkdir()
+    files = photographs(folder, b.sizes.photos, b.sizes.photo)
     found["cores"] = number
     world = World(device=b.device)
     with b.suite():
@@ -876,9 +863,10 @@ def ranks(b: Bench, found: Found) -> None:
         found |= {"backend": dist.get_backend(), "processes": world.size}
         found["joining: s"] = round(time.perf_counter() - began, 2)
         found["any: one flag of all"] = [world.any(False), world.any(world.is_primary)]
-        carried = torch.ones(b.sizes.broadcast // 4, device=b.device)
-        seconds = statistics.median(b.rounds(lambda: dist.all_reduce(carried)))
-        found["all_reduce GB/s"] = round(b.sizes.broadcast / seconds / 1e9, 2)
+        if world.size > 1:
+            carried = torch.ones(b.sizes.broadcast // 4, device=b.device)
+            seconds = statistics.median(b.rounds(lambda: dist.all_reduce(carried)))
+            found["all_reduce GB/s"] = round(b.sizes.broadcast / seconds / 1e9, 2)
         with b.suite(), precise("tf32"):
             world.barrier()
             for mode in ("standard", "linear"):
@@ -911,7 +899,7 @@ def compiled(b: Bench, found: Found) -> None:
     """torch.compile as --compile has it: seconds to compile, a step, graph breaks, and a ragged batch."""
     from torch._dynamo.utils import counters  # here: it takes seconds
 
-    for mode, precision in (("standard", "tf32"), ("standard", "bf16"), ("linear", "tf32")):
+    for mode, precision in (("linear", "tf32"), ("standard", "bf16"), ("standard", "tf32")):
         torch._dynamo.reset()
         counters.clear()
         row: Found = {}
@@ -925,16 +913,14 @@ def compiled(b: Bench, found: Found) -> None:
             step = stepper(b, tuned, b.sizes.batch)
             row["compiling: s"] = round(b.once(step) + b.once(step), 1)
             row |= b.ms(step)
-            row["graph breaks"] = sum(counters["graph_break"].values())
-            row["why"] = [text.strip().splitlines()[0][:110] for text in list(counters["graph_break"])[:3]]
-            report(found)
-            if precision == "tf32":
-                ragged = stepper(b, tuned, b.sizes.batch // 4 + 1)
-                row["a ragged batch: s"] = round(b.once(ragged), 1)
-                row["ms after it"] = b.ms(step)["ms"]
-            del tuned, step
-        row |= peak
+        row |= {"graph breaks": sum(counters["graph_break"].values())} | peak
+        row["why"] = [text.strip().splitlines()[0][:110] for text in list(counters["graph_break"])[:3]]
         report(found)
+    ragged = stepper(b, tuned, b.sizes.batch // 4 + 1)  # of the last, which takes longer than the first batch
+    with precise(precision):
+        row["a ragged batch: s"] = round(b.once(ragged), 1)
+        row["ms after it"] = b.ms(step)["ms"]
+    report(found)
 
 
 SECTIONS: dict[str, tuple[Callable[[Bench, Found], None], int]] = {  # in order; the most seconds of each
@@ -947,7 +933,7 @@ SECTIONS: dict[str, tuple[Callable[[Bench, Found], None], int]] = {  # in order;
     "ranks": (ranks, 60),
     "mini": (mini, 35),
     "large": (large, 50),
-    "compiled": (compiled, 100),
+    "compiled": (compiled, 140),
     "loader": (loader, 60),
     "kernel": (kernel, 30),
     "saving": (saving, 15),
@@ -1039,16 +1025,7 @@ def device_of(options: argparse.Namespace) -> str:
 
 
 def machine(b: Bench) -> Found:
-    processor = next(
-        (
-            line.partition(":")[2].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if "model name" in line
-        ),
-        platform.processor(),
-    )
-    about = {"processor": processor, "cores": cores(), "threads": torch.get_num_threads(), "model": b.model}
-    about |= {"python": platform.python_version(), "torch": torch.__version__, "open_clip": open_clip.__version__}
+    about = measure.machine() | {"model": b.model, "open_clip": open_clip.__version__}
     if b.gpu:
         properties = torch.cuda.get_device_properties(0)
         about |= {"GPU": properties.name, "GPUs": torch.cuda.device_count()}
@@ -1071,16 +1048,16 @@ def work(name: str, b: Bench, options: argparse.Namespace, left: float, found: F
         in_children(name, devices, options, b.folder, limit, found[f"{devices} processes"])
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tiny", action="store_true", help="a toy tower on the CPU, to try the program")
     parser.add_argument("--budget", type=float, default=345, help="seconds for everything")
     parser.add_argument("--only", nargs="+", choices=SECTIONS, help="these sections")
     parser.add_argument("--without", nargs="+", choices=SECTIONS, default=(), help="not these sections")
-    parser.add_argument("--out", type=Path, help="also write the JSON here, after every section")
+    parser.add_argument("--output", "--out", type=Path, help="also write the JSON here, after every section")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     warnings.filterwarnings("ignore")
     _set_tf32(False)  # cuDNN's default is True
     gc.freeze()  # what the imports made: `clear` is called often, and need not look at it
@@ -1113,9 +1090,9 @@ def main() -> None:
             say(f"{name} took {seconds[name]} s{': ' + found['error'] if 'error' in found else ''}")
             b.clear()
             seconds["all"] = round(time.time() - BEGAN, 1)
-            if options.out:
-                options.out.parent.mkdir(parents=True, exist_ok=True)
-                options.out.write_text(json.dumps(record, indent=1) + "\n")
+            if options.output:
+                options.output.parent.mkdir(parents=True, exist_ok=True)
+                options.output.write_text(json.dumps(record, indent=1) + "\n")
     print(json.dumps(record))
 
 

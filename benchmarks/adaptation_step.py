@@ -1,8 +1,8 @@
 """Time and peak memory of a step of test-time adaptation beside the published ways of taking it.
 
-    python benchmarks/adaptation_step.py                            # a tower of ViT-Mini's size, 8 tasks
-    python benchmarks/adaptation_step.py --width 768 --layers 12 --side 224 --patch 32 --features 512   # ViT-B/32
-    python benchmarks/adaptation_step.py --tasks 20 --ways ours --device cuda
+    python -m benchmarks adaptation_step                            # a tower of ViT-Mini's size, 8 tasks
+    python -m benchmarks adaptation_step --width 768 --layers 12 --side 224 --patch 32 --features 512   # ViT-B/32
+    python -m benchmarks adaptation_step --tasks 20 --ways ours --device cuda
 
 `adamerging`: layer-wise, one batch per task; `concrete`: task arithmetic, the gradient in the mask's logits. Every way
 takes the same step from the same task vectors, and must find the same gradient:
@@ -13,18 +13,16 @@ one graph: the merge is part of autograd's graph, masked copies of every τ_t in
     kept until one backward at the end (FusionBench's way);
 per batch: the merge is made anew for each task's batch, in one graph (AdaMerging's own way).
 
-Each measurement is a process of its own. Time is the median CPU time of a step (on a GPU: wall time); memory is what
-the task vectors and the steps add to the process's peak (on a GPU: to the allocator's).
+Each measurement is a process of its own, by turns over --repeats; ratios are medians over repeats, with quartiles. Time
+is the median CPU time of a step (on a GPU: wall time); memory is what the task vectors and the steps add to the
+process's peak (on a GPU: to the allocator's).
 """
 
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -32,14 +30,12 @@ from open_clip.transformer import VisionTransformer
 from torch import nn
 from torch.func import functional_call
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from src.merging.adamerging import AdaMerging  # noqa: E402
-from src.merging.adaptation import MergedModel, entropy  # noqa: E402
-from src.merging.base import Problem, Unlabelled  # noqa: E402
-from src.merging.concrete_mask import ConcreteMask  # noqa: E402
-from src.runtime import results  # noqa: E402
-from src.runtime.seeds import event_seed  # noqa: E402
+from benchmarks import measure
+from src.merging.adamerging import AdaMerging
+from src.merging.adaptation import MergedModel, entropy
+from src.merging.base import Problem, Unlabelled
+from src.merging.concrete_mask import ConcreteMask
+from src.runtime.seeds import event_seed
 
 WAYS = ("ours", "ours, by task", "one graph", "per batch")
 METHODS = {"adamerging": WAYS, "concrete": WAYS[:3]}
@@ -145,44 +141,39 @@ def work(way: str, method: str, args: argparse.Namespace) -> dict:
 
 def peak(device: str) -> int:
     """Peak bytes of this process so far: of the allocator on a GPU, else resident."""
-    if device != "cpu":
-        return torch.cuda.max_memory_allocated()
-    return 1024 * int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
+    return measure.peak_memory() if device == "cpu" else torch.cuda.max_memory_allocated()
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     started = time.time()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = measure.parser(__doc__)
     sizes = dict(tasks=8, width=128, layers=4, side=32, patch=8, features=128, batch_size=16, rounds=5, threads=1)
     for name, value in sizes.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value)
+    parser.add_argument("--repeats", type=int, default=3, help="processes of each way")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
-    parser.add_argument("--output", type=Path, help="also write the measurements to this .json")
     parser.add_argument("--work", nargs=2, metavar=("WAY", "METHOD"), help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.work:
-        print(json.dumps(work(*args.work, args)))
+    options = parser.parse_args(argv)
+    if options.work:
+        print(json.dumps(work(*options.work, options)))
         return
-    record = {}
-    for method in args.methods:
-        print(f"{method}: {args.tasks} tasks, batches of {args.batch_size}")
-        for way in (way for way in METHODS[method] if way in args.ways):
-            command = [sys.executable, __file__, *sys.argv[1:], "--work", way, method]
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
-            if done.returncode:
-                raise SystemExit(f"{way}: the process ended with {done.returncode} (-9: it did not fit into memory)")
-            measured = record.setdefault(method, {})[way] = json.loads(done.stdout)
-            base = record[method].get("ours", measured)
-            np.testing.assert_allclose(measured["answer"], base["answer"], rtol=1e-3, atol=1e-6)
-            times, memory = measured["seconds"] / base["seconds"], measured["bytes"] / base["bytes"]
-            print(
-                f"  {way:13} {1000 * measured['seconds']:8.1f} ms {measured['bytes'] / 1e6:8.1f} MB"
-                f"   {times:5.2f} x the time, {memory:5.2f} x the memory"
-            )
-    if args.output:
-        results.write(args.output, record, vars(args), started)
+    of_child = ("device", *sizes)
+    shared = [f"--{name.replace('_', '-')}={getattr(options, name)}" for name in of_child]
+    record: dict[str, dict[str, dict]] = {}
+    for method in options.methods:
+        print(f"{method}: {options.tasks} tasks, batches of {options.batch_size}")
+        ways = [way for way in METHODS[method] if way in options.ways]
+        measured: dict[str, list[dict]] = {way: [] for way in ways}
+        for _ in range(options.repeats):
+            for way in ways:
+                found = measure.in_process("benchmarks.adaptation_step", [*shared, "--work", way, method], way)
+                base = measured[ways[0]][0] if measured[ways[0]] else found
+                np.testing.assert_allclose(found["answer"], base["answer"], rtol=1e-3, atol=1e-6)
+                measured[way].append(found)
+        record[method] = measure.costs_compared(measured)
+    measure.write(options.output, record, vars(options), started)
 
 
 if __name__ == "__main__":

@@ -1,27 +1,26 @@
 """The training step of the linear model beside the standard one and the plain way (jvp, and backward through it).
 
-    python benchmarks/linear_step.py
-    python benchmarks/linear_step.py --batch-size 64 --rounds 30 --threads 2
+    python -m benchmarks linear_step
+    python -m benchmarks linear_step --batch-size 64 --rounds 30 --threads 2
 
-By turns in one run: forward, loss, backward, clipping, AdamW. Prints the median CPU time of a step (which another
-program's load disturbs less than wall time does), its ratio to the standard step, and how far the gradients of the two
-linear ways are apart. The arithmetic's floor is 5/3.
+By turns in one run: forward, loss, backward, clipping, AdamW. First the gradients of the two linear ways are compared.
+Tells the median CPU time of a step, and how many times the standard step's of the same round it is: the median over
+rounds, and the quartiles. The arithmetic's floor is 5/3.
 """
 
-import statistics
-import sys
 import time
-from pathlib import Path
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
+from benchmarks import measure
 from src.args import base_parser, parse
 from src.heads import get_classification_head
 from src.linearize import LinearizedImageEncoder
 from src.modeling import ImageEncoder
+
+CLOSE = 1e-4  # of the gradients' norm
 
 
 def gradient(encoder, head, images, labels) -> torch.Tensor:
@@ -31,15 +30,31 @@ def gradient(encoder, head, images, labels) -> torch.Tensor:
     return torch.cat([g.flatten() for g in torch.autograd.grad(loss, trained)])
 
 
-def main() -> None:
+class Stepper:
+    """A step on the images and labels that are set."""
+
+    def __init__(self, encoder, head):
+        self.encoder, self.head = encoder, head
+        self.trained = [p for p in encoder.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.trained, lr=1e-5)
+
+    def __call__(self, images: torch.Tensor, labels: torch.Tensor) -> None:
+        self.optimizer.zero_grad()
+        F.cross_entropy(self.head(self.encoder(images)), labels).backward()
+        torch.nn.utils.clip_grad_norm_(self.trained, 1.0)
+        self.optimizer.step()
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    started = time.time()
     parser = base_parser(__doc__, modes=None)
+    measure.add_output(parser)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--dataset", default="signs", help="whose head the loss uses")
-    run, options = parse(parser)
+    run, options = parse(parser, argv)
     torch.set_num_threads(options["threads"])
-    torch.manual_seed(run.seed)
     head = get_classification_head(run, options["dataset"])
     encoders = {
         "standard": ImageEncoder(run),
@@ -47,27 +62,27 @@ def main() -> None:
         "linear, plain": LinearizedImageEncoder(run),
     }
     encoders["linear, plain"].fused = False
-    trained = {name: [p for p in e.parameters() if p.requires_grad] for name, e in encoders.items()}
-    optimizers = {name: torch.optim.AdamW(parameters, lr=1e-5) for name, parameters in trained.items()}
     side = encoders["standard"].image_size
-    seconds = {name: [] for name in encoders}
-    for _ in range(options["rounds"] + 3):
-        images = torch.randn(options["batch_size"], 3, side, side)
-        labels = torch.randint(head.out_features, (options["batch_size"],))
-        for name, encoder in encoders.items():
-            start = time.process_time()
-            optimizers[name].zero_grad()
-            F.cross_entropy(head(encoder(images)), labels).backward()
-            torch.nn.utils.clip_grad_norm_(trained[name], 1.0)
-            optimizers[name].step()
-            seconds[name].append(time.process_time() - start)
-    standard = statistics.median(seconds["standard"][3:])
-    for name, values in seconds.items():
-        median = statistics.median(values[3:])  # the first rounds warm up
-        print(f"{name:14s} {1000 * median:7.1f} ms of CPU time per step, {median / standard:.2f} x the standard step")
-    encoders["linear, plain"].load_state_dict(encoders["linear"].state_dict())
+    images = torch.randn(options["batch_size"], 3, side, side)
+    labels = torch.randint(head.out_features, (options["batch_size"],))
+    for name in ("linear", "linear, plain"):
+        with torch.no_grad():  # away from θ0, as after some steps
+            for parameter in encoders[name].parameters():
+                parameter.mul_(1.01 if parameter.requires_grad else 1)
     ours, plain = (gradient(encoders[name], head, images, labels) for name in ("linear", "linear, plain"))
-    print(f"gradients of the two linear ways differ by {(ours - plain).norm() / plain.norm():.1e} of their norm")
+    difference = float((ours - plain).norm() / plain.norm())
+    print(f"gradients of the two linear ways differ by {difference:.1e} of their norm")
+    if difference > CLOSE:
+        raise SystemExit("they should not: no ratio is told")
+    ways = {name: Stepper(encoder, head) for name, encoder in encoders.items()}
+    seconds = measure.by_turns(
+        {name: lambda way=way: way(images, labels) for name, way in ways.items()}, options["rounds"], warm=3
+    )
+    rows = measure.compared(seconds, "standard")
+    for name, row in rows.items():
+        told = f"{measure.times(row)} x the standard step"
+        print(f"{name:14s} {1000 * row['seconds']:7.1f} ms of CPU time per step, {told}")
+    measure.write(options["output"], {"steps": rows, "gradients differ by": difference}, options, started)
 
 
 if __name__ == "__main__":

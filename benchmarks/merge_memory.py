@@ -1,13 +1,14 @@
 """Time and peak memory of merging, tensor by tensor from disk and the published way, on synthetic checkpoints.
 
-    python benchmarks/merge_memory.py                              # 8 tasks of ViT-B/32's size: 5 GB of disk
-    python benchmarks/merge_memory.py --tasks 20 --ways streaming  # 10 GB of disk
-    python benchmarks/merge_memory.py --tasks 3 --scale 0.1        # a minute
+    python -m benchmarks merge_memory                              # 8 tasks of ViT-B/32's size: 5 GB of disk
+    python -m benchmarks merge_memory --tasks 20 --ways streaming  # 10 GB of disk
+    python -m benchmarks merge_memory --tasks 3 --scale 0.1        # a minute
 
 The published way is written here from its description: all state dicts are loaded, flattened and stacked into one
 (tasks, weights) matrix, on which every step works. Both ways read the same files, in the published scope (all of the
-encoder's tensors) unless told otherwise; each measurement is a process of its own, and the results must agree. Memory
-is the process's peak resident set, interpreter and libraries included.
+encoder's tensors) unless told otherwise; each measurement is a process of its own, by turns over --rounds, and the
+results must agree. Time is CPU time without imports; memory is the process's peak resident set, interpreter and
+libraries included. Ratios are medians over rounds, with quartiles.
 
 `sum`; `ties`, k = 20, disjoint mean; `tall_mask`, the masks of every task at five λ; `consensus` of the masks of
 λ = 0.4, kept on disk as bits, k = 2.
@@ -15,28 +16,24 @@ is the process's peak resident set, interpreter and libraries included.
 
 import argparse
 import json
-import platform
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from src import checkpoints  # noqa: E402
-from src.merging.base import Problem  # noqa: E402
-from src.merging.consensus import consensus_mask  # noqa: E402
-from src.merging.masked import load_masks, save_masks  # noqa: E402
-from src.merging.tall_mask import LAMBDAS, tall_masks  # noqa: E402
-from src.merging.task_arithmetic import multi_task_vector  # noqa: E402
-from src.merging.ties import ties_vector  # noqa: E402
-from src.runtime import results  # noqa: E402
+from benchmarks import measure
+from src import checkpoints
+from src.checkpoints import PackedMask
+from src.merging.base import Problem
+from src.merging.consensus import consensus_mask
+from src.merging.masked import load_masks, save_masks
+from src.merging.tall_mask import LAMBDAS, tall_masks
+from src.merging.task_arithmetic import multi_task_vector
+from src.merging.ties import ties_vector
 
 METHODS = ("sum", "ties", "tall_mask", "consensus")
 WAYS = ("streaming", "published")
@@ -65,20 +62,27 @@ def shapes(scale: float) -> dict[str, tuple[int, ...]]:
     return {f"model.visual.{k}": s for k, s in named.items()} | {f"model.{k}": s for k, s in text.items()}
 
 
-def prepare(folder: Path, tasks: int, scale: float, scope: str) -> None:
-    """Write θ0, θ_t with |τ_t| of a twentieth of |θ0| (0 on the text side), and the TALL masks."""
+def drawn(tasks: int, scale: float) -> Iterator[dict[str, torch.Tensor]]:
+    """θ0, and θ_t with |τ_t| of a twentieth of |θ0| (0 on the text side) of each task."""
     generator = torch.Generator().manual_seed(0)
     start = {name: torch.randn(shape, generator=generator) for name, shape in shapes(scale).items()}
-    checkpoints.save(folder / "theta0.safetensors", start, {"model": "synthetic"})
-    for task in tqdm(range(tasks), desc="checkpoints"):
-        weights = {
+    yield start
+    for _ in range(tasks):
+        yield {
             name: tensor + 0.05 * torch.randn(tensor.shape, generator=generator) if "visual" in name else tensor
             for name, tensor in start.items()
         }
+
+
+def prepare(folder: Path, tasks: int, scale: float, scope: str) -> None:
+    """Write θ0, θ_t and the TALL masks."""
+    models = drawn(tasks, scale)
+    checkpoints.save(folder / "theta0.safetensors", next(models), {"model": "synthetic"})
+    for task, weights in enumerate(tqdm(models, desc="checkpoints", total=tasks)):
         checkpoints.save(folder / f"task{task:02d}.safetensors", weights, {"model": "synthetic"})
     problem = read(folder, scope)
     total = multi_task_vector(problem)
-    masks = {task: tall_masks(problem, task, total, [KEPT])[0] for task in problem.tasks}
+    masks = {task: PackedMask.of(tall_masks(problem, task, total, [KEPT])[0].bits) for task in problem.tasks}
     save_masks(problem, "masks", masks)
 
 
@@ -91,9 +95,6 @@ def read(folder: Path, scope: str) -> Problem:
         model="synthetic",
         mask_path=lambda name: folder / f"{name}.safetensors",
     )
-
-
-# ---- tensor by tensor
 
 
 def norm(vector) -> Answer:
@@ -112,9 +113,6 @@ def streaming(method: str, folder: Path, scope: str) -> Answer:
         counts = [[mask.count() for mask in tall_masks(problem, t, total, LAMBDAS)] for t in problem.tasks]
         return tuple(np.sum(counts, axis=0).tolist())
     return norm(total)
-
-
-# ---- the published way
 
 
 def flatten(weights, scope: str) -> torch.Tensor:
@@ -156,67 +154,53 @@ def published(method: str, folder: Path, scope: str) -> Answer:
     return (float(total.double().norm()),)
 
 
-# ---- measuring
-
-
-def peak_memory() -> int:
-    """Peak resident bytes of this process since it was started (which getrusage does not know after a fork)."""
-    status = Path("/proc/self/status").read_text()
-    return 1024 * int(status.split("VmHWM:")[1].split()[0])
-
-
 def work(way: Callable[[str, Path, str], Answer], method: str, folder: Path, scope: str) -> dict:
-    libraries = peak_memory()
-    started = time.perf_counter()
+    libraries = measure.peak_memory()
+    began = time.process_time()
     answer = way(method, folder, scope)
-    return dict(seconds=time.perf_counter() - started, peak=peak_memory(), libraries=libraries, answer=answer)
+    seconds = time.process_time() - began
+    return dict(seconds=seconds, bytes=measure.peak_memory(), libraries=libraries, answer=answer)
 
 
-def measure(way: str, method: str, folder: Path, args: argparse.Namespace) -> dict:
-    command = [sys.executable, __file__, "--work", way, method, str(folder), "--scope", args.scope]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        raise SystemExit(f"{way} {method}: the process ended with {done.returncode} (-9: it did not fit into memory)")
-    return json.loads(done.stdout)
+def in_turn(ways: Sequence[str], method: str, folder: Path, scope: str, rounds: int) -> dict[str, list[dict]]:
+    """Measurements of each way, which must come to the same answers."""
+    found: dict[str, list[dict]] = {way: [] for way in ways}
+    for _ in range(rounds):
+        for way in ways:
+            arguments = ["--work", way, method, str(folder), "--scope", scope]
+            found[way].append(measure.in_process("benchmarks.merge_memory", arguments, f"{way} {method}"))
+            np.testing.assert_allclose(found[way][-1]["answer"], found[ways[0]][0]["answer"], rtol=1e-5)
+    return found
 
 
-def compare(measured: dict[str, dict]) -> None:
-    """Print a row for each way, and stop where two ways give different answers."""
-    for way, one in measured.items():
-        print(f"  {way:10} {one['seconds']:8.1f} s  {one['peak'] / 1e9:6.2f} GB")
-    if len(measured) == 2:
-        ours, theirs = (measured[way] for way in WAYS)
-        print(f"  {'ratio':10} {ours['seconds'] / theirs['seconds']:8.2f}    {ours['peak'] / theirs['peak']:6.2f}")
-        np.testing.assert_allclose(ours["answer"], theirs["answer"], rtol=1e-5)
-
-
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     started = time.time()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = measure.parser(__doc__)
     parser.add_argument("--tasks", type=int, default=8)
     parser.add_argument("--scale", type=float, default=1.0, help="of the widths of ViT-B/32")
     parser.add_argument("--scope", choices=("published", "visual"), default="published")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="parent of the temporary folder of checkpoints")
-    parser.add_argument("--output", type=Path, help="also write the measurements to this .json")
     parser.add_argument("--work", nargs=3, metavar=("WAY", "METHOD", "FOLDER"), help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.work:
-        way, method, folder = args.work
-        print(json.dumps(work({"streaming": streaming, "published": published}[way], method, Path(folder), args.scope)))
+    options = parser.parse_args(argv)
+    if options.work:
+        way, method, place = options.work
+        torch.set_num_threads(1)
+        function = {"streaming": streaming, "published": published}[way]
+        print(json.dumps(work(function, method, Path(place), options.scope)))
         return
-    record = {"tasks": args.tasks, "scale": args.scale, "scope": args.scope, "machine": platform.processor()}
-    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-        prepare(Path(folder), args.tasks, args.scale, args.scope)
-        record["parameters"] = read(Path(folder), args.scope).num_parameters
-        print(f"{args.tasks} tasks, {record['parameters'] / 1e6:.1f}M weights, scope {args.scope}")
-        for method in args.methods:
+    record: dict = {}
+    with tempfile.TemporaryDirectory(dir=options.folder) as place:
+        prepare(Path(place), options.tasks, options.scale, options.scope)
+        record["parameters"] = read(Path(place), options.scope).num_parameters
+        print(f"{options.tasks} tasks, {record['parameters'] / 1e6:.1f}M weights, scope {options.scope}")
+        for method in options.methods:
             print(method)
-            record[method] = {way: measure(way, method, Path(folder), args) for way in args.ways}
-            compare(record[method])
-    if args.output:
-        results.write(args.output, record, vars(args), started)
+            measured = in_turn(options.ways, method, Path(place), options.scope, options.rounds)
+            record[method] = measure.costs_compared(measured)
+    measure.write(options.output, record, vars(options), started)
 
 
 if __name__ == "__main__":

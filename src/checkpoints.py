@@ -13,7 +13,7 @@ import math
 import os
 import re
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Required
@@ -31,7 +31,7 @@ from src.runtime.messages import MissingFile, few
 from src.runtime.results import versions
 from src.tensors import Weights, check_same
 
-Masks = dict[str, Weights]  # task -> name -> bool tensor
+Masks = Mapping[str, Mapping[str, torch.Tensor]]  # task -> name -> bool tensor
 
 VISUAL = "model.visual."  # how the names of the trained tensors, the image tower's, begin
 OLD_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9"  # how files of torch.save before 1.6 begin
@@ -137,7 +137,7 @@ def save(path: Path, weights: Mapping[str, torch.Tensor], header: Mapping, kind:
     text = json.dumps(header, allow_nan=False)
     with replacing(path) as temporary:
         try:
-            save_file(_own_storage(weights), temporary, metadata={"header": text})
+            save_file(own_storage(weights), temporary, metadata={"header": text})
         except SafetensorError as error:
             if number := re.search(r"os error (\d+)", str(error)):
                 raise OSError(int(number[1]), os.strerror(int(number[1]))) from None
@@ -204,19 +204,59 @@ def _check_finite(weights: Mapping[str, torch.Tensor], path: Path, mend: str) ->
         raise CheckpointError(f"{path}: expected finite numbers, found NaN or infinity in {few(broken)}; {mend}")
 
 
+class PackedMask(Mapping):
+    """A mask in memory as it is on disk, one bit for each weight: name -> bool tensor, made when it is read.
+
+    packed: name -> uint8, (⌈weights / 8⌉,). shapes: name -> that of the tensor. Equal to any mapping of equal tensors.
+    """
+
+    def __init__(self, packed: Mapping[str, torch.Tensor], shapes: Mapping[str, Sequence[int]]):
+        self.packed, self.shapes = dict(packed), {name: tuple(shape) for name, shape in shapes.items()}
+
+    @classmethod
+    def of(cls, mask: Mapping[str, torch.Tensor]) -> "PackedMask":
+        """Raises TypeError for tensors that are not bool."""
+        if isinstance(mask, cls):
+            return mask
+        packed, shapes = {}, {}
+        for name, bits in mask.items():
+            packed[name], shapes[name] = _pack(bits), tuple(bits.shape)
+        return cls(packed, shapes)
+
+    def only(self, names: Collection[str]) -> "PackedMask":
+        """Of these names alone, as far as there are such."""
+        kept = {name: bits for name, bits in self.packed.items() if name in names}
+        return PackedMask(kept, {name: self.shapes[name] for name in kept})
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return _unpack(self.packed[name].numpy(), self.shapes[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.packed)
+
+    def __len__(self) -> int:
+        return len(self.packed)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Mapping) or self.keys() != other.keys():
+            return False
+        return all(torch.equal(bits, other[name]) for name, bits in self.items())
+
+
 def save_masks(path: Path, masks: Masks, header: Mapping) -> None:
     """Write {task: {name: bool tensor}} with one bit per weight; all tasks mask the same names and shapes."""
-    shapes = {task: {name: list(mask.shape) for name, mask in named.items()} for task, named in masks.items()}
-    first = next(iter(shapes.values()), {})
-    for task, found in shapes.items():
-        if found != first:
+    packed = {task: PackedMask.of(named) for task, named in masks.items()}
+    first = next((mask.shapes for mask in packed.values()), {})
+    for task, mask in packed.items():
+        if mask.shapes != first:
             raise ValueError(f"expected masks of one set of shapes for all tasks, found others for {task}")
-    packed = {f"{task}/{name}": _pack(mask) for task, named in masks.items() for name, mask in named.items()}
-    save(path, packed, dict(header) | {"tasks": list(masks), "shapes": first}, kind="masks")
+    bits = {f"{task}/{name}": tensor for task, mask in packed.items() for name, tensor in mask.packed.items()}
+    shapes = {name: list(shape) for name, shape in first.items()}
+    save(path, bits, dict(header) | {"tasks": list(masks), "shapes": shapes}, kind="masks")
 
 
-def load_masks(path: Path, **expect: Any) -> Masks:
-    """{task: {name: bool tensor}} from `path`; `expect` as in Checkpoint, `tasks=[...]` and `scope=...` among them."""
+def load_masks(path: Path, **expect: Any) -> dict[str, PackedMask]:
+    """{task: mask} from `path`, packed; `expect` as in Checkpoint, `tasks=[...]` and `scope=...` among them."""
     file = Checkpoint(path, kind="masks", **expect)
     require(file, "tasks", "shapes")
     shapes, tasks = file.header["shapes"], file.header["tasks"]
@@ -226,9 +266,7 @@ def load_masks(path: Path, **expect: Any) -> Masks:
             f"{path}: expected one bit for each weight of every task, found none or others for {few(wrong)}; make it "
             f"again: {_command(file.header)} overwrite=True"
         )
-    return {
-        task: {name: _unpack(file[f"{task}/{name}"].numpy(), shape) for name, shape in shapes.items()} for task in tasks
-    }
+    return {task: PackedMask({name: file[f"{task}/{name}"] for name in shapes}, shapes) for task in tasks}
 
 
 def require(file: Checkpoint, *fields: str) -> None:
@@ -406,7 +444,7 @@ def _convert_command(path: Path, fields: Mapping) -> str:
     return " ".join(["python -m src.checkpoints convert", str(path), "OUT.safetensors", f"--model {model}", *known])
 
 
-def _own_storage(weights: Mapping[str, torch.Tensor]) -> Weights:
+def own_storage(weights: Mapping[str, torch.Tensor]) -> Weights:
     """The weights as safetensors wants them: contiguous, on the CPU, no two sharing memory."""
     owned: Weights = {}
     seen = set()

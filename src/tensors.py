@@ -1,6 +1,6 @@
 """Tensors by name: whether two collections agree, τ = θ − θ0, and θ0 + α·τ."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, MutableMapping
 
 import torch
 from torch import Tensor
@@ -69,3 +69,19 @@ def moved(theta0: Mapping[str, Tensor], tau: Mapping[str, Tensor], alpha: float 
         wide = torch.promote_types(weight.dtype, tau[name].dtype)
         end[name] = (weight.to(wide) + alpha * tau[name].to(weight.device, wide)).to(weight.dtype)
     return {name: end[name] if name in end else theta0[name] for name in theta0}
+
+
+def moved_over(theta0: Mapping[str, Tensor], tau: MutableMapping[str, Tensor]) -> Weights:
+    """θ0 + τ, as `moved` gives it, tensor by tensor: one of θ0 is read at a time, and τ is empty in the end.
+
+    So a merged model takes the place of its vector in memory. Raises ValueError, naming them, for tensors of τ that θ0
+    lacks or has in another shape.
+    """
+    known = shapes(theta0)
+    expected = {name: torch.empty(known[name], device="meta") for name in tau if name in known}
+    check_same(expected, tau, "the weights and the task vector")
+    end = {}
+    for name in theta0:
+        weight = theta0[name]
+        end[name] = moved({name: weight}, {name: tau.pop(name)}, 1.0)[name] if name in tau else weight
+    return end

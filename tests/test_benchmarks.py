@@ -2,67 +2,144 @@
 
 import json
 import os
-import re
+import stat
 import subprocess
 import sys
+from pathlib import Path
 
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from benchmarks import measure, merge_files
+from benchmarks.__main__ import TABLE, first_line, main, names
 from src.modes import TRAINED
 from src.runtime import results
 from tests.conftest import ROOT
 
-TOWER = ("--tasks=2", "--layers=1", "--width=64", "--rounds=1", "--batch-size=2")
+TOWER = ("--tasks=2", "--layers=1", "--width=64", "--rounds=1", "--repeats=1", "--batch-size=2")
 
 
-def run(script: str, *flags: str) -> str:
-    command = [sys.executable, str(ROOT / "benchmarks" / script), *flags]
+def run(name: str, *flags: str) -> str:
+    command = [sys.executable, "-m", "benchmarks", name, *flags]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
+def read(file: Path) -> dict:
+    """The JSON of a benchmark, with the machine's description in it and no path or host."""
+    found = results.read(file)
+    assert found["machine"]["cores"] > 0 and "processor" in found["machine"]
+    assert not any("/" in str(value) for value in found["provenance"]["config"].values())
+    return found
+
+
 def test_adaptation_step(tmp_path):
     file = tmp_path / "found.json"
-    run("adaptation_step.py", *TOWER, "--methods=concrete", "--ways", "ours", "one graph", f"--output={file}")
-    found = results.read(file)
+    run("adaptation_step", *TOWER, "--methods=concrete", "--ways", "ours", "one graph", f"--output={file}")
+    found = read(file)
     assert set(found["concrete"]) == {"ours", "one graph"} and found["provenance"]["config"]["tasks"] == 2
     assert all(row["seconds"] > 0 and row["bytes"] > 0 for row in found["concrete"].values())
 
 
 def test_merge_memory(tmp_path):
     file = tmp_path / "found.json"
-    run("merge_memory.py", "--tasks=2", "--scale=0.01", "--scope=visual", "--methods=consensus", f"--output={file}")
-    found = results.read(file)
+    flags = ("--tasks=2", "--scale=0.01", "--scope=visual", "--methods=consensus", "--rounds=2")
+    run("merge_memory", *flags, f"--output={file}")
+    found = read(file)
     assert set(found["consensus"]) == {"streaming", "published"} and found["provenance"]["config"]["scope"] == "visual"
+    assert found["consensus"]["published"]["ratios"]["seconds"]["rounds"] == 2
+
+
+def peer_of(folder: Path, share: float) -> Path:
+    """A command that merges as mergekit's task arithmetic does, but for `share` of what it adds."""
+    script = folder / "peer"
+    script.write_text(
+        f"#!{sys.executable}\n"
+        "import sys, yaml\n"
+        "from pathlib import Path\n"
+        "from safetensors.torch import save_file\n"
+        "config, output = yaml.safe_load(open(sys.argv[1])), Path(sys.argv[2])\n"
+        "start = load_file(config['base_model'])\n"
+        "models = [load_file(row['model']) for row in config['models']]\n"
+        f"weight = {share} * config['parameters']['lambda']\n"
+        "output.mkdir(exist_ok=True)\n"
+        "merged = {n: t + weight * sum(m[n] - t for m in models) for n, t in start.items()}\n"
+        "save_file(merged, output / 'model.safetensors')\n",
+        encoding="utf-8",
+    )
+    script.chmod(script.stat().st_mode | stat.S_IXUSR)
+    return script
+
+
+def test_merge_files_beside_a_peer(tmp_path):
+    file = tmp_path / "found.json"
+    flags = ("--tasks=2", "--scale=0.01", "--methods=sum", "--rounds=1")
+    told = run("merge_files", *flags, f"--peer={peer_of(tmp_path, 1.0)}", f"--output={file}")
+    found = read(file)["sum"]
+    assert found["largest difference"] < 1e-6 and "ours / this" in told
+    assert set(found["mergekit-pytorch"]["ratios"]) == {"seconds", "bytes"}
+
+
+def test_merge_files_refuses_a_ratio_between_different_numbers(tmp_path):
+    with pytest.raises(SystemExit, match="task arithmetic should agree"):
+        merge_files.main(
+            ["--tasks=1", "--scale=0.01", "--methods=sum", "--rounds=1", f"--peer={peer_of(tmp_path, 0.9)}"]
+        )
+
+
+def test_the_share_of_weights_that_differ(tmp_path):
+    one, other = ({"a": torch.zeros(10)}, {"a": torch.tensor([0.5, *[0.0] * 9])})
+    for name, weights in (("one", one), ("other", other)):
+        save_file(weights, tmp_path / name)
+    assert merge_files.largest_difference(tmp_path / "one", tmp_path / "other") == (0.5, 0.1)
 
 
 def test_coefficient_sweep(tmp_path, mini_cache):
-    places = (f"--save={tmp_path}", f"--cache-dir={mini_cache}")
-    told = run("coefficient_sweep.py", "--n-eval-points=2", "--rounds=1", "--seed=0", *places)
-    assert told.count("differ from the loop's by") == 2 and "linear: 2 coefficients cost" in told
+    file, places = tmp_path / "found.json", (f"--save={tmp_path}", f"--cache-dir={mini_cache}")
+    told = run("coefficient_sweep", "--n-eval-points=2", "--rounds=1", "--seed=0", *places, f"--output={file}")
+    assert told.count("differ from the loop's by") == 2 and "linear: 2 coefficients / one" in told
+    assert len(read(file)["ratios"]) == 3
 
 
 def test_linear_step(tmp_path):
-    told = run("linear_step.py", "--batch-size=2", "--rounds=1", f"--save={tmp_path}")
-    difference = float(re.search(r"differ by (\S+) of their norm", told).group(1))
-    assert told.count("ms of CPU time per step") == 3 and difference < 1e-4
+    file = tmp_path / "found.json"
+    told = run("linear_step", "--batch-size=2", "--rounds=2", f"--save={tmp_path}", f"--output={file}")
+    found = read(file)
+    assert told.count("ms of CPU time per step") == 3 and found["gradients differ by"] < 1e-4
+    assert found["steps"]["standard"]["ratio"] == {"median": 1.0, "low": 1.0, "high": 1.0, "rounds": 2}
 
 
 def test_mode_steps(tmp_path, mini_cache):
     places = (f"--save={tmp_path}", f"--cache-dir={mini_cache}", "--seed=0")
-    told = run("mode_steps.py", "--batch-size=2", "--rounds=1", *places)
+    told = run("mode_steps", "--batch-size=2", "--rounds=1", *places)
     assert [line.split()[0] for line in told.splitlines()] == list(TRAINED)
 
 
 def test_image_cache():
-    told = run("image_cache.py", "--images=5", "--side=32", "--height=64", "--rounds=1")
+    told = run("image_cache", "--images=5", "--side=32", "--height=64", "--rounds=1")
     assert "with the cache" in told and "over 5 images" in told
+
+
+def test_growth(tmp_path, mini_cache):
+    file = tmp_path / "found.json"
+    sizes = ("--tasks-of", "2", "3", "--coefficients", "1", "3", "--images", "50", "100", "--widths", "32", "64")
+    small = ("--scale=0.01", "--rounds=1", "--batch-size=2", "--seed=0")
+    run("growth", *sizes, *small, f"--save={tmp_path}", f"--cache-dir={mini_cache}", f"--output={file}")
+    found = read(file)
+    assert found["width"]["sizes"] == [32, 64] and set(found["coefficients"]["slopes"]) == {
+        "standard: s",
+        "linear, by one jvp: s",
+    }
+    assert all(set(found[work]["slopes"]) == set(found[work]["costs"]) for work in ("merging", "images", "width"))
 
 
 def test_accelerator(tmp_path):
     """Every section that needs no further process, on a toy tower; the others are `ranks` and `compiled`."""
     file = tmp_path / "found.json"
-    command = [sys.executable, "-m", "benchmarks.accelerator", "--tiny", f"--out={file}"]
+    command = [sys.executable, "-m", "benchmarks", "accelerator", "--tiny", f"--output={file}"]
     command += ["--without", "ranks", "compiled", "mini"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
@@ -71,3 +148,28 @@ def test_accelerator(tmp_path):
     assert len(sections) == 11 and all(sections.values())
     distances = [value for name, value in sections["agreement"].items() if "float64" not in name]
     assert max(distances) < 1e-4  # a toy tower here and here; float32 everywhere
+
+
+def test_slopes_and_ratios():
+    assert measure.slope([1, 2, 4], [3, 12, 48]) == 2
+    ratio = measure.Ratio.of([1, 2, 3, 40], [1, 1, 1, 10])
+    assert (ratio.median, ratio.low, ratio.high, ratio.rounds) == (2.5, 1.75, 3.25, 4)
+
+
+def test_what_a_command_costs(tmp_path):
+    work = "x = bytearray(300_000_000)\nfor _ in range(3_000_000): pass"
+    big = measure.spent([sys.executable, "-c", work], tmp_path)
+    small = measure.spent([sys.executable, "-c", ""], tmp_path)
+    assert big["bytes"] - small["bytes"] > 250_000_000 and big["seconds"] > small["seconds"]
+    with pytest.raises(SystemExit, match="expected a command that runs"):
+        measure.spent([sys.executable, "-c", "raise SystemExit(3)"], tmp_path)
+
+
+def test_the_list_names_every_benchmark(capsys):
+    main([])
+    told = capsys.readouterr().out
+    assert all(f"{name:18s} {first_line(name)}" in told for name in names()) and set(TABLE) < set(names())
+    with pytest.raises(SystemExit, match="expected a benchmark, found 'liner_step'"):
+        main(["liner_step"])
+    page = (ROOT / "docs" / "speed.md").read_text(encoding="utf-8")
+    assert [name for name in names() if f"`{name}" not in page] == []

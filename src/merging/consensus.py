@@ -20,10 +20,10 @@ def consensus_mask(masks: Masks, k: int) -> Mask:
     """1 where at least k of the tasks' masks are 1."""
     check_value("prun_thre_k", k, TASKS)
     shared = {}
-    for name, bits in next(iter(masks.values())).bits.items():
-        users = torch.zeros(bits.shape, dtype=torch.int16)
+    for name, shape in next(iter(masks.values())).shapes.items():
+        users = torch.zeros(shape, dtype=torch.int16)
         for mask in masks.values():
-            users += mask.bits[name]
+            users += mask[name]
         shared[name] = users >= k
     return Mask(shared)
 

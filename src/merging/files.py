@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from safetensors.torch import save_file
 
+from src import checkpoints
 from src.checkpoints import VISUAL
 from src.merging.base import Merge, Method, Problem
 from src.merging.registry import METHODS, label, load_methods
@@ -16,7 +16,7 @@ from src.merging.search import with_options
 from src.published.convert import HUGGING_FACE_FILE, read_weights, weights_file
 from src.runtime.files import file_hash, replacing, require_writable
 from src.runtime.messages import CheckpointError, UsageError, few, nearest
-from src.tensors import Weights
+from src.tensors import Weights, moved_over
 
 CARD = """---
 tags: [merge, task-arithmetic]
@@ -67,10 +67,8 @@ def merge_files(
     problem = Problem(start, weights, scope=scope)
     made = chosen.merge(problem)
     setting = setting_of(chosen, made, alpha)
-    merged = problem.pretrained + made.vector(str(files[0]), setting)
-    _write(
-        output / HUGGING_FACE_FILE if folder else output, {name: merged[name].to(start[name].dtype) for name in start}
-    )
+    merged = moved_over(start, dict(made.vector(str(files[0]), setting).vector))
+    _write(output / HUGGING_FACE_FILE if folder else output, merged)
     if folder:
         for file in pretrained.glob("*.json"):
             shutil.copy(file, output / file.name)
@@ -141,9 +139,9 @@ def _read(path: Path) -> Weights:
         raise CheckpointError(f"{path}: {error}") from None
 
 
-def _write(path: Path, weights: Mapping[str, torch.Tensor]) -> None:
+def _write(path: Path, weights: Weights) -> None:
     with replacing(path) as temporary:
-        save_file({name: tensor.contiguous().clone() for name, tensor in weights.items()}, temporary, {"format": "pt"})
+        save_file(checkpoints.own_storage(weights), temporary, {"format": "pt"})
 
 
 def _write_card(

@@ -1,4 +1,7 @@
-"""What the masking methods share: θ_t = θ0 + m_t ∘ τ_MTL as a Merge, and the masks of a problem on disk."""
+"""What the masking methods share: θ_t = θ0 + m_t ∘ τ_MTL as a Merge, and the masks of a problem on disk.
+
+The masks of all tasks are in memory at once as bits alone, an eighth of what bool tensors take.
+"""
 
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -9,6 +12,7 @@ from typing import Any
 import torch
 
 from src import checkpoints
+from src.checkpoints import PackedMask
 from src.merging.base import Merge, Problem, Setting
 from src.merging.geometry import describe
 from src.published import convert
@@ -17,7 +21,7 @@ from src.runtime.paths import expanded
 from src.task_vectors import Mask, TaskVector
 from src.tensors import check_same
 
-Masks = dict[str, Mask]  # of each task
+Masks = dict[str, PackedMask]  # of each task
 DOWNLOAD = "python download_checkpoints.py --model={} --kind=tall_masks --source=hub"
 
 
@@ -35,8 +39,8 @@ class Masked(Merge):
         return self.mask(task, setting) * self.tau
 
     def finish(self, chosen: Mapping[str, Setting]) -> dict[str, Any]:
-        masks = {task: self.mask(task, setting) for task, setting in chosen.items()}
-        return {"masks": describe(_bits(masks))} | self.keep(masks, chosen)
+        masks = {task: PackedMask.of(self.mask(task, setting).bits) for task, setting in chosen.items()}
+        return {"masks": describe(masks)} | self.keep(masks, chosen)
 
     def keep(self, masks: Masks, chosen: Mapping[str, Setting]) -> dict[str, Any]:
         """What a method does with the masks of the chosen settings; gives further facts for the result."""
@@ -51,7 +55,7 @@ class LoadedMasks(Masked):
     file: Path
 
     def mask(self, task: str, setting: Setting) -> Mask:
-        return self.masks[task]
+        return Mask(self.masks[task])
 
     def keep(self, masks: Masks, chosen: Mapping[str, Setting]) -> dict[str, Any]:
         return {"mask_file": self.file}
@@ -61,7 +65,7 @@ def save_masks(problem: Problem, name: str, masks: Masks, **about: Any) -> dict[
     """Keep masks on disk, one bit per weight and task; gives the file and its size in bits. about: for the header."""
     path = problem.masks_at(name)
     header = dict(model=problem.model, mode=problem.mode, seed=problem.seed, scope=problem.scope, method=name)
-    checkpoints.save_masks(path, _bits(masks), header | {"made_of": _made_of(problem)} | about)
+    checkpoints.save_masks(path, masks, header | {"made_of": _made_of(problem)} | about)
     return {"mask_file": path, "mask_file_bits": 8 * path.stat().st_size}
 
 
@@ -99,18 +103,14 @@ def load_masks(
     like = {name: torch.empty(shape, device="meta") for name, shape in problem.shapes.items()}
     for task in problem.tasks:
         if of_all:
-            masks[task] = {key: mask for key, mask in masks[task].items() if key in problem.shapes}
+            masks[task] = masks[task].only(problem.shapes)
         check_same(like, masks[task], f"{path}: the task vectors and the masks", checkpoints.CheckpointError)
-    return {task: Mask(masks[task]) for task in problem.tasks}, path
+    return {task: masks[task] for task in problem.tasks}, path
 
 
 def _made_of(problem: Problem) -> dict[str, str]:
     weights = {"theta0": problem.pretrained, **problem.finetuned}
     return {name: checkpoints.known_fingerprint(of_task) for name, of_task in weights.items()}
-
-
-def _bits(masks: Masks) -> checkpoints.Masks:
-    return {task: mask.bits for task, mask in masks.items()}
 
 
 def _check(path: Path, what: str, expected: Any, found: Any) -> None:

@@ -19,6 +19,7 @@ from src.records import Storage
 from src.run import Run
 from src.runtime.messages import UsageError
 from src.runtime.seeds import batch_indices, event_seed
+from src.tensors import moved_over
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,7 @@ def export(problem: Problem, merge: Merge, chosen: Mapping[str, Setting], output
     written = []
     for task in problem.tasks if merge.per_task else problem.tasks[:1]:
         path = output.with_suffix(f".{task}.safetensors") if merge.per_task else output
-        weights = problem.pretrained + merge.vector(task, chosen[task])
+        weights = moved_over(problem.pretrained, dict(merge.vector(task, chosen[task]).vector))
         if adapter := merge.adapter(task, chosen[task]):
             weights |= {f"adapter.{name}": tensor for name, tensor in vars(adapter).items()}
         header: dict[str, Any] = dict(model=problem.model, mode=MODES[problem.mode].checkpoint, seed=problem.seed)

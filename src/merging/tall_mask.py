@@ -63,6 +63,7 @@ class TallMasked(Masked):
 
     def mask(self, task: str, setting: float) -> Mask:
         if self.last[0] != task:
+            self.last = "", {}  # those of the task before go first
             self.last = task, dict(zip(self.settings, tall_masks(self.problem, task, self.tau, self.settings)))
         return self.last[1][setting]
 

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 
 from src import checkpoints
 from src.args import command_parser
-from src.checkpoints import VISUAL, Checkpoint, CheckpointError, Masks
+from src.checkpoints import VISUAL, Checkpoint, CheckpointError, PackedMask
 from src.modes import TRAINED
 from src.published import unpickle
 from src.runtime.files import file_hash
@@ -51,7 +51,7 @@ HUGGING_FACE = {
 }
 
 
-def read_masks(path: Path, like: Mapping) -> Masks:
+def read_masks(path: Path, like: Mapping) -> dict[str, PackedMask]:
     """The masks of a published `TALL_mask_{8,14,20}task.npy`, whose pickle is read but never executed.
 
     like: the pre-trained encoder with its frozen text-side tensors: the published vector is all of them, flattened and
@@ -64,7 +64,7 @@ def read_masks(path: Path, like: Mapping) -> Masks:
         arrays = unpickle.packed_arrays(path)
     except unpickle.UnpickleError as error:
         raise CheckpointError(f"{path}: {error}") from None
-    masks = {}
+    masks = {}  # packed tensor by tensor: bool tensors of all tasks would take eight times as much
     for task, packed in arrays.items():
         if len(packed) != -(-total // 8):
             raise CheckpointError(
@@ -72,7 +72,8 @@ def read_masks(path: Path, like: Mapping) -> Masks:
                 f"found {8 * len(packed)}: it belongs to another model"
             )
         bits = torch.from_numpy(np.unpackbits(packed, count=total).astype(bool)).split(sizes)
-        masks[task] = {name: piece.view(shape) for (name, shape), piece in zip(named_shapes.items(), bits, strict=True)}
+        named = zip(named_shapes.items(), bits, strict=True)
+        masks[task] = PackedMask.of({name: piece.view(shape) for (name, shape), piece in named})
     return masks
 
 
