@@ -61,7 +61,7 @@ class Training:
     keep_every: int = 0
     world_size: int = 1
     sum_gradients: bool = False
-    workers: int = field(default_factory=lambda: min(MOST_WORKERS, cores()))
+    workers: int = field(default_factory=lambda: usual_workers())
     loggers: Loggers = field(default_factory=Loggers)
     rank: int | None = None
     lora_alpha: float | None = None
