@@ -54,6 +54,24 @@ def _split(x: Any) -> tuple[Any, Tensor | None]:
     return dual.primal, dual.tangent
 
 
+class _Alone(torch.autograd.Function):
+    """A value that does not hold on to the dual number which it was a view of."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        return value.data
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        return gradients[0]
+
+
+def _parts(x: Any) -> tuple[Any, Tensor | None]:
+    """`_split` of what a rule saves for the backward pass: its tangent is freed once it has been used."""
+    value, tangent = _split(x)
+    return (_Alone.apply(value), tangent) if tangent is not None and value.requires_grad else (value, tangent)
+
+
 def _tangent(x: Any) -> Any:
     """The tangent of an output, zero where the output does not depend on the parameters."""
     value, tangent = _split(x)
@@ -80,7 +98,7 @@ class DualRules(TorchFunctionMode):
 
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
     """y = W x + b;  ẏ = Ẇ x + W ẋ + ḃ."""
-    (x, dx), (w, dw), (b, db) = _split(input), _split(weight), _split(bias)
+    (x, dx), (w, dw), (b, db) = _parts(input), _split(weight), _split(bias)
     if dx is None or not _same_dtype(x, w):
         return None
     shape = (*x.shape[:-1], w.shape[0])
@@ -94,7 +112,7 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 
 def _conv2d(input: Tensor, weight: Tensor, bias: Tensor | None = None, *options: Any, **named: Any) -> Tensor | None:
     """y = W ∗ x + b;  ẏ = Ẇ ∗ x + W ∗ ẋ + ḃ."""
-    (x, dx), (w, dw), (b, db) = _split(input), _split(weight), _split(bias)
+    (x, dx), (w, dw), (b, db) = _parts(input), _split(weight), _split(bias)
     if dw is None or (b is not None and db is None) or not _same_dtype(x, w):
         return None
     y = conv2d(x, w, b, *options, **named)
@@ -113,7 +131,7 @@ def _layer_norm(
     eps: float = 1e-5,
 ) -> Tensor | None:
     """y = w ∘ n(x) + b;  ẏ = ẇ ∘ n(x) + ḃ + w ∘ J_n ẋ. J_n is symmetric: the backward kernel gives J_nᵀ ẋ = J_n ẋ."""
-    (x, dx), (w, dw), (b, db) = _split(input), _split(weight), _split(bias)
+    (x, dx), (w, dw), (b, db) = _parts(input), _split(weight), _split(bias)
     if dx is None or w is None or not _same_dtype(x, w):
         return None
     y, mean, rstd = torch.native_layer_norm(x, normalized_shape, w, b, eps)
@@ -128,6 +146,40 @@ def _layer_norm(
     return forward_ad.make_dual(y, dy)
 
 
+def _gelu(input: Tensor, approximate: str = "none") -> Tensor | None:
+    """y = gelu(x);  ẏ = gelu'(x) ∘ ẋ, which the backward kernel gives."""
+    x, dx = _parts(input)
+    if dx is None:
+        return None
+    y = F.gelu(x, approximate=approximate)
+    with torch.no_grad():
+        dy = torch.ops.aten.gelu_backward(dx, x, approximate=approximate)
+    return forward_ad.make_dual(y, dy)
+
+
+def _sigmoid(input: Tensor) -> Tensor | None:
+    """y = σ(x);  ẏ = y ∘ (1 − y) ∘ ẋ, which the backward kernel gives."""
+    x, dx = _parts(input)
+    if dx is None:
+        return None
+    y = torch.sigmoid(x)
+    with torch.no_grad():
+        dy = torch.ops.aten.sigmoid_backward(dx, y)
+    return forward_ad.make_dual(y, dy)
+
+
+def _mul(input: Tensor, other: Any) -> Tensor | None:
+    """y = a ∘ b;  ẏ = a ∘ ḃ + ȧ ∘ b. b: a tensor or a number."""
+    (a, da), (b, db) = _parts(input), _parts(other)
+    if da is None and db is None:
+        return None
+    y = a * b
+    with torch.no_grad():
+        terms = [factor * moved for factor, moved in ((a, db), (b, da)) if moved is not None]
+        dy = terms[0] + terms[1] if len(terms) == 2 else terms[0]
+    return forward_ad.make_dual(y, dy)
+
+
 def _attention(
     query: Tensor,
     key: Tensor,
@@ -139,7 +191,7 @@ def _attention(
     enable_gqa: bool = False,
 ) -> Tensor | None:
     """y = P v, P = softmax(S), S = s q kᵀ;  ẏ = Ṗ v + P v̇, Ṗ = J_softmax Ṡ, Ṡ = s (q̇ kᵀ + q k̇ᵀ)."""
-    (q, dq), (k, dk), (v, dv) = _split(query), _split(key), _split(value)
+    (q, dq), (k, dk), (v, dv) = _parts(query), _parts(key), _parts(value)
     if dq is None or dk is None or dv is None or q.dim() < 3:
         return None
     if attn_mask is not None or dropout_p or is_causal or enable_gqa:
@@ -212,5 +264,8 @@ RULES: dict[Callable, Callable] = {
     layer_norm: _layer_norm,
     scaled_dot_product_attention: _attention,
     F.multi_head_attention_forward: _multi_head_attention,
+    F.gelu: _gelu,
+    torch.sigmoid: _sigmoid,  # with the product, QuickGELU
+    torch.Tensor.mul: _mul,
 }
 ATTENTION = (scaled_dot_product_attention, F.multi_head_attention_forward)

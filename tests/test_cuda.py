@@ -147,7 +147,7 @@ def test_a_pass_of_as_many_images_as_fit_does_fit(tangent):
     """At the size of ViT-B-32."""
     tower = Tower(224, 32, 768, 12, quick=True).cuda()
     model, free = LinearizedModel(tower) if tangent else tower, 4 * GIB
-    besides = memory.bytes_of(tower.parameters())  # of the gradient
+    besides = (2 if tangent else 1) * memory.bytes_of(tower.parameters())  # of the gradient, and the direction
     count = memory.images_that_fit(free, memory.bytes_of_pass(model, tangent), besides)
     images = torch.randn(count, 3, 224, 224, device="cuda")
     peak = peak_of(lambda: model(images).square().sum().backward())

@@ -45,6 +45,26 @@ class MultiHead(nn.Module):
         return self.attention(x, x.tanh() if self.cross else x, x, **self.options)[0]
 
 
+class Squared(nn.Module):
+    """The product of two linear maps, and of a number."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.other = nn.Linear(8, 4), nn.Linear(8, 4)
+
+    def forward(self, x):
+        return 1.5 * self.one(x) * self.other(x)
+
+
+class Scale(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(8))
+
+    def forward(self, x):
+        return self.scale * x * x.detach()
+
+
 def after_linear(*layers):
     return nn.Sequential(nn.Linear(8, 8), *layers)
 
@@ -59,8 +79,11 @@ COVERED = {
     "linear": (lambda: after_linear(nn.Linear(8, 4)), F.linear, SEQUENCE),
     "linear, a vector": (lambda: after_linear(nn.Linear(8, 4)), F.linear, VECTOR),
     "linear, no bias": (lambda: after_linear(nn.Linear(8, 3, bias=False)), F.linear, SEQUENCE),
-    "gelu": (lambda: after_linear(nn.GELU(), nn.Linear(8, 4)), F.linear, SEQUENCE),
-    "quick gelu": (lambda: after_linear(QuickGELU(), nn.Linear(8, 4)), F.linear, SEQUENCE),
+    "gelu": (lambda: after_linear(nn.GELU(), nn.Linear(8, 4)), F.gelu, SEQUENCE),
+    "gelu, tanh": (lambda: after_linear(nn.GELU("tanh"), nn.Linear(8, 4)), F.gelu, SEQUENCE),
+    "quick gelu": (lambda: after_linear(QuickGELU(), nn.Linear(8, 4)), torch.sigmoid, SEQUENCE),
+    "a product": (Squared, torch.Tensor.mul, SEQUENCE),
+    "a product with a weight": (lambda: after_linear(Scale()), torch.Tensor.mul, SEQUENCE),
     "conv": (after_conv, F.conv2d, IMAGES),
     "conv, stride": (lambda: after_conv(nn.Conv2d(4, 5, 3, 2, 1, bias=False)), F.conv2d, IMAGES),
     "conv, groups": (lambda: after_conv(nn.Conv2d(4, 4, 3, padding="same", groups=2)), F.conv2d, IMAGES),

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 # float32 numbers that autograd keeps for each unit: inputs of products and norms, queries, keys and values (12), and
 # what activations keep; and for each token and feature before and behind the blocks. tests/test_memory.py counts them.
 KEPT, QUICK_GELU, ACTIVATION, TANGENT, AROUND = 12.1, 8, 4, 1, 3
+PASSING_QUICK, PASSING = 22, 10  # of the tangents of one block, on their way
 # Of a gradient for each sample by torch.func, which keeps the graph of its backward pass too; from peaks on a CPU.
 KEPT_PER_SAMPLE, ATTENTION_PER_SAMPLE, GRADIENTS = 75, 3, 2.5
 SHARE = 0.85  # of the free memory: the rest is for workspaces, and for what the allocator has cut into pieces
@@ -37,9 +38,9 @@ def bytes_of(tensors: Iterable[Tensor]) -> int:
 
 
 def bytes_of_pass(encoder: nn.Module, tangent: bool = False) -> float | None:
-    """What autograd keeps of an image in a pass through an ImageEncoder, or its linearization, in float32.
+    """What an image takes in a pass through an ImageEncoder, or its linearization, in float32.
 
-    None for a network that is no vision transformer of open_clip's.
+    That is what autograd keeps, and the tangents. None for a network that is no vision transformer of open_clip's.
     """
     visual = _transformer(encoder)
     if visual is None:
@@ -49,7 +50,15 @@ def bytes_of_pass(encoder: nn.Module, tangent: bool = False) -> float | None:
     quick = type(blocks[0].mlp.gelu).__name__ == "QuickGELU"
     numbers = KEPT + (QUICK_GELU if quick else ACTIVATION) + (TANGENT if tangent else 0)
     pixels = 3 * math.prod(visual.image_size)
-    return 4 * (tokens * width * (len(blocks) * numbers + AROUND) + pixels)
+    kept = 4 * (tokens * width * (len(blocks) * numbers + AROUND) + pixels)
+    return kept + (_bytes_of_tangents(visual, quick) if tangent else 0)
+
+
+def _bytes_of_tangents(visual: Any, quick: bool) -> float:
+    """Of one image and block, for a tangent is freed once it has been used."""
+    tokens, width = visual.positional_embedding.shape
+    of_attention = ATTENTION_PER_SAMPLE * visual.transformer.resblocks[0].attn.num_heads * tokens
+    return 4 * tokens * ((PASSING_QUICK if quick else PASSING) * width + of_attention)
 
 
 def bytes_of_sample(encoder: nn.Module, parameters: Iterable[Tensor]) -> float | None:
