@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import platform
+import shlex
 import statistics
 import subprocess
 import sys
@@ -163,4 +164,15 @@ def write(path: Path | None, record: Mapping[str, Any], settings: Mapping[str, A
     """Write the measurements with the machine's description and the settings, if they are asked for; no paths."""
     if path:
         plain = {name: value for name, value in settings.items() if not isinstance(value, Path) and value is not None}
-        results.write(path, {"machine": machine()} | dict(record), plain, started)
+        results.write(path, {"machine": machine()} | dict(record), plain, started, check=forget_places)
+
+
+def forget_places(document: dict[str, Any]) -> None:
+    """Take the flags that name folders of this machine out of the command that a result tells of."""
+    kept: list[str] = []
+    for word in shlex.split(document["provenance"]["command"]):
+        if word.startswith("/"):
+            kept.pop()  # the flag before it
+        elif "=/" not in word:
+            kept.append(word)
+    document["provenance"]["command"] = shlex.join(kept)
