@@ -123,10 +123,10 @@ def spent(command: Sequence[str], folder: Path, threads: int = 1) -> dict[str, f
     note = folder / "spent.json"
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     started = [sys.executable, "-c", LAUNCHER, str(note), *command]
-    subprocess.run(started, check=True, env=environment, stderr=subprocess.DEVNULL)
+    done = subprocess.run(started, check=True, env=environment, stderr=subprocess.PIPE, text=True)
     found = json.loads(note.read_text())
     if found.pop("status"):
-        raise SystemExit(f"expected a command that runs; this one failed: {' '.join(command)}")
+        raise SystemExit(f"expected a command that runs; {' '.join(command)} failed:\n{done.stderr[-1000:]}")
     return found
 
 

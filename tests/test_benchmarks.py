@@ -61,7 +61,7 @@ def peer_of(folder: Path, share: float) -> Path:
         f"#!{sys.executable}\n"
         "import sys, yaml\n"
         "from pathlib import Path\n"
-        "from safetensors.torch import save_file\n"
+        "from safetensors.torch import load_file, save_file\n"
         "config, output = yaml.safe_load(open(sys.argv[1])), Path(sys.argv[2])\n"
         "start = load_file(config['base_model'])\n"
         "models = [load_file(row['model']) for row in config['models']]\n"
