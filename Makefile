@@ -31,11 +31,8 @@ check: lint  ## formats, types, the fast tests: about a minute
 docs: $(VENV)/.installed  ## docs/ as a web site in site/, warnings as errors
 	$(RUN) -m mkdocs build --strict --quiet
 
-bench: $(VENV)/.installed  ## speed beside the published way
-	$(RUN) benchmarks/linear_step.py
-	$(RUN) benchmarks/coefficient_sweep.py
-	$(RUN) benchmarks/image_cache.py
-	$(RUN) benchmarks/adaptation_step.py
+bench: $(VENV)/.installed  ## speed beside the published way, into benchmarks/results/
+	$(RUN) -m benchmarks table
 
 lint: $(VENV)/.installed  ## formats and types
 	$(RUN) -m ruff check .

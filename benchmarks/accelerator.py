@@ -1007,7 +1007,9 @@ def in_children(name: str, number: int, options: argparse.Namespace, folder: Pat
         found["stopped after s"] = round(limit)
     elif any(statuses):
         rank = next(i for i, status in enumerate(statuses) if status)
-        found["error"] = f"exit {statuses[rank]} of rank {rank}: {texts[rank][1].strip()[-600:]}"
+        say(texts[rank][1].strip()[-2000:])
+        last = (texts[rank][1].strip().splitlines() or [""])[-1]
+        found["error"] = f"exit {statuses[rank]} of rank {rank}: {last[:300]}"
 
 
 def child(name: str, options: argparse.Namespace) -> None:
@@ -1085,7 +1087,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 found["stopped"] = str(late)
             except Exception as error:
                 traceback.print_exc()
-                found["error"] = f"{type(error).__name__}: {str(error)[:300]}"
+                found["error"] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}"
             seconds[name] = round(time.time() - began, 1)
             say(f"{name} took {seconds[name]} s{': ' + found['error'] if 'error' in found else ''}")
             b.clear()

@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import platform
+import shlex
 import statistics
 import subprocess
 import sys
@@ -122,10 +123,10 @@ def spent(command: Sequence[str], folder: Path, threads: int = 1) -> dict[str, f
     note = folder / "spent.json"
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     started = [sys.executable, "-c", LAUNCHER, str(note), *command]
-    subprocess.run(started, check=True, env=environment, stderr=subprocess.DEVNULL)
+    done = subprocess.run(started, check=True, env=environment, stderr=subprocess.PIPE, text=True)
     found = json.loads(note.read_text())
     if found.pop("status"):
-        raise SystemExit(f"expected a command that runs; this one failed: {' '.join(command)}")
+        raise SystemExit(f"expected a command that runs; {' '.join(command)} failed:\n{done.stderr[-1000:]}")
     return found
 
 
@@ -163,4 +164,15 @@ def write(path: Path | None, record: Mapping[str, Any], settings: Mapping[str, A
     """Write the measurements with the machine's description and the settings, if they are asked for; no paths."""
     if path:
         plain = {name: value for name, value in settings.items() if not isinstance(value, Path) and value is not None}
-        results.write(path, {"machine": machine()} | dict(record), plain, started)
+        results.write(path, {"machine": machine()} | dict(record), plain, started, check=forget_places)
+
+
+def forget_places(document: dict[str, Any]) -> None:
+    """Take the flags that name folders of this machine out of the command that a result tells of."""
+    kept: list[str] = []
+    for word in shlex.split(document["provenance"]["command"]):
+        if word.startswith("/"):
+            kept.pop()  # the flag before it
+        elif "=/" not in word:
+            kept.append(word)
+    document["provenance"]["command"] = shlex.join(kept)

@@ -266,7 +266,9 @@ def load_masks(path: Path, **expect: Any) -> dict[str, PackedMask]:
             f"{path}: expected one bit for each weight of every task, found none or others for {few(wrong)}; make it "
             f"again: {_command(file.header)} overwrite=True"
         )
-    return {task: PackedMask({name: file[f"{task}/{name}"] for name in shapes}, shapes) for task in tasks}
+    with safe_open(path, framework="pt") as opened:  # once: every opening reads all names, and lasts as its tensor
+        bits = {key: opened.get_tensor(key).clone() for key in sizes}
+    return {task: PackedMask({name: bits[f"{task}/{name}"] for name in shapes}, shapes) for task in tasks}
 
 
 def require(file: Checkpoint, *fields: str) -> None:

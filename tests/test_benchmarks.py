@@ -33,6 +33,7 @@ def read(file: Path) -> dict:
     found = results.read(file)
     assert found["machine"]["cores"] > 0 and "processor" in found["machine"]
     assert not any("/" in str(value) for value in found["provenance"]["config"].values())
+    assert "=/" not in found["provenance"]["command"]
     return found
 
 
@@ -60,7 +61,7 @@ def peer_of(folder: Path, share: float) -> Path:
         f"#!{sys.executable}\n"
         "import sys, yaml\n"
         "from pathlib import Path\n"
-        "from safetensors.torch import save_file\n"
+        "from safetensors.torch import load_file, save_file\n"
         "config, output = yaml.safe_load(open(sys.argv[1])), Path(sys.argv[2])\n"
         "start = load_file(config['base_model'])\n"
         "models = [load_file(row['model']) for row in config['models']]\n"
@@ -154,6 +155,12 @@ def test_slopes_and_ratios():
     assert measure.slope([1, 2, 4], [3, 12, 48]) == 2
     ratio = measure.Ratio.of([1, 2, 3, 40], [1, 1, 1, 10])
     assert (ratio.median, ratio.low, ratio.high, ratio.rounds) == (2.5, 1.75, 3.25, 4)
+
+
+def test_a_result_tells_no_folder():
+    document = {"provenance": {"command": "python -m benchmarks x --save=/a/b --rounds 3 --folder /c --scale=0.5"}}
+    measure.forget_places(document)
+    assert document["provenance"]["command"] == "python -m benchmarks x --rounds 3 --scale=0.5"
 
 
 def test_what_a_command_costs(tmp_path):
