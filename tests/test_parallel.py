@@ -1,7 +1,9 @@
 """Work over the cores: order, errors, killed workers, and what a program leaves behind, killed or not."""
 
 import ast
+import ctypes
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -95,6 +97,21 @@ def test_there_are_as_many_jobs_as_gpus(monkeypatch):
     monkeypatch.setattr(distributed, "_gpus", lambda: 3)
     assert [Run.of(device=device).jobs for device in ("cuda", "cuda:1", None)] == [3, 1, 3]
     assert Run.of(device="cuda", jobs=1).jobs == 1
+
+
+def page_faults(count: int) -> int:
+    """Of eight texts of 8 MB that come and go together."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(count):
+        texts = [b"x" * (8 << 20) for _ in range(8)]
+        del texts
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="another allocator than glibc's")
+def test_workers_keep_the_memory_that_is_given_back():
+    once = 8 * 2048  # pages of 4 KB
+    assert max(map_tasks(page_faults, [5, 5], 2, "allocating")) < 2 * once
 
 
 def die(number: int) -> int:

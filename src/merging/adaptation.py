@@ -33,6 +33,7 @@ from src.merging.base import Method, Problem, Watchable
 from src.runtime import results
 from src.runtime.distributed import broadcast, from_primary, is_primary
 from src.runtime.messages import NotFinite, UsageError
+from src.runtime.parallel import in_worker
 from src.runtime.signals import until_stopped
 from src.task_vectors import TaskVector
 from src.tensors import Weights
@@ -290,7 +291,9 @@ class Steps:
         first, steps = self._first(phase), self.phases[phase]
         if self.begins(phase):
             self._watch(phase, model)
-        bar = tqdm(total=steps, initial=min(steps, self.done - first), desc=phase, leave=False, disable=None)
+        bar = tqdm(
+            total=steps, initial=min(steps, self.done - first), desc=phase, leave=False, disable=in_worker() or None
+        )
         for index in until_stopped(range(self.done - first, steps), lambda index: self._keep()):
             try:
                 losses = step(index)
