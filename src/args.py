@@ -100,7 +100,7 @@ def base_parser(doc: str | None, modes: Sequence[str] | None = EVALUATED) -> Par
     places.add_argument("--cache-dir", type=Path, default=Places.cache, help="drawn images, decoded images, weights")
     what.add_argument("--pretrained-path", help="weights of the pre-trained model from a local file")
     machine.add_argument("--device", help="default: cuda where there is a GPU, else cpu")
-    machine.add_argument("--jobs", type=int, help="tasks worked on at once; default: the cores on CPU, 1 on a GPU")
+    machine.add_argument("--jobs", type=int, help="tasks worked on at once; default: the cores, or the GPUs")
     machine.add_argument("--eval-batch-size", type=int, default=Run.batch_size, help="images of one forward pass")
     machine.add_argument(
         "--precision",

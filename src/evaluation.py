@@ -32,10 +32,12 @@ from src.runtime.distributed import world_size
 from src.runtime.messages import NotFinite, few
 from src.runtime.parallel import map_tasks
 from src.runtime.precision import features_at, matmul_precision
+from src.scores import Features, Job, Point, Tangents, scores_of
 from src.tensors import moved
 
 Key = TypeVar("Key", bound=Hashable)
 FeatureMap = Callable[[torch.Tensor], torch.Tensor]  # (N, D) -> (N, D)
+Jvp = Callable[..., tuple[torch.Tensor, torch.Tensor]]  # as forward_and_jvp
 
 
 @dataclass(frozen=True)
@@ -69,16 +71,30 @@ class Curve:
     correct: tuple[str, ...]
     draws: tuple[tuple[float, ...], ...] = ()
 
+    @classmethod
+    def through(cls, points: Sequence[Point]) -> "Curve":
+        return cls(
+            tuple(point.accuracy for point in points),
+            tuple(point.loss for point in points),
+            points[0].n,
+            tuple(point.correct for point in points),
+        )
+
 
 class NonFiniteFeatures(NotFinite):
     """An image feature is no number: the coefficient is too large, or a checkpoint is broken."""
 
 
-def features(encoder, images: torch.Tensor, line: Line, tangent: bool, precision: str = FP32) -> Iterator[torch.Tensor]:
-    """Features (N, D) at each coefficient of the line, in order. precision: "bf16" for no tangent model."""
+def features(
+    encoder, images: torch.Tensor, line: Line, tangent: bool, precision: str = FP32, jvp: Jvp | None = None
+) -> Iterator[torch.Tensor]:
+    """Features (N, D) at each coefficient of the line, in order.
+
+    precision: "bf16" for no tangent model. jvp: in the place of forward_and_jvp.
+    """
     theta0 = store.start_of(encoder, line.direction, line.offset)
     if tangent and line.direction:
-        f0, slope = forward_and_jvp(encoder, theta0, line.direction, images)
+        f0, slope = (jvp or forward_and_jvp)(encoder, theta0, line.direction, images)
         if line.offset:
             f0 = f0 + forward_and_jvp(encoder, theta0, line.offset, images)[1]
         for alpha in line.coefs:
@@ -107,16 +123,26 @@ class Sums:
 
 
 @torch.no_grad()
-def sums(run: Run, dataset: str, split: str, line: Line, tangent: bool, share: tuple[int, int] = (0, 1)) -> Sums:
-    """What `score` averages, over a share of the images (see loading.evaluation_batches).
+def sums(
+    run: Run,
+    dataset: str,
+    split: str,
+    line: Line,
+    tangent: bool,
+    share: tuple[int, int] = (0, 1),
+    jvp: Jvp | None = None,
+) -> Sums:
+    """What `score` averages, over a share of the images (see loading.evaluation_batches). jvp: see `features`.
 
     Raises NonFiniteFeatures, naming the data set and the coefficient.
     """
     with matmul_precision(run.precision):
-        return _sums(run, dataset, split, line, tangent, share)
+        return _sums(run, dataset, split, line, tangent, share, jvp)
 
 
-def _sums(run: Run, dataset: str, split: str, line: Line, tangent: bool, share: tuple[int, int]) -> Sums:
+def _sums(
+    run: Run, dataset: str, split: str, line: Line, tangent: bool, share: tuple[int, int], jvp: Jvp | None
+) -> Sums:
     encoder = store.encoder(run)
     head = get_classification_head(run, dataset).to(run.device)
     direction, offset = (store.to_device(part, run.device) for part in (line.direction, line.offset))
@@ -126,7 +152,7 @@ def _sums(run: Run, dataset: str, split: str, line: Line, tangent: bool, share: 
     finite = torch.ones(len(line.coefs), dtype=torch.bool, device=run.device)
     for images, labels in loading.evaluation_batches(run, encoder, dataset, split, share):
         correct.append(torch.empty((len(line.coefs), len(labels)), dtype=torch.bool, device=run.device))
-        for index, at_alpha in enumerate(features(encoder, images, line, tangent, run.precision)):
+        for index, at_alpha in enumerate(features(encoder, images, line, tangent, run.precision, jvp)):
             logits = head(line.adapter(at_alpha) if line.adapter else at_alpha)
             finite[index] &= torch.isfinite(at_alpha).all()
             correct[-1][index] = logits.argmax(1) == labels
@@ -145,22 +171,33 @@ def score(run: Run, dataset: str, split: str, line: Line, tangent: bool) -> Curv
     return sums(run, dataset, split, line, tangent).curve()
 
 
-def _sums_of(work: tuple[tuple[str, Line], tuple[int, int]], run: Run, split: str, tangent: bool) -> Sums:
-    (dataset, line), share = work
-    return sums(run, dataset, split, line, tangent, share)
+def _sums_of(work: tuple[Job, tuple[int, int]], run: Run, split: str, keep: bool) -> tuple[Sums, tuple[Features, ...]]:
+    """Of a share of a job; keep: also the features of a tangent model that lies on a line from θ0."""
+    job, share = work
+    model, line = job.model, job.line
+    if not (keep and model.tangent) or line.offset:
+        return sums(run, model.dataset, split, line, model.tangent, share), ()
+    tangents = Tangents(forward_and_jvp, job.features)
+    of_share = sums(run, model.dataset, split, line, model.tangent, share, tangents)
+    return of_share, () if job.features else tuple(tangents.batches)
 
 
 def score_all(run: Run, mode: str, lines: Mapping[Key, tuple[str, Line]], split: str, desc: str) -> dict[Key, Curve]:
-    """`score` for every key's (data set, line); several at once, or each shared out among torchrun's ranks."""
+    """`score` for every key's (data set, line); several at once, or each shared out among torchrun's ranks.
+
+    What is known already is not computed again; see scores.py.
+    """
     run.require_mantissa_of(mode)
-    ranks = world_size()
-    work = [(job, (rank, ranks)) for job in lines.values() for rank in range(ranks)]
-    shares = map_tasks(partial(_sums_of, run=run, split=split, tangent=MODES[mode].tangent), work, run.jobs, desc)
-    curves = {}
-    for index, key in enumerate(lines):
-        first, *rest = shares[index * ranks : (index + 1) * ranks]
-        curves[key] = sum(rest, start=first).curve()
-    return curves
+    scores, model_of = scores_of(run, MODES[mode].tangent, split)
+    models = {key: (model_of(dataset, line), line) for key, (dataset, line) in lines.items()}
+    jobs, ranks = scores.missing(models.values()), world_size()
+    work = [(job, (rank, ranks)) for job in jobs for rank in range(ranks)]
+    keep = bool(scores.room) and ranks == 1
+    shares = map_tasks(partial(_sums_of, run=run, split=split, keep=keep), work, run.jobs, desc, run.device)
+    for index, job in enumerate(jobs):
+        (first, found), *rest = shares[index * ranks : (index + 1) * ranks]
+        scores.add(job, sum((part for part, _ in rest), start=first).curve(), found)
+    return {key: Curve.through(scores.of(*model)) for key, model in models.items()}
 
 
 def select(curves: Mapping[str, Sequence[float]], denominators: Mapping[str, float], per_task: bool) -> dict[str, int]:

@@ -12,7 +12,7 @@ from src.model_names import ModelName, check_model
 from src.modes import MODES
 from src.ranges import check
 from src.records import Corrupted
-from src.runtime.distributed import cores
+from src.runtime.distributed import cores, visible_gpus
 from src.runtime.messages import UsageError, nearest
 from src.runtime.paths import Paths, Places, expanded
 
@@ -41,7 +41,8 @@ class Run:
     suite: "mini" or "vision". model: a name as in model_names.py. tasks: names of the suite's data sets.
     seed: of everything; mini draws its images from it too.
     pretrained_path: a local file of pre-trained weights, in the place of those that the model's name stands for.
-    device: PyTorch's name. jobs: tasks worked on at once. batch_size: images of one forward pass in evaluation.
+    device: PyTorch's name; for "cuda" each job has a GPU. jobs: tasks worked on at once.
+    batch_size: images of one forward pass in evaluation.
     corruption: of the test images. skip_corrupt: leave out images that cannot be decoded.
     precision: of matrix products in fine-tuning, adaptation and evaluation.
 
@@ -92,7 +93,7 @@ class Run:
             fields["pretrained_path"] = str(expanded(path))
         device = known_device(device or default_device())
         if jobs is None:
-            jobs = cores() if device == "cpu" else 1
+            jobs = cores() if device == "cpu" else len(visible_gpus()) if device == "cuda" else 1
         return cls(suite, model, seed, task_names(tasks, registry.suite(suite)), device=device, jobs=jobs, **fields)
 
     @cached_property

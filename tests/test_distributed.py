@@ -98,20 +98,33 @@ def test_processes_that_step_together_wait_half_an_hour(monkeypatch):
 
 
 SHARING = """
-import json, sys
+import json, pickle, sys
 sys.path[:0] = [{root!r}, {tests!r}]
+import torch.distributed
 from src import args as arguments, evaluation
 from src.runtime.distributed import spmd
 from src.runtime.messages import UsageError
 from src.runtime.parallel import map_tasks
 from test_distributed import fail_on_one, few_images, lines
 
+sent = []
+
+def count(name):
+    send = getattr(torch.distributed, name)
+    def counting(*given, **named):
+        sent.append(len(pickle.dumps([each for each in given if each is not given[0] or name != "all_gather_object"])))
+        return send(*given, **named)
+    setattr(torch.distributed, name, counting)
+
 @spmd
 def main(argv=None):
+    for name in ("all_gather_object", "broadcast_object_list", "broadcast"):
+        count(name)
     run, _ = arguments.parse(arguments.base_parser(""), argv)
     jobs = dict(enumerate(("signs", line) for line in lines(run)))
     curves = [evaluation.score_all(run, "linear", jobs, split, "shares") for split in ("val", "test")]
     print(json.dumps([[(c.accuracy, c.loss, c.n) for c in of_split.values()] for of_split in curves]), flush=True)
+    print(sum(sent), flush=True)
     try:
         map_tasks(fail_on_one, [0, 1, 2], 1, "failing")
     except FloatingPointError as error:
@@ -151,6 +164,7 @@ def fail_on_one(number: int) -> int:
 
 @two_cores
 def test_ranks_count_every_image_once_and_hand_their_errors_on(make_run, tmp_path, mini_cache, monkeypatch):
+    """They send each other which images are right, and no weights: every rank has those itself."""
     run = make_run()
     monkeypatch.setattr(data, "evaluation_pixels", data.evaluation_pixels)  # put back what few_images replaces
     few_images()
@@ -163,7 +177,8 @@ def test_ranks_count_every_image_once_and_hand_their_errors_on(make_run, tmp_pat
     flags = ("--seed=0", "--device=cpu", f"--cache-dir={mini_cache}", f"--save={run.places.save}")
     done = subprocess.run([*TORCHRUN, str(program), *flags], capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr
-    found, after = done.stdout.strip().splitlines()  # rank 0 alone speaks
+    found, sent, after = done.stdout.strip().splitlines()  # rank 0 alone speaks
+    assert 0 < int(sent) < 20_000 < sum(tensor.nbytes for tensor in lines(run)[0].direction.values())
     for ours, theirs in zip(expected, json.loads(found), strict=True):
         assert [n for _, _, n in theirs] == [n for _, _, n in ours]
         for (accuracy, loss, _), (other_accuracy, other_loss, _) in zip(ours, theirs):

@@ -164,6 +164,34 @@ def test_equals_dense_jacobian(name):
             torch.testing.assert_close(actual, expected, **CLOSE)
 
 
+@pytest.mark.parametrize("chunk_size", [None, 1, 3])
+def test_blocks_are_those_of_the_whole_kernel(chunk_size, monkeypatch):
+    module, head, images = build("clip")
+    whole = tangent_kernel(module, head, images)
+    products: list[int] = []
+    multiply = kernel._inner_products
+
+    def counting(one, two):
+        found = multiply(one, two)
+        products.append(found.numel())
+        return found
+
+    monkeypatch.setattr(kernel, "_inner_products", counting)
+    first, last = slice(0, 2), slice(5, 7)
+    found = tangent_kernel(
+        module, head, images, chunk_size=chunk_size, blocks=((slice(0, 7), first), (last, last)), reduction="sum"
+    )
+    of_blocks = sum(products)
+    expected = tangent_kernel(module, head, images, reduction="sum")
+    assert of_blocks <= 7 * 2 + 2 * 2 < sum(products) - of_blocks
+    for rows, columns in ((slice(0, 7), first), (first, slice(0, 7)), (last, last)):
+        torch.testing.assert_close(found[rows, columns], expected[rows, columns], **CLOSE)
+    assert not found[2:5, 2:].any()
+    parts = [tangent_kernel(module, head, images, chunk_size=chunk_size, part=(which, 4)) for which in range(4)]
+    torch.testing.assert_close(sum(parts), whole, **CLOSE)
+    assert not parts[3].any()  # there are three outputs
+
+
 def test_equals_jacrev():
     module, head, images = build("clip")
     parameters = dict(module.named_parameters())

@@ -1,7 +1,9 @@
 """Work over the cores: order, errors, killed workers, and what a program leaves behind, killed or not."""
 
 import ast
+import ctypes
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -14,6 +16,7 @@ import pytest
 from joblib.externals import loky
 
 from src.datasets.examples import BadFile, CorruptImage
+from src.run import Run
 from src.runtime import distributed, signals
 from src.runtime.parallel import WorkerKilled, map_tasks
 from src.runtime.paths import ROOT
@@ -62,6 +65,53 @@ def test_tensors_go_by_value_to_workers_of_one_thread_that_stay(monkeypatch):
         assert not any(tensor.is_shared() for tensor in (*tensors, *returned))
     first, second = ({pid for pid, *_ in call} for call in found)
     assert os.getpid() not in first and len(first | second) <= 2
+
+
+def gpus_of_worker(folder: Path) -> tuple[str, int]:
+    """Waits until two workers are at it."""
+    (folder / f"{os.getpid()}.pid").touch()
+    _until(lambda: len(list(folder.glob("*.pid"))) == 2)
+    return os.environ["CUDA_VISIBLE_DEVICES"], os.getpid()
+
+
+@pytest.mark.parametrize(("visible", "gpus"), [(None, "01"), ("5,7,9", "57"), ("GPU-ab", ["GPU-ab"])])
+def test_each_worker_has_a_gpu_of_its_own_while_there_are_some(visible, gpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(distributed, "_gpus", lambda: len(gpus))
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    found = map_tasks(gpus_of_worker, [tmp_path] * 4, 2, "computing", "cuda")
+    assert len({*found}) == 2 and {gpu for gpu, _ in found} == {*gpus}
+    assert os.environ.get("CUDA_VISIBLE_DEVICES") == visible
+
+
+def test_a_gpu_that_is_named_is_shared(tmp_path, monkeypatch):
+    monkeypatch.setattr(distributed, "_gpus", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+    assert {gpus for gpus, _ in map_tasks(gpus_of_worker, [tmp_path] * 2, 2, "computing", "cuda:1")} == {"5,7"}
+
+
+def test_there_are_as_many_jobs_as_gpus(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr(distributed, "_gpus", lambda: 3)
+    assert [Run.of(device=device).jobs for device in ("cuda", "cuda:1", None)] == [3, 1, 3]
+    assert Run.of(device="cuda", jobs=1).jobs == 1
+
+
+def page_faults(count: int) -> int:
+    """Of eight texts of 8 MB that come and go together."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(count):
+        texts = [b"x" * (8 << 20) for _ in range(8)]
+        del texts
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="another allocator than glibc's")
+def test_workers_keep_the_memory_that_is_given_back():
+    once = 8 * 2048  # pages of 4 KB
+    assert max(map_tasks(page_faults, [5, 5], 2, "allocating")) < 2 * once
 
 
 def die(number: int) -> int:

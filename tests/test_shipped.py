@@ -7,7 +7,7 @@ import synthetic_results
 
 from src import args
 from src.experiments import reproduction
-from src.experiments.stages import NAMES
+from src.experiments.stages import NAMES, REPORT, STAGES
 from src.reporting import shipped
 from src.run import Run
 from src.runtime.paths import Places
@@ -81,3 +81,23 @@ def test_a_dry_run_tells_the_minutes_of_the_shipped_results(folders, capsys):
 def _parsed(flags: list[str]) -> tuple[Run, dict]:
     run, options = args.parse(args.reproduction_parser(None, NAMES), flags)
     return run, options
+
+
+def test_commands_that_need_nothing_of_each_other_run_at_once(tmp_path, capfd):
+    """In workers; what fails is told, with its reason, and the others run all the same."""
+    outputs = (tmp_path / "never.json",)
+    fine = [reproduction.Command("main", (flag,), outputs) for flag in ("--methods", "--help")]
+    wrong = reproduction.Command("make_report", (f"--results={tmp_path}/none",), outputs)
+    program = reproduction.Program(dry_run=False, overwrite=False, results=tmp_path, jobs=2)
+    assert program.run_all([fine[0], wrong, fine[1]], apart=True) == 3
+    assert program.failed == [wrong]
+    told = capfd.readouterr()
+    assert "task arithmetic" in told.out and "Merge fine-tuned encoders" in told.out
+    assert "error:" in told.err and "Traceback" not in told.err
+
+
+@pytest.mark.parametrize("stage", [stage.name for stage in (*STAGES, *REPORT) if stage.apart])
+def test_commands_of_such_stages_write_files_of_their_own(stage):
+    run, _ = _parsed([])
+    written = [command.outputs for command in reproduction.COMMANDS[stage](run)]
+    assert len(written) > 1 and len({*written}) == len(written)

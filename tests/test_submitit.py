@@ -1,4 +1,4 @@
-"""`main.py --multirun` through Hydra's submitit launcher, in its local mode: what Slurm would be given."""
+"""Jobs through Hydra's submitit launcher, in its local mode: what Slurm would be given."""
 
 import json
 import os
@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from src import checkpoints, store
+from src import checkpoints, store, sweep
 from src.runtime import results
 from src.runtime.paths import ROOT
 
@@ -43,3 +43,55 @@ def test_jobs_of_a_multirun_run_in_processes_of_their_own(make_run, tmp_path):
     assert made["zeroshot"]["test"]["accuracy"] == made["average"]["test"]["accuracy"]
     logs = [file.read_text() for file in (tmp_path / "jobs").rglob("*_log.out")]
     assert len(logs) == 2 and all("% absolute" in log for log in logs)
+
+
+def test_combinations_of_flags_are_jobs(make_run, tmp_path):
+    run = make_run()
+    flags = [*("--finetuning-mode=none", "--tasks=digits", "--control=never", "--seed=0", "--device=cpu", "--jobs=1")]
+    flags += [f"--save={run.places.save}", f"--results={run.places.results}", f"--cache-dir={run.places.cache}"]
+    launcher = ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=10", "hydra.launcher.cpus_per_task=1"]
+    models = "--model=ViT-Mini,ViT-Mini__init__"
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "src.sweep", "eval_single_task.py", models, *flags, "--skip-corrupt"),
+            *(*launcher, f"hydra.sweep.dir={tmp_path}/jobs"),
+        ],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        cwd=ROOT,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stderr
+    made = {path.parts[-3]: json.loads(path.read_text()) for path in run.places.results.rglob("zeroshot_*.json")}
+    assert {*made} == {"ViT-Mini", "ViT-Mini__init__"}
+    for model, record in made.items():
+        command, *words = record["provenance"]["command"].split()
+        assert [command, words[0]] == ["python", "eval_single_task.py"]
+        assert {*words[1:]} == {f"--model={model}", *flags, "--skip-corrupt"}
+    assert len([*(tmp_path / "jobs").rglob("*_log.out")]) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["finetune.py", "--finetuning-mode=standard,linaer"], "'linaer' does not exist; did you mean linear"),
+        (["eval_task_addition.py", "--n-eval-points=3,0"], "got '0'"),
+        (["main.py", "--seed=1"], "expected one of finetune.py, eval_"),
+        (["finetune.py", "seed=1"], "expected flags as --name=value"),
+    ],
+)
+def test_wrong_flags_are_told_before_any_job_starts(words, told, monkeypatch, capsys):
+    monkeypatch.setattr(sweep.hydra, "main", None)
+    with pytest.raises(SystemExit) as ended:
+        sweep.main(words)
+    assert ended.value.code == 2 and told in capsys.readouterr().err
+
+
+def test_a_job_that_fails_says_so(tmp_path, monkeypatch):
+    flags = ["--tasks=digits", "--device=cpu", f"--results={tmp_path}", f"--save={tmp_path}"]
+    monkeypatch.setattr(sys, "argv", ["sweep"])
+    with pytest.raises(SystemExit), pytest.MonkeyPatch.context() as patched:
+        patched.setenv("HYDRA_FULL_ERROR", "0")
+        sweep.main(["eval_task_addition.py", *flags, f"hydra.sweep.dir={tmp_path}/jobs"])
+    assert not [*tmp_path.rglob("addition_*.json")] and sys.argv == ["sweep"]

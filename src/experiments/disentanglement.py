@@ -101,7 +101,7 @@ def _record(
     alphas = np.linspace(*range, n_points)
     jobs = [(pair, own) for pair in pairs for own in (0, 1)]
     work = partial(term, run=run, mode=mode, alphas=alphas, num_samples=num_samples)
-    terms = map_tasks(work, jobs, run.jobs, f"ξ {mode}")
+    terms = map_tasks(work, jobs, run.jobs, f"ξ {mode}", run.device)
     records = [Disentanglement(alphas, both).record() for both in zip(terms[::2], terms[1::2])]
     return {"finetuning_mode": mode, "pairs": records}
 

@@ -88,7 +88,7 @@ def _record(run: Run, mode: str, num_samples: int) -> Record:
     everywhere = [key for key in problem.keys if all(bool(tau.any()) for tau in problem.tensors(key))]
     parts = parts_of(everywhere)
     work = partial(on_task, run=run, mode=mode, parts=parts, num_samples=num_samples)
-    by_task = map_tasks(work, run.tasks, run.jobs, f"layer-wise interference {mode}")
+    by_task = map_tasks(work, run.tasks, run.jobs, f"layer-wise interference {mode}", run.device)
     by_part = [[of_task[part] for of_task in by_task] for part in parts]
     vectors = [problem.vector(task) for task in problem.tasks]
     return {

@@ -195,14 +195,14 @@ def _record(run: Run, mode: str, named: Sequence[Variant], num_samples: int) -> 
         )
     loading.examples(run, run.tasks[0], "test")  # mini's are drawn once, before the workers look for them
     look = partial(looked_at, run=run, mode=mode, num_samples=num_samples)
-    alone = map_tasks(look, [Model(task) for task in run.tasks], run.jobs, f"fine-tuned {mode}")
+    alone = map_tasks(look, [Model(task) for task in run.tasks], run.jobs, f"fine-tuned {mode}", run.device)
     predictions = {task: of_task.predictions for task, of_task in zip(run.tasks, alone)}
     seen: dict[str, Seen] = {}
     for one in there:
         by_task = []
         for models in merged(run, mode, one):
             models = [replace(model, predictions=predictions[model.task]) for model in models]
-            by_task += map_tasks(look, models, run.jobs, f"{one.label} {mode}")
+            by_task += map_tasks(look, models, run.jobs, f"{one.label} {mode}", run.device)
         seen[one.label] = {
             **_confidence(run.tasks, by_task),
             "disagreement": {task: look.disagreement for task, look in zip(run.tasks, by_task)},

@@ -102,19 +102,24 @@ def negate(
     )
 
 
+def negative(coefs: Sequence[float]) -> tuple[float, ...]:
+    return tuple(-alpha if alpha else 0.0 for alpha in coefs)
+
+
 def _record(run: Run, mode: str, coefs: tuple[float, ...], threshold: float) -> Record:
     control = run.control
-    taus = {task: (-store.task_vector(run, task, mode)).vector for task in run.tasks}
+    # θ0 − α τ as the line of τ at −α: its tangents are known where the single tasks were scored just before.
+    taus = {task: store.task_vector(run, task, mode).vector for task in run.tasks}
     loading.examples(run, control, "test")  # mini's are drawn once, before the workers look for them
     pairs = [(task, dataset) for task in run.tasks for dataset in (task, control)]
-    lines = {(task, dataset): (dataset, Line(taus[task], coefs)) for task, dataset in pairs}
+    lines = {(task, dataset): (dataset, Line(taus[task], negative(coefs))) for task, dataset in pairs}
     val = score_all(run, mode, {"pretrained": (control, ORIGIN)} | lines, "val", f"negation {mode}, validation")
     floor = threshold * val["pretrained"].accuracy[0]
     index = {
         task: select_negation(coefs, val[task, task].accuracy, val[task, control].accuracy, floor) for task in run.tasks
     }
     alpha = {task: 0.0 if i is None else coefs[i] for task, i in index.items()}
-    lines = {(task, dataset): (dataset, Line(taus[task], (alpha[task],))) for task, dataset in pairs}
+    lines = {(task, dataset): (dataset, Line(taus[task], negative([alpha[task]]))) for task, dataset in pairs}
     test = score_all(run, mode, {"pretrained": (control, ORIGIN)} | lines, "test", f"negation {mode}, test")
     tasks: dict[str, Any] = {
         task: {

@@ -28,6 +28,8 @@ from src.runtime.messages import UsageError
 from src.runtime.parallel import map_tasks
 from src.runtime.precision import matmul_precision
 
+PARTS = 4  # terms of a kernel that are computed apart: a fixed number, so that no sum depends on the machine
+
 
 class Spectrum(TypedDict):
     """Local energies of the leading eigenfunctions: group of images -> (ranks, images)."""
@@ -120,10 +122,14 @@ def _record(
     chunk_size: int | None,
 ) -> Record:
     loading.examples(run, pairs[0][0], "test")  # mini's are drawn once, before the workers look for them
+    parts = PARTS if reduction == "trace" else 1
+    jobs = [(pair, part) for pair in pairs for part in range(parts)]
     work = partial(
-        localization, run=run, reduction=reduction, num_samples=num_samples, chunk_size=chunk_size, ranks=ranks
+        kernel_part, run=run, reduction=reduction, num_samples=num_samples, chunk_size=chunk_size, parts=parts
     )
-    records = map_tasks(work, pairs, run.jobs, f"tangent kernel, {reduction}")
+    terms = map_tasks(work, jobs, run.jobs, f"tangent kernel, {reduction}", run.device)
+    kernels = [np.sum(terms[first : first + parts], axis=0) for first in range(0, len(terms), parts)]
+    records = [localization(pair, kernel, num_samples, ranks, run.seed) for pair, kernel in zip(pairs, kernels)]
     return {"reduction": reduction, "num_samples": num_samples, "pairs": records}
 
 
@@ -139,37 +145,59 @@ def spread_images(run: Run, dataset: str, split: str, count: int) -> torch.Tenso
     return loading.batch_of(images.pixels[indices], encoder, run.device)
 
 
-def localization(
-    pair: tuple[str, str],
-    run: Run,
-    reduction: str,
-    num_samples: int,
-    chunk_size: int | None,
-    ranks: Sequence[int | float],
-) -> KernelPair:
-    """Local energies of the task's eigenfunctions on the task, on held-out images of it, and on the control task.
+def kernel_part(
+    job: tuple[tuple[str, str], int], run: Run, reduction: str, num_samples: int, chunk_size: int | None, parts: int
+) -> np.ndarray:
+    """A term of the kernel of a pair, for job = (pair, part).
 
-    Three groups of `num_samples` images: the task's (diagonalised), as many more of the task, and the control's.
+    It is on `num_samples` images of each of three groups: the task's, which are diagonalised, others of the task, and
+    the control's.
     """
-    task, control = pair
-    n = num_samples
-    of_task = spread_images(run, task, "test", 2 * n)
-    images = torch.cat([of_task, spread_images(run, control, "test", n)])
+    (task, control), part = job
+    of_task = spread_images(run, task, "test", 2 * num_samples)
+    images = torch.cat([of_task, spread_images(run, control, "test", num_samples)])
     encoder = store.encoder(run)
     for name, parameter in encoder.named_parameters():
         parameter.requires_grad_(name.startswith(VISUAL))
     try:
         head = get_classification_head(run, task).to(run.device)
         with matmul_precision(run.precision):
-            kernel = ntk.tangent_kernel(encoder, head, images, reduction=reduction, chunk_size=chunk_size).numpy()
+            kernel = ntk.tangent_kernel(
+                encoder,
+                head,
+                images,
+                reduction=reduction,
+                chunk_size=chunk_size,
+                blocks=_blocks(num_samples),
+                part=(part, parts),
+            )
     finally:
         encoder.requires_grad_(False)
-    inside, heldout, outside = slice(0, n), slice(n, 2 * n), slice(2 * n, 3 * n)
+    return kernel.numpy()
+
+
+def _blocks(n: int) -> tuple[ntk.Block, ...]:
+    """What `localization` reads, but for mirror images: all against the task's, and the control's among themselves."""
+    inside, _, outside = _groups(n)
+    return (slice(0, 3 * n), inside), (outside, outside)
+
+
+def _groups(n: int) -> tuple[slice, slice, slice]:
+    return slice(0, n), slice(n, 2 * n), slice(2 * n, 3 * n)
+
+
+def localization(
+    pair: tuple[str, str], kernel: np.ndarray, num_samples: int, ranks: Sequence[int | float], seed: int
+) -> KernelPair:
+    """Local energies of the task's eigenfunctions on the task, on held-out images of it, and on the control task."""
+    task, control = pair
+    n = num_samples
+    inside, heldout, outside = _groups(n)
     cross = {"heldout": kernel[heldout, inside], "control": kernel[outside, inside]}
     alone = ntk.localize(kernel[inside, inside], cross, ranks=ranks)
     both = np.r_[inside, outside]
     labels = np.arange(2 * n) < n
-    joint = ntk.localize_jointly(kernel[np.ix_(both, both)], labels, ranks=ranks, seed=run.seed)
+    joint = ntk.localize_jointly(kernel[np.ix_(both, both)], labels, ranks=ranks, seed=seed)
     return {
         "task": task,
         "control": control,

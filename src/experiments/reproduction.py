@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from src import store
+from src import scores, store
 from src.args import BOTH
 from src.datasets.registry import BENCHMARKS
 from src.experiments import studies
@@ -38,6 +38,7 @@ from src.ranges import RANGES, check
 from src.reporting.shipped import compared_with_shipped, recorded_seconds
 from src.run import Corruption, Run, override
 from src.runtime import results
+from src.runtime.parallel import map_tasks
 
 FINETUNE, MERGE = "finetune", "main"
 # Flags of reproduce.py that only some scripts have.
@@ -391,18 +392,31 @@ def reproduce(
     """
     run.require_mantissa("the tangent models of the suite")
     check(**{name: value for name, value in forwarded.items() if name in RANGES})
-    began, program = time.time(), Program(dry_run, overwrite, run.paths.results)
+    with scores.kept():
+        _reproduce(run, seeds, only, extended, dry_run, scope, overwrite, forwarded)
+
+
+def _reproduce(
+    run: Run,
+    seeds: Sequence[int] | None,
+    only: Sequence[str] | None,
+    extended: bool,
+    dry_run: bool,
+    scope: str,
+    overwrite: bool,
+    forwarded: Mapping[str, Any],
+) -> None:
+    began, program = time.time(), Program(dry_run, overwrite, run.paths.results, run.jobs, run.device)
     for seed in seeds or [run.seed]:
         for stage in chosen(STAGES, only, extended):
             start = time.time()
             commands = in_scopes(COMMANDS[stage.name](replace(run, seed=seed)), SCOPES if scope == BOTH else (scope,))
-            ran = sum([program.run(with_forwarded(command, forwarded)) for command in commands])
+            ran = program.run_all([with_forwarded(command, forwarded) for command in commands], stage.apart)
             if not dry_run:
                 took = f"{time.time() - start:.0f} s" if ran else "finished before"
                 print(f"seed {seed}, {stage.name}: {took}", flush=True)
     for stage in chosen(REPORT, only, extended):
-        for command in COMMANDS[stage.name](run):
-            program.run(command, always=True)
+        program.run_all(COMMANDS[stage.name](run), stage.apart, always=True)
     if program.failed:
         print(f"{len(program.failed)} of the commands failed; run them by themselves to see why:")
         print("\n".join(f"  {command}" for command in program.failed))
@@ -421,34 +435,70 @@ def reproduce(
 
 
 class Program:
-    """Runs commands in this process, which keeps its workers, and remembers those that failed."""
+    """Runs commands, and remembers those that failed: in this process, which keeps its workers, or in the workers."""
 
-    def __init__(self, dry_run: bool, overwrite: bool, results: Path):
+    def __init__(self, dry_run: bool, overwrite: bool, results: Path, jobs: int = 1, device: str = "cpu"):
         self.dry_run, self.overwrite, self.results = dry_run, overwrite, results
+        self.jobs, self.device = jobs, device
         self.foreseen: list[float | None] = []  # seconds of each command that a dry run names, where they are known
         self.failed: list[Command] = []
 
-    def run(self, command: Command, always: bool = False) -> bool:
-        """Run a command unless it is finished; whether it had anything to do. always: also where it is finished."""
-        there = command.finished and not always and not self.overwrite
-        if there and self.dry_run:
+    def run_all(self, commands: Sequence[Command], apart: bool = False, always: bool = False) -> int:
+        """Run commands unless they are finished; how many had anything to do.
+
+        apart: so many at once as there are jobs. always: also where they are finished.
+        """
+        ran = 0
+        waiting: list[Command] = []
+        for command in commands:
+            there = command.finished and not always and not self.overwrite
+            if self.dry_run:
+                self._foresee(command, there)
+                continue
+            ran += not there
+            if apart and not there:
+                waiting.append(command)
+                continue
+            print(f"  {command}", flush=True)
+            self._heed(command, _outcome(command, self.overwrite and not always))
+        if waiting:
+            print("\n".join(f"  {command}" for command in waiting), flush=True)
+            work = partial(_outcome, overwrite=self.overwrite and not always)
+            for command, outcome in zip(waiting, map_tasks(work, waiting, self.jobs, "commands", self.device)):
+                self._heed(command, outcome)
+        return ran
+
+    def _foresee(self, command: Command, there: bool) -> None:
+        if there:
             print(f"  there already: {command}")
-            return False
-        if self.dry_run:
-            seconds = recorded_seconds(command.outputs, self.results)
-            self.foreseen.append(seconds)
-            print(f"  would run:     {command}{'' if seconds is None else f'  # {seconds / 60:.1f} min'}")
-            return False
-        print(f"  {command}", flush=True)
-        try:
-            _call(command, self.overwrite and not always)
-        except (Exception, SystemExit) as error:
-            if isinstance(error, SystemExit) and not error.code:
-                return True
-            if not isinstance(error, SystemExit):
-                traceback.print_exc()
+            return
+        seconds = recorded_seconds(command.outputs, self.results)
+        self.foreseen.append(seconds)
+        print(f"  would run:     {command}{'' if seconds is None else f'  # {seconds / 60:.1f} min'}")
+
+    def _heed(self, command: Command, error: str | None) -> None:
+        if error is not None:
+            print(error, end="", file=sys.stderr, flush=True)
             self.failed.append(command)
-        return not there
+
+
+def _outcome(command: Command, overwrite: bool) -> str | None:
+    """None of a command that came to its end; else the traceback of what it has not told itself, or nothing."""
+    try:
+        with scores.kept():
+            _call(command, overwrite)
+    except SystemExit as error:
+        return _told(error) if error.code else None
+    except Exception:
+        return traceback.format_exc()
+    finally:
+        sys.stdout.flush()  # of a worker, which does not end here
+    return None
+
+
+def _told(error: SystemExit) -> str:
+    """A number was told of before."""
+    return f"{error.code}\n" if isinstance(error.code, str) else ""
 
 
 def _call(command: Command, overwrite: bool) -> None:

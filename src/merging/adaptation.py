@@ -37,6 +37,7 @@ from src.runtime import results
 from src.runtime.distributed import broadcast, from_primary, is_primary
 from src.runtime.memory import bytes_of, bytes_of_pass, free_memory, images_that_fit
 from src.runtime.messages import NotFinite, UsageError
+from src.runtime.parallel import in_worker
 from src.runtime.precision import features_at, matmul_precision
 from src.runtime.signals import until_stopped
 from src.task_vectors import TaskVector
@@ -319,7 +320,9 @@ class Steps:
         if self.begins(phase):
             self._watch(phase, model)
         saved = time.monotonic()
-        bar = tqdm(total=steps, initial=min(steps, self.done - first), desc=phase, leave=False, disable=None)
+        bar = tqdm(
+            total=steps, initial=min(steps, self.done - first), desc=phase, leave=False, disable=in_worker() or None
+        )
         for index in until_stopped(range(self.done - first, steps), lambda index: self._keep()):
             try:
                 losses = step(index)

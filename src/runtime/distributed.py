@@ -267,6 +267,12 @@ def _on_gpu(device: str) -> bool:
     return device.partition(":")[0] == "cuda"
 
 
+def visible_gpus() -> tuple[str, ...]:
+    """The GPUs that this process sees, as CUDA_VISIBLE_DEVICES names them."""
+    named = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
+    return tuple(named[: _gpus()]) if any(named) else tuple(map(str, range(_gpus())))
+
+
 def _gpus() -> int:
     import torch
 

@@ -181,7 +181,10 @@ def versions() -> dict[str, str]:
 def command_line() -> str:
     """The command of this process, as it would be typed in the project's folder."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)  # set when Python was started with -m
-    start = ["-m", spec.name.removesuffix(".__main__")] if spec else sys.argv[:1]
+    if spec and sys.argv[0] == spec.origin:  # else a program that was started with -m calls the main of a script
+        start = ["-m", spec.name.removesuffix(".__main__")]
+    else:
+        start = sys.argv[:1]
     return shlex.join(["python", *map(_portable, start + sys.argv[1:])])
 
 

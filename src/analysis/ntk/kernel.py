@@ -7,7 +7,7 @@ Source: Ortiz-Jimenez et al. 2023, section 6.2 and Figures 6, 14, 15, which do n
 The kernel is computed as it is written: the gradients of single samples by vmap(grad), then their inner products.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +18,11 @@ from src.runtime.memory import bytes_of, bytes_of_sample, free_memory, images_th
 from src.runtime.messages import NotFinite
 
 REDUCTIONS = ("trace", "sum")
-GRADIENT_BYTES = (
-    4 << 30
-)  # of the gradients that are held at once, where no chunk size is given and no GPU's memory decides
+# Of the gradients that are held at once, where no chunk size is given and no GPU's memory decides.
+GRADIENT_BYTES = 4 << 30
 SLICE = 1 << 14  # elements of a gradient that are summed in its own precision
+
+Block = tuple[slice, slice]  # rows and columns of a kernel, with a start and a stop
 
 
 def tangent_kernel(
@@ -31,8 +32,14 @@ def tangent_kernel(
     *,
     reduction: str = "trace",
     chunk_size: int | None = None,
+    blocks: Sequence[Block] | None = None,
+    part: tuple[int, int] = (0, 1),
 ) -> Tensor:
     """Tangent kernel of head(module(x)) over the module's parameters that require grad, (images, images).
+
+    blocks: those below the diagonal, or on it, that are read; by default all. What no block or its mirror image
+    covers may be zero. part: (which, of how many) terms of a sum that gives the kernel, each over some of the outputs.
+    There are at most as many as outputs; further ones are zero.
 
     Other parameters are constants, and so is the head. The kernel is float64, on the CPU; the gradients have the
     precision of the module.
@@ -60,7 +67,9 @@ def tangent_kernel(
         chunk_size = usual_chunk(module, parameters.values(), device)
     if chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
-    chunks = [(slice(i, i + chunk_size), images[i : i + chunk_size]) for i in range(0, len(images), chunk_size)]
+    n = len(images)
+    chunks = [(slice(i, min(i + chunk_size, n)), images[i : i + chunk_size]) for i in range(0, n, chunk_size)]
+    read = [(slice(0, n), slice(0, n))] if blocks is None else blocks
 
     def output(parameters: dict[str, Tensor], image: Tensor, weights: Tensor) -> Tensor:
         """Σ_c weights_c f_c(image)."""
@@ -72,19 +81,29 @@ def tangent_kernel(
         per_sample = vmap(grad(output), in_dims=(None, 0, None))(parameters, images.to(device), weights)
         return {name: gradient.flatten(1) for name, gradient in per_sample.items()}
 
-    kernel = torch.zeros(len(images), len(images), dtype=torch.float64, device=device)
+    kernel = torch.zeros(n, n, dtype=torch.float64, device=device)
     # Like forward mode, vmap has no rule for the fused kernels of attention.
     with torch.no_grad(), forward_mode_attention():
         outputs = torch.cat([head(module(part.to(device))) for _, part in chunks])
         _check(outputs)
         # One row of weights picks one output; for `sum` all of them at once.
         weights = torch.eye(outputs.shape[1]) if reduction == "trace" else torch.ones(1, outputs.shape[1])
-        for weight in weights.to(outputs):
-            for i, (rows, part) in enumerate(chunks):
-                row_gradients = gradients(part, weight)
-                kernel[rows, rows] += _inner_products(row_gradients, row_gradients)
-                for columns, other in chunks[:i]:
-                    kernel[rows, columns] += _inner_products(row_gradients, gradients(other, weight))
+        for weight in weights.to(outputs)[part[0] :: part[1]]:
+            for i, (rows, images_of_rows) in enumerate(chunks):
+                within = {j: _cut(read, rows, columns) for j, (columns, _) in enumerate(chunks[: i + 1])}
+                if not any(within.values()):
+                    continue
+                row_gradients = gradients(images_of_rows, weight)
+                for j, pieces in within.items():
+                    columns, images_of_columns = chunks[j]
+                    column_gradients = (
+                        row_gradients if j == i else gradients(images_of_columns, weight) if pieces else {}
+                    )
+                    for left, right in pieces:
+                        products = _inner_products(
+                            _of(row_gradients, left, rows), _of(column_gradients, right, columns)
+                        )
+                        kernel[left, right] += products
     return (kernel.tril() + kernel.tril(-1).T).cpu()
 
 
@@ -94,6 +113,22 @@ def usual_chunk(module: nn.Module, parameters: Collection[Tensor], device: torch
     if free is None or each is None:
         return max(1, GRADIENT_BYTES // (2 * bytes_of(parameters)))
     return images_that_fit(free, each)
+
+
+def _cut(blocks: Sequence[Block], rows: slice, columns: slice) -> list[Block]:
+    """What of the blocks lies within some rows and columns."""
+    both = [(_common(left, rows), _common(right, columns)) for left, right in blocks]
+    return [(left, right) for left, right in both if left.start < left.stop and right.start < right.stop]
+
+
+def _common(one: slice, two: slice) -> slice:
+    return slice(max(one.start, two.start), min(one.stop, two.stop))
+
+
+def _of(gradients: dict[str, Tensor], images: slice, chunk: slice) -> dict[str, Tensor]:
+    """The gradients of some images of a chunk."""
+    place = slice(images.start - chunk.start, images.stop - chunk.start)
+    return {name: gradient[place] for name, gradient in gradients.items()}
 
 
 def _inner_products(one: dict[str, Tensor], two: dict[str, Tensor]) -> Tensor:
