@@ -191,11 +191,6 @@ CLAIMS = (
         "Models fine-tuned on different tasks are not connected in their joint loss: a barrier is between them.",
         (Barrier("standard"), Threshold(SMALL, f"{SMALL:g} nats")),
     ),
-    Claim(
-        "the suite",
-        "Barriers between linearly fine-tuned models are smaller than between others.",
-        (Barrier("standard"), Barrier("linear")),
-    ),
     *(
         Claim(
             where,
