@@ -201,6 +201,43 @@ def _multi_head_attention(*args: Any, **kwargs: Any) -> tuple[Tensor, None] | No
         return self_attention(*args, **kwargs)
 
 
+def _gelu(input: Tensor, approximate: str = "none") -> Tensor | None:
+    """y = g(x);  ẏ = g'(x) ẋ."""
+    x, dx = _split(input)
+    if dx is None:
+        return None
+    y = F.gelu(x, approximate=approximate)
+    with torch.no_grad():
+        dy = torch.ops.aten.gelu_backward(dx, x, approximate=approximate)
+    return forward_ad.make_dual(y, dy)
+
+
+def _sigmoid(input: Tensor) -> Tensor | None:
+    """y = σ(x);  ẏ = y (1 − y) ẋ."""
+    x, dx = _split(input)
+    if dx is None:
+        return None
+    y = torch.sigmoid(x)
+    with torch.no_grad():
+        dy = torch.ops.aten.sigmoid_backward(dx, y)
+    return forward_ad.make_dual(y, dy)
+
+
+def _mul(input: Any, other: Any) -> Tensor | None:
+    """z = x y;  ż = ẏ x + ẋ y. One of the two may be a number."""
+    (x, dx), (y, dy) = _split(input), _split(other)
+    tensors = [value for value in (x, y) if isinstance(value, Tensor)]
+    if (dx is None and dy is None) or len({tensor.dtype for tensor in tensors}) > 1:
+        return None
+    z = x * y
+    with torch.no_grad():
+        if dx is None or dy is None:
+            dz = dy * x if dx is None else dx * y
+        else:
+            dz = dy * x + dx * y
+    return forward_ad.make_dual(z, dz)
+
+
 def _same_dtype(x: Tensor, w: Tensor) -> bool:
     """Whether x and w meet as they are; under autocast they would be cast first, in-place operations would not."""
     return x.dtype == w.dtype and not torch.is_autocast_enabled(x.device.type)
@@ -212,5 +249,9 @@ RULES: dict[Callable, Callable] = {
     layer_norm: _layer_norm,
     scaled_dot_product_attention: _attention,
     F.multi_head_attention_forward: _multi_head_attention,
+    # Without rules for these, what they keep for the backward pass keeps its tangent, and the tangent a graph.
+    F.gelu: _gelu,
+    torch.sigmoid: _sigmoid,
+    **dict.fromkeys((torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__), _mul),
 }
 ATTENTION = (scaled_dot_product_attention, F.multi_head_attention_forward)

