@@ -171,7 +171,8 @@ def _sigmoid(input: Tensor) -> Tensor | None:
 def _mul(input: Tensor, other: Any) -> Tensor | None:
     """y = a ∘ b;  ẏ = a ∘ ḃ + ȧ ∘ b. b: a tensor or a number."""
     (a, da), (b, db) = _parts(input), _parts(other)
-    if da is None and db is None:
+    dtypes = {value.dtype for value in (a, b) if isinstance(value, Tensor)}
+    if (da is None and db is None) or len(dtypes) > 1:
         return None
     y = a * b
     with torch.no_grad():
@@ -266,6 +267,6 @@ RULES: dict[Callable, Callable] = {
     F.multi_head_attention_forward: _multi_head_attention,
     F.gelu: _gelu,
     torch.sigmoid: _sigmoid,  # with the product, QuickGELU
-    torch.Tensor.mul: _mul,
+    **dict.fromkeys((torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__), _mul),
 }
 ATTENTION = (scaled_dot_product_attention, F.multi_head_attention_forward)

@@ -151,7 +151,7 @@ def test_a_pass_of_as_many_images_as_fit_does_fit(tangent):
     count = memory.images_that_fit(free, memory.bytes_of_pass(model, tangent), besides)
     images = torch.randn(count, 3, 224, 224, device="cuda")
     peak = peak_of(lambda: model(images).square().sum().backward())
-    assert count > 16 and free / 2 < peak < free
+    assert count > 16 and free / 3 < peak < free
 
 
 def test_a_chunk_of_the_kernel_fits(monkeypatch):

@@ -1,5 +1,6 @@
 """Each rule of the dual numbers against the plain jvp: value, tangent, gradient; and that the rule was at work."""
 
+import contextlib
 import threading
 from functools import partial
 
@@ -8,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from open_clip.transformer import LayerNorm, QuickGELU
 from torch import nn
+from torch.autograd import forward_ad
 
 from src import dual_numbers
 from src.dual_numbers import fused_jvp
@@ -240,3 +242,27 @@ def test_other_threads_do_not_see_the_rules(applied):
         assert applied == []
         F.linear(w, w)
     assert applied == [F.linear]
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        F.gelu,
+        lambda x: F.gelu(x, approximate="tanh"),
+        torch.sigmoid,
+        lambda x: x * torch.sigmoid(1.702 * x),
+        lambda x: x * x.mean(0, keepdim=True) * 0.5,
+        lambda x: x.mul(torch.arange(3.0)),
+    ],
+)
+def test_rules_of_activations_are_pytorchs_to_the_bit_without_a_graph(function):
+    x, dx = torch.randn(5, 3).requires_grad_(), torch.randn(5, 3)
+    found = []
+    for rules in (True, False):
+        with dual_numbers.DualRules() if rules else contextlib.nullcontext(), forward_ad.dual_level():
+            value, tangent = forward_ad.unpack_dual(function(forward_ad.make_dual(x, dx)))
+            found.append((value.detach().clone(), tangent.detach().clone(), tangent.requires_grad))
+            (gradient,) = torch.autograd.grad(value.sum(), x)
+            found[-1] += (gradient,)
+    (ours, moved, graph, gradient), (theirs, same, _, expected) = found
+    assert torch.equal(ours, theirs) and torch.equal(moved, same) and torch.equal(gradient, expected) and not graph
