@@ -180,7 +180,7 @@ def test_coefficients_stand_in_the_order_of_the_network(folder):
     assert np.allclose(shown[:, 0], values[:, layers.index("model.visual.conv1.weight")])
     assert np.allclose(shown[:, -1], values[:, layers.index("model.visual.proj")])
     assert [label.get_text() for label in drawn.axes[2].get_xticklabels()] == [
-        "input", "block 1", "block 2", "block 3", "block 4", "output",
+        "input", "block 0", "block 1", "block 2", "block 3", "output",
     ]  # fmt: skip
     plt.close(drawn)
 

@@ -116,7 +116,7 @@ def connectivity_figure(runs: Runs) -> Figure:
             for which in (True, False)
         )
         along.plot(control, task, color=row.colour, **look)
-    between.set(title="from one model to another", xlabel="s in (1 − s)·θ_i + s·θ_j", ylabel="loss on both tasks")
+    between.set(title="from one model to another", xlabel="s in (1 − s) θᵢ + s θⱼ", ylabel="loss on both tasks")
     between.set_ylim(0, None)
     along.set(title="from θ0 to a model", xlabel="accuracy on the control set, %", ylabel="accuracy on the task, %")
     legend_below(fig, between)

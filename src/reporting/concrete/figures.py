@@ -164,7 +164,7 @@ def mark_blocks(axes: Axes, layers: Sequence[str]) -> None:
     crowded = len(firsts) > 8
     names = {0: "input", TAIL: "output"}
     block = "{}" if crowded else "block {}"
-    labels = [names.get(stages[first], block.format(f"{stages[first]:g}")) for first in firsts]
+    labels = [names.get(stages[first], block.format(f"{stages[first] - 1:g}")) for first in firsts]  # as in names
     middles = [(first + end - 1) / 2 for first, end in zip(firsts, [*firsts[1:], len(stages)])]
     axes.set_xticks(middles, labels)
     if crowded:
