@@ -6,7 +6,8 @@ All of it is arithmetic on RATES, each with where it comes from: put your own in
 epochs are those of the registry, the grid of jobs is that of docs/scale.sbatch.
 """
 
-from collections.abc import Mapping
+import argparse
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -191,5 +192,10 @@ def sizes(read_per_second: float) -> dict[str, float]:
     }
 
 
-if __name__ == "__main__":
+def main(argv: Sequence[str] | None = None) -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args(argv)
     print(tables(), end="")
+
+
+if __name__ == "__main__":
+    main()

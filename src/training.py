@@ -8,8 +8,10 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
+from inspect import signature
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +41,12 @@ from src.runtime.parallel import in_worker
 from src.runtime.precision import autocast, matmul_precision
 from src.runtime.signals import until_stopped
 
+# Of DistributedDataParallel, by the name that this PyTorch has for it: whether each pass sends the buffers.
+BUFFERS = next(
+    name
+    for name in ("forward_sync_buffers", "broadcast_buffers")
+    if name in signature(DistributedDataParallel).parameters
+)
 LOOK = 10  # steps between two looks at what the device holds: for the bar, and whether all of it is finite
 STATES = 6  # times θ0 on disk: a state is weights and two moments, and the new one stands beside the old for a moment
 Batch = tuple[torch.Tensor, torch.Tensor, int]
@@ -128,8 +136,9 @@ class FineTuning:
         if self.world.size == 1:
             return self.classifier
         # No buffer changes but BatchNorm's statistics, which no forward pass here reads.
+        apart: dict[str, Any] = {BUFFERS: False}
         return DistributedDataParallel(
-            self.classifier, process_group=self.world.group, broadcast_buffers=False, gradient_as_bucket_view=True
+            self.classifier, process_group=self.world.group, gradient_as_bucket_view=True, **apart
         )
 
     def run_to_end(self) -> None:

@@ -6,7 +6,7 @@ test images once. Source: Ilharco et al., arXiv:2212.04089, section 5.
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, NotRequired
 
 from typing_extensions import TypedDict
 
@@ -35,7 +35,7 @@ class Tried(TypedDict):
     val: Sequence[float]
     test: float
     control: float | None
-    correct: Bits
+    correct: NotRequired[Bits]
 
 
 class Analogy(TypedDict):

@@ -14,6 +14,7 @@ import socket
 import tempfile
 import threading
 import traceback
+import warnings
 from collections.abc import Callable, Iterable
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
@@ -79,6 +80,10 @@ def map_tasks(
             f"{desc}: expected {jobs} worker processes to finish, found one killed, as the system does where memory "
             f"runs out; finished work is kept: give the same command again, with --jobs={jobs // 2} or fewer"
         ) from error
+    finally:
+        with warnings.catch_warnings():  # joblib's, of the items that it cancels where this is ended
+            warnings.simplefilter("ignore", UserWarning)
+            results.close()
 
 
 def _start_worker(parent: int, gpus: tuple[str, ...] = ()) -> None:

@@ -71,6 +71,7 @@ class ByAnalogy(Quantity):
             {
                 seed: Accuracy(target, analogy["tried"][self.name]["correct"], analogy["n"]["test"])
                 for seed, target, analogy in self._found(runs)
+                if "correct" in analogy["tried"][self.name]
             }
         )
 
