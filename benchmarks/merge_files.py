@@ -83,6 +83,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     record: dict[str, Any] = {"peer": PEER if peer else f"{PEER} is not installed"}
     if not peer:
         print(f"{options.peer}: not found, so that ours is measured alone; --peer says where it lies")
+    if options.folder:
+        options.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=options.folder) as place:
         folder = Path(place)
         models = []

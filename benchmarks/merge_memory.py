@@ -192,6 +192,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(json.dumps(work(function, method, Path(place), options.scope)))
         return
     record: dict = {}
+    if options.folder:
+        options.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=options.folder) as place:
         prepare(Path(place), options.tasks, options.scale, options.scope)
         record["parameters"] = read(Path(place), options.scope).num_parameters
