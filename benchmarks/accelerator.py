@@ -32,7 +32,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 from itertools import count, repeat
 from pathlib import Path
@@ -75,6 +75,7 @@ from src.run import Run  # noqa: E402
 from src.runtime.distributed import World, broadcast, cores, torchrun  # noqa: E402
 from src.runtime.messages import UsageError  # noqa: E402
 from src.runtime.paths import Places  # noqa: E402
+from src.runtime.precision import matmul_precision  # noqa: E402
 from src.runtime.seeds import event_seed  # noqa: E402
 from src.training import FineTuning, finetune  # noqa: E402
 
@@ -341,29 +342,6 @@ class Bench:
         return {"ms": round(1000 * median, 3), "spread": round((max(seconds) - min(seconds)) / median, 3)}
 
 
-@contextlib.contextmanager
-def precise(precision: str) -> Iterator[None]:
-    """Within, matrix products and convolutions of float32 are rounded to TF32 for "tf32" alone; fp32 before and after.
-
-    What the suite sets of this itself is the same.
-    """
-    _set_tf32(precision == "tf32")
-    try:
-        yield
-    finally:
-        _set_tf32(False)
-
-
-def _set_tf32(wanted: bool) -> None:
-    torch.set_float32_matmul_precision("high" if wanted else "highest")
-    torch.backends.cudnn.allow_tf32 = wanted
-
-
-def said(precision: str, kind: type) -> dict[str, str]:
-    """The precision as a field of a dataclass of the suite, where it has one."""
-    return {"precision": precision} if "precision" in {own.name for own in fields(kind)} else {}
-
-
 def far(one: torch.Tensor, other: torch.Tensor) -> float:
     """|one − other| / |other|, in float64."""
     one, other = one.detach().double().cpu(), other.detach().double().cpu()
@@ -392,7 +370,7 @@ def ceilings(b: Bench, found: Found) -> None:
     n, rounds = b.sizes.matrix, dict(blocks=3, calls=4, warm=2)
     for name, dtype in (("fp32", torch.float32), ("tf32", torch.float32), ("bf16", torch.bfloat16)):
         one, two = (torch.randn(n, n, device=b.device, dtype=dtype) for _ in range(2))
-        with precise(name):
+        with matmul_precision(name):
             seconds = statistics.median(b.rounds(lambda one=one, two=two: one @ two, **rounds))
         told(found, f"{name} TFLOP/s", round(2 * n**3 / seconds / 1e12, 2))
     source = torch.ones(b.sizes.copied, dtype=torch.uint8, device=b.device)
@@ -438,7 +416,7 @@ def steps(b: Bench, found: Found) -> None:
     plan += [(m, "tf32", b.sizes.batch) for m in modes]
     with b.suite():
         for mode, precision, batch in plan:
-            with precise(precision), b.peak() as peak:
+            with matmul_precision(precision), b.peak() as peak:
                 tuned = tuning(b, mode.partition(",")[0], precision, batch)
                 if mode.endswith("plain"):
                     plainly(tuned)
@@ -455,7 +433,7 @@ def steps(b: Bench, found: Found) -> None:
 
 def loss_gradient(b: Bench, mode: str, device: str, precision: str, plain: bool = False) -> torch.Tensor:
     """Of one step's loss, at θ0 + direction."""
-    with precise(precision):
+    with matmul_precision(precision):
         return _loss_gradient(b, mode, device, precision, plain)
 
 
@@ -484,7 +462,7 @@ def agreement(b: Bench, found: Found) -> None:
             f0, slopes["exact"] = forward_and_jvp(wide, {}, dict(zip(cpu, exact)), images.cpu().double())
             logits["exact"] = copy.deepcopy(head).cpu().double()(f0)
             for precision in ("fp32", "tf32"):
-                with precise(precision):
+                with matmul_precision(precision):
                     logits[precision] = head(here(images))
                     slopes[precision] = forward_and_jvp(here, {}, b.direction, images)[1]
             logits["CPU"] = copy.deepcopy(head).cpu()(there(images.cpu()))
@@ -546,9 +524,9 @@ def evaluation(b: Bench, found: Found) -> None:
     with b.suite(examples):
         for precision in ("fp32", "tf32"):
             for size in b.sizes.eval_batches:
-                run = b.run(batch_size=size, **said(precision, Run))
+                run = b.run(batch_size=size, precision=precision)
                 for name, (line, tangent) in lines.items():
-                    with precise(precision), b.peak() as peak:
+                    with matmul_precision(precision), b.peak() as peak:
                         row = b.ms(lambda r=run, x=line, t=tangent: score(r, b.task, "val", x, t), **once)
                     rate = {"images/s": round(1000 * len(examples) / row["ms"])}
                     told(found, f"{name}, batch {size}, {precision}", rate | peak)
@@ -602,7 +580,7 @@ def mini(b: Bench, found: Found) -> None:
                     work = stepper(own, tuning(own, mode, "fp32", 32), 32)
                     told(found, f"{name}: {mode} step, fp32", own.ms(work, calls=3 if b.tiny else 20, warm=3))
                     if own.gpu:
-                        with precise("tf32"):
+                        with matmul_precision("tf32"):
                             work = stepper(own, tuning(own, mode, "tf32", 32), 32)
                             told(found, f"{name}: {mode} step, tf32", own.ms(work, calls=20, warm=3))
                 whole = finetune_rate(own, "standard", examples, steps=3 if b.tiny else 60)
@@ -728,9 +706,9 @@ def adaptation(b: Bench, found: Found) -> None:
             model.update(name, point, of).backward(theta)
 
     for precision in ("fp32", "tf32"):
-        model.problem = replace(problem, **said(precision, Problem))
+        model.problem = replace(problem, precision=precision)
         for name, work in (("AdaMerging", adamerging), ("Concrete", concrete)):
-            with precise(precision), b.peak() as peak:
+            with matmul_precision(precision), b.peak() as peak:
                 row = b.ms(work, **how)
             told(found, f"{name} step, {precision}", row | peak)
     told(found, "AdaMerging, the merge alone", b.ms(lambda: merge_alone(layerwise, lambda name: None), **how))
@@ -832,7 +810,7 @@ def large(b: Bench, found: Found) -> None:
     head = ClassificationHead(torch.randn(10, own.frozen.model.visual.output_dim)).requires_grad_(False)
     with own.suite(), mock.patch.object(training, "get_classification_head", lambda *_: head):
         for mode in ("standard", "linear"):
-            with precise("tf32"), own.peak() as peak:
+            with matmul_precision("tf32"), own.peak() as peak:
                 tuned = tuning(own, mode, "tf32", own.sizes.large_batch)
                 row = own.ms(stepper(own, tuned, own.sizes.large_batch), blocks=3, calls=1)
                 del tuned
@@ -841,7 +819,7 @@ def large(b: Bench, found: Found) -> None:
     for images in own.sizes.large_passes:
         name = f"forward and backward over {images} images, tf32"
         try:
-            with precise("tf32"), own.peak() as peak:
+            with matmul_precision("tf32"), own.peak() as peak:
                 theta = {n: p.clone().requires_grad_() for n, p in named.items()}
                 work = lambda t=theta, n=images: functional_call(own.frozen, t, (own.images(n),)).square().mean()  # noqa: E731
                 seconds = own.once(lambda w=work: w().backward())
@@ -867,7 +845,7 @@ def ranks(b: Bench, found: Found) -> None:
             carried = torch.ones(b.sizes.broadcast // 4, device=b.device)
             seconds = statistics.median(b.rounds(lambda: dist.all_reduce(carried)))
             found["all_reduce GB/s"] = round(b.sizes.broadcast / seconds / 1e9, 2)
-        with b.suite(), precise("tf32"):
+        with b.suite(), matmul_precision("tf32"):
             world.barrier()
             for mode in ("standard", "linear"):
                 tuned = tuning(b, mode, "tf32", b.sizes.small_batch)
@@ -904,7 +882,7 @@ def compiled(b: Bench, found: Found) -> None:
         counters.clear()
         row: Found = {}
         found[f"{mode} {precision}"] = row
-        with b.suite(), precise(precision), b.peak() as peak:
+        with b.suite(), matmul_precision(precision), b.peak() as peak:
             try:
                 tuned = tuning(b, mode, precision, b.sizes.batch, compile="eager" if b.tiny else "inductor")
             except UsageError as error:
@@ -917,7 +895,7 @@ def compiled(b: Bench, found: Found) -> None:
         row["why"] = [text.strip().splitlines()[0][:110] for text in list(counters["graph_break"])[:3]]
         report(found)
     ragged = stepper(b, tuned, b.sizes.batch // 4 + 1)  # of the last, which takes longer than the first batch
-    with precise(precision):
+    with matmul_precision(precision):
         row["a ragged batch: s"] = round(b.once(ragged), 1)
         row["ms after it"] = b.ms(step)["ms"]
     report(found)
@@ -1061,7 +1039,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     warnings.filterwarnings("ignore")
-    _set_tf32(False)  # cuDNN's default is True
+    torch.backends.cudnn.allow_tf32 = False  # PyTorch's default is True
     gc.freeze()  # what the imports made: `clear` is called often, and need not look at it
     if options.child:
         child(options.child, options)

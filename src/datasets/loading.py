@@ -28,6 +28,11 @@ def is_prepared(run: Run, dataset: str) -> bool:
     return registry.suite(row.suite).drawn or Record.path(run.paths.data, dataset).is_file()
 
 
+def prepared_control(run: Run) -> str | None:
+    """The control set, where it can be loaded."""
+    return run.control if is_prepared(run, run.control) else None
+
+
 def other_validation(run: Run, dataset: str) -> str:
     """Why a set's validation images may be training images of published checkpoints; empty where they are not."""
     if dataset not in registry.FACTS or not is_prepared(run, dataset):

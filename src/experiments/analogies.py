@@ -12,7 +12,7 @@ from typing_extensions import TypedDict
 
 from src import store
 from src.datasets import loading
-from src.evaluation import ORIGIN, Line, score_all
+from src.evaluation import ORIGIN, Line, score_all, select
 from src.experiments.addition import coefficients
 from src.experiments.base import carry_out
 from src.experiments.numbers import Number
@@ -110,7 +110,7 @@ def measure_analogies(
 
 def _record(run: Run, mode: str, chosen: Sequence[Quadruple], n_eval_points: int) -> Record:
     coefs = coefficients(n_eval_points)
-    control = run.control if loading.is_prepared(run, run.control) else None
+    control = loading.prepared_control(run)
     loading.examples(run, chosen[0].d, "test")  # mini's are drawn once, before the workers look for them
     return {
         "finetuning_mode": mode,
@@ -125,7 +125,7 @@ def _analogy(run: Run, mode: str, names: Quadruple, coefs: tuple[float, ...], co
     lines = {name: combination(taus, signs) for name, signs in VECTORS.items()}
     searched = {name: (names.d, Line(tau.vector, coefs)) for name, tau in lines.items()}
     val = score_all(run, mode, searched, "val", f"analogy {mode}, val")
-    best = {name: max(range(len(coefs)), key=lambda i: (curve.accuracy[i], -i)) for name, curve in val.items()}
+    best = select({name: curve.accuracy for name, curve in val.items()}, {}, per_task=True)
     ends = {name: Line(tau.vector, (coefs[best[name]],)) for name, tau in lines.items()} | {PRETRAINED: ORIGIN}
     datasets = [names.d, *([control] if control else [])]
     work = {(name, dataset): (dataset, line) for name, line in ends.items() for dataset in datasets}

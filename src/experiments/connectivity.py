@@ -91,7 +91,7 @@ def measure_connectivity(
 
 def _record(run: Run, mode: str, n_eval_points: int) -> Record:
     points = coefficients(n_eval_points)
-    control = run.control if loading.is_prepared(run, run.control) else None
+    control = loading.prepared_control(run)
     loading.examples(run, control or run.tasks[0], "test")  # mini's are drawn once, before the workers look for them
     vectors = {task: store.task_vector(run, task, mode) for task in run.tasks}
     work: dict[tuple[str, str], tuple[str, Line]] = {}

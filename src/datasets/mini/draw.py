@@ -41,7 +41,7 @@ def _families() -> dict[str, Family]:
 FAMILIES = _families()
 TASKS = tuple(name for name, family in FAMILIES.items() if "train" in family.sizes)
 FIRST = TASKS[:8]  # the benchmark of a run that names no tasks
-# Those and the control set are drawn at once, since most runs need them all; the other tasks one by one.
+# Those and the sets without a training split are drawn at once, since most runs need them; other tasks one by one.
 TOGETHER = tuple(name for name in FAMILIES if name not in TASKS or name in FIRST)
 
 

@@ -20,6 +20,7 @@ from src.reporting.runs import Runs, chosen
 from src.reporting.table import Cell, Table
 
 JOINT, SINGLE = "barrier_joint", "barrier_single"
+SMALL = 0.01  # nats
 
 
 def connectivity(runs: Runs) -> Iterator[Table]:
@@ -60,9 +61,6 @@ def connectivity(runs: Runs) -> Iterator[Table]:
             "nats, %.",
         ),
     )
-
-
-SMALL = 0.01  # nats
 
 
 def barriers(runs: Runs, mode: str, metric: str) -> pd.Series:
@@ -125,20 +123,18 @@ def connectivity_figure(runs: Runs) -> Figure:
 
 @dataclass(frozen=True)
 class Barrier(Plain):
-    """The mean barrier over pairs of tasks, in nats. metric: on both tasks, or on one."""
+    """The mean barrier over pairs of tasks, on both of them, in nats."""
 
     mode: str
-    metric: str = JOINT
 
     digits = 3
 
     @property
     def title(self) -> str:
-        where = "both tasks" if self.metric == JOINT else "one task"
-        return f"barrier on {where}, {MODES[self.mode].title}"
+        return f"barrier on both tasks, {MODES[self.mode].title}"
 
     def values(self, runs: Runs) -> pd.Series:
-        return barriers(runs, self.mode, self.metric)
+        return barriers(runs, self.mode, JOINT)
 
     def commands(self, runs: Runs) -> list[str]:
         return runs.missing(CONNECTIVITY, [self.mode])
