@@ -180,3 +180,39 @@ def test_the_list_names_every_benchmark(capsys):
         main(["liner_step"])
     page = (ROOT / "docs" / "speed.md").read_text(encoding="utf-8")
     assert [name for name in names() if f"`{name}" not in page] == []
+
+
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def ratios(found, *path: str) -> str:
+    """A median as the pages print it."""
+    for name in path:
+        found = found[name]
+    return f"{found['median']:.2f}"
+
+
+def test_the_pages_have_the_ratios_of_the_results():
+    """Of the rows of docs/speed.md that are paired rounds of this machine, and of those in README."""
+    named = ("linear_step", "adaptation_step", "merge_memory", "coefficient_sweep")
+    read = {name: results.read(RESULTS / f"{name}.json") for name in named}
+    steps, adapting, merging = read["linear_step"]["steps"], read["adaptation_step"], read["merge_memory"]
+    speed, readme = ((ROOT / name).read_text(encoding="utf-8") for name in ("docs/speed.md", "README.md"))
+    linear, plain = (ratios(steps, way, "ratio") for way in ("linear", "linear, plain"))
+    assert f"floor is 1.67) | {linear} (" in speed and f"the standard step | {plain} (" in speed
+    graph, batch = (adapting["adamerging"][way]["ratios"] for way in ("one graph", "per batch"))
+    for what in ("seconds", "bytes"):
+        line = next(line for line in speed.splitlines() if f"| {ratios(graph, what)} (" in line)
+        assert f" / {ratios(batch, what)} (" in line
+    for what in ("seconds", "bytes"):
+        methods = ("sum", "ties", "tall_mask", "consensus")
+        assert " / ".join(ratios(merging, name, "published", "ratios", what) for name in methods) in speed
+    assert f"a merge for each batch | {ratios(batch, 'seconds')} |" in readme
+    for words, name in (("merging 8 models: sum", "sum"), ("TALL masks, 5 λ", "tall_mask")):
+        assert (
+            f"| {words} | stacking every vector | {ratios(merging, name, 'published', 'ratios', 'seconds')} |" in readme
+        )
+    ours_over_plain = steps["linear"]["seconds"] / steps["linear, plain"]["seconds"]
+    assert f"jvp, and backward through it | {ours_over_plain:.2f} |" in readme
+    loop = read["coefficient_sweep"]["ratios"]["linear: published loop / ours"]["median"]
+    assert f"a pass for each | {1 / loop:.3f} |" in readme
