@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # of torch here, and of the processes that tests start: these share the cores
@@ -9,6 +10,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # of torch here, and of the processes that 
 import pytest
 import torch
 from hypothesis import settings
+from joblib.externals import loky
 
 from src import args as arguments
 from src import checkpoints, store
@@ -77,6 +79,14 @@ def mini_cache() -> Path:
     folder = ROOT / "cache"
     draw.cached(folder, seed=0)
     return folder
+
+
+@pytest.fixture
+def fresh_workers() -> Iterator[None]:
+    """Workers stay from one call to the next: with the environment and the output of the test that started them."""
+    loky.get_reusable_executor().shutdown(wait=True)
+    yield
+    loky.get_reusable_executor().shutdown(wait=True)
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from joblib.externals import loky
 
 from src.datasets.examples import BadFile, CorruptImage
 from src.run import Run
@@ -51,12 +50,11 @@ def state_of_worker(tensors: list) -> tuple[int, int, bool, list]:
     return os.getpid(), torch.get_num_threads(), any(tensor.is_shared() for tensor in tensors), tensors
 
 
-def test_tensors_go_by_value_to_workers_of_one_thread_that_stay(monkeypatch):
+def test_tensors_go_by_value_to_workers_of_one_thread_that_stay(monkeypatch, request):
     """torch.multiprocessing would move those that are sent into shared memory, a file descriptor for each."""
     import torch
 
     monkeypatch.delenv("OMP_NUM_THREADS")  # as most users start the scripts
-    loky.get_reusable_executor().shutdown(wait=True)
     tensors = [torch.full((3,), float(i)) for i in range(2000)]
     found = [map_tasks(state_of_worker, [tensors, tensors], 2, "sending") for _ in range(2)]
     for _, threads, shared, returned in found[0] + found[1]:
@@ -178,13 +176,12 @@ def write_mask(folder: Path, world: distributed.World) -> None:
 
 
 @pytest.mark.parametrize("kind", ["workers", "ranks"])
-def test_a_signal_at_the_very_start_of_a_process_is_its_parents(kind, tmp_path, monkeypatch, capfd):
+def test_a_signal_at_the_very_start_of_a_process_is_its_parents(kind, tmp_path, monkeypatch, capfd, fresh_workers):
     """Every process that is started gets a Ctrl-C in the midst of Python's own imports."""
     (tmp_path / "sitecustomize.py").write_text(AT_START)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setenv("PARENT", str(os.getpid()))
     if kind == "workers":
-        loky.get_reusable_executor().shutdown(wait=True)  # else those of the test before
         masks = map_tasks(mask, range(2), 2, "starting")
     else:
         distributed.launch(partial(write_mask, tmp_path), "cpu", 2)

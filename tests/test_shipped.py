@@ -83,7 +83,7 @@ def _parsed(flags: list[str]) -> tuple[Run, dict]:
     return run, options
 
 
-def test_commands_that_need_nothing_of_each_other_run_at_once(tmp_path, capfd):
+def test_commands_that_need_nothing_of_each_other_run_at_once(tmp_path, capfd, fresh_workers):
     """In workers; what fails is told, with its reason, and the others run all the same."""
     outputs = (tmp_path / "never.json",)
     fine = [reproduction.Command("main", (flag,), outputs) for flag in ("--methods", "--help")]
