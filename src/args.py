@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 from src import counterparts
 from src.datasets.corruptions import SEVERITIES
 from src.datasets.registry import BENCHMARKS, SUITES
-from src.modes import EVALUATED, SCOPES, TRAINED
+from src.modes import EVALUATED, MODES, SCOPES, TRAINED
 from src.ranges import RANGES, check
 from src.run import PRECISIONS, Corruption, Run, pair_names
 from src.runtime.distributed import check_devices, leave_to_the_first, under_torchrun
@@ -161,16 +161,24 @@ def finetuning_parser(doc: str | None) -> Parser:
     training.add_argument("--world-size", type=int, default=1, help="processes that share each batch")
     _add_machine(training)
     some = parser.add_argument_group("training, of some modes")
-    some.add_argument("--rank", type=int, help="lora, l_lora: of the factors; default: 16")
-    some.add_argument("--lora-alpha", type=float, help="lora, l_lora: W0 + alpha / rank B A; default: 16")
-    some.add_argument("--penalty", type=float, help="tau_jp: weight of the penalty; default: 0.1")
-    some.add_argument("--penalty-batch-size", type=int, help="tau_jp: images of each other task; default: 16")
-    some.add_argument(
+
+    def add(flag: str, meaning: str, **kind: Any) -> None:
+        name = flag.removeprefix("--").replace("-", "_")
+        having = {mode: MODES[mode].options[name] for mode in TRAINED if name in MODES[mode].options}
+        defaults = ", ".join(f"{mode} {default}" for mode, default in having.items())
+        some.add_argument(flag, help=f"{meaning}; default: {defaults}", **kind)
+
+    add("--rank", "of the factors", type=int)
+    add("--lora-alpha", "of W0 + alpha / rank B A", type=float)
+    add("--penalty", "weight of the penalty", type=float)
+    add("--penalty-batch-size", "images of each other task at a step", type=int)
+    add(
         "--penalty-tasks",
+        "every other task of --tasks at each step (strict), or one in turn (cyclic)",
         choices=("strict", "cyclic"),
-        help="tau_jp: every other task of --tasks at each step (strict), or one in turn (cyclic, default)",
     )
-    some.add_argument("--rho", type=float, help="sam: distance of the worst weights; default: 0.05")
+    add("--penalty-images", "images of each other task before the first step", type=int)
+    add("--rho", "distance of the worst weights", type=float)
     training.add_argument("--wandb", action="store_true", help="log to Weights & Biases")
     training.add_argument("--tensorboard", action="store_true", help="log to TensorBoard")
     return parser

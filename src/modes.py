@@ -7,12 +7,16 @@ adds to the loss that no other mode does.
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-ATTENTION, LOW_RANK = "attention", "low-rank"  # what a mode trains, where it is not the whole image tower
-TAU_JP, SAM = "tau_jp", "sam"  # what it minimises, where it is not the loss of its task at θ
+# What a mode trains, where it is not the whole image tower.
+ATTENTION, LOW_RANK, NO_EMBEDDINGS = "attention", "low-rank", "no embeddings"
+# What it minimises, where it is not the loss of its task at θ.
+TAU_JP, TAK, ORTHO, SAM = "tau_jp", "tak", "ortho", "sam"
 # Fields of Training that only the modes have which train or minimise this, with their defaults.
 OPTIONS: dict[str, dict[str, int | float | str]] = {
     LOW_RANK: {"rank": 16, "lora_alpha": 16.0},
     TAU_JP: {"penalty": 0.1, "penalty_batch_size": 16, "penalty_tasks": "cyclic"},
+    TAK: {"penalty": 1.0, "penalty_images": 256},
+    ORTHO: {"penalty": 1.0},
     SAM: {"rho": 0.02},
 }
 
@@ -50,6 +54,11 @@ class Mode:
     def options(self) -> dict[str, int | float | str]:
         """Its further fields of Training, with their defaults."""
         return OPTIONS.get(self.trains, {}) | OPTIONS.get(self.minimises, {})
+
+    @property
+    def needs_others(self) -> bool:
+        """Whether its checkpoint depends on which other tasks there are."""
+        return self.minimises in (TAU_JP, TAK)
 
     @property
     def checkpoint(self) -> str:
@@ -139,6 +148,10 @@ MODES: dict[str, Mode] = {
                 ),
                 # Yoshida et al., ICLR 2025: linear, with a penalty on what τ does to other tasks' features.
                 ("tau_jp", "linear, τJp penalty", "τJp", True, "", TAU_JP, "#332288", "P", "-"),
+                # arXiv:2602.17385: the same with Kronecker factors of the other tasks in the place of their images.
+                ("tak", "linear, TAK penalty", "TAK", True, NO_EMBEDDINGS, TAK, "#44AA99", "d", (0, (5, 1.5))),
+                # arXiv:2604.17078: each matrix of τ is drawn to orthogonal columns, or rows, of norm 1.
+                ("ortho", "OrthoReg", "OrthoReg", False, "", ORTHO, "#999933", "*", "-"),
                 # Hu et al., arXiv:2106.09685, and its linearization, Tang et al., arXiv:2310.04742.
                 ("lora", "LoRA", "LoRA", False, LOW_RANK, "", "#E69F00", "X", "-"),
                 ("l_lora", "linearized LoRA", "L-LoRA", True, LOW_RANK, "", "#117733", "p", (0, (5, 1.5))),

@@ -81,6 +81,7 @@ RANGES: dict[str, Range | Either] = {
     "lora_alpha": POSITIVE,
     "penalty": Range(0, whole=False),
     "penalty_batch_size": COUNT,
+    "penalty_images": COUNT,
     "rho": POSITIVE,
     "world_size": COUNT,
     "workers": NUMBER,

@@ -22,15 +22,14 @@ from tqdm import tqdm
 from src import checkpoints, store
 from src.datasets import loading
 from src.finetuning.batches import IGNORED, Batches
-from src.finetuning.objectives import JacobianPenalty, worst_nearby
+from src.finetuning.objectives import PENALTIES, worst_nearby
 from src.finetuning.settings import Training, cosine_lr, number_of_steps, settings_of
 from src.finetuning.states import check_finished, kept_steps, remove, resume
 from src.finetuning.tally import Tally
 from src.finetuning.trained import build, write_encoder
 from src.heads import get_classification_head
-from src.linearize import LinearizedModel
 from src.modeling import ImageClassifier
-from src.modes import MODES, TAU_JP
+from src.modes import MODES
 from src.run import Run
 from src.runtime.distributed import World
 from src.runtime.files import require_writable
@@ -124,10 +123,8 @@ class FineTuning:
         self.cast = autocast(training.precision, world.device)
         self.model = self._compiled()
         self.tally = Tally()
-        self.penalty: JacobianPenalty | None = None
-        if MODES[training.mode].minimises == TAU_JP:
-            assert isinstance(self.encoder, LinearizedModel)
-            self.penalty = JacobianPenalty(run, task, training, self.encoder, world)
+        make = PENALTIES.get(MODES[training.mode].minimises)
+        self.penalty = make(run, task, training, self.encoder, world) if make else None
 
     def _compiled(self) -> nn.Module:
         if self.training.compile:

@@ -23,13 +23,14 @@ from src.datasets.examples import Subset
 from src.experiments import finetuning
 from src.finetuning import batches
 from src.finetuning import settings as settings_of_training
+from src.finetuning.curvature import Curvature, measure
 from src.finetuning.settings import OF_SOME_MODES
 from src.finetuning.tally import Tally
 from src.finetuning.trained import attention_weights
 from src.heads import get_classification_head
 from src.linearize import LinearizedImageEncoder
 from src.modeling import ClassificationHead, ImageEncoder
-from src.modes import ATTENTION, LOW_RANK, MODES, TRAINED
+from src.modes import ATTENTION, LOW_RANK, MODES, NO_EMBEDDINGS, TRAINED
 from src.runtime import seeds
 from src.runtime.distributed import World, cores, launch
 from src.runtime.messages import UsageError
@@ -41,6 +42,8 @@ TRAIN = ("--steps=8", "--checkpoint-every=3", "--tasks=signs", "--batch-size=16"
 SHORT = ("--steps=5", "--checkpoint-every=2", "--tasks", "signs", "digits", "--batch-size=8", "--warmup_length=1")
 OPTIONS = {
     "tau_jp": ("--penalty=2", "--penalty-batch-size=3"),
+    "tak": ("--penalty=10", "--penalty-images=20"),
+    "ortho": ("--penalty=3",),
     "lora": ("--rank=4",),
     "l_lora": ("--rank=4",),
     "sam": ("--rho=1",),
@@ -113,8 +116,11 @@ def _moved(image, down, right):
     return image[:, rows][:, :, columns]
 
 
-def by_hand(run, settings, penalties=()):
-    """The encoder after the steps of a hand-written loop on f, or on f_lin with its plain gradient."""
+def by_hand(run, settings, penalties=(), of_weights=None):
+    """The encoder after the steps of a hand-written loop on f, or on f_lin with its plain gradient.
+
+    penalties: images of other tasks at each step. of_weights: (θ, θ0) by name to what is added to the loss.
+    """
     mode = MODES[settings.mode]
     encoder = start = ImageEncoder(run)
     if mode.tangent:
@@ -123,6 +129,10 @@ def by_hand(run, settings, penalties=()):
     if mode.trains == ATTENTION:
         for name, weight in encoder.named_parameters():
             weight.requires_grad_(name.endswith(("attn.in_proj_weight", "attn.out_proj.weight")) and "visual" in name)
+    if mode.trains == NO_EMBEDDINGS:
+        for name, weight in encoder.named_parameters():
+            weight.requires_grad_(not name.endswith("_embedding"))
+    theta0 = {name: weight.detach().clone() for name, weight in encoder.named_parameters()}
     head = get_classification_head(run, "signs")
     trained = [p for n, p in encoder.named_parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=settings.lr, weight_decay=settings.wd)
@@ -136,6 +146,8 @@ def by_hand(run, settings, penalties=()):
             for others in penalties[step : step + 1] if step else ():  # at θ0 the norm is zero, and so is its gradient
                 norms = (encoder(others) - start(others).detach()).norm(dim=1)
                 loss = loss + settings.penalty * norms.mean()
+            if of_weights is not None:
+                loss = loss + settings.penalty * of_weights(dict(encoder.named_parameters()), theta0)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(trained, settings.clip)
 
@@ -154,7 +166,10 @@ def by_hand(run, settings, penalties=()):
     return encoder
 
 
-@pytest.mark.parametrize("mode", [mode for mode in TRAINED if MODES[mode].trains != LOW_RANK and mode != "tau_jp"])
+PENALISED = ("tau_jp", "tak", "ortho")
+
+
+@pytest.mark.parametrize("mode", [mode for mode in TRAINED if MODES[mode].trains != LOW_RANK and mode not in PENALISED])
 def test_one_step_is_adamw_on_the_clipped_gradient(make_training, mode):
     run, settings = make_training(*flags_of(mode))
     finetune(run, settings)
@@ -184,6 +199,48 @@ def test_other_tasks_features_are_held_to_the_pretrained_ones(make_training, whi
     free = by_hand(run, settings).state_dict()
     with pytest.raises(AssertionError):
         assert_near(run, free, expected, share=0.2)
+
+
+def test_the_movement_of_weights_is_held_by_factors_of_other_tasks(make_training):
+    """TAK: the factors are those of the other tasks together, each by its number of images."""
+    run, settings = make_training(*flags_of("tak"), "--tasks", "signs", "digits", "letters")
+    finetune(run, settings)
+    encoder = LinearizedImageEncoder(run)
+    start = dict(encoder.named_parameters()) | dict(encoder.named_buffers())
+    examples = {other: loading.examples(run, other, "train") for other in ("digits", "letters")}
+    factors = Curvature()
+    for other, images in examples.items():
+        generator = torch.Generator().manual_seed(seeds.event_seed(run.seed, other, "curvature"))
+        stream = [*training.Batches(run, settings, encoder, images, World(), other)(0, 3)]  # 20 images, in eights
+        batches = [
+            (batch, torch.randn(len(batch), encoder(batch).shape[1], generator=generator)) for batch, *_ in stream
+        ]
+        factors.add(measure(ImageEncoder(run), start, batches), len(images) / sum(map(len, examples.values())))
+
+    def of_weights(theta, theta0):
+        return factors.of({name: theta[name] - theta0[name] for name in factors.names if theta[name].requires_grad})
+
+    expected = by_hand(run, settings, of_weights=of_weights).state_dict()
+    assert_near(run, weights(run, "tak"), expected, share=0.05)
+    with pytest.raises(AssertionError):
+        assert_near(run, by_hand(run, settings).state_dict(), expected, share=0.2)
+
+
+def test_matrices_are_drawn_to_orthogonal_ones(make_training):
+    """OrthoReg: ‖ΔWᵀΔW − I‖ by the singular values of ΔW."""
+    run, settings = make_training(*flags_of("ortho"))
+    finetune(run, settings)
+
+    def of_weights(theta, theta0):
+        total = 0
+        for name, weight in theta.items():
+            if weight.dim() == 2 and "visual" in name and not name.endswith("positional_embedding"):
+                total = total + (torch.linalg.svdvals(weight - theta0[name]).square() - 1).square().sum().sqrt()
+        return total
+
+    # From the second step on: at θ0 the derivative of singular values is not defined, and that of the norm is zero.
+    expected = by_hand(run, settings, of_weights=of_weights).state_dict()
+    assert_near(run, weights(run, "ortho"), expected, share=0.05)
 
 
 @pytest.fixture(scope="module")
@@ -290,7 +347,11 @@ def test_what_a_mode_does_not_train_stays_bit_equal(make_training, mode):
     finetune(run, settings)
     start, end = store.pretrained(run), weights(run, mode)
     moved = {name for name in start if not torch.equal(start[name], end[name])}
-    assert moved == {*attention_weights(ImageEncoder(run))} and len(moved) == 8
+    if MODES[mode].trains == NO_EMBEDDINGS:
+        names = (f"{checkpoints.VISUAL}{which}_embedding" for which in ("class", "positional"))
+        assert moved == {name for name in start if name.startswith(checkpoints.VISUAL)} - {*names}
+    else:
+        assert moved == {*attention_weights(ImageEncoder(run))} and len(moved) == 8
 
 
 @pytest.mark.parametrize("mode", [mode for mode in TRAINED if MODES[mode].trains == LOW_RANK])
@@ -313,9 +374,10 @@ def test_options_of_other_modes_are_refused(make_training):
             make_training("--finetuning-mode=linear", option)
 
 
-def test_one_task_has_no_others(make_training):
-    with pytest.raises(UsageError, match="tau_jp needs images of other tasks; expected two tasks, found signs"):
-        finetune(*make_training("--finetuning-mode=tau_jp", "--steps=1", "--tasks=signs"))
+@pytest.mark.parametrize("mode", [mode for mode in TRAINED if MODES[mode].needs_others])
+def test_one_task_has_no_others(make_training, mode):
+    with pytest.raises(UsageError, match=f"{mode} needs images of other tasks; expected two tasks, found signs"):
+        finetune(*make_training(f"--finetuning-mode={mode}", "--steps=1", "--tasks=signs"))
 
 
 def test_encoders_are_kept_along_the_training(make_training, tmp_path):

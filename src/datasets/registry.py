@@ -77,7 +77,9 @@ SUITES = {
                 "attention": 1e-3,
                 "attention_linear": 1e-3,
                 "tau_jp": 5e-4,
-                "lora": 4e-3,
+                "tak": 5e-4,
+                "ortho": 2.5e-4,
+                "lora": 8e-3,
                 "l_lora": 1.6e-2,
                 "sam": 2.5e-4,
             },
@@ -102,7 +104,9 @@ SUITES = {
         control=VISION_CONTROL,
         model="ViT-B-32",
         protocol=Protocol(
-            lr=dict.fromkeys(("standard", "linear", "attention", "attention_linear", "tau_jp", "sam"), 1e-5)
+            lr=dict.fromkeys(
+                ("standard", "linear", "attention", "attention_linear", "tau_jp", "tak", "ortho", "sam"), 1e-5
+            )
             | dict.fromkeys(("lora", "l_lora"), 3e-4),
             batch_size=128,
             warmup_length=500,

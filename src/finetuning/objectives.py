@@ -1,19 +1,33 @@
-"""What some modes minimise: a penalty on other tasks' features beside the loss, or the worst loss nearby."""
+"""What some modes minimise: a penalty beside the loss of their task, or the worst loss nearby."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from src import store
 from src.datasets import loading
 from src.finetuning.batches import IGNORED, Batches
+from src.finetuning.curvature import Curvature, measure
 from src.finetuning.settings import CYCLIC, Training, other_tasks
 from src.linearize import LinearizedModel
+from src.modes import ORTHO, TAK, TAU_JP
 from src.run import Run
 from src.runtime.distributed import World
-from src.runtime.messages import UsageError
+from src.runtime.messages import UsageError, few
+from src.runtime.seeds import event_seed
+from src.tensors import Weights
+
+
+class Penalty(Protocol):
+    """What is added to the loss of a task, for each of its forward passes."""
+
+    def stream(self, first: int, stop: int) -> Iterator[Tensor]:
+        """This process's share of the penalty, by the number of the forward pass."""
+        ...
 
 
 class JacobianPenalty:
@@ -25,10 +39,9 @@ class JacobianPenalty:
     which stays unseen here: negation is judged by it. Raises UsageError for a run of one task.
     """
 
-    def __init__(self, run: Run, task: str, training: Training, encoder: LinearizedModel, world: World):
-        others = other_tasks(run, task)
-        if not others:
-            raise UsageError(f"--tasks: {training.mode} needs images of other tasks; expected two tasks, found {task}")
+    def __init__(self, run: Run, task: str, training: Training, encoder: nn.Module, world: World):
+        others = _others(run, task, training)
+        assert isinstance(encoder, LinearizedModel)
         assert training.penalty is not None and training.penalty_batch_size is not None  # Training.of fills them in
         self.weight, self.encoder, self.cyclic = training.penalty, encoder, training.penalty_tasks == CYCLIC
         of_each = replace(training, batch_size=training.penalty_batch_size, workers=-(-training.workers // len(others)))
@@ -37,7 +50,6 @@ class JacobianPenalty:
         ]
 
     def stream(self, first: int, stop: int) -> Iterator[Tensor]:
-        """This process's share of the penalty for each forward pass of the task, by number."""
         count = len(self.others)
         if self.cyclic:  # pass k is of the other k % count, whose batches are numbered by themselves
             ends = [[max(0, -(-(k - j) // count)) for k in (first, stop)] for j in range(count)]
@@ -53,6 +65,112 @@ class JacobianPenalty:
             norms = self.encoder.displacement(images).norm(dim=-1)
             shares.append((norms * (labels != IGNORED)).sum() / size)
         return self.weight * torch.stack(shares).mean()
+
+
+class WeightPenalty:
+    """λ times a function of θ − θ0 alone, which is the same at every forward pass but for the weights."""
+
+    weight: float
+    encoder: nn.Module
+    theta0: Weights  # of what is trained
+    processes: int
+
+    def stream(self, first: int, stop: int) -> Iterator[Tensor]:
+        theta = dict(self.encoder.named_parameters())
+        for _ in range(first, stop):
+            moved = {name: theta[name] - start for name, start in self.theta0.items()}
+            yield self.weight * self.of(moved) / self.processes
+
+    def of(self, moved: Weights) -> Tensor:
+        """θ − θ0 by name to a scalar, with its graph."""
+        raise NotImplementedError
+
+
+class CurvaturePenalty(WeightPenalty):
+    """λ times what τ does to other tasks' features, in Kronecker factors of each: TAK. See src/finetuning/curvature.py.
+
+    Factors are computed at θ0 before the first step, from `penalty_images` training images of each other task,
+    augmented as in training, and without labels. Tasks count by their numbers of images.
+    Raises UsageError for a run of one task, and for weights that have no factors.
+    """
+
+    def __init__(self, run: Run, task: str, training: Training, encoder: nn.Module, world: World):
+        others = _others(run, task, training)
+        assert isinstance(encoder, LinearizedModel)
+        assert training.penalty is not None and training.penalty_images is not None  # Training.of fills them in
+        self.weight, self.encoder, self.processes = training.penalty, encoder, world.size
+        trained = [name for name, parameter in encoder.named_parameters() if parameter.requires_grad]
+        self.theta0 = {name: encoder.params0[name] for name in trained}
+        self.curvature = Curvature()
+        examples = {other: loading.training_examples(run, other) for other in others}
+        total = sum(map(len, examples.values()))
+        alone = World(device=world.device)  # every process computes the same factors
+        for other in others:
+            batches = Batches(run, training, encoder, examples[other], alone, other)
+            passes = -(-training.penalty_images // training.batch_size)
+            start = encoder.params0 | encoder.buffers0
+            seed = event_seed(run.seed, other, "curvature")
+            of_task = measure(encoder.function, start, _with_directions(batches(0, passes), encoder, seed))
+            self.curvature.add(of_task, len(examples[other]) / total)
+        if missing := sorted({*trained} - self.curvature.names):
+            raise UsageError(
+                f"--finetuning-mode: {training.mode} needs weights that multiply activations, and LayerNorms; "
+                f"{run.model} also trains {few(missing)}. Expected a vision transformer, as --model=ViT-B-32"
+            )
+
+    def of(self, moved: Weights) -> Tensor:
+        return self.curvature.of(moved)
+
+
+class OrthogonalityPenalty(WeightPenalty):
+    """λ Σ_l ‖ΔWᵀΔW − I‖ over the matrices of the image tower, by their smaller side; norms of Frobenius, not squared.
+
+    Embeddings are no matrices here. Source: https://arxiv.org/abs/2604.17078.
+    """
+
+    def __init__(self, run: Run, task: str, training: Training, encoder: nn.Module, world: World):
+        assert training.penalty is not None  # Training.of fills it in
+        self.weight, self.encoder, self.processes = training.penalty, encoder, world.size
+        start = store.pretrained(run)
+        self.theta0 = {
+            name: start[name].to(parameter)
+            for name, parameter in encoder.named_parameters()
+            if parameter.requires_grad and parameter.dim() == 2 and not name.endswith("embedding")
+        }
+
+    def of(self, moved: Weights) -> Tensor:
+        return torch.stack([_from_orthogonal(delta) for delta in moved.values()]).sum()
+
+
+def _from_orthogonal(delta: Tensor) -> Tensor:
+    tall = delta if delta.shape[0] >= delta.shape[1] else delta.mT
+    gram = tall.mT @ tall
+    return (gram - torch.eye(len(gram), device=gram.device, dtype=gram.dtype)).norm()
+
+
+def _others(run: Run, task: str, training: Training) -> tuple[str, ...]:
+    others = other_tasks(run, task)
+    if not others:
+        raise UsageError(f"--tasks: {training.mode} needs images of other tasks; expected two tasks, found {task}")
+    return others
+
+
+def _with_directions(
+    batches: Iterator[tuple[Tensor, Tensor, int]], encoder: LinearizedModel, seed: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Images and a random direction of each one's features."""
+    generator = torch.Generator().manual_seed(seed)
+    for images, _, _ in batches:
+        with torch.no_grad():
+            like = encoder.function(images[:1])
+        yield images, torch.randn(len(images), like.shape[1], generator=generator).to(like)
+
+
+PENALTIES: dict[str, Callable[[Run, str, Training, nn.Module, World], Penalty]] = {
+    TAU_JP: JacobianPenalty,
+    TAK: CurvaturePenalty,
+    ORTHO: OrthogonalityPenalty,
+}
 
 
 @contextmanager

@@ -40,7 +40,8 @@ class Training:
 
     Of some modes, None for the others. rank, lora_alpha: of W0 + lora_alpha / rank · B A. penalty: its weight in the
     loss. penalty_batch_size: images of each other task. penalty_tasks: all other tasks at each step (strict), or one
-    after the other (cyclic). rho: the distance at which SAM looks for the worst weights.
+    after the other (cyclic). penalty_images: of each other task, from which its factors are computed before the first
+    step. rho: the distance at which SAM looks for the worst weights.
     """
 
     mode: str
@@ -68,6 +69,7 @@ class Training:
     penalty: float | None = None
     penalty_batch_size: int | None = None
     penalty_tasks: str | None = None
+    penalty_images: int | None = None
     rho: float | None = None
 
     def __post_init__(self):
@@ -122,7 +124,7 @@ def usual_workers(processes: int = 1) -> int:
 def settings_of(run: Run, task: str, training: Training) -> dict[str, Any]:
     """`training.settings`, the seed, and the other tasks whose images the weights depend on, where they do."""
     settings = training.settings | {"seed": run.seed}
-    return settings | ({"others": ",".join(other_tasks(run, task))} if training.penalty is not None else {})
+    return settings | ({"others": ",".join(other_tasks(run, task))} if MODES[training.mode].needs_others else {})
 
 
 def other_tasks(run: Run, task: str) -> tuple[str, ...]:

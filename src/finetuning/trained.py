@@ -1,4 +1,4 @@
-"""Which weights a mode trains: the image tower, the weights of its attention, or low-rank factors of these."""
+"""Which weights a mode trains: the image tower, without its embeddings, its attention, or low-rank factors of this."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +11,7 @@ from src import checkpoints, store
 from src.finetuning.settings import Training
 from src.linearize import LinearizedImageEncoder
 from src.modeling import PREPROCESSING, ImageEncoder
-from src.modes import ATTENTION, LOW_RANK, MODES
+from src.modes import ATTENTION, LOW_RANK, MODES, NO_EMBEDDINGS
 from src.run import Run
 from src.runtime.messages import UsageError
 from src.runtime.seeds import event_seed
@@ -27,15 +27,20 @@ def build(run: Run, task: str, training: Training) -> nn.Module:
     store.check_pretrained(run.paths.pretrained(), encoder.state_dict())
     pretrained = checkpoints.load(run.paths.pretrained(), model=run.model, like=encoder.state_dict())
     encoder.load_state_dict(pretrained)
-    matrices = attention_weights(encoder) if mode.trains else ()
-    if mode.trains and not matrices:
+    of_attention = mode.trains in (ATTENTION, LOW_RANK)
+    matrices = attention_weights(encoder) if of_attention else ()
+    if of_attention and not matrices:
         raise UsageError(
             f"--finetuning-mode: {mode.name} trains the weights of attention, and {run.model} has none that are "
             "PyTorch's; expected a vision transformer, as --model=ViT-B-32"
         )
-    if mode.trains:
+    if of_attention:
         for name, parameter in encoder.named_parameters():
             parameter.requires_grad_(mode.trains == ATTENTION and name in matrices)
+    if mode.trains == NO_EMBEDDINGS:
+        for name, parameter in encoder.named_parameters():
+            if name.endswith("embedding"):
+                parameter.requires_grad_(False)
     if mode.tangent:
         encoder = LinearizedImageEncoder(run, image_encoder=encoder)
     if training.load:

@@ -1,12 +1,6 @@
-"""What each weight of an image encoder multiplies, from forward passes on unlabelled images.
+"""Moments of what each weight of an image encoder multiplies, from forward passes on unlabelled images.
 
-    linear map      y = W x + b             the input of W, [out, in], is x: fused attention's in_proj and out_proj too
-    projection      y = x P                 the input of P, [in, out], is x
-    convolution     y = W * x               the input of W, as [out, in·p·p], is each patch of x
-    LayerNorm       y = γ ∘ z(x) + β        the input of γ is z, the normalised x
-
-`Inputs` replaces no module and needs none by name: while it is entered it sees every function that is called with one
-of the wanted weights. So it works for whatever calls them, at any weights that `functional_call` gives.
+src/inputs.py tells the input of each kind of weight.
 
 Tangent models. The layers of f_lin(x; θ0 + Δ) = f(x; θ0) + J(x; θ0) Δ carry a value, which is f's at θ0, and a tangent:
 
@@ -20,93 +14,20 @@ activation occurs in f_lin.
 """
 
 import contextlib
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.func import functional_call
-from torch.overrides import TorchFunctionMode
 
-from src.dual_numbers import DualRules, self_attention
+from src.dual_numbers import DualRules
+from src.inputs import Inputs, See
 from src.linearize import LinearizedModel
 from src.merging.base import Problem, Unlabelled
 from src.runtime.messages import UsageError, few
 from src.tensors import Weights, moved
-
-See = Callable[[str, Tensor], None]  # (weight's name, its input): (images, tokens, in), or (images, in)
-
-
-def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    return input
-
-
-def _matmul(input: Tensor, other: Tensor) -> Tensor:
-    return input
-
-
-def _conv2d(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
-) -> Tensor:
-    if groups != 1 or isinstance(padding, str):
-        raise UsageError(
-            "expected a convolution of one group with padding in numbers; merge it with method.conv1=False"
-        )
-    return F.unfold(input, weight.shape[2:], dilation, padding, stride).mT
-
-
-def _layer_norm(input: Tensor, normalized_shape: Any, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
-    return F.layer_norm(input, normalized_shape, eps=eps)
-
-
-INPUTS: dict[Callable, Callable[..., Tensor]] = {
-    F.linear: _linear,
-    torch.matmul: _matmul,
-    Tensor.matmul: _matmul,
-    Tensor.__matmul__: _matmul,
-    F.conv2d: _conv2d,
-    F.layer_norm: _layer_norm,
-}
-
-
-class Inputs(TorchFunctionMode):
-    """While entered, in this thread: see(name, x) for each weight that a function of INPUTS multiplies by x.
-
-    names: of the weights, by the id of the very tensor that the function is called with.
-    """
-
-    def __init__(self, names: Mapping[int, str], see: See):
-        self.names, self.see = names, see
-
-    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        kwargs = kwargs or {}
-        if func is F.multi_head_attention_forward:
-            return self._attention(*args, **kwargs)
-        if func in INPUTS:
-            for value in (*args, *kwargs.values()):
-                if id(value) in self.names:
-                    self.see(self.names[id(value)], INPUTS[func](*args, **kwargs))
-        return func(*args, **kwargs)
-
-    def _attention(self, *args: Any, **kwargs: Any) -> Any:
-        """By the functions inside, whose inputs are (tokens, images, width)."""
-        with Inputs(self.names, lambda name, x: self.see(name, x.transpose(0, 1))):
-            result = self_attention(*args, **kwargs)
-        if result is None:
-            raise UsageError(
-                "expected plain self-attention (no mask, no dropout, queries, keys and values of one tensor), whose "
-                "inputs can be told; found other. Merge with a method that needs no images"
-            )
-        return result
 
 
 @dataclass

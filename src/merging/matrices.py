@@ -32,6 +32,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from src.checkpoints import VISUAL
+from src.inputs import IN_OUT
 from src.merging.adaptation import check_choice
 from src.merging.base import Method, Problem
 from src.merging.depth import block_of
@@ -44,7 +45,6 @@ BUDGET = 2**30  # bytes of decompositions that a problem keeps: all of ViT-B/32'
 SETS = ("all", "linear", "blocks")
 RESTS = ("mean", "sum", "zero")
 STACKED = "attn.in_proj_weight"
-IN_OUT = f"{VISUAL}proj"
 
 
 class NoDecomposition(NotFinite):
