@@ -7,10 +7,10 @@
     python main.py --methods                                    # every method, with its options
     python main.py method=ties --cfg job                        # every key, with its value
 
-Everything under `method` is the method's own; the other keys are the flags of the other scripts, and those of
-config/config.yaml. Validation chooses the setting (+search.k=[10,20]: options too), and test is read once. Writes
-merging/<tasks>/<mode>-<scope>/<method and its options>.json, and beside it vectors.json. Needs the single-task results
-of the mode and of `none`. A run that was killed goes on where it last kept its state: give the same command again.
+Everything under `method` is the method's own; other keys are flags of the other scripts, or config/config.yaml's.
+Validation chooses the setting (+search.k=[10,20]: options too), test is read once. Writes merging/<tasks>/<mode>-
+<scope>/<method and its options>.json, and vectors.json beside it. Needs the single-task results of the mode and of
+`none`. A run that was killed goes on where it last kept its state: give the same command again.
 
 Exit status: 0 when every job is done, 1 when one failed, 2 for a wrong key or value, 130 after Ctrl-C.
 """
@@ -27,16 +27,14 @@ from omegaconf import DictConfig, OmegaConf
 from src.args import shared_flags
 from src.merging.first_lines import short_listing
 from src.runtime.distributed import leave_to_the_first, spmd, world_size
+from src.runtime.loggers import begin_group
 from src.runtime.program import USER_ERRORS, exit_on_user_error, exit_status
 
 
 @exit_on_user_error
 @spmd
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command line; `argv`: overrides in the place of the process's own, run once.
-
-    An error that a user can mend is told in a line; the other jobs of a --multirun run all the same.
-    """
+    """The command line, or `argv`: overrides of one job. After an error that a user can mend, other jobs go on."""
     words = sys.argv[1:] if argv is None else argv
     if {"-h", "--help"} & {*words}:  # Hydra's own says nothing of keys
         return print(f"{__doc__}\nMethods (--methods has their options):\n\n{short_listing()}")
@@ -48,6 +46,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for group, name, schema in ((None, "flags", shared_flags()), *registry.config_schemas()):
         ConfigStore.instance().store(group=group, name=name, node=schema)
     names.refuse_foreign(words)
+    if {"-m", "--multirun"} & {*words}:
+        begin_group()
     failed: list[Exception] = []
 
     def job(cfg: DictConfig) -> None:

@@ -22,6 +22,7 @@ from omegaconf import DictConfig
 
 from src.args import Parser
 from src.run import override
+from src.runtime.loggers import begin_group
 from src.runtime.messages import UsageError
 from src.runtime.paths import ROOT
 from src.runtime.program import exit_on_user_error
@@ -47,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         check(script, [flag(name, value) for name, value in zip(values, combination)])
     overrides = [f"script={script}", *(swept(name, of_name) for name, of_name in values.items())]
     settings = [word for word in words[1:] if word.startswith(HYDRA)]
+    begin_group()
     typed, sys.argv = sys.argv, ["src/sweep.py", "--multirun", *overrides, *settings]
     try:
         hydra.main(config_path="../config", config_name="sweep", version_base="1.3")(job)()

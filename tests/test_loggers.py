@@ -1,12 +1,15 @@
 """TensorBoard and Weights & Biases, without a network; nothing without a flag."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
 import wandb
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import main
+from src import sweep
 from src.runtime import loggers
 from src.runtime.loggers import Logger, Loggers
 from src.runtime.messages import UsageError
@@ -40,6 +43,37 @@ def test_wandb_offline_keeps_the_run_here(tmp_path, monkeypatch):
     (run,) = (tmp_path / "wandb").glob("offline-run-*")
     (file,) = run.glob("run-*.wandb")
     assert os.path.getsize(file) > 0
+
+
+def test_runs_of_a_sweep_are_a_group(tmp_path, monkeypatch):
+    monkeypatch.setenv(loggers.GROUP, "")  # so that it is as before after the test
+    monkeypatch.delenv(loggers.GROUP)
+    loggers.begin_group()
+    name = os.environ[loggers.GROUP]
+    loggers.begin_group()  # of a job of the sweep
+    assert os.environ[loggers.GROUP] == name and name.startswith("sweep-")
+    log(Loggers(tensorboard=True), tmp_path)
+    assert [*(tmp_path / "tensorboard" / name / "ViT-Mini-signs-standard").iterdir()]
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    logger = Logger(Loggers(wandb=True), "ViT-Mini-signs-standard", tmp_path, {})
+    assert wandb.run is not None and wandb.run.group == name
+    logger.close()
+
+
+@pytest.mark.parametrize("words", [["main.py", "--multirun", "method=sum,ties"], ["sweep.py", "finetune.py", "--lr=1"]])
+def test_a_sweep_begins_a_group(words, monkeypatch):
+    class Begun(Exception):
+        pass
+
+    def begin():
+        raise Begun
+
+    script = {"main.py": main, "sweep.py": sweep}[words[0]]
+    monkeypatch.setattr(script, "begin_group", begin)
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(Begun):
+        script.main()
 
 
 def test_a_package_that_is_not_there_names_its_command(tmp_path, monkeypatch):
