@@ -3,6 +3,7 @@
 from src.experiments.registry import ADDITION, DISENTANGLEMENT, NEGATION, SINGLE_TASK
 from src.modes import MODES
 from src.reporting.claim import Claim, Measured
+from src.reporting.comparison.geometry import Spectral
 from src.reporting.tangent.claims import OverPairs
 
 
@@ -55,6 +56,34 @@ CLAIMS = (
         "Negation forgets no less with τJp than with linear fine-tuning (within a point).",
         (_negated("linear"), _negated("tau_jp")),
         margin=1.0,
+    ),
+    Claim("TAK", "With TAK tasks add up better than with linear fine-tuning.", (_added("tak"), _added("linear"))),
+    Claim(
+        "TAK",
+        "With TAK no coefficient is needed: at α = 1 addition is as good as tuned (within a point).",
+        (_added("tak", "one_accuracy"), _added("tak")),
+        margin=1.0,
+    ),
+    Claim(
+        "TAK",
+        "Factors of other tasks do as well as their images: TAK adds up as well as τJp (within a point).",
+        (_added("tak"), _added("tau_jp")),
+        margin=1.0,
+    ),
+    Claim(
+        "OrthoReg",
+        "With OrthoReg tasks add up better than with non-linear fine-tuning.",
+        (_added("ortho"), _added("standard")),
+    ),
+    Claim(
+        "OrthoReg",
+        "OrthoReg flattens the spectra of task vectors: their effective rank is higher.",
+        (Spectral("effective_rank", "ortho"), Spectral("effective_rank", "standard")),
+    ),
+    Claim(
+        "OrthoReg",
+        "With OrthoReg task vectors interfere less (STI over Σ σ).",
+        (Spectral("interference", "standard"), Spectral("interference", "ortho")),
     ),
     Claim("L-LoRA", "Linearized LoRA adds up better than LoRA.", (_added("l_lora"), _added("lora"))),
     Claim("L-LoRA", "Linearized LoRA is more disentangled than LoRA.", (_error("lora"), _error("l_lora"))),

@@ -10,6 +10,10 @@ from src.modes import EVALUATED, MODES, usual
 from src.reporting.methods import Group, variant_row
 from src.reporting.runs import Runs
 from src.reporting.table import Cell, Table, percent
+from src.runtime.files import read_json
+from src.runtime.paths import ROOT
+
+STEPS, OF_MODEL = ROOT / "benchmarks" / "results" / "mode_steps.json", "ViT-Mini"
 
 
 def modes(runs: Runs) -> Iterator[Table]:
@@ -17,21 +21,41 @@ def modes(runs: Runs) -> Iterator[Table]:
     shown = runs.modes(EVALUATED)
     if shown == usual(EVALUATED):
         return
-    tasks = runs.main_tasks
+    tasks, steps = runs.main_tasks, _steps(runs)
+    note = "step: time of a training step over that of non-linear fine-tuning, by python -m benchmarks mode_steps."
     yield Table(
         "modes",
         f"Ways of fine-tuning, {len(tasks)} tasks: test accuracy alone, of θ0 + α Σ τ and of θ0 − α τ, and the mean "
         "disentanglement error over the search space, %.",
-        ["mode", "single-task", "added, α = 1", "added, tuned", "α", "negated, target", "negated, control", "ξ"],
-        [_row(runs, mode, tasks) for mode in shown],
+        [
+            "mode",
+            "single-task",
+            "added, α = 1",
+            "added, tuned",
+            "α",
+            "negated, target",
+            "negated, control",
+            "ξ",
+            "step",
+        ],
+        [[*_row(runs, mode, tasks), steps.get(mode, "")] for mode in shown],
         runs.seeds,
         missing=tuple(
             command
             for experiment in (SINGLE_TASK, ADDITION, NEGATION, DISENTANGLEMENT)
             for command in runs.missing(experiment, shown)
         ),
+        notes=(note,) if steps else (),
         in_readme=True,
     )
+
+
+def _steps(runs: Runs) -> dict[str, str]:
+    """The benchmark's ratios, of the model that it has."""
+    if runs.model != OF_MODEL or not STEPS.is_file():
+        return {}
+    measured = read_json(STEPS)["steps"]
+    return {mode: f"{measured[mode]['ratio']['median']:.2f}" for mode in MODES if mode in measured}
 
 
 def _row(runs: Runs, mode: str, tasks: tuple[str, ...]) -> list[str | Cell]:
