@@ -70,3 +70,19 @@ def test_a_table_holds_the_methods_that_both_have_over_the_seeds_of_all(tmp_path
 
 def test_nothing_run_makes_no_table(tmp_path):
     assert not list(prediction.prediction(Runs("mini", "ViT-Mini", tmp_path)))
+
+
+def test_what_trimmed_vectors_keep_is_told_by_share(tmp_path):
+    synthetic_results.write(tmp_path, seeds=(1, 2))
+    assert not [*prediction.redundancy(Runs("mini", "ViT-Mini", tmp_path))]
+    tasks = synthetic_results.TASKS
+    for seed in (1, 2):
+        for options, level in (({"k": 40.0}, 0.95), ({}, 0.8), ({"k": 5.0}, 0.7)):
+            name = synthetic_results.place("mag_prune", tasks, **options)
+            record = synthetic_results.merged("mag_prune", tasks, "standard", seed, level, **options)
+            synthetic_results.dump(tmp_path / f"mini/ViT-Mini/seed_{seed}/{name}.json", record)
+    (table,) = prediction.redundancy(Runs("mini", "ViT-Mini", tmp_path))
+    shares, cells = zip(*table.rows)
+    assert shares == ("5 %", "10 %", "40 %") and [cell.published for cell in cells] == [None, 98.4, None]
+    means = [cell.ours.mean() for cell in cells]
+    assert means == sorted(means) and all(len(cell.ours) == 2 for cell in cells)

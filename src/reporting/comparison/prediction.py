@@ -1,5 +1,6 @@
 """Whether the suite's order of methods is that of published tables: rank correlations, method by method."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,15 +15,18 @@ from matplotlib.lines import Line2D
 from scipy.stats import rankdata
 
 from src.datasets.registry import BENCHMARKS
+from src.merging.registry import METHODS
 from src.reporting import style
 from src.reporting.comparison.methods import FAMILIES, keeps_several
 from src.reporting.methods import Group, Row, adapts, registered_rows, results_of
 from src.reporting.published import published, published_model
+from src.reporting.result import canonical
 from src.reporting.runs import Runs
 from src.reporting.statistics import LEVEL, REPEATS
-from src.reporting.table import Table
+from src.reporting.table import Table, percent
 
 ALIKE = {"absolute": "accuracy", "normalised": "normalised"}  # metric of published tables -> of ours
+PRUNING = "mag_prune"  # the method that tells it
 LEAST = 4  # methods that an order needs
 NAMED = 2  # methods that the figure and the table name as placed wrongly
 KINDS = {"single": ("merged at once", style.BLUE, "o"), "adapting": ("adapts to images", style.GREEN, "D"),
@@ -136,6 +140,39 @@ def prediction(runs: Runs) -> Iterator[Table]:
             "published numbers are of. Placed wrongly: the methods farthest from their published place among all, "
             "+ for a higher place here.",
         ),
+    )
+
+
+def redundancy(runs: Runs) -> Iterator[Table]:
+    """What a task's own model keeps when its vector is trimmed: a reason for the places of methods that trim."""
+    group = Group(runs.main_tasks)
+    by_share: dict[float, Row] = {}
+    for result in results_of(runs, group):
+        if canonical(result.method) == PRUNING:
+            row = Row.of(result)
+            by_share[json.loads(row.options or "{}").get("k", METHODS[PRUNING].defaults()["k"])] = row
+    if not by_share:
+        return
+    paper, (table, *_) = "tall", FAMILIES["TALL"][1]["tall"]
+    cells = []
+    for share in sorted(by_share):
+        row = by_share[share]
+        name, setting = row.published_name(paper, table), f"{BENCHMARKS[0]} tasks"
+        theirs = published(runs.model, paper, table, name, setting, "normalised")
+        cells.append([f"{share:g} %", percent(runs, theirs, metric="normalised", **group.columns, **row.columns)])
+    yield Table(
+        "redundancy",
+        f"How much of a fine-tuned model is in its largest weights, {len(runs.main_tasks)} tasks: normalised accuracy "
+        f"of θ0 and the largest k % of |τ| of a task alone, %; in brackets the published "
+        f"{published_model(runs.model)}.",
+        ["largest weights kept", "normalised"],
+        cells,
+        runs.seeds,
+        notes=(
+            "TIES and AdaMerging++ keep 20 % of each vector before they merge. Where that costs a task's own model "
+            "more than it costs CLIP's, methods that trim stand lower than published.",
+        ),
+        in_readme=True,
     )
 
 

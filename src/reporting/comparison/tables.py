@@ -17,7 +17,7 @@ from src.reporting.comparison.methods import (
 )
 from src.reporting.comparison.modes import modes
 from src.reporting.comparison.plateau import plateau
-from src.reporting.comparison.prediction import prediction
+from src.reporting.comparison.prediction import prediction, redundancy
 from src.reporting.comparison.storage import storage
 from src.reporting.comparison.studies import studies
 from src.reporting.methods import FINETUNED, Group, Row, absent_seeds, results_of, rows
@@ -93,6 +93,7 @@ TABLES = (
     methods_published,
     methods_cost,
     prediction,
+    redundancy,
     geometry,
     layerwise,
     connectivity,
