@@ -282,9 +282,16 @@ def test_torchrun_gives_the_weights_of_one(make_training, tmp_path):
     assert done.stdout.count("signs standard: 8 steps") == 1  # rank 0 alone speaks
 
 
-@pytest.mark.parametrize("mode", ["standard", "linear"])
+@pytest.mark.parametrize("mode", ["standard", "linear", "tau_jp", "tak", "l_lora"])
 def test_a_killed_run_ends_bit_identical(make_training, tmp_path, mode, capsys):
-    flags = ("--steps=60", "--checkpoint-every=4", "--tasks=signs", "--batch-size=16", f"--finetuning-mode={mode}")
+    flags = (
+        "--steps=60",
+        "--checkpoint-every=4",
+        "--batch-size=16",
+        f"--finetuning-mode={mode}",
+        *OPTIONS.get(mode, ()),
+    )
+    flags = (*flags, "--tasks", "signs", *(["digits"] if MODES[mode].needs_others else []))
     whole, settings = make_training(*flags)
     finetune(whole, settings)
     broken, _ = make_training(*flags, f"--save={tmp_path}/broken")
