@@ -2,6 +2,7 @@
 
 import copy
 import threading
+from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -338,6 +339,20 @@ def test_a_compiled_model_gives_the_same():
     torch.testing.assert_close(compiled(x), linear(x), **CLOSE)
     for f, e in zip(found, expected):
         torch.testing.assert_close(f, e, **CLOSE)
+
+
+def test_the_compiler_leaves_a_linear_models_forward_pass_out_of_its_graphs():
+    layers = nn.Linear(4, 4), LinearizedModel(nn.Sequential(nn.Linear(4, 8), nn.Tanh())), nn.Linear(8, 2)
+    graphs: list[torch.fx.GraphModule] = []
+
+    def keep(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable:
+        graphs.append(graph)
+        return graph.forward
+
+    compiled, x = torch.compile(nn.Sequential(*layers), backend=keep), torch.randn(3, 4)
+    torch.testing.assert_close(compiled(x), layers[2](layers[1](layers[0](x))))
+    calls = [[node.name for node in graph.graph.nodes if node.op.startswith("call")] for graph in graphs]
+    assert len(calls) == 2 and all(len(of_graph) == 1 for of_graph in calls), calls
 
 
 class Nest(nn.Module):

@@ -18,6 +18,7 @@ import hydra
 import numpy as np
 import pytest
 import torch
+from few_images import few_images
 from omegaconf import OmegaConf
 
 import eval_single_task
@@ -28,7 +29,6 @@ from src import args as arguments
 from src import checkpoints, store
 from src.checkpoints import VISUAL
 from src.datasets import loading, registry
-from src.datasets.base import Pixels
 from src.experiments import merging, reproduction
 from src.merging import names
 from src.merging import registry as method_registry
@@ -100,14 +100,7 @@ class Workplace:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory, mini_cache):
-    whole = loading.evaluation_pixels
-
-    def first(*which) -> Pixels:
-        found = whole(*which)
-        return Pixels(found.pixels[:IMAGES], found.labels[:IMAGES])
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loading, "evaluation_pixels", first)
+    with few_images(IMAGES):
         made = Workplace(tmp_path_factory.mktemp("merging"), mini_cache)
         made.draw("standard", LARGER)
         made.draw("linear", PAIRED)

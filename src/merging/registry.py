@@ -6,6 +6,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import is_dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -88,8 +89,12 @@ def _store(spelling: str, cls: type[Method], node: type[Method] | Method) -> Non
 
 def load_methods() -> None:
     """Import every module of this folder; each registers its methods."""
-    package = importlib.import_module("src.merging")
-    for module in pkgutil.iter_modules(package.__path__, "src.merging."):
+    _import_all(tuple(importlib.import_module("src.merging").__path__))
+
+
+@cache  # tables ask for the methods thousands of times
+def _import_all(folders: tuple[str, ...]) -> None:
+    for module in pkgutil.iter_modules(folders, "src.merging."):
         importlib.import_module(module.name)
 
 
