@@ -15,8 +15,8 @@ from few_images import few_images
 from src.datasets import loading
 from src.runtime.paths import ROOT
 
-SMALL = ("--model=ViT-Mini", "--seed=0", "--device=cpu", "--tasks", "digits,signs")
-TRAINING = ("--steps=4", "--batch-size=16", "--jobs=1")
+SMALL = ("--model=ViT-Mini", "--seed=0", "--device=cpu", "--jobs=1", "--tasks", "digits,signs")
+TRAINING = ("--steps=4", "--batch-size=16")
 IMAGES = 50  # of each split, in this process
 
 
@@ -51,14 +51,19 @@ def workplace(tmp_path_factory, mini_cache):
     place = Workplace(tmp_path_factory.mktemp("scripts"), mini_cache)
     place.start("finetune.py", *SMALL, *TRAINING, "--finetuning-mode=standard")
     place.run("finetune", *SMALL, *TRAINING, "--finetuning-mode=linear")
-    place.start("src/eval_single_task.py", *SMALL, "--finetuning-mode=none", "--jobs=1")
+    place.start("src/eval_single_task.py", *SMALL, "--finetuning-mode=none")
     with few_images(IMAGES):
         for mode in ("standard", "linear", "posthoc"):
             place.run("eval_single_task", *SMALL, f"--finetuning-mode={mode}")
         yield place
 
 
-LIGHT = "import runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+LIGHT = """
+import os, runpy
+sys.argv = sys.argv[1:]
+sys.path[0] = os.path.dirname(sys.argv[0])
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 HEAVY = ("torch", "open_clip", "pandas", "sklearn")
 FORWARDED = {path.name for path in (ROOT / "src").glob("*.py") if "forward import" in path.read_text()}
 
@@ -104,7 +109,7 @@ def test_addition_and_negation(workplace, mode):
     workplace.run("eval_task_addition", *SMALL, f"--finetuning-mode={mode}", "--n-eval-points=3")
     added = workplace.result(f"addition_{mode}")
     assert added["settings"] == [0.0, 0.5, 1.0] and added["chosen"]["signs"] in added["settings"]
-    workplace.run("eval_task_negation", *SMALL, f"--finetuning-mode={mode}", "--n-eval-points=3", "--jobs=1")
+    workplace.run("eval_task_negation", *SMALL, f"--finetuning-mode={mode}", "--n-eval-points=3")
     negated = workplace.result(f"negation_{mode}")
     kept = 0.95 * negated["pretrained_control"]["val"]
     for record in negated["tasks"].values():
@@ -131,6 +136,7 @@ def test_ntk_localization(workplace):
     flags = (
         "--model=ViT-Mini",
         "--seed=0",
+        "--jobs=1",
         "--pairs",
         "digits-signs",
         "--num-samples=6",

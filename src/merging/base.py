@@ -334,6 +334,7 @@ class Variant:
     stage: that of reproduce.py which runs it; None: none does.
     spelling: a further `method=` that stands for these options.
     compared: beside each other on unseen tasks, on corrupted images, and adapted to validation images.
+    studied: of the few that merge experts which were trained otherwise; see experiments/studies.py.
     method: the registered name, filled in by `register`.
     """
 
@@ -343,6 +344,7 @@ class Variant:
     stage: str | None = None
     spelling: str | None = None
     compared: bool = False
+    studied: bool = False
     method: str = ""
 
     def published_name(self, paper: str, table: str = "") -> str | None:

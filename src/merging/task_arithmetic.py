@@ -37,6 +37,7 @@ def multi_task_vector(problem: Problem, k: float = 100.0) -> TaskVector:
 
 @register(
     "sum",
+    studied=True,
     title="task arithmetic",
     paper="2212.04089",
     untuned=0.3,
@@ -63,6 +64,7 @@ class Sum(Method):
 
 @register(
     "average",
+    studied=True,
     title="weight averaging",
     paper="2203.05482",
     published={

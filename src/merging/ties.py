@@ -76,6 +76,7 @@ def ties_vector(problem: Problem, k: float, reduce: str) -> TaskVector:
 
 @register(
     "ties",
+    studied=True,
     title="TIES",
     paper="2306.01708",
     untuned=1.0,

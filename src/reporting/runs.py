@@ -101,7 +101,7 @@ class Runs:
     def _rows(self, columns: Mapping[str, Any]) -> np.ndarray:
         """Which rows `select` has. A row has many columns of text: numbers are taken without copying those."""
         mask = np.ones(len(self.frame), bool)
-        for column, value in (USUAL | columns).items():
+        for column, value in {**USUAL, **columns}.items():
             if value is ...:
                 continue
             value = joined(value) if isinstance(value, tuple) else as_text(value) if isinstance(value, dict) else value
