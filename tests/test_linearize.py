@@ -342,7 +342,11 @@ def test_a_compiled_model_gives_the_same():
 
 
 def test_the_compiler_leaves_a_linear_models_forward_pass_out_of_its_graphs():
-    layers = nn.Linear(4, 4), LinearizedModel(nn.Sequential(nn.Linear(4, 8), nn.Tanh())), nn.Linear(8, 2)
+    layers = (
+        nn.Linear(4, 4).requires_grad_(False),
+        LinearizedModel(nn.Sequential(nn.Linear(4, 8), nn.Tanh())),
+        nn.Linear(8, 2),
+    )
     graphs: list[torch.fx.GraphModule] = []
 
     def keep(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable:

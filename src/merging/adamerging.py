@@ -125,6 +125,8 @@ class AdaMerging(Adapting):
 class AdaMergingPP(AdaMerging):
     """AdaMerging++. k: percent of each τ_t that is kept."""
 
+    trims = True
+
     k: float = option(20.0, PERCENT)
 
     def task_vectors(self, problem: Problem) -> Iterable[tuple[str, torch.Tensor]]:

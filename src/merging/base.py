@@ -361,7 +361,8 @@ class Method(ABC):
 
     name: of `method=` and in results. title: in tables. paper: its arXiv number. needs: what it takes.
     after: the method whose files it reads. untuned: the published default of the coefficient that validation chooses.
-    variants: its rows in tables; the first has the default options.
+    variants: its rows in tables; the first has the default options. adds: whether its vector is a multiple of Σ τ_t.
+    trims: whether it keeps a share of all weights, so that it is another method where the vector has other tensors.
     """
 
     name: ClassVar[str]
@@ -371,6 +372,8 @@ class Method(ABC):
     after: ClassVar[str | None]
     untuned: ClassVar[float | None]
     variants: ClassVar[tuple[Variant, ...]]
+    adds: ClassVar[bool] = False
+    trims: ClassVar[bool] = False
 
     def __post_init__(self):
         """Raises UsageError for an option that is no number of its range."""

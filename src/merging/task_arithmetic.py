@@ -55,6 +55,8 @@ def multi_task_vector(problem: Problem, k: float = 100.0) -> TaskVector:
 )
 @dataclass
 class Sum(Method):
+    adds = True
+
     k: float = option(100.0, PERCENT)
     alphas: list[float] = option(ALPHAS, FINITE)
 
@@ -79,6 +81,8 @@ class Sum(Method):
 )
 @dataclass
 class Average(Method):
+    adds = True
+
     k: float = option(100.0, PERCENT)
 
     def merge(self, problem: Problem) -> Merge:

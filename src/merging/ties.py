@@ -92,6 +92,8 @@ def ties_vector(problem: Problem, k: float, reduce: str) -> TaskVector:
 )
 @dataclass
 class Ties(Method):
+    trims = True
+
     k: float = option(20.0, PERCENT)
     reduce: str = "mean"
     alphas: list[float] = option(ALPHAS, FINITE)
