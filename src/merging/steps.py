@@ -9,7 +9,7 @@ from typing import Any, NoReturn, Protocol, cast
 import torch
 from tqdm import tqdm
 
-from src import checkpoints
+from src import checkpoints, state_files
 from src.merging.adaptation import MergedModel, NonFiniteLoss
 from src.merging.base import Method, Problem, Watchable
 from src.runtime import results
@@ -146,7 +146,7 @@ class Steps:
             self.progress.watch(self.done, phase, model)
 
     def _broken(self) -> list[str]:
-        learned = checkpoints.state_tensors({"value": self.tensors}, self.optimizers)
+        learned = state_files.tensors({"value": self.tensors}, self.optimizers)
         return [name for name, tensor in learned.items() if not torch.isfinite(tensor).all()]
 
     def _keep(self) -> None:
@@ -168,7 +168,7 @@ class Steps:
         header: dict[str, Any] = {"model": self.problem.model, "settings": self.settings, "phases": self.phases}
         header |= {"step": self.done, "curves": self.curves}
         weights, path = {"value": self.tensors}, cast(Path, self.progress.state)
-        checkpoints.save_state(path, weights, self.optimizers, header, kind="adaptation state")
+        state_files.save(path, weights, self.optimizers, header, kind="adaptation state")
 
     def _resume(self, path) -> None:
         state = checkpoints.Checkpoint(path, kind="adaptation state")
@@ -181,7 +181,7 @@ class Steps:
                 f"{path}: expected the state of a run with these settings, found {told}; "
                 "repeat the earlier settings, or start anew with overwrite=True"
             )
-        values = checkpoints.load_state(state, self.optimizers, {"value": self.tensors})["value"]
+        values = state_files.load(state, self.optimizers, {"value": self.tensors})["value"]
         with torch.no_grad():
             for name, tensor in self.tensors.items():
                 tensor.copy_(values[name])
