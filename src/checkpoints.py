@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from typing_extensions import TypedDict  # Python's own does not serve pydantic before 3.12
 
-from src.runtime.files import parse_json, replacing
+from src.runtime.files import describe_start, parse_json, replacing
 from src.runtime.messages import CheckpointError as CheckpointError  # there, where torch is not needed
 from src.runtime.messages import MissingFile, few
 from src.runtime.results import versions
@@ -34,7 +34,6 @@ from src.tensors import Weights, check_same
 Masks = Mapping[str, Mapping[str, torch.Tensor]]  # task -> name -> bool tensor
 
 VISUAL = "model.visual."  # how the names of the trained tensors, the image tower's, begin
-OLD_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9"  # how files of torch.save before 1.6 begin
 FORMAT = 1
 FIELDS = ("model", "task", "mode", "seed", "step")
 WEIGHTS = ("weights", "head", "task vector")  # kinds of files whose tensors are computed with
@@ -280,72 +279,6 @@ def require(file: Checkpoint, *fields: str) -> None:
         )
 
 
-def save_state(
-    path: Path,
-    weights: Mapping[str, Mapping[str, torch.Tensor]],
-    optimizers: Mapping[str, torch.optim.Optimizer],
-    header: Mapping,
-    kind: str,
-) -> None:
-    """Write what an unfinished run goes on from, as a checkpoint of this `kind`.
-
-    weights: tensors by name, in groups: {"model": {"proj": ...}}. optimizers: by a name that no group has.
-    """
-    save(path, state_tensors(weights, optimizers), header, kind=kind)
-
-
-def load_state(
-    state: Checkpoint,
-    optimizers: Mapping[str, torch.optim.Optimizer],
-    like: Mapping[str, Mapping[str, torch.Tensor]] | None = None,
-) -> dict[str, Weights]:
-    """The groups of weights that `save_state` wrote; the moments of the optimizers are restored in place.
-
-    like: weights whose names and shapes the groups must share. Raises CheckpointError for a state of other tensors.
-    """
-    weights: dict[str, Weights] = {}
-    restored = {name: optimizer.state_dict() | {"state": {}} for name, optimizer in optimizers.items()}
-    try:
-        for key in state:
-            group, _, name = key.partition("/")
-            if group in restored:
-                index, moment = name.split("/")
-                _check_moment(optimizers[group], int(index), moment, state.shape(key))
-                restored[group]["state"].setdefault(int(index), {})[moment] = state[key]
-            else:
-                weights.setdefault(group, {})[name] = state[key]
-        for group, named in (like or {}).items():
-            check_same(named, weights.get(group, {}), f"the {group} and the state")
-    except ValueError as error:
-        raise CheckpointError(
-            f"{state.path}: expected the state of this run, found other tensors ({error}); remove it, or start anew "
-            "with --overwrite (main.py: overwrite=True)"
-        ) from None
-    for name, optimizer in optimizers.items():
-        optimizer.load_state_dict(restored[name])
-    return weights
-
-
-def _check_moment(optimizer: torch.optim.Optimizer, index: int, moment: str, shape: tuple[int, ...]) -> None:
-    """Raise ValueError for a moment that is none of a parameter of the optimizer: of its shape, or one number."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    if not 0 <= index < len(parameters):
-        raise ValueError(f"{moment} of parameter {index}, of {len(parameters)}")
-    if shape not in ((), tuple(parameters[index].shape)):
-        raise ValueError(f"{moment} of shape {shape} for a parameter of shape {tuple(parameters[index].shape)}")
-
-
-def state_tensors(
-    weights: Mapping[str, Mapping[str, torch.Tensor]], optimizers: Mapping[str, torch.optim.Optimizer]
-) -> Weights:
-    """What `save_state` writes: "group/name" of the weights, "optimizer/index/moment" of the moments."""
-    tensors = {f"{group}/{name}": t.detach() for group, named in weights.items() for name, t in named.items()}
-    for name, optimizer in optimizers.items():
-        for index, moments in optimizer.state_dict()["state"].items():
-            tensors |= {f"{name}/{index}/{moment}": value for moment, value in moments.items()}
-    return tensors
-
-
 def _read_header(path: Path, expect: Mapping) -> tuple[dict, dict]:
     """The JSON header and the tensors' specifications, after checking that the file is whole and as expected."""
     expect = {field: list(v) if isinstance(v, tuple) else v for field, v in expect.items() if v is not None}
@@ -407,26 +340,6 @@ def _parsed(text: bytes) -> tuple[dict[str, Any], dict | None]:
         if not all(isinstance(size, int) and 0 <= size < 1 << 60 for size in sizes):
             raise ValueError(f"sizes {sizes}")
     return specs, parse_json(metadata["header"].encode()) if "header" in metadata else None
-
-
-def describe_start(start: bytes) -> str:
-    """What a file is that begins with these 9 bytes, in words."""
-    if not start:
-        return "an empty file"
-    if start.startswith(b"PK"):
-        return "a pickle (torch.save), which is never executed"
-    if start == OLD_TORCH:
-        return (
-            "a file of torch.save before PyTorch 1.6; write it anew by: "
-            "torch.save(torch.load(FILE, map_location='cpu', weights_only=True), FILE)"
-        )
-    if start[:1] == b"\x80" and start[1:2] in b"\1\2\3\4\5":
-        return "a bare pickle, which is never executed"
-    if start.startswith(b"\x93NUMPY"):
-        return "a NumPy file"
-    if start.lstrip().startswith(b"<"):
-        return "a web page"
-    return "a foreign file" if len(start) == 9 else f"a file of {len(start)} bytes"
 
 
 def _command(fields: Mapping) -> str:

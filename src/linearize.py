@@ -13,10 +13,12 @@ second term by fused kernels outside the graph.
 """
 
 import contextlib
+import functools
 import operator
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 from torch import nn
@@ -29,6 +31,9 @@ from src.modeling import PREPROCESSING, ImageEncoder
 from src.tensors import check_same
 
 Weights = Mapping[str, torch.Tensor]
+Model = TypeVar("Model")
+Inputs = ParamSpec("Inputs")
+Output = TypeVar("Output")
 
 
 def plain_jvp(
@@ -44,6 +49,24 @@ def plain_jvp(
             lambda p: functional_call(module, {**p, **fixed}, inputs, kwargs), (params,), (direction,)
         )
     return terms[0], terms[1]
+
+
+def not_traced(method: Callable[Concatenate[Model, Inputs], Output]) -> Callable[Concatenate[Model, Inputs], Output]:
+    """`torch.compiler.disable`: PyTorch does not trace forward-mode differentiation of modules such as attention.
+
+    It imports the compiler, which takes two seconds of every process. A process that compiles anything has imported it.
+    """
+    disabled: list[Callable[Concatenate[Model, Inputs], Output]] = []
+
+    @functools.wraps(method)
+    def call(self: Model, *inputs: Inputs.args, **kwargs: Inputs.kwargs) -> Output:
+        if "torch._dynamo" not in sys.modules:
+            return method(self, *inputs, **kwargs)
+        if not disabled:
+            disabled.append(torch.compiler.disable(method))
+        return disabled[0](self, *inputs, **kwargs)
+
+    return call
 
 
 class LinearizedModel(nn.Module):
@@ -85,7 +108,7 @@ class LinearizedModel(nn.Module):
         """f: the model that is linearized, with θ for its parameters."""
         return self._function
 
-    @torch.compiler.disable(reason="PyTorch does not trace forward-mode differentiation of modules such as attention")
+    @not_traced
     def forward(self, *inputs: Any, **kwargs: Any) -> Any:
         self._keep_evaluating()
         _refuse_gradients_of(inputs, kwargs)

@@ -5,11 +5,14 @@ a merging method has its range where it is declared, as `option(default, range)`
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from types import UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from src.runtime.messages import UsageError
+
+Given = TypeVar("Given")
 
 
 @dataclass(frozen=True)
@@ -159,6 +162,17 @@ def check_options(method: Any) -> None:
             check_values(one.name, value, allowed)
         elif not members.isdisjoint((int, float)):
             check_value(one.name, value, allowed)
+
+
+def given(value: Given | None, usual: Given) -> Given:
+    """An option, or what is usual where it was not given."""
+    return usual if value is None else value
+
+
+def check_choice(option: str, value: str, known: Iterable[str]) -> None:
+    """Raise UsageError for a word that is none of those of an option."""
+    if value not in known:
+        raise UsageError(f"{option}: expected one of {', '.join(known)}; got {value!r}")
 
 
 def _members(annotation: Any) -> set[Any]:

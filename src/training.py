@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from src import checkpoints, store
+from src import state_files, store
 from src.datasets import loading
 from src.finetuning.batches import IGNORED, Batches
 from src.finetuning.objectives import PENALTIES, worst_nearby
@@ -210,10 +210,10 @@ class FineTuning:
         """Keep the state after a step. Raises NonFiniteLoss for a broken one, and leaves the last as it is."""
         if self.world.is_primary:
             weights, header = {"model": self.encoder.state_dict()}, self.header | {"step": step + 1}
-            tensors = checkpoints.state_tensors(weights, {"optimizer": self.optimizer}).values()
+            tensors = state_files.tensors(weights, {"optimizer": self.optimizer}).values()
             if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
                 raise NonFiniteLoss(self._diagnosis(step, self.tally.last_loss))
-            checkpoints.save_state(self.state, weights, {"optimizer": self.optimizer}, header, kind="training state")
+            state_files.save(self.state, weights, {"optimizer": self.optimizer}, header, kind="training state")
 
     def _stopped_at(self, step: int) -> None:
         """Keep the state of a run that was asked to stop, unless it keeps none."""

@@ -9,13 +9,12 @@ os.environ["OMP_NUM_THREADS"] = "1"  # of torch here, and of the processes that 
 
 import pytest
 import torch
+from few_images import few_images
 from hypothesis import settings
 from joblib.externals import loky
 
 from src import args as arguments
 from src import checkpoints, store
-from src.datasets import loading
-from src.datasets.base import Pixels
 from src.datasets.mini import draw
 from src.finetuning.settings import Training
 from src.run import Run
@@ -101,14 +100,8 @@ def make_run(tmp_path, mini_cache):
 
 
 @pytest.fixture
-def place(make_run, monkeypatch) -> list[str]:
+def place(make_run) -> Iterator[list[str]]:
     """Checkpoints near θ0 of three tasks, accuracies that normalise, 30 images a split; returns main's overrides."""
-    whole = loading.evaluation_pixels
-
-    def few(*which):
-        return Pixels(whole(*which).pixels[:30], whole(*which).labels[:30])
-
-    monkeypatch.setattr(loading, "evaluation_pixels", few)
     run = make_run("--tasks", "digits", "signs", "letters")
     start = dict(store.pretrained(run))
     for number, task in enumerate(run.tasks):
@@ -120,7 +113,8 @@ def place(make_run, monkeypatch) -> list[str]:
         record = {task + suffix: 0.5 for task in run.tasks for suffix in ("", "Val")}
         results.write(run.paths.single_task(mode), record, run.config(), started=time.time())
     places = {"save": run.places.save, "results": run.places.results, "cache_dir": run.places.cache}
-    return ["seed=0", "jobs=1", "device=cpu", *(f"{key}={value}" for key, value in places.items())]
+    with few_images(30):
+        yield ["seed=0", "jobs=1", "device=cpu", *(f"{key}={value}" for key, value in places.items())]
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ from src.datasets import loading, registry
 from src.datasets.base import Pixels
 from src.experiments import merging
 from src.linearize import LinearizedModel
-from src.merging import adaptation, watch
+from src.merging import adaptation, steps, watch
 from src.merging.adamerging import AdaMerging, AdaMergingPP
 from src.merging.adaptation import MergedModel, NonFiniteLoss, entropy
 from src.merging.base import Problem, Progress
@@ -469,8 +469,8 @@ def test_an_entropy_that_is_no_number_stops_and_keeps_the_last_good_state(tmp_pa
 def test_states_are_kept_by_the_clock(tmp_path, monkeypatch):
     """Where so many seconds have passed, and at the end."""
     now, kept = [0.0], []
-    monkeypatch.setattr(adaptation.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(adaptation.Steps, "_save", lambda self: kept.append(self.done))
+    monkeypatch.setattr(steps.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(steps.Steps, "_save", lambda self: kept.append(self.done))
 
     def log(values, step):
         now[0] += 10

@@ -10,7 +10,7 @@ from src import store
 from src.datasets import registry
 from src.evaluation import Line, score
 from src.experiments import analogies as analogous
-from src.experiments import reproduction
+from src.experiments import commands
 from src.experiments.analogies import ANALOGY, PRETRAINED, VECTORS, combination
 from src.experiments.registry import ANALOGIES
 from src.reporting.comparison.analogies import ByAnalogy, analogies
@@ -66,8 +66,8 @@ def test_a_suite_without_analogies_asks_for_one_and_its_stage_has_no_command(cap
     with pytest.raises(SystemExit):
         eval_analogies.main(["--model=ViT-B-32", "--device=cpu"])
     assert "--analogy: expected four data sets A B C D" in capsys.readouterr().err
-    assert reproduction.COMMANDS["analogies"](Run.of("ViT-B-32", device="cpu")) == []
-    assert len(reproduction.COMMANDS["analogies"](Run.of(device="cpu"))) == len(("standard", "linear", "posthoc"))
+    assert commands.COMMANDS["analogies"](Run.of("ViT-B-32", device="cpu")) == []
+    assert len(commands.COMMANDS["analogies"](Run.of(device="cpu"))) == len(("standard", "linear", "posthoc"))
 
 
 def test_table_and_claims_of_analogies(tmp_path):

@@ -19,8 +19,8 @@ import main
 from src.analysis import calibration, layerwise
 from src.analysis.representations import Blocks, bias, representations
 from src.checkpoints import VISUAL
+from src.experiments import commands, studies
 from src.experiments import layerwise as layered
-from src.experiments import reproduction, studies
 from src.experiments.registry import LAYERWISE, MERGED_MODELS
 from src.experiments.stages import NAMES
 from src.merging.names import folder
@@ -297,15 +297,13 @@ def test_a_study_trains_what_it_says_and_lies_apart():
 
 def test_stages_of_studies_name_every_study_and_every_number_of_tasks():
     run = Run.of(seed=1, device="cpu")
-    stages = {name: reproduction.COMMANDS[name](run) for name in NAMES}
+    stages = {name: commands.COMMANDS[name](run) for name in NAMES}
     assert {study.stage for study in studies.STUDIES} <= {*stages}
     for study in studies.STUDIES:
-        commands = [str(command) for command in stages[study.stage] if study.name in str(command)]
-        assert any("finetune.py" in c for c in commands) and sum("main.py" in c for c in commands) == len(
-            studies.METHODS
-        )
+        asked = [str(command) for command in stages[study.stage] if study.name in str(command)]
+        assert any("finetune.py" in c for c in asked) and sum("main.py" in c for c in asked) == len(studies.compared())
     sizes = {len(command.outputs) for command in stages["robust-tasks"]}
-    assert sizes == {1} and len(stages["robust-tasks"]) == 6 * len(studies.METHODS)
+    assert sizes == {1} and len(stages["robust-tasks"]) == 6 * len(studies.compared())
     assert NAMES.index("merged-models") > NAMES.index("methods-adapting") > NAMES.index("layerwise")
 
 

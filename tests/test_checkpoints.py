@@ -13,7 +13,7 @@ import torch
 from published_files import assert_same, random_masks
 from torch import nn
 
-from src import checkpoints
+from src import checkpoints, state_files
 from src.checkpoints import Checkpoint, CheckpointError
 from src.runtime.files import replacing
 from src.runtime.paths import ROOT
@@ -220,11 +220,11 @@ def test_a_state_goes_on_where_it_stopped(path, kind):
     (layer, optimizer), (_, twin) = trained(kind, 3), trained(kind, 2, seed=1)
     optimizers = {"inner": optimizer, "outer": twin}
     weights = {"model": layer.state_dict(), "value": {"a/b": torch.ones(2)}}
-    checkpoints.save_state(path, weights, optimizers, {"model": "small", "step": 3}, kind="a state")
+    state_files.save(path, weights, optimizers, {"model": "small", "step": 3}, kind="a state")
     state = Checkpoint(path, kind="a state")
     (layer, optimizer), (_, twin) = trained(kind, 1, seed=2), trained(kind, 4, seed=3)
-    found = checkpoints.load_state(state, {"inner": optimizer, "outer": twin})
-    assert_same(checkpoints.state_tensors({}, {"outer": twin}), {k: state[k] for k in state if k.startswith("outer/")})
+    found = state_files.load(state, {"inner": optimizer, "outer": twin})
+    assert_same(state_files.tensors({}, {"outer": twin}), {k: state[k] for k in state if k.startswith("outer/")})
     assert_same(found["value"], {"a/b": torch.ones(2)})
     layer.load_state_dict(found["model"])
     for _ in range(state.header["step"], 5):
@@ -237,7 +237,7 @@ def test_a_state_goes_on_where_it_stopped(path, kind):
 
 
 def test_states_of_earlier_versions_are_read(path):
-    """Their names, as they were written by hand before `save_state` was."""
+    """Their names, as they were written by hand before `state_files.save` was."""
     layer, optimizer = trained(torch.optim.AdamW, 3)
     tensors = {f"model/{name}": tensor for name, tensor in layer.state_dict().items()}
     for index, moments in optimizer.state_dict()["state"].items():
@@ -245,11 +245,11 @@ def test_states_of_earlier_versions_are_read(path):
     assert "optimizer/1/exp_avg_sq" in tensors and "model/weight" in tensors
     checkpoints.save(path, tensors, {"model": "small"}, kind="training state")
     _, fresh = trained(torch.optim.AdamW, 0, seed=1)
-    found = checkpoints.load_state(Checkpoint(path, kind="training state"), {"optimizer": fresh})
+    found = state_files.load(Checkpoint(path, kind="training state"), {"optimizer": fresh})
     assert_same(found["model"], layer.state_dict())
     for index, moments in optimizer.state_dict()["state"].items():
         assert_same(fresh.state_dict()["state"][index], moments)
-    assert_same(checkpoints.state_tensors({"model": layer.state_dict()}, {"optimizer": optimizer}), tensors)
+    assert_same(state_files.tensors({"model": layer.state_dict()}, {"optimizer": optimizer}), tensors)
 
 
 # ---- masks

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.io import savemat
 
-from src import checkpoints
+from src import checkpoints, state_files
 from src.datasets import hub, official
 from src.datasets.examples import DataError
 from src.datasets.prepare import Record, prepare, state
@@ -72,13 +72,13 @@ def optimizer() -> torch.optim.Optimizer:
 
 
 def write_state(path: Path) -> None:
-    checkpoints.save_state(path, {"model": WEIGHTS}, {"optimizer": optimizer()}, HEADER, kind="training state")
+    state_files.save(path, {"model": WEIGHTS}, {"optimizer": optimizer()}, HEADER, kind="training state")
 
 
 def read_state(path: Path) -> None:
     opened = checkpoints.Checkpoint(path, kind="training state", model="small")
     checkpoints.require(opened, "settings", "step")
-    checkpoints.load_state(opened, {"optimizer": optimizer()}, {"model": WEIGHTS})
+    state_files.load(opened, {"optimizer": optimizer()}, {"model": WEIGHTS})
 
 
 def write_result(path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 import reproduce
 from src import args as arguments
-from src.experiments.reproduction import FORWARDED, MERGE, Command, with_forwarded
+from src.experiments.commands import FORWARDED, MERGE, Command, with_forwarded
 from src.modes import MODES, TRAINED
 from src.run import known_device
 from src.runtime.messages import UsageError

@@ -3,19 +3,19 @@
 import json
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import synthetic_results
 from drawn_checkpoints import draw_checkpoints
+from few_images import few_images
 from PIL import Image
 
 import eval_single_task
 import main
-from src.datasets import cache, loading
-from src.datasets.base import Pixels
+from src.datasets import cache
 from src.datasets.examples import Files
 from src.datasets.loading import centre_crop
 from src.datasets.mini import draw
@@ -39,13 +39,7 @@ Work = Callable[[Path], None]  # what writes into a folder
 
 
 @pytest.fixture
-def works(make_run, make_training, mini_cache, tmp_path, monkeypatch) -> dict[str, Work]:
-    whole = loading.evaluation_pixels
-
-    def few(*which):
-        return Pixels(whole(*which).pixels[:10], whole(*which).labels[:10])
-
-    monkeypatch.setattr(loading, "evaluation_pixels", few)
+def works(make_run, make_training, mini_cache, tmp_path, monkeypatch) -> Iterator[dict[str, Work]]:
     monkeypatch.setattr(draw, "cores", lambda: 1)
     sources = tmp_path / "sources"
     sources.mkdir()
@@ -86,7 +80,7 @@ def works(make_run, make_training, mini_cache, tmp_path, monkeypatch) -> dict[st
         make_tables(Runs("mini", "ViT-Mini", folder))
 
     adapting = ("method.steps=3", "method.batch_size=2", "save_every=1", "eval_every=1")
-    return {
+    made = {
         "fine-tuning": fine_tune,
         "evaluation": evaluate,
         "merging": merge("tall_mask"),
@@ -95,6 +89,8 @@ def works(make_run, make_training, mini_cache, tmp_path, monkeypatch) -> dict[st
         "cache": images,
         "tables": tables,
     }
+    with few_images(10):
+        yield made
 
 
 def killed(work: Work, folder: Path, moment: int) -> bool:

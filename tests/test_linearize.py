@@ -2,6 +2,7 @@
 
 import copy
 import threading
+from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -338,6 +339,32 @@ def test_a_compiled_model_gives_the_same():
     torch.testing.assert_close(compiled(x), linear(x), **CLOSE)
     for f, e in zip(found, expected):
         torch.testing.assert_close(f, e, **CLOSE)
+
+
+class Between(nn.Module):
+    """A linear model between two layers that the compiler traces."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(4, 4).requires_grad_(False)
+        self.linear = LinearizedModel(nn.Sequential(nn.Linear(4, 8), nn.Tanh()))
+        self.last = nn.Linear(8, 2)
+
+    def forward(self, x):
+        return self.last(self.linear(self.first(x)))
+
+
+def test_the_compiler_leaves_a_linear_models_forward_pass_out_of_its_graphs():
+    graphs: list[torch.fx.GraphModule] = []
+
+    def keep(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable:
+        graphs.append(graph)
+        return graph.forward
+
+    model, x = Between(), torch.randn(3, 4)
+    torch.testing.assert_close(torch.compile(model, backend=keep)(x), model(x))
+    calls = [[node.name for node in graph.graph.nodes if node.op.startswith("call")] for graph in graphs]
+    assert len(calls) == 2 and all(len(of_graph) == 1 for of_graph in calls), calls
 
 
 class Nest(nn.Module):

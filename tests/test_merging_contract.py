@@ -1,5 +1,6 @@
 """The contract around the methods: problems, storage, registration, masks on disk and their analysis."""
 
+import ast
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from merging_problems import Counted
 
 from src import checkpoints
+from src.experiments.stages import OF_METHODS
 from src.merging import registry
 from src.merging.base import Merge, Method, Problem, Progress, part_of_state, scaled
 from src.merging.consensus import Consensus
@@ -18,6 +20,7 @@ from src.merging.search import Searched
 from src.merging.tall_mask import TallMask
 from src.merging.ties import Ties
 from src.runtime.messages import UsageError
+from src.runtime.paths import ROOT
 
 W = "model.visual.w"
 
@@ -288,3 +291,32 @@ def test_vector_geometry_equals_the_flat_vectors():
     np.testing.assert_allclose(geometry["norm"], flat.norm(dim=1))
     start = {W: torch.zeros(3)}
     assert vector_geometry(Problem(start, {"a": start, "b": {W: torch.ones(3)}}))["cosine"] == [[0, 0], [0, 1]]
+
+
+# Each chooses among the methods what no method says of itself: what to compute, to draw, or to claim.
+CHOICES = {
+    "src/experiments/commands.py": {"sum", "ties", "tall_mask"},  # on random subsets of the tasks
+    "src/experiments/merged_models.py": {*"average sum ties tall_mask".split()},  # among those that are seen closely
+    "src/reporting/comparison/merged_models.py": {"average", "sum", "ties", "tall_mask"},  # among those of a figure
+    "src/reporting/comparison/storage.py": {"average", "sum", "tsv_m"},  # of one model, beside the others
+    "src/reporting/tall/claims.py": {"ties", "sum", "average", "zeroshot"},
+    "src/reporting/report/gallery.py": {"methods", "adaptation"},  # the words of something else, and in the next
+    "src/reporting/tangent/tables.py": {"atlas", "lines"},
+}
+
+
+def test_facts_of_methods_and_names_of_stages_stand_where_they_are_registered():
+    """No other file lists two of them: what a list would say of them, `register` and Stage take."""
+    load_methods()
+    lists: dict[str, list[list[str]]] = {}
+    for path in sorted((ROOT / "src").rglob("*.py")):
+        if path.parent.name == "merging" or path.name == "stages.py":
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, (ast.Tuple, ast.List, ast.Set)):
+                words = [e.value for e in node.elts if isinstance(e, ast.Constant) and isinstance(e.value, str)]
+                if any(len({*words} & known) > 1 for known in ({*registry.METHODS}, {*OF_METHODS})):
+                    lists.setdefault(str(path.relative_to(ROOT)), []).append(words)
+    assert {name: words for name, words in lists.items() if name not in CHOICES} == {}
+    assert {name for name, words in lists.items() if len(words) > 1} == set()
+    assert {name for name in CHOICES if not CHOICES[name] <= {*lists.get(name, [[]])[0]}} == set()

@@ -18,6 +18,7 @@ import hydra
 import numpy as np
 import pytest
 import torch
+from few_images import few_images
 from omegaconf import OmegaConf
 
 import eval_single_task
@@ -28,8 +29,7 @@ from src import args as arguments
 from src import checkpoints, store
 from src.checkpoints import VISUAL
 from src.datasets import loading, registry
-from src.datasets.base import Pixels
-from src.experiments import merging, reproduction
+from src.experiments import commands, merging
 from src.merging import names
 from src.merging import registry as method_registry
 from src.merging.ties import Ties
@@ -100,14 +100,7 @@ class Workplace:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory, mini_cache):
-    whole = loading.evaluation_pixels
-
-    def first(*which) -> Pixels:
-        found = whole(*which)
-        return Pixels(found.pixels[:IMAGES], found.labels[:IMAGES])
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loading, "evaluation_pixels", first)
+    with few_images(IMAGES):
         made = Workplace(tmp_path_factory.mktemp("merging"), mini_cache)
         made.draw("standard", LARGER)
         made.draw("linear", PAIRED)
@@ -492,17 +485,17 @@ def test_two_jobs_of_which_one_fails(place, mini_cache):
 def test_reproduce_expects_the_results_where_main_writes_them(place):
     """With the tasks of each: 8, 14 and 20 of the vision suite, random ones of mini."""
     place.call(PAIR, "method=average")  # registers the configuration
-    commands = reproduction._sweeps(place.run)
+    asked = commands._sweeps(place.run)
     sizes = [1, 3, 4, 5, 6, 7, 8]
-    assert [command.flags[:2] for command in commands[:7]] == [
+    assert [command.flags[:2] for command in asked[:7]] == [
         ("method=consensus", f"method.prun_thre_k={k}") for k in sizes
     ]
-    two, four = ({*commands[i].flags[1][len("DATASETS=[") : -1].split(",")} for i in (7, 10))
+    two, four = ({*asked[i].flags[1][len("DATASETS=[") : -1].split(",")} for i in (7, 10))
     assert len(two) == 2 and len(four) == 4 and two < four
     vision = Run.of("ViT-B-32")
-    commands += [*reproduction._merging(vision)[::4], *reproduction._tangent_merging(vision)[::20]]
+    asked += [*commands._merging(vision)[::4], *commands._tangent_merging(vision)[::20]]
     with hydra.initialize(config_path="../config", version_base="1.3"):
-        for command in commands:
+        for command in asked:
             cfg = hydra.compose("config", overrides=list(command.flags))
             flags = OmegaConf.to_container(cfg, resolve=True)
             del flags["method"]

@@ -14,7 +14,7 @@ from src.datasets import registry
 from src.datasets.base import validation_indices
 from src.datasets.mini import draw
 from src.datasets.mini.canvas import PIXELS, reduce
-from src.experiments import reproduction
+from src.experiments import commands
 from src.experiments.stages import STAGES
 from src.runtime.messages import UsageError
 from src.vit_mini import clip, mixture
@@ -160,9 +160,9 @@ def test_tasks_by_name_and_by_number():
 def test_a_reproduction_is_of_the_default_tasks_and_of_every_benchmark_when_asked():
     def sizes(*flags):
         run, _ = arguments.parse(arguments.base_parser("", modes=None), flags)
-        stages = {stage.name: reproduction.COMMANDS[stage.name](run) for stage in STAGES}
-        commands = [*stages["fine-tuning"], *stages["addition"], *stages["merging"]]
-        named = {flag for command in commands for flag in command.flags if "tasks" in flag or "DATASETS" in flag}
+        stages = {stage.name: commands.COMMANDS[stage.name](run) for stage in STAGES}
+        asked = [*stages["fine-tuning"], *stages["addition"], *stages["merging"]]
+        named = {flag for command in asked for flag in command.flags if "tasks" in flag or "DATASETS" in flag}
         return named, len(stages["fine-tuning"][0].outputs)
 
     assert sizes() == (set(), 8)

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from few_images import few_images
 
 import eval_disentanglement
 import eval_geometry
@@ -15,7 +16,6 @@ import finetune
 import main
 from src import checkpoints
 from src.datasets import loading, registry
-from src.datasets.base import Pixels
 from src.heads import get_classification_head
 from src.linearize import LinearizedModel
 from src.merging.registry import METHODS, load_methods, variants
@@ -46,14 +46,7 @@ def place(tmp_path_factory, mini_cache):
     places = Places(folder / "checkpoints", folder / "results", mini_cache)
     flags = [f"--save={places.save}", f"--results={places.results}", f"--cache-dir={mini_cache}"]
     flags += ["--seed=0", "--device=cpu", "--jobs=1", "--tasks", *TASKS]
-    whole = loading.evaluation_pixels
-
-    def first(*which) -> Pixels:
-        found = whole(*which)
-        return Pixels(found.pixels[:IMAGES], found.labels[:IMAGES])
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loading, "evaluation_pixels", first)
+    with few_images(IMAGES):
         for mode in FURTHER:
             finetune.main(
                 [*flags, f"--finetuning-mode={mode}", "--steps=3", "--lr=1e-3", "--warmup_length=1", "--keep-every=2"]

@@ -30,15 +30,15 @@ two_cores = pytest.mark.skipif(cores() < 2, reason="needs 2 cores")
 OPEN_FILES = 256  # a quarter of what most shells allow
 PAIR = ("--pairs", "digits-signs", "signs-digits")
 COMMANDS = (
-    ("finetune.py", "--steps=2"),
+    ("finetune.py", "--steps=2", "--batch-size=16"),
     ("eval_single_task.py", "--finetuning-mode=none"),
     ("eval_single_task.py", "--finetuning-mode=standard"),
     ("eval_task_addition.py", "--n-eval-points=3"),
     ("eval_task_negation.py", "--n-eval-points=3"),
     ("eval_disentanglement.py", *PAIR, "--n-points=3", "--num-samples=8"),
     ("eval_ntk_localization.py", *PAIR, "--num-samples=4", "--ranks", "2"),
-    ("main.py", "method=sum"),
-    ("main.py", "method=tall_mask"),
+    ("main.py", "method=sum", "method.alphas=[0.3]"),
+    ("main.py", "method=tall_mask", "method.tall_mask_lambda=[0.4]"),
     ("main.py", "method=adamerging", "method.steps=2"),
 )
 

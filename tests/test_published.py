@@ -18,7 +18,7 @@ from src import args as arguments
 from src.datasets import __main__ as datasets_command
 from src.datasets import own
 from src.datasets.prepare import prepare
-from src.experiments import reproduction
+from src.experiments import commands
 from src.experiments.merging import take_options
 from src.merging import files as merging_files
 from src.merging.registry import config_schemas
@@ -124,10 +124,10 @@ def test_the_page_has_commands_of_every_kind():
 
 def test_reproduce_adds_and_negates_the_tasks_of_the_papers():
     run = Run.of(suite="vision")
-    stages = [reproduction.COMMANDS[name] for name in ("addition", "negation", "random-init")]
-    commands = [command for stage in stages for command in stage(run)]
+    stages = [commands.COMMANDS[name] for name in ("addition", "negation", "random-init")]
+    asked = [command for stage in stages for command in stage(run)]
     assert len(run.tasks) == 20 and len(stages) == 3
-    assert all(f"--tasks={','.join(run.tasks[:8])}" in command.flags for command in commands)
+    assert all(f"--tasks={','.join(run.tasks[:8])}" in command.flags for command in asked)
 
 
 def test_reproduce_merges_in_the_scope_that_is_asked_for(tmp_path, capsys):
@@ -144,8 +144,8 @@ def test_reproduce_merges_in_the_scope_that_is_asked_for(tmp_path, capsys):
     ]
     assert set(lines["both"]) == {*lines["visual"], *lines["published"]}
     run = Run.of("ViT-B-32", device="cpu")
-    command = reproduction._merging(run)[0]
-    assert reproduction.scoped(command, "published").outputs[0].parent.name == "standard-published"
+    command = commands._merging(run)[0]
+    assert commands.scoped(command, "published").outputs[0].parent.name == "standard-published"
 
 
 def test_the_data_set_of_the_page_is_one(tmp_path):

@@ -5,6 +5,7 @@ from functools import cache
 
 import pandas as pd
 import pytest
+from few_images import few_images
 
 import eval_disentanglement
 import eval_ntk_localization
@@ -28,21 +29,22 @@ def results(tmp_path_factory, mini_cache):
     places = [f"--save={folder}/checkpoints", f"--results={folder}/results", f"--cache-dir={mini_cache}"]
     shared = ["--seed=0", "--device=cpu", "--jobs=1", *places]
     on_tasks = [*shared, "--tasks", *TASKS]
-    finetune.main([*on_tasks, "--steps=8"])
-    for mode in ("none", "standard"):
-        eval_single_task.main([*on_tasks, f"--finetuning-mode={mode}"])
-    eval_task_addition.main([*on_tasks, "--n-eval-points=3"])
-    eval_task_negation.main([*on_tasks, "--n-eval-points=2"])
-    eval_disentanglement.main([*on_tasks, "--pairs", "vehicles-land", "--n-points=3", "--num-samples=16"])
-    eval_ntk_localization.main([*shared, "--pairs", "land-vehicles", "--num-samples=4", "--ranks", "2"])
-    for overrides in (
-        ["method=sum"],
-        ["method=ties", "method.k=50"],
-        ["method=tall_mask"],
-        ["method=adamerging", "method.steps=2"],
-        ["method=sum", "DATASETS=[vehicles,textures]", "unseen=[land]"],
-    ):
-        merge(shared, [f"DATASETS=[{','.join(TASKS)}]", *overrides])
+    finetune.main([*on_tasks, "--steps=8", "--batch-size=32"])
+    with few_images(50):
+        for mode in ("none", "standard"):
+            eval_single_task.main([*on_tasks, f"--finetuning-mode={mode}"])
+        eval_task_addition.main([*on_tasks, "--n-eval-points=3"])
+        eval_task_negation.main([*on_tasks, "--n-eval-points=2"])
+        eval_disentanglement.main([*on_tasks, "--pairs", "vehicles-land", "--n-points=3", "--num-samples=16"])
+        eval_ntk_localization.main([*shared, "--pairs", "land-vehicles", "--num-samples=4", "--ranks", "2"])
+        for overrides in (
+            ["method=sum"],
+            ["method=ties", "method.k=50"],
+            ["method=tall_mask"],
+            ["method=adamerging", "method.steps=2"],
+            ["method=sum", "DATASETS=[vehicles,textures]", "unseen=[land]"],
+        ):
+            merge(shared, [f"DATASETS=[{','.join(TASKS)}]", *overrides])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(registry, "BENCHMARKS", (len(TASKS),))
         make_tables.main(["--results", f"{folder}/results"])

@@ -6,7 +6,7 @@ import pytest
 import synthetic_results
 
 from src import args
-from src.experiments import reproduction
+from src.experiments import commands, reproduction
 from src.experiments.stages import NAMES, REPORT, STAGES
 from src.reporting import shipped
 from src.run import Run
@@ -55,13 +55,13 @@ def test_other_seeds_and_other_models_have_nothing_to_compare_with(folders):
 def test_a_reproduction_writes_beside_the_shipped_results():
     run, _ = args.parse(args.reproduction_parser(None, NAMES), [])
     assert run.places.results.name == "reproduced"
-    stages = [reproduction.COMMANDS[name](run) for name in NAMES]
-    flags = [command.flags for commands in stages for command in commands]
+    stages = [commands.COMMANDS[name](run) for name in NAMES]
+    flags = [command.flags for of_stage in stages for command in of_stage]
     assert flags and all(any("results=reproduced" in flag for flag in of_command) for of_command in flags)
 
 
 def test_every_stage_has_its_commands():
-    assert {*reproduction.COMMANDS} == {*NAMES} and len({*NAMES}) == len(NAMES)
+    assert {*commands.COMMANDS} == {*NAMES} and len({*NAMES}) == len(NAMES)
 
 
 def test_a_dry_run_tells_the_minutes_of_the_shipped_results(folders, capsys):
@@ -86,8 +86,8 @@ def _parsed(flags: list[str]) -> tuple[Run, dict]:
 def test_commands_that_need_nothing_of_each_other_run_at_once(tmp_path, capfd, fresh_workers):
     """In workers; what fails is told, with its reason, and the others run all the same."""
     outputs = (tmp_path / "never.json",)
-    fine = [reproduction.Command("main", (flag,), outputs) for flag in ("--methods", "--help")]
-    wrong = reproduction.Command("make_report", (f"--results={tmp_path}/none",), outputs)
+    fine = [commands.Command("main", (flag,), outputs) for flag in ("--methods", "--help")]
+    wrong = commands.Command("make_report", (f"--results={tmp_path}/none",), outputs)
     program = reproduction.Program(dry_run=False, overwrite=False, results=tmp_path, jobs=2)
     assert program.run_all([fine[0], wrong, fine[1]], apart=True) == 3
     assert program.failed == [wrong]
@@ -99,5 +99,5 @@ def test_commands_that_need_nothing_of_each_other_run_at_once(tmp_path, capfd, f
 @pytest.mark.parametrize("stage", [stage.name for stage in (*STAGES, *REPORT) if stage.apart])
 def test_commands_of_such_stages_write_files_of_their_own(stage):
     run, _ = _parsed([])
-    written = [command.outputs for command in reproduction.COMMANDS[stage](run)]
+    written = [command.outputs for command in commands.COMMANDS[stage](run)]
     assert len(written) > 1 and len({*written}) == len(written)

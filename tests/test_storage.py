@@ -17,7 +17,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from script_parsers import every_flag
 
-from src import args, checkpoints
+from src import args, checkpoints, state_files
 from src.datasets.hub import Snapshot
 from src.datasets.prepare import Record
 from src.experiments.base import carry_out
@@ -57,7 +57,7 @@ def write_checkpoint(path: Path) -> None:
 
 
 def write_state(path: Path) -> None:
-    checkpoints.save_state(path, {"model": {"a": torch.ones(100, 100)}}, {}, {"model": "small"}, "training state")
+    state_files.save(path, {"model": {"a": torch.ones(100, 100)}}, {}, {"model": "small"}, "training state")
 
 
 def write_figure(path: Path) -> None:

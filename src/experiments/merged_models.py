@@ -53,7 +53,6 @@ USUAL = (
     "wudi", "fisher", "regmean", "regmean_plusplus", "adamerging", "surgery", "mag_masking", "tall_mask", "emr",
     "tsv_c",
 )  # fmt: skip
-SCALED = ("average", "sum")  # the methods whose vector is a multiple of Σ τ_t
 ByTask = Mapping[str, float]
 
 
@@ -120,6 +119,11 @@ class Chosen:
     @property
     def label(self) -> str:
         return variant_label(self.variant)
+
+    @property
+    def adds(self) -> bool:
+        """Whether its vector is a multiple of Σ τ_t."""
+        return METHODS[self.variant.method].adds and not self.variant.options
 
 
 def see_merged_models(
@@ -334,7 +338,7 @@ def biases(
 
 def scaled(run: Run, mode: str, there: Sequence[Chosen]) -> dict[str, Scaled]:
     """Accuracy of θ0 + α τ_t on its own task, at the α of each method that adds Σ τ_t up."""
-    coefficients = {one.label: float(one.settings[run.tasks[0]]) for one in there if one.label in SCALED}
+    coefficients = {one.label: float(one.settings[run.tasks[0]]) for one in there if one.adds}
     if not coefficients:
         return {}
     alphas = tuple(coefficients.values())

@@ -1,4 +1,4 @@
-"""The stages of reproduce.py, in order: their names and purpose. Their commands are in reproduction.py."""
+"""The stages of reproduce.py, in order: their names and purpose. Their commands are in commands.py."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,43 +11,75 @@ class Stage:
     """A row. An `extended` stage runs when it is named, or with --extended.
 
     apart: whether its commands need nothing of each other and each has long work that one process does: --jobs of them
-    run at once.
+    run at once. methods: whether merging methods are registered with its name.
     """
 
     name: str
     title: str
     extended: bool = False
     apart: bool = False
+    methods: bool = False
 
+
+FINE_TUNING = Stage("fine-tuning", "every task in every mode")
+MERGING = Stage("merging", "the three papers' methods on the first 8, 14 and 20 tasks", methods=True)
+ADAPTATION = Stage("adaptation", "methods that learn from unlabelled images", apart=True, methods=True)
+RANDOM_INIT = Stage("random-init", "fine-tuning, single tasks and addition without pre-training")
+MODES = Stage("modes", "further ways of fine-tuning: every task, single tasks, addition, negation, ...", extended=True)
+MODES_MERGING = Stage("modes-merging", "merging methods on their task vectors", extended=True)
+MERGING_SWEEPS = Stage("merging-sweeps", "consensus thresholds, and random subsets of the tasks", extended=True)
+UNSEEN = Stage("unseen", "merged models on two tasks that they were not merged from", extended=True)
+MERGING_TANGENT = Stage("merging-tangent", "the papers' methods on linear and post-hoc task vectors", extended=True)
+METHODS = Stage("methods", "later papers' methods on every kind of task vectors", extended=True, methods=True)
+METHODS_ADAPTING = Stage(
+    "methods-adapting",
+    "every method that learns, on every kind of task vectors",
+    extended=True,
+    apart=True,
+    methods=True,
+)
+ADAPTATION_MORE = Stage(
+    "adaptation-more",
+    "further rows of adaptation, and on validation images",
+    extended=True,
+    apart=True,
+    methods=True,
+)
+ROBUSTNESS = Stage("robustness", "scoring and adapting on corrupted images", extended=True)
+STORAGE = Stage("storage", "methods that keep a model for each task, at other sizes", extended=True)
+ROBUST_TASKS = Stage("robust-tasks", "a few methods on random sets of 2 tasks and more", extended=True)
+ROBUST_NORM = Stage("robust-norm", "experts of which one is trained three times longer, merged", extended=True)
+ROBUST_CONFIDENCE = Stage("robust-confidence", "experts trained with smoothed labels, merged", extended=True)
+ROBUST_LENGTH = Stage("robust-length", "experts trained shorter and longer, merged", extended=True)
+TABLES = Stage("tables", "every table, the ledger of claims, accuracies.csv")
+FIGURES = Stage("figures", "every figure", apart=True)
+REPORT_PAGE = Stage("report", "the page, report.html")
 
 STAGES = (
-    Stage("fine-tuning", "every task in every mode"),
+    FINE_TUNING,
     *(Stage(row.stage, row.title, row.extended) for row in EXPERIMENTS.values() if not row.of_merged),
-    Stage("merging", "the three papers' methods on the first 8, 14 and 20 tasks"),
-    Stage("adaptation", "methods that learn from unlabelled images", apart=True),
-    Stage("random-init", "fine-tuning, single tasks and addition without pre-training"),
-    Stage("modes", "further ways of fine-tuning: every task, single tasks, addition, negation, ...", extended=True),
-    Stage("modes-merging", "merging methods on their task vectors", extended=True),
-    Stage("merging-sweeps", "consensus thresholds, and random subsets of the tasks", extended=True),
-    Stage("unseen", "merged models on two tasks that they were not merged from", extended=True),
-    Stage("merging-tangent", "the papers' methods on linear and post-hoc task vectors", extended=True),
-    Stage("methods", "later papers' methods on every kind of task vectors", extended=True),
-    Stage("methods-adapting", "every method that learns, on every kind of task vectors", extended=True, apart=True),
-    Stage("adaptation-more", "further rows of adaptation, and on validation images", extended=True, apart=True),
-    Stage("robustness", "scoring and adapting on corrupted images", extended=True),
-    Stage("storage", "methods that keep a model for each task, at other sizes", extended=True),
-    Stage("robust-tasks", "a few methods on random sets of 2 tasks and more", extended=True),
-    Stage("robust-norm", "experts of which one is trained three times longer, merged", extended=True),
-    Stage("robust-confidence", "experts trained with smoothed labels, merged", extended=True),
-    Stage("robust-length", "experts trained shorter and longer, merged", extended=True),
+    MERGING,
+    ADAPTATION,
+    RANDOM_INIT,
+    MODES,
+    MODES_MERGING,
+    MERGING_SWEEPS,
+    UNSEEN,
+    MERGING_TANGENT,
+    METHODS,
+    METHODS_ADAPTING,
+    ADAPTATION_MORE,
+    ROBUSTNESS,
+    STORAGE,
+    ROBUST_TASKS,
+    ROBUST_NORM,
+    ROBUST_CONFIDENCE,
+    ROBUST_LENGTH,
     *(Stage(row.stage, row.title, row.extended) for row in EXPERIMENTS.values() if row.of_merged),
 )
 # Once, after the stages of every seed, from whatever results there are.
-REPORT = (
-    Stage("tables", "every table, the ledger of claims, accuracies.csv"),
-    Stage("figures", "every figure", apart=True),
-    Stage("report", "the page, report.html"),
-)
+REPORT = (TABLES, FIGURES, REPORT_PAGE)
+OF_METHODS = tuple(stage.name for stage in STAGES if stage.methods)
 NAMES = tuple(stage.name for stage in (*STAGES, *REPORT))
 
 

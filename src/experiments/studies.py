@@ -11,14 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from src.datasets import registry
+from src.experiments.stages import ROBUST_CONFIDENCE, ROBUST_LENGTH, ROBUST_NORM
 from src.merging.base import Variant
 from src.merging.registry import variants
 from src.run import Run
 
 FOLDER = "robust"
 LABEL_SMOOTHING = 0.1
-# Of the registered variants with the default options: a baseline, TIES, the spectral and the Gram family, and masks.
-METHODS = ("average", "sum", "ties", "tsv_m", "iso_c", "wudi", "regmean", "emr")
 
 
 @dataclass(frozen=True)
@@ -68,15 +67,15 @@ def odd_one(run: Run) -> str:
 
 
 def compared() -> list[Variant]:
-    """The variants that studies merge with, in the order of the tables."""
-    return [variant for variant in variants() if variant.method in METHODS and not variant.options]
+    """The variants that studies merge with, in the order of the tables: of each family of methods one or two."""
+    return [variant for variant in variants() if variant.studied]
 
 
 STUDIES = (
-    Study("longer", "one expert 3 × longer", "robust-norm", length=3, one=True),
-    Study("smoothing", "label smoothing 0.1", "robust-confidence", smoothing=LABEL_SMOOTHING),
-    Study("quarter", "¼ length", "robust-length", length=0.25),
-    Study("half", "½ length", "robust-length", length=0.5),
-    Study("double", "2 × length", "robust-length", length=2),
+    Study("longer", "one expert 3 × longer", ROBUST_NORM.name, length=3, one=True),
+    Study("smoothing", "label smoothing 0.1", ROBUST_CONFIDENCE.name, smoothing=LABEL_SMOOTHING),
+    Study("quarter", "¼ length", ROBUST_LENGTH.name, length=0.25),
+    Study("half", "½ length", ROBUST_LENGTH.name, length=0.5),
+    Study("double", "2 × length", ROBUST_LENGTH.name, length=2),
 )
 BY_NAME = {study.name: study for study in STUDIES}

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from src import checkpoints, store
+from src import checkpoints, state_files, store
 from src.datasets import loading, registry
 from src.datasets.examples import DataError
 from src.finetuning.settings import Training, differences, number_of_steps, settings_of
@@ -72,5 +72,5 @@ def resume(path: Path, encoder: nn.Module, optimizer: torch.optim.Optimizer, hea
             "repeat the earlier settings, or start anew with --overwrite"
         )
     model = encoder.state_dict()
-    encoder.load_state_dict(checkpoints.load_state(state, {"optimizer": optimizer}, {"model": model})["model"])
+    encoder.load_state_dict(state_files.load(state, {"optimizer": optimizer}, {"model": model})["model"])
     return state.header["step"]

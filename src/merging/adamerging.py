@@ -20,20 +20,12 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from src.merging.adaptation import (
-    IMAGES,
-    Adaptation,
-    Adapting,
-    MergedModel,
-    check_choice,
-    given,
-    schedule,
-    stacked,
-)
+from src.merging.adaptation import IMAGES, Adapting, MergedModel, schedule, stacked
 from src.merging.base import Merge, Problem, Variant, scaled
 from src.merging.registry import register
+from src.merging.steps import Adaptation
 from src.merging.ties import magnitude_threshold
-from src.ranges import COUNT, NON_NEGATIVE, NUMBER, PERCENT, option
+from src.ranges import COUNT, NON_NEGATIVE, NUMBER, PERCENT, check_choice, given, option
 
 
 @dataclass(frozen=True)
@@ -132,6 +124,8 @@ class AdaMerging(Adapting):
 @dataclass
 class AdaMergingPP(AdaMerging):
     """AdaMerging++. k: percent of each τ_t that is kept."""
+
+    trims = True
 
     k: float = option(20.0, PERCENT)
 

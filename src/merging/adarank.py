@@ -30,22 +30,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from src.merging.adaptation import (
-    IMAGES,
-    LR,
-    Adaptation,
-    Adapting,
-    Mask,
-    MergedModel,
-    check_choice,
-    given,
-    schedule,
-    unmasked,
-)
+from src.merging.adaptation import IMAGES, LR, Adapting, Mask, MergedModel, schedule, unmasked
 from src.merging.base import Merge, Problem, Variant, scaled
 from src.merging.matrices import SVD, MatrixMethod, matrices_of, share, total
 from src.merging.registry import register
-from src.ranges import NON_NEGATIVE, NUMBER, POSITIVE, RANK, check_value, option
+from src.merging.steps import Adaptation
+from src.ranges import NON_NEGATIVE, NUMBER, POSITIVE, RANK, check_choice, check_value, given, option
 from src.runtime.messages import UsageError
 
 STARTS = ("task_arithmetic", "cart")

@@ -15,16 +15,10 @@ from dataclasses import dataclass, replace
 import torch
 
 from src.merging.adamerging import descended
-from src.merging.adaptation import (
-    LABELS,
-    Adapting,
-    MergedModel,
-    given,
-    schedule,
-)
+from src.merging.adaptation import LABELS, Adapting, MergedModel, schedule
 from src.merging.base import Merge, Problem
 from src.merging.registry import register
-from src.ranges import FINITE, NON_NEGATIVE, NUMBER, POSITIVE, option
+from src.ranges import FINITE, NON_NEGATIVE, NUMBER, POSITIVE, given, option
 
 STEPS = 480
 

@@ -334,6 +334,7 @@ class Variant:
     stage: that of reproduce.py which runs it; None: none does.
     spelling: a further `method=` that stands for these options.
     compared: beside each other on unseen tasks, on corrupted images, and adapted to validation images.
+    studied: of the few that merge experts which were trained otherwise; see experiments/studies.py.
     method: the registered name, filled in by `register`.
     """
 
@@ -343,6 +344,7 @@ class Variant:
     stage: str | None = None
     spelling: str | None = None
     compared: bool = False
+    studied: bool = False
     method: str = ""
 
     def published_name(self, paper: str, table: str = "") -> str | None:
@@ -359,7 +361,8 @@ class Method(ABC):
 
     name: of `method=` and in results. title: in tables. paper: its arXiv number. needs: what it takes.
     after: the method whose files it reads. untuned: the published default of the coefficient that validation chooses.
-    variants: its rows in tables; the first has the default options.
+    variants: its rows in tables; the first has the default options. adds: whether its vector is a multiple of Σ τ_t.
+    trims: whether it keeps a share of all weights, so that it is another method where the vector has other tensors.
     """
 
     name: ClassVar[str]
@@ -369,6 +372,8 @@ class Method(ABC):
     after: ClassVar[str | None]
     untuned: ClassVar[float | None]
     variants: ClassVar[tuple[Variant, ...]]
+    adds: ClassVar[bool] = False
+    trims: ClassVar[bool] = False
 
     def __post_init__(self):
         """Raises UsageError for an option that is no number of its range."""

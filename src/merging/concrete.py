@@ -26,21 +26,12 @@ import torch
 
 from src import checkpoints
 from src.checkpoints import VISUAL
-from src.merging.adaptation import (
-    IMAGES,
-    Adaptation,
-    Adapting,
-    Mask,
-    MergedModel,
-    NonFiniteLoss,
-    check_choice,
-    given,
-    schedule,
-)
+from src.merging.adaptation import IMAGES, Adapting, Mask, MergedModel, NonFiniteLoss, schedule
 from src.merging.base import Drawn, Merge, Problem, Scaled, scaled
 from src.merging.concrete_mask import FINAL, ConcreteMask, mean_of, rescaled
 from src.merging.registry import register
-from src.ranges import COUNT, FINITE, NON_NEGATIVE, NUMBER, POSITIVE, option
+from src.merging.steps import Adaptation
+from src.ranges import COUNT, FINITE, NON_NEGATIVE, NUMBER, POSITIVE, check_choice, given, option
 from src.runtime.messages import UsageError
 from src.runtime.paths import expanded
 

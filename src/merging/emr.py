@@ -16,10 +16,10 @@ from dataclasses import dataclass
 
 import torch
 
-from src.merging.adaptation import check_choice
 from src.merging.base import Merge, Method, Problem, Setting
 from src.merging.masked import Masked
 from src.merging.registry import register
+from src.ranges import check_choice
 from src.task_vectors import Mask, TaskVector
 
 RESCALE = ("global", "published")
@@ -71,7 +71,7 @@ class ElectedMasks(Masked):
         return self.scales[task] * super().vector(task, setting)
 
 
-@register("emr", title="EMR", paper="2405.17461", stage="methods")
+@register("emr", studied=True, title="EMR", paper="2405.17461", stage="methods")
 @dataclass
 class Emr(Method):
     rescale: str = "global"

@@ -29,10 +29,10 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
-from src.merging.adaptation import IMAGES, check_choice
+from src.merging.adaptation import IMAGES
 from src.merging.base import Merge, Method, Problem, scaled
 from src.merging.registry import register
-from src.ranges import COUNT, POSITIVE, option
+from src.ranges import COUNT, POSITIVE, check_choice, option
 from src.runtime.seeds import event_seed
 from src.task_vectors import TaskVector
 from src.tensors import Weights

@@ -38,11 +38,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from src.merging.adaptation import check_choice
 from src.merging.base import Merge, Problem, Variant, scaled
 from src.merging.matrices import Deltas, MatrixMethod, NoDecomposition, map_matrices
 from src.merging.registry import register
-from src.ranges import FINITE, NON_NEGATIVE, NUMBER, option
+from src.ranges import FINITE, NON_NEGATIVE, NUMBER, check_choice, option
 
 WUDI = "WUDI-Merging"  # the paper, as published_more.csv has it
 
@@ -131,6 +130,7 @@ class ActMat(DataFree):
 
 @register(
     "wudi",
+    studied=True,
     title="WUDI",
     paper="2503.08099",
     stage="methods",

@@ -17,13 +17,12 @@ from dataclasses import dataclass
 import torch
 
 from src.checkpoints import VISUAL
-from src.merging.adaptation import check_choice
 from src.merging.base import Affine, Merge, Problem, Variant
 from src.merging.depth import TAIL, block_of, stage_of
 from src.merging.registry import register
 from src.merging.task_arithmetic import multi_task_vector
 from src.merging.wrapped import Wrapper
-from src.ranges import FINITE, option
+from src.ranges import FINITE, check_choice, option
 from src.runtime.messages import UsageError, few
 from src.task_vectors import TaskVector
 

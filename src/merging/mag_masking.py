@@ -45,6 +45,8 @@ class MagnitudeMasked(Masked):
 )
 @dataclass
 class MagnitudeMasking(Method):
+    trims = True
+
     k: float = option(10.0, PERCENT)
 
     def merge(self, problem: Problem) -> Merge:
@@ -76,6 +78,8 @@ class MagnitudePruned(Merge):
 @dataclass
 class MagnitudePruning(Method):
     """Magnitude pruning: each task's own vector without its small weights; a model per task, and no merging."""
+
+    trims = True
 
     k: float = option(10.0, PERCENT)
 

@@ -33,11 +33,10 @@ from tqdm import tqdm
 
 from src.checkpoints import VISUAL
 from src.inputs import IN_OUT
-from src.merging.adaptation import check_choice
 from src.merging.base import Method, Problem
 from src.merging.depth import block_of
 from src.modes import MODES
-from src.ranges import RANK, check_value
+from src.ranges import RANK, check_choice, check_value
 from src.runtime.messages import NotFinite, few
 from src.task_vectors import TaskVector
 

@@ -23,10 +23,9 @@ from dataclasses import dataclass
 
 import torch
 
-from src.merging.adaptation import check_choice, given
 from src.merging.base import Merge, Method, Problem, scaled
 from src.merging.registry import register
-from src.ranges import FINITE, OF_WEIGHTS, SHARE_OF_WEIGHTS, Range, option
+from src.ranges import FINITE, OF_WEIGHTS, SHARE_OF_WEIGHTS, Range, check_choice, given, option
 from src.task_vectors import TaskVector
 
 LAMBDAS = tuple(tenth / 10 for tenth in range(5, 21))

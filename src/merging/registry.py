@@ -6,17 +6,16 @@ import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import is_dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from src.experiments.stages import OF_METHODS
 from src.merging.base import Method, Variant
 from src.runtime.messages import nearest
 from src.runtime.paths import METHOD_CONFIGS
 
 LONGEST_LABEL = 160  # bytes: names of files have at most 255, and masks and states add to theirs
-# What reproduce.py runs of the methods, by the words of `register`; see experiments/stages.py.
-STAGES = ("merging", "methods", "adaptation", "adaptation-more", "methods-adapting")
-
 
 METHODS: dict[str, type[Method]] = {}  # by every spelling of `method=`; filled by `register`
 SCHEMAS: dict[str, type[Method] | Method] = {}  # of main.py's configuration: a class, or an instance of other defaults
@@ -33,12 +32,13 @@ def register(
     after: str | None = None,
     untuned: float | None = None,
     compared: bool = False,
+    studied: bool = False,
     variants: Sequence[Variant] = (),
 ) -> Callable[[type[Method]], type[Method]]:
     """Make a dataclass known as `method=<name>`; a name with slashes is a folder of config/method/.
 
     spellings: further ones of `method=`; results are called by the name.
-    title, published, stage, compared: as in Variant, of the method with its default options; variants: other options.
+    title, published, stage, compared, studied: as in Variant, of the method with its default options; variants: others.
     paper: its arXiv number. needs: "weights", or what else it takes. after: the method whose files it reads.
     untuned: the published default of the coefficient that validation chooses, if there is one.
     Raises TypeError when the class is no (non-frozen) dataclass with a `merge`, ValueError when a name or a title is
@@ -48,7 +48,8 @@ def register(
     def decorate(cls: type[Method]) -> type[Method]:
         if not (is_dataclass(cls) and issubclass(cls, Method)) or cls.__dataclass_params__.frozen:
             raise TypeError(f"expected method {name!r} to be a non-frozen dataclass and a Method; got {cls}")
-        usual = Variant(title or name.replace("_", " "), {}, published or {}, stage, compared=compared)
+        named = title or name.replace("_", " ")
+        usual = Variant(named, {}, published or {}, stage, compared=compared, studied=studied)
         cls.name, cls.title, cls.paper, cls.needs, cls.after = name, usual.title, paper, needs, after
         cls.untuned = untuned
         cls.variants = tuple(replace(v, method=name) for v in (usual, *variants))
@@ -66,8 +67,8 @@ def register(
 
 def _check(variant: Variant, cls: type[Method]) -> None:
     """Raise ValueError for a title that another method has, and for an unknown stage."""
-    if variant.stage not in (None, *STAGES):
-        raise ValueError(f"{cls}: stage {variant.stage!r} does not exist{nearest(variant.stage or '', STAGES)}")
+    if variant.stage not in (None, *OF_METHODS):
+        raise ValueError(f"{cls}: stage {variant.stage!r} does not exist{nearest(variant.stage or '', OF_METHODS)}")
     others = {other for other in METHODS.values() if _identity(other) != _identity(cls)}
     for other in others:
         if variant.title in [row.title for row in other.variants]:
@@ -88,8 +89,12 @@ def _store(spelling: str, cls: type[Method], node: type[Method] | Method) -> Non
 
 def load_methods() -> None:
     """Import every module of this folder; each registers its methods."""
-    package = importlib.import_module("src.merging")
-    for module in pkgutil.iter_modules(package.__path__, "src.merging."):
+    _import_all(tuple(importlib.import_module("src.merging").__path__))
+
+
+@cache  # tables ask for the methods thousands of times
+def _import_all(folders: tuple[str, ...]) -> None:
+    for module in pkgutil.iter_modules(folders, "src.merging."):
         importlib.import_module(module.name)
 
 

@@ -43,7 +43,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from src.merging.adaptation import IMAGES, check_choice
+from src.merging.adaptation import IMAGES
 from src.merging.base import Merge, Problem, Scaled, Variant, scaled
 from src.merging.depth import TAIL, stage_of
 from src.merging.gram import NormalEquation
@@ -52,7 +52,7 @@ from src.merging.matrices import RESTS, STACKED, Deltas, Matrix, MatrixMethod, m
 from src.merging.registry import register
 from src.merging.task_arithmetic import multi_task_vector
 from src.merging.wrapped import Wrapper
-from src.ranges import COUNT, FINITE, NON_NEGATIVE, SHARE, option
+from src.ranges import COUNT, FINITE, NON_NEGATIVE, SHARE, check_choice, option
 from src.runtime.messages import UsageError
 from src.task_vectors import TaskVector
 from src.tensors import Weights
@@ -274,6 +274,7 @@ def token_weights(x: Tensor, others: float) -> Tensor | None:
 
 @register(
     "regmean",
+    studied=True,
     title="RegMean",
     paper="2212.09849",
     stage="methods",

@@ -24,12 +24,11 @@ from dataclasses import dataclass, fields
 
 import torch
 
-from src.merging.adaptation import check_choice
 from src.merging.base import ALPHAS, Drawn, Merge, Method, Problem, Variant, scaled
 from src.merging.registry import register
 from src.merging.task_arithmetic import multi_task_vector
 from src.merging.ties import ties_vector
-from src.ranges import FINITE, OF_WEIGHTS, PERCENT, SHARE_OF_WEIGHTS, Range, option
+from src.ranges import FINITE, OF_WEIGHTS, PERCENT, SHARE_OF_WEIGHTS, Range, check_choice, option
 from src.runtime.messages import UsageError
 from src.runtime.seeds import event_seed
 from src.task_vectors import TaskVector

@@ -77,7 +77,13 @@ def joined(svds: Iterable[SVD]) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @register(
-    "tsv_m", title="TSV-M", paper="2412.00081", published={TSV: "TSV-M", ISO: "TSV-M"}, untuned=1.0, stage="methods"
+    "tsv_m",
+    studied=True,
+    title="TSV-M",
+    paper="2412.00081",
+    published={TSV: "TSV-M", ISO: "TSV-M"},
+    untuned=1.0,
+    stage="methods",
 )
 @dataclass
 class TSVM(MergedMatrices):
@@ -153,7 +159,7 @@ def iso_c(deltas: Deltas) -> Tensor:
     return whole.s.mean() * (svd.u @ svd.vh)
 
 
-@register("iso_c", title="Iso-C", paper="2502.04959", published={ISO: "Iso-C"}, stage="methods")
+@register("iso_c", studied=True, title="Iso-C", paper="2502.04959", published={ISO: "Iso-C"}, stage="methods")
 @dataclass
 class IsoC(MergedMatrices):
     """Iso-C: the sum with equal singular values (Marczak et al., 2025)."""

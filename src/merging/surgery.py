@@ -24,20 +24,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from src.evaluation import Line
-from src.merging.adaptation import (
-    IMAGES,
-    SPLITS,
-    NonFiniteLoss,
-    Steps,
-    check_choice,
-    expert_weights,
-    given,
-    schedule,
-)
+from src.merging.adaptation import IMAGES, SPLITS, NonFiniteLoss, expert_weights, schedule
 from src.merging.base import Drawn, Merge, Problem, Setting, Variant
 from src.merging.registry import register
+from src.merging.steps import Steps
 from src.merging.wrapped import Based
-from src.ranges import COUNT, FINITE, NON_NEGATIVE, NUMBER, option
+from src.ranges import COUNT, FINITE, NON_NEGATIVE, NUMBER, check_choice, given, option
 from src.runtime.messages import UsageError
 from src.runtime.precision import features_at, matmul_precision
 from src.runtime.seeds import event_seed

@@ -36,12 +36,12 @@ from torch.func import functional_call, jvp, vjp
 from tqdm import tqdm
 
 from src.linearize import forward_and_jvp
-from src.merging.adaptation import IMAGES, check_choice
+from src.merging.adaptation import IMAGES
 from src.merging.base import Merge, Method, Problem, Setting, Unlabelled
 from src.merging.inputs import Models, gather
 from src.merging.registry import register
 from src.merging.task_arithmetic import multi_task_vector
-from src.ranges import COUNT, FINITE, NON_NEGATIVE, NUMBER, option
+from src.ranges import COUNT, FINITE, NON_NEGATIVE, NUMBER, check_choice, option
 from src.runtime.messages import UsageError
 from src.task_vectors import TaskVector
 

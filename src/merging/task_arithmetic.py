@@ -37,6 +37,7 @@ def multi_task_vector(problem: Problem, k: float = 100.0) -> TaskVector:
 
 @register(
     "sum",
+    studied=True,
     title="task arithmetic",
     paper="2212.04089",
     untuned=0.3,
@@ -54,6 +55,8 @@ def multi_task_vector(problem: Problem, k: float = 100.0) -> TaskVector:
 )
 @dataclass
 class Sum(Method):
+    adds = True
+
     k: float = option(100.0, PERCENT)
     alphas: list[float] = option(ALPHAS, FINITE)
 
@@ -63,6 +66,7 @@ class Sum(Method):
 
 @register(
     "average",
+    studied=True,
     title="weight averaging",
     paper="2203.05482",
     published={
@@ -77,6 +81,8 @@ class Sum(Method):
 )
 @dataclass
 class Average(Method):
+    adds = True
+
     k: float = option(100.0, PERCENT)
 
     def merge(self, problem: Problem) -> Merge:

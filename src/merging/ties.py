@@ -76,6 +76,7 @@ def ties_vector(problem: Problem, k: float, reduce: str) -> TaskVector:
 
 @register(
     "ties",
+    studied=True,
     title="TIES",
     paper="2306.01708",
     untuned=1.0,
@@ -91,6 +92,8 @@ def ties_vector(problem: Problem, k: float, reduce: str) -> TaskVector:
 )
 @dataclass
 class Ties(Method):
+    trims = True
+
     k: float = option(20.0, PERCENT)
     reduce: str = "mean"
     alphas: list[float] = option(ALPHAS, FINITE)

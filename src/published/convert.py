@@ -25,7 +25,7 @@ from src.args import command_parser
 from src.checkpoints import VISUAL, Checkpoint, CheckpointError, PackedMask
 from src.modes import TRAINED
 from src.published import unpickle
-from src.runtime.files import file_hash
+from src.runtime.files import describe_start, file_hash
 from src.runtime.messages import few
 from src.runtime.program import exit_on_user_error
 from src.tensors import Weights, check_same, shapes
@@ -178,9 +178,7 @@ def read_weights(path: Path) -> Weights:
     except unpickle.UnpickleError as error:
         raise CheckpointError(str(error)) from None
     except SafetensorError:
-        raise CheckpointError(
-            f"expected safetensors or a torch.save file, found {checkpoints.describe_start(start)}"
-        ) from None
+        raise CheckpointError(f"expected safetensors or a torch.save file, found {describe_start(start)}") from None
 
 
 def _encoder(weights: Weights, pretrained: Mapping | None, names: Sequence[str] | None, mode: str) -> Weights:

@@ -103,13 +103,11 @@ class Row:
         return not self.exact, bool(self.encoders), index, self.title(), self.encoders
 
 
-TOP_K = ("ties", "mag_masking", "mag_prune", "adamerging_pp")  # methods that trim a whole vector, and any use_ties
-
-
 def trims(row: Row) -> bool:
-    """Whether a method keeps a share of all weights, so that it is another one where the vector has other tensors."""
+    """As Method.trims, and with any method's option `use_ties`."""
     own = row.variant.options if row.variant else {}
-    return row.method in TOP_K or bool({**own, **row.further_options()}.get("use_ties"))
+    method = METHODS.get(row.method)
+    return bool(method and method.trims) or bool({**own, **row.further_options()}.get("use_ties"))
 
 
 def of_other_scope(runs: Runs, group: Group, shown: Iterable[Row]) -> tuple[str, ...]:

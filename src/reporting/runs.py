@@ -1,7 +1,7 @@
 """What tables, figures and claims read: all results of one model of a suite, over seeds."""
 
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -96,13 +96,17 @@ class Runs:
 
         Tuples of names stand for them joined, dicts for options, a list for any of its values, `...` for all.
         """
+        return self.frame[self._rows(columns)]
+
+    def _rows(self, columns: Mapping[str, Any]) -> np.ndarray:
+        """Which rows `select` has. A row has many columns of text: numbers are taken without copying those."""
         mask = np.ones(len(self.frame), bool)
-        for column, value in (USUAL | columns).items():
+        for column, value in {**USUAL, **columns}.items():
             if value is ...:
                 continue
             value = joined(value) if isinstance(value, tuple) else as_text(value) if isinstance(value, dict) else value
             mask &= self._where(column, value)
-        return self.frame[mask]
+        return mask
 
     def _where(self, column: str, value: Any) -> np.ndarray:
         key = column, tuple(value) if isinstance(value, list) else value
@@ -116,8 +120,9 @@ class Runs:
 
     def values(self, **columns: Any) -> pd.Series:
         """The number that `select` finds for each seed; empty where no seed has it."""
-        rows = self.select(**columns)
-        return pd.Series(rows["value"].to_numpy(), rows["seed"].to_numpy(), dtype=float).dropna()
+        rows = self._rows(columns)
+        value, seed = (self.frame[name].to_numpy()[rows] for name in ("value", "seed"))
+        return pd.Series(value, seed, dtype=float).dropna()
 
     def any_of(self, **columns: Any) -> pd.Series:
         """For each seed the first of numbers that are all the same."""
@@ -128,7 +133,7 @@ class Runs:
 
         Sums are rounded once, as in the results; pandas' own mean can differ in a printed digit.
         """
-        rows = self.select(task=... if tasks is None else list(tasks), **columns)
+        rows = self.frame[["value", "seed"]][self._rows({"task": ... if tasks is None else list(tasks), **columns})]
         numbers = np.log(rows["value"]) if geometric else rows["value"]
         of_seed = numbers.groupby(rows["seed"]).agg(["count", "size", mean])
         expected = of_seed["size"] if tasks is None else len(tasks)

@@ -17,6 +17,7 @@ from src.runtime.messages import UserError
 
 LONGEST = 255  # bytes of a file's name, on most file systems
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")
+OLD_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9"  # how files of torch.save before 1.6 begin
 MAX_JSON = 1 << 28  # bytes
 ROOM = 1 << 20  # bytes that a result takes at most, about
 # What the system says of a place where nothing can be written, as opposed to what is wrong with a file.
@@ -192,3 +193,23 @@ def read_json(path: Path) -> Any:
 
 def _no_number(text: str) -> NoReturn:
     raise ValueError(f"{text}, which is no number")
+
+
+def describe_start(start: bytes) -> str:
+    """What a file is that begins with these 9 bytes, in words."""
+    if not start:
+        return "an empty file"
+    if start.startswith(b"PK"):
+        return "a pickle (torch.save), which is never executed"
+    if start == OLD_TORCH:
+        return (
+            "a file of torch.save before PyTorch 1.6; write it anew by: "
+            "torch.save(torch.load(FILE, map_location='cpu', weights_only=True), FILE)"
+        )
+    if start[:1] == b"\x80" and start[1:2] in b"\1\2\3\4\5":
+        return "a bare pickle, which is never executed"
+    if start.startswith(b"\x93NUMPY"):
+        return "a NumPy file"
+    if start.lstrip().startswith(b"<"):
+        return "a web page"
+    return "a foreign file" if len(start) == 9 else f"a file of {len(start)} bytes"

@@ -11,9 +11,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from src.analysis.calibration import TEMPERATURES
-from src.experiments.merged_models import SCALED, Record
+from src.experiments.merged_models import Record
 from src.experiments.registry import MERGED_MODELS
-from src.merging.registry import variant_label, variants
+from src.merging.registry import METHODS, variant_label, variants
 from src.modes import EVALUATED, MODES
 from src.reporting import style
 from src.reporting.claim import Quantity
@@ -75,7 +75,7 @@ def _accuracy_lost(runs: Runs, there: Sequence[str]) -> Table:
     entries = []
     for mode in there:
         for label, row in rows(runs, mode).items():
-            if label in SCALED:
+            if METHODS[row.method].adds and not row.options:
                 own, alone, merged = _steps(runs, mode, label)
                 losses = (own - alone, alone - merged)
                 entries.append([f"{row.title()}, {MODES[mode].title}", *map(Cell, (own, alone, merged, *losses))])
