@@ -45,7 +45,7 @@ def _merging(runs: Runs, group: Group) -> Table:
     scope = "" if group.scope == "visual" else f", vectors with the frozen tensors (scope={group.scope})"
     notes = ["normalised: over the fine-tuned model's accuracy. No α stands where each task has a mask of its own."]
     if any(row.encoders for row in shown):
-        notes.append("Other checkpoints are not normalised: their own single-task accuracies are not known.")
+        notes.append("Other checkpoints are normalised by their own single-task accuracies, where these were measured.")
     notes += of_other_scope(runs, group, shown)
     return Table(
         f"merging{'' if group.tasks == runs.main_tasks else f'_{count}'}{suffix}",
