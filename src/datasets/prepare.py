@@ -41,6 +41,7 @@ class Facts:
     layouts: tuple[Layout, ...]
     mirror: hub.Mirror | None  # None for a set of one's own, in folders
     downloads: tuple[Download, ...] = ()
+    otherwise: tuple[Download, ...] = ()  # the same from elsewhere, where a server does not give `downloads`
     by_hand: str = ""  # why the official files cannot be downloaded, where they cannot
     guarded: bool = False  # refuse the set when images stand in two splits
     other_order: str = ""  # why positions in the official files are not those that the published code splits
@@ -51,7 +52,7 @@ class Facts:
 
     def layout(self, root: Path) -> Layout | None:
         """How the official files lie there; None when they do not, or when an unpacking was cut short."""
-        if any(download.interrupted(root) for download in self.downloads):
+        if any(download.interrupted(root) for download in (*self.downloads, *self.otherwise)):
             return None
         return next((layout for layout in self.layouts if not layout.missing(root)), None)
 
@@ -140,6 +141,7 @@ class Record:
     other_validation: str = ""
     train_labels: str = ""  # a hash of the training labels in their order, by which copies can be compared
     remarks: list[str] = field(default_factory=list)  # what else a reader should know
+    class_names: str = ""  # how many classes a mirror calls as we do
     format: int = FORMAT
 
     @classmethod
@@ -272,7 +274,10 @@ def _checked(facts: Facts, root: Path, source: str, as_is: bool) -> Record:
         )
     splits = cut(parts, len(facts.classnames))
     remarks = [remark for examples in parts.values() for remark in getattr(examples, "remarks", ())]
-    if facts.guarded and (leaks := find_leaks(parts, splits)):
+    leaks = find_leaks(parts, splits) if facts.guarded else []
+    if facts.guarded and not leaks:
+        remarks.append("no image stands in two splits")
+    elif leaks:
         shown = "\n  ".join(" = ".join(pair) for pair in leaks[:5])
         told = f"{len(leaks)} images stand in two splits"
         few_enough = len(leaks) <= MOST_LEAKS * split_size(counts, splits["test"])
@@ -285,7 +290,17 @@ def _checked(facts: Facts, root: Path, source: str, as_is: bool) -> Record:
     order = digest([np.ascontiguousarray(parts[next(iter(parts))].labels, dtype=np.int64).tobytes()])
     other = other_validation(facts, source, parts, bool(wrong))
     record = Record(
-        facts.name, source, origin, not notes, counts, splits, notes, other, order, list(dict.fromkeys(remarks))
+        facts.name,
+        source,
+        origin,
+        not notes,
+        counts,
+        splits,
+        notes,
+        other,
+        order,
+        list(dict.fromkeys(remarks)),
+        getattr(next(iter(parts.values())), "class_names", ""),
     )
     record.write(root)
     return record
@@ -315,8 +330,15 @@ def _fetch(facts: Facts, root: Path, source: str) -> None:
     if source == "hub":
         hub.fetch(facts.require_mirror(root), root)
     elif facts.layout(root) is None:
-        for download in facts.downloads:
-            download.fetch(root, facts.how_to_get(root))
+        try:
+            for download in facts.downloads:
+                download.fetch(root, facts.how_to_get(root))
+        except DataError as error:
+            if not facts.otherwise:
+                raise
+            print(f"{str(error).splitlines()[0]}\n{facts.name}: taking {facts.otherwise[0].url}")
+            for download in facts.otherwise:
+                download.fetch(root, facts.how_to_get(root))
 
 
 def cut(parts: dict[str, FileExamples], classes: int) -> dict[str, Piece]:
@@ -394,10 +416,11 @@ def bytes_to_fetch(facts: Facts, root: Path, source: str | None) -> int | None:
     source = source or ("official" if facts.layout(root) else "hub")
     if source == "hub":
         try:
-            files = hub.describe(facts.require_mirror(root), root).files
+            snapshot = hub.describe(mirror := facts.require_mirror(root), root)
+            files, lacking = snapshot.files, snapshot.missing(mirror.folder(root))
         except DataError:
             return None
-        return sum(about["size"] for about in files.values())
+        return sum(files[name]["size"] for name in lacking)
     if facts.layout(root):
         return 0
     sizes = [remote_size(download.url) for download in facts.downloads if not download.path(root).exists()]
@@ -415,7 +438,8 @@ def leftovers(facts: Facts, root: Path) -> list[Path]:
     if facts.mirror:
         found |= {*hub.stale_copies(facts.mirror, root)}
     if facts.layout(root):
-        found |= {p for load in facts.downloads if load.is_archive and (p := load.path(root)).exists()}
+        loads = (*facts.downloads, *facts.otherwise)
+        found |= {p for load in loads if load.is_archive and (p := load.path(root)).exists()}
     return sorted(found)
 
 

@@ -99,9 +99,13 @@ def check_head(run: Run, task: str, file: checkpoints.Checkpoint) -> None:
 
 
 def check_start(run: Run, file: checkpoints.Checkpoint, pretrained: checkpoints.Checkpoint) -> None:
-    """Raise CheckpointError for a checkpoint that did not begin at the run's θ0, as its header or its weights tell."""
-    if file.header.get("began_at") or ModelName.parse(run.model).random:
-        store.check_start(run, file.path, file.header)
+    """Raise CheckpointError for a checkpoint that did not begin at the run's θ0.
+
+    Its header tells; of one that was converted without θ0, and so has none, the weights.
+    """
+    store.check_start(run, file.path, file.header)
+    foreign = file.header.get("provenance") and not file.header.get("began_at")
+    if not foreign or ModelName.parse(run.model).random:
         return
     try:
         convert.check_start(file, pretrained, text_frozen=False)
