@@ -788,6 +788,37 @@ def test_files_that_differ_from_the_hubs_hashes_are_refused(tmp_path, fake_hub, 
         prepare(FACTS["SVHN"], tmp_path / "data", "hub", as_is=True)
 
 
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (
+            "GatedRepoError",
+            "only to those who accepted its terms: accept them on its page, then log in with: hf auth log",
+        ),
+        (
+            "RevisionNotFoundError",
+            "expected the revision that .*snapshot.json names.*gone from the hub.*remove .*ufldl-st",
+        ),
+        (
+            "EntryNotFoundError",
+            "cannot fetch ufldl-stanford/svhn from the hub: EntryNotFoundError: .*copy its hub/ufldl",
+        ),
+    ],
+)
+def test_what_the_hub_refuses_is_told_with_what_mends_it(tmp_path, fake_hub, monkeypatch, error, told):
+    import huggingface_hub
+
+    answer = SimpleNamespace(headers={}, request=None, status_code=403)
+    refusal = getattr(huggingface_hub.errors, error)("refused", response=answer)
+
+    def refuse(*_, **__):
+        raise refusal
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    with pytest.raises(DataError, match=f"(?s){told}"):
+        prepare(FACTS["SVHN"], tmp_path / "data", "hub", as_is=True)
+
+
 def test_a_mirror_without_our_files_says_what_it_has(tmp_path, fake_hub):
     fake_hub.files = {"README.md": b"moved"}
     with pytest.raises(DataError, match="expected parquet or tar files of 'train' and 'test', found README.md"):

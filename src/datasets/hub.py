@@ -240,6 +240,12 @@ def _unreachable(mirror: Mirror, folder: Path, error: Exception) -> DataError:
             f"hub data set {mirror.repo} is given only to those who accepted its terms: accept them on its page, "
             "then log in with: hf auth login"
         )
+    if isinstance(error, huggingface_hub.errors.RevisionNotFoundError):
+        return DataError(
+            f"hub data set {mirror.repo}: expected the revision that {folder / 'snapshot.json'} names, found it gone from "
+            "the hub. To take the one that is there now, which may hold other images: remove "
+            f"{folder} and run the same command again"
+        )
     return DataError(
         f"cannot fetch {mirror.repo} from the hub: {type(error).__name__}: {error}\n"
         "Without a network: run the same command on a machine that has one, "
