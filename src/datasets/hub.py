@@ -242,8 +242,8 @@ def _unreachable(mirror: Mirror, folder: Path, error: Exception) -> DataError:
         )
     if isinstance(error, huggingface_hub.errors.RevisionNotFoundError):
         return DataError(
-            f"hub data set {mirror.repo}: expected the revision that {folder / 'snapshot.json'} names, found it gone from "
-            "the hub. To take the one that is there now, which may hold other images: remove "
+            f"hub data set {mirror.repo}: expected the revision that {folder / 'snapshot.json'} names, found it gone "
+            "from the hub. To take the one that is there now, which may hold other images: remove "
             f"{folder} and run the same command again"
         )
     return DataError(
