@@ -11,6 +11,7 @@ import pickle
 import re
 import shutil
 import socket
+import threading
 import urllib.error
 import zipfile
 from pathlib import Path
@@ -800,8 +801,8 @@ def test_files_that_differ_from_the_hubs_hashes_are_refused(tmp_path, fake_hub, 
             "expected the revision that .*snapshot.json names.*gone from the hub.*remove .*ufldl-st",
         ),
         (
-            "EntryNotFoundError",
-            "cannot fetch ufldl-stanford/svhn from the hub: EntryNotFoundError: .*copy its hub/ufldl",
+            "RepositoryNotFoundError",
+            "cannot fetch ufldl-stanford/svhn from the hub: RepositoryNotFoundError: .*copy its hub/ufldl",
         ),
     ],
 )
@@ -854,6 +855,28 @@ def test_prepare_and_status(tmp_path, capsys):
         lines["CIFAR10"].split()[1:6] == ["10", "27", "3", "6", "cifar-10-batches-py"] and "as is" in lines["CIFAR10"]
     )
     assert lines["Cars"].split() == ["Cars", "196", "absent"]
+
+
+def test_sets_are_fetched_at_once_and_those_that_share_files_one_after_the_other(tmp_path, monkeypatch, capsys):
+    """The first two wait for each other: one by one they would never come to an end."""
+    both, order = threading.Barrier(2, timeout=20), []
+
+    def fetch(facts, root, source):
+        order.append(facts.name)
+        if facts.name in ("CIFAR10", "KMNIST"):
+            both.wait()
+        if facts.name == "KMNIST":
+            raise DataError("KMNIST: the server no longer has it")
+        files.OFFICIAL[facts.name](root)
+
+    monkeypatch.setattr("src.datasets.prepare._fetch", fetch)
+    names = ["CIFAR10", "FER2013", "KMNIST", "FER2013_corrected"]
+    where = ["--data-location", str(tmp_path), "--source=official", "--as-is"]
+    assert command.main(["prepare", *names, *where]) == 1
+    out, err = capsys.readouterr()
+    assert sorted(order) == sorted(names) and order.index("FER2013") < order.index("FER2013_corrected")
+    assert "KMNIST: the server no longer has it" in err and err.endswith("not prepared: KMNIST\n")
+    assert [line.split(":")[0] for line in out.splitlines() if " classes from " in line] == [*names[:2], names[3]]
 
 
 def test_an_unknown_name_gets_the_nearest(capsys):

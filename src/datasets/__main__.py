@@ -20,7 +20,17 @@ from typing import Any
 
 from src.args import command_parser
 from src.datasets.examples import DataError
-from src.datasets.prepare import DEFAULT_ROOT, SOURCES, Record, bytes_to_fetch, leftovers, prepare, ready, state
+from src.datasets.prepare import (
+    DEFAULT_ROOT,
+    SOURCES,
+    Record,
+    bytes_to_fetch,
+    fetch_all,
+    leftovers,
+    prepare,
+    ready,
+    state,
+)
 from src.datasets.registry import FACTS, check_own
 from src.datasets.vision import CONTROL, TASKS
 from src.run import Run
@@ -92,9 +102,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if flags["command"] == "decode":
         return _decode(names, root, from_root(flags["cache_dir"]), flags["side"])
     failed = []
+    how = flags["source"], flags["as_is"], flags["verify"]
+    unfetched = fetch_all([FACTS[name] for name in names], root, *how)
     for name in names:
         try:
-            record = prepare(FACTS[name], root, flags["source"], flags["as_is"], flags["verify"])
+            if name in unfetched:
+                raise unfetched[name]
+            record = prepare(FACTS[name], root, *how, fetched=True)
         except DataError as error:  # the others may still succeed; the exit status tells
             print(f"{error}\n", file=sys.stderr)
             failed.append(name)

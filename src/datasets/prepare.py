@@ -7,9 +7,11 @@ files that no longer agree with it.
 
 import json
 import shlex
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 from pydantic import NonNegativeInt, TypeAdapter, ValidationError
@@ -27,6 +29,7 @@ from src.runtime.paths import ROOT, expanded
 DEFAULT_ROOT = ROOT / "data"
 SOURCES = ("official", "hub")
 FORMAT = 2
+AT_ONCE = 4  # sets that are fetched at a time: a mirror's files come eight at a time
 MOST_LEAKS = 0.01  # share of the test images that may stand in another split too: a few are in official sets
 
 
@@ -215,25 +218,86 @@ def load(facts: Facts, split: str, root: Path, seed: int = 0) -> FileExamples:
     return examples if indices is None else Subset(examples, np.array(indices, dtype=np.int64))
 
 
-def prepare(facts: Facts, root: Path, source: str | None = None, as_is: bool = False, verify: bool = False) -> Record:
+def prepare(
+    facts: Facts,
+    root: Path,
+    source: str | None = None,
+    as_is: bool = False,
+    verify: bool = False,
+    fetched: bool = False,
+) -> Record:
     """Fetch what is not there, check everything, and write the record that `load` reads.
 
     source: "official", "hub", or None for the official files if they are there and the mirror if not.
     as_is: take other counts than the published ones, and leaks, as they are, and record that (a subset, a fake).
     verify: hash every file again, and check everything, also of a set that is ready.
+    fetched: `fetch_all` brought what was not there.
     Raises DataError; where the files are at fault, an older record of the set is gone then, for nothing vouches for
     them. A record survives what is stopped on the way, and a network that fails.
     """
     root = expanded(root)
     if not verify and (record := ready(facts, root, source, as_is)):
         return record
-    source = source or ("official" if facts.layout(root) else "hub")
-    _fetch(facts, root, source)
+    source = _source(facts, root, source)
+    if not fetched:
+        _fetch(facts, root, source)
     try:
         return _checked(facts, root, source, as_is)
     except DataError:
         Record.path(root, facts.name).unlink(missing_ok=True)
         raise
+
+
+def fetch_all(
+    every: Sequence[Facts], root: Path, source: str | None, as_is: bool = False, verify: bool = False
+) -> dict[str, DataError]:
+    """Bring the files of several sets, AT_ONCE at a time; gives why a set could not be fetched, by name.
+
+    Sets that share a server's files or a mirror are fetched one after the other.
+    """
+    root = expanded(root)
+
+    def shared(facts: Facts) -> str:
+        from_mirror = facts.mirror and _source(facts, root, source) == "hub"
+        return facts.mirror.repo if facts.mirror and from_mirror else facts.layouts[0].folder
+
+    def fetch(group: Sequence[Facts]) -> dict[str, DataError]:
+        failed = {}
+        for facts in group:
+            try:
+                if verify or not ready(facts, root, source, as_is):
+                    _fetch(facts, root, _source(facts, root, source))
+            except DataError as error:
+                failed[facts.name] = error
+        return failed
+
+    groups: dict[str, list[Facts]] = {}
+    for facts in every:
+        groups.setdefault(shared(facts), []).append(facts)
+    failed: dict[str, DataError] = {}
+    broken: list[Exception] = []
+    waiting = deque(groups.values())
+
+    def work() -> None:
+        try:
+            while waiting and not broken:
+                failed.update(fetch(waiting.popleft()))
+        except Exception as error:  # raised again where the user sees it
+            broken.append(error)
+
+    # Daemons, unlike those of an executor, do not keep a program that is stopped from its end.
+    threads = [Thread(target=work, daemon=True) for _ in range(min(AT_ONCE, len(groups)))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if broken:
+        raise broken[0]
+    return failed
+
+
+def _source(facts: Facts, root: Path, source: str | None) -> str:
+    return source or ("official" if facts.layout(root) else "hub")
 
 
 def ready(facts: Facts, root: Path, source: str | None, as_is: bool) -> Record | None:
@@ -413,8 +477,7 @@ def _difference(expected: list[int], counts: list[int], classnames: tuple[str, .
 
 def bytes_to_fetch(facts: Facts, root: Path, source: str | None) -> int | None:
     """What `prepare` would fetch of a set, by the servers' word; None where one does not tell, or does not answer."""
-    source = source or ("official" if facts.layout(root) else "hub")
-    if source == "hub":
+    if _source(facts, root, source) == "hub":
         try:
             snapshot = hub.describe(mirror := facts.require_mirror(root), root)
             files, lacking = snapshot.files, snapshot.missing(mirror.folder(root))
