@@ -7,10 +7,10 @@ files that no longer agree with it.
 
 import json
 import shlex
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from threading import Thread
 
 import numpy as np
@@ -276,14 +276,18 @@ def fetch_all(
         groups.setdefault(shared(facts), []).append(facts)
     failed: dict[str, DataError] = {}
     broken: list[Exception] = []
-    waiting = deque(groups.values())
+    waiting: SimpleQueue[list[Facts]] = SimpleQueue()
+    for group in groups.values():
+        waiting.put(group)
 
     def work() -> None:
-        try:
-            while waiting and not broken:
-                failed.update(fetch(waiting.popleft()))
-        except Exception as error:  # raised again where the user sees it
-            broken.append(error)
+        while not broken:
+            try:
+                failed.update(fetch(waiting.get_nowait()))
+            except Empty:
+                return
+            except Exception as error:  # raised again where the user sees it
+                broken.append(error)
 
     # Daemons, unlike those of an executor, do not keep a program that is stopped from its end.
     threads = [Thread(target=work, daemon=True) for _ in range(min(AT_ONCE, len(groups)))]
