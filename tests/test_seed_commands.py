@@ -87,6 +87,9 @@ def test_flags_of_the_published_scripts_are_refused_with_their_counterpart(flag,
         ("model_location=checkpoints method=sum", "for model_location take save=FOLDER"),
         ("method=concrete_task_arithmetic method.max_steps=2000", "take method.mask_steps=2000"),
         ("method=sum +specify_lambda=0.3", "for specify_lambda take method.alphas=[0.3]"),
+        ("method=tall_mask method.k=10", "for method.k take method=sum method.k=20"),
+        ("method=consensus method.k=10", "for method.k take method=sum method.k=20"),
+        ("method=sum encoders.signs=x.safetensors", "+encoders.signs=x.safetensors"),
     ],
 )
 def test_options_of_fusion_bench_are_refused_with_their_counterpart(overrides, told, capsys):
