@@ -116,7 +116,8 @@ def shrunk(name: str, folder: Path) -> dict:
     for part in (vision, text, config.get("multimodal_cfg", {})):
         if "attn_pooler_heads" in part or part is config.get("multimodal_cfg"):
             part["attn_pooler_heads"] = 2
-    text.pop("hf_tokenizer_name", None)  # its own is on the hub
+    for key in ("hf_tokenizer_name", "tokenizer_kwargs"):  # of the hub's
+        text.pop(key, None)
     if hub := text.get("hf_model_name"):
         family = hub.rpartition("/")[2].partition("-")[0]
         small = dict(hidden_size=16, intermediate_size=16, num_attention_heads=2, num_hidden_layers=1, vocab_size=49408)
