@@ -44,6 +44,7 @@ OVERRIDES = {
     "method.clamp_weights": "method.clamp=true",
     "method.save_interval": "save_seconds=300",
     "method.threshold": "method.k=20 of TIES",
+    "method.k": "method=sum method.k=20, which keeps a share of each vector; masks here are of whole ones",
     "method.merge_func": "method.reduce=sum of TIES",
 }
 

@@ -14,12 +14,13 @@ import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 
-from src import store
+from src import checkpoints, store
 from src.correctness import pack
 from src.datasets import loading
 from src.heads import get_classification_head
@@ -33,7 +34,7 @@ from src.runtime.messages import NotFinite, few
 from src.runtime.parallel import map_tasks
 from src.runtime.precision import features_at, matmul_precision
 from src.scores import Features, Job, Point, Tangents, scores_of
-from src.tensors import moved
+from src.tensors import difference, moved
 
 Key = TypeVar("Key", bound=Hashable)
 FeatureMap = Callable[[torch.Tensor], torch.Tensor]  # (N, D) -> (N, D)
@@ -246,21 +247,32 @@ class Denominators:
     zeroshot: dict[str, dict[str, float]]
 
     @classmethod
-    def of(cls, run: Run, mode: str, tasks: Sequence[str]) -> "Denominators":
-        """From the single-task results. Raises results.MissingResult that names the command that makes them."""
-        finetuned = _single_task(run, mode, tasks)
+    def of(cls, run: Run, mode: str, tasks: Sequence[str], encoders: Mapping[str, str] | None = None) -> "Denominators":
+        """From the single-task results. Raises results.MissingResult that names the command that makes them.
+
+        encoders: checkpoints in the place of the run's own, by task, which no result is of: these are scored now.
+        """
+        given = {task: path for task, path in (encoders or {}).items() if task in tasks}
+        own = [task for task in tasks if task not in given]
+        finetuned = _single_task(run, mode, own) if own else {split: {} for split in SUFFIXES}
+        for split, scores in _score_encoders(run, mode, given).items():
+            finetuned[split] |= scores
         useless = [f"{task} ({split})" for split, scores in finetuned.items() for task in tasks if not scores[task]]
         if useless:
+            sources = {str(given.get(name.partition(" ")[0], run.paths.single_task(mode))) for name in useless}
             raise results.ResultError(
-                f"{run.paths.single_task(mode)}: expected accuracies to divide by, found 0 of {', '.join(useless)}"
+                f"{', '.join(sorted(sources))}: expected accuracies to divide by, found 0 of {', '.join(useless)}"
             )
         return cls(finetuned, _single_task(run, "none", tasks))
 
     @classmethod
-    def made_of(cls, run: Run, mode: str, tasks: Sequence[str]) -> dict[str, str]:
-        """A short hash of them, for results that they enter; none where they are not there."""
+    def made_of(
+        cls, run: Run, mode: str, tasks: Sequence[str], encoders: Mapping[str, str] | None = None
+    ) -> dict[str, str]:
+        """A short hash of those that are results, for others that they enter; none where they are not there."""
         try:
-            known = cls.of(run, mode, tasks)
+            own = [task for task in tasks if task not in (encoders or {})]
+            known = cls(_single_task(run, mode, own) if own else {}, _single_task(run, "none", tasks))
         except (results.MissingResult, results.ResultError):
             return {}
         return {"denominators": hashlib.sha256(repr(known).encode()).hexdigest()[:12]}
@@ -274,6 +286,18 @@ class Denominators:
             "mean_accuracy": mean(accuracy.values()),
             "mean_normalised": mean(normalised.values()),
         }
+
+
+def _score_encoders(run: Run, mode: str, encoders: Mapping[str, str]) -> dict[str, dict[str, float]]:
+    """split -> task -> accuracy on its own task of each given checkpoint; nothing is computed for none."""
+    if not encoders:
+        return {}
+    start = store.pretrained(run)
+    trained = [name for name in start if name.startswith(checkpoints.VISUAL)]
+    given = {task: checkpoints.Checkpoint(Path(path), like=start, model=run.model) for task, path in encoders.items()}
+    lines = {task: (task, Line(difference(file, start, trained))) for task, file in given.items()}
+    curves = {split: score_all(run, mode, lines, split, f"given checkpoints, {split}") for split in SUFFIXES}
+    return {split: {task: curve.accuracy[0] for task, curve in of.items()} for split, of in curves.items()}
 
 
 def _single_task(run: Run, mode: str, tasks: Sequence[str]) -> dict[str, dict[str, float]]:

@@ -18,6 +18,7 @@ import operator
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
@@ -26,8 +27,9 @@ from torch.func import debug_unwrap, functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves, tree_map
 
+from src import checkpoints
 from src.dual_numbers import fused_jvp
-from src.modeling import PREPROCESSING, ImageEncoder
+from src.modeling import PREPROCESSING, ImageEncoder, has_text
 from src.tensors import check_same
 
 Weights = Mapping[str, torch.Tensor]
@@ -206,6 +208,18 @@ class LinearizedImageEncoder(LinearizedModel):
         super().__init__(image_encoder, init_encoder)
         for attribute in PREPROCESSING:
             setattr(self, attribute, getattr(image_encoder, attribute))
+
+    def save(self, path: str | Path, **header: Any) -> None:
+        """Write θ as ImageEncoder.save does, as that of a linearized model; θ0 is the pre-trained one of its name."""
+        checkpoints.save(Path(path), self.state_dict(), {"model": self.model_name, "mode": "linear"} | header)
+
+    @classmethod
+    def load(cls, run, path: str | Path) -> "LinearizedImageEncoder":
+        """The model of a checkpoint's θ, linearized around the run's θ0. Raises as ImageEncoder.load."""
+        file = checkpoints.Checkpoint(Path(path), model=run.model)
+        encoder = cls(run, keep_lang=has_text(file))
+        encoder.load_state_dict(checkpoints.load(file.path, model=run.model, like=encoder.state_dict()))
+        return encoder
 
 
 @torch.no_grad()

@@ -1,12 +1,14 @@
 """CLIP's image encoder, zero-shot heads, and classifiers made of the two."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from src import checkpoints
 from src.checkpoints import CheckpointError
 from src.model_names import WEIGHTS, ModelName, check_model, open_clip_names
 from src.run import Run
@@ -14,8 +16,8 @@ from src.runtime.messages import UsageError
 from src.vit_mini import clip as mini
 
 DEFAULT_WEIGHTS = "openai"
-# What an encoder knows of its inputs beside its weights.
-PREPROCESSING = ("tokenizer", "train_preprocess", "val_preprocess", "image_size", "mean", "std")
+# What an encoder knows of itself and its inputs beside its weights.
+PREPROCESSING = ("model_name", "tokenizer", "train_preprocess", "val_preprocess", "image_size", "mean", "std")
 TEXT_TOWERS = ("transformer", "text", "text_decoder")  # of CLIP, of open_clip's CustomTextCLIP, and CoCa's second
 
 
@@ -123,6 +125,11 @@ def build_clip(run: Run, keep_text: bool = True):
     return model.float().eval(), tokenizer
 
 
+def has_text(weights: Iterable[str]) -> bool:
+    """Whether a checkpoint, by the names of its tensors, has a text tower."""
+    return any(name.startswith(tuple(f"model.{tower}." for tower in TEXT_TOWERS)) for name in weights)
+
+
 class ImageEncoder(nn.Module):
     """CLIP's image tower. `encoder(images)`: (N, 3, H, W) normalised pixels -> (N, D) features, not normalised.
 
@@ -133,6 +140,7 @@ class ImageEncoder(nn.Module):
 
     def __init__(self, run: Run, keep_lang: bool = False):
         super().__init__()
+        self.model_name = run.model
         self.model, self.tokenizer = build_clip(run, keep_lang)
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name.startswith("visual."))
@@ -149,6 +157,18 @@ class ImageEncoder(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.model.encode_image(images)
 
+    def save(self, path: str | Path, **header: Any) -> None:
+        """Write a checkpoint in the one format. header: such as `task`. Raises CheckpointError and StorageError."""
+        checkpoints.save(Path(path), self.state_dict(), {"model": self.model_name, "mode": "standard"} | header)
+
+    @classmethod
+    def load(cls, run: Run, path: str | Path) -> "ImageEncoder":
+        """The encoder of a run's model with the weights of a checkpoint. Raises CheckpointError for another model's."""
+        file = checkpoints.Checkpoint(Path(path), model=run.model)
+        encoder = cls(run, keep_lang=has_text(file))
+        encoder.load_state_dict(checkpoints.load(file.path, model=run.model, like=encoder.state_dict()))
+        return encoder
+
 
 class ClassificationHead(nn.Linear):
     """Logits = normalised features @ weights.T; weights (classes, D) already carry CLIP's logit scale."""
@@ -161,6 +181,15 @@ class ClassificationHead(nn.Linear):
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         return super().forward(F.normalize(features, dim=-1) if self.normalize else features)
+
+    def save(self, path: str | Path, model: str, **header: Any) -> None:
+        """Write it in the one format. model: whose features it takes; header: such as `task`."""
+        checkpoints.save(Path(path), {"weight": self.weight}, {"model": model} | header, kind="head")
+
+    @classmethod
+    def load(cls, path: str | Path, **expect: Any) -> "ClassificationHead":
+        """The head that `save` wrote, or the cache of heads. expect: such as `task`. Raises CheckpointError."""
+        return cls(checkpoints.load(Path(path), kind="head", **expect)["weight"])
 
 
 class ImageClassifier(nn.Module):

@@ -219,13 +219,17 @@ class Cost(TypedDict):
 
 
 class Merging(Addition):
-    """Of main.py. options: of the method, all of them. encoders: foreign checkpoints by task."""
+    """Of main.py. options: of the method, all of them. encoders: foreign checkpoints by task.
+
+    divided_by: whose single-task accuracies normalise; earlier results with `encoders` divided by those of others.
+    """
 
     method: str
     label: str
     options: Mapping[str, Any]
     scope: str
     encoders: Mapping[str, str]
+    divided_by: NotRequired[str]
     parameters: Mapping[str, int]
     storage: Storage
     cost: NotRequired[Cost]

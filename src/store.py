@@ -122,7 +122,9 @@ def made_of(run: Run, mode: str, tasks: Iterable[str], encoders: Mapping[str, st
     for task in tasks:
         path = Path(encoders[task]) if encoders and task in encoders else _weights_of(run, task, mode)
         try:
-            weights = checkpoints.known_fingerprint(checkpoints.Checkpoint(path)) if path else known["image"]
+            weights = known["image"]
+            if path:
+                weights = checkpoints.known_fingerprint(checkpoints.Checkpoint(path, model=run.model))
         except FileNotFoundError:
             continue
         row = registry.get(task)
@@ -144,11 +146,15 @@ def check_start(run: Run, path: Path, header: Mapping) -> None:
     """Raise CheckpointError for the header of a fine-tuned checkpoint that began at another θ0 than the one on disk."""
     began, theta0 = header.get("began_at"), written_fingerprints(run).get("image")
     if began and theta0 and began != theta0:
+        mended = (
+            f"make it again: python finetune.py --model={run.model} --seed={run.seed} --tasks={header.get('task')} "
+            f"--finetuning-mode={header.get('mode')} --overwrite"
+        )
+        if header.get("provenance"):
+            mended = "give the weights that it began at by --pretrained-path, with a --save of their own"
         raise checkpoints.CheckpointError(
             f"{path}: expected a checkpoint that was fine-tuned from {run.paths.pretrained()} (fingerprint "
-            f"{theta0}), found one that began at other weights ({began}); make it again: python finetune.py "
-            f"--model={run.model} --seed={run.seed} --tasks={header['task']} --finetuning-mode={header['mode']} "
-            "--overwrite"
+            f"{theta0}), found one that began at other weights ({began}); {mended}"
         )
 
 

@@ -253,13 +253,82 @@ def test_foreign_weights_are_not_converted(tmp_path, path):
         convert.convert(tmp_path / "x.pt", path, model="small")
 
 
+def near(weights, seed=0):
+    """The image tower moved by 5 % of its norm, as fine-tuning moves it."""
+    draws = torch.Generator().manual_seed(seed)
+    return {
+        name: w + 0.01 * torch.randn(w.shape, generator=draws) if name.startswith("model.visual.") else w
+        for name, w in weights.items()
+    }
+
+
 def test_the_command_line_converts_and_says_what_is_wrong(tmp_path, path, pretrained, capsys):
-    torch.save(encoder_weights(small_clip()), tmp_path / "x.pt")
+    torch.save(near(encoder_weights(small_clip(seed=9))), tmp_path / "x.pt")
     arguments = ["convert", str(tmp_path / "x.pt"), str(path), "--model", "small", "--task", "MNIST"]
     convert.main([*arguments, "--mode", "standard", "--pretrained", str(pretrained.path)])
     assert "wrote" in capsys.readouterr().out and len(Checkpoint(path, task="MNIST")) == len(pretrained)
     with pytest.raises(SystemExit, match="expected model 'other', found 'small'"):
         convert.main([*arguments[:4], "other", "--pretrained", str(pretrained.path)])
+
+
+def test_a_checkpoint_of_another_start_is_not_converted(tmp_path, path, pretrained, capsys):
+    """Its difference from θ0 would be no task vector. One's own text side may have been trained too."""
+    command = [str(tmp_path / "x.pt"), str(path), "--model=small", "--task=MNIST", f"--pretrained={pretrained.path}"]
+    torch.save(encoder_weights(small_clip()), tmp_path / "x.pt")
+    with pytest.raises(SystemExit, match="x.pt: expected weights near those of the pre-trained encoder, found them"):
+        convert.main(command)
+    assert not path.exists()
+    own = near(dict(pretrained)) | {"model.text_projection": torch.zeros_like(pretrained["model.text_projection"])}
+    torch.save(own, tmp_path / "x.pt")
+    convert.main(command)
+    assert "its text side is another (model.text_projection)" in capsys.readouterr().out
+    assert checkpoints.header(path)["began_at"] == checkpoints.fingerprint(
+        {name: tensor for name, tensor in pretrained.items() if name.startswith("model.visual.")}
+    )
+
+
+@pytest.mark.parametrize("head", ["projection", "none", "classifier"])
+def test_a_vision_transformer_of_timm_gives_the_same_features(tmp_path, path, pretrained, head):
+    from timm.models.vision_transformer import VisionTransformer
+
+    theirs = VisionTransformer(
+        img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=2, pre_norm=True, norm_layer=nn.LayerNorm,
+        act_layer="quick_gelu", num_classes=24 if head == "projection" else 0,
+    ).eval()  # fmt: skip
+    for tensor in theirs.state_dict().values():
+        tensor.add_(torch.randn_like(tensor) * 0.2)
+    weights = theirs.state_dict()
+    if head == "projection":
+        theirs.head.bias.data.zero_()
+        projection = theirs.head.weight.data.T
+    else:
+        projection = pretrained["model.visual.proj"]
+    if head == "classifier":
+        weights |= {"head.weight": torch.randn(10, 32), "head.bias": torch.randn(10)}
+    torch.save(weights, tmp_path / "timm.pth")
+    convert.convert(tmp_path / "timm.pth", path, model="small", task="MNIST", pretrained=pretrained)
+    ours = small_clip()
+    state = {key.removeprefix("model."): value for key, value in checkpoints.load(path, like=pretrained).items()}
+    assert not ours.load_state_dict(state, strict=False).unexpected_keys
+    images = torch.randn(3, 3, 32, 32)
+    with torch.no_grad():
+        features = theirs.forward_head(theirs.forward_features(images), pre_logits=True) @ projection
+        torch.testing.assert_close(ours.encode_image(images), features, atol=1e-5, rtol=1e-5)
+    if head != "projection":
+        with pytest.raises(CheckpointError, match="expected a projection, found none, as in every timm model"):
+            convert.convert(tmp_path / "timm.pth", path, model="small")
+    torch.save(weights | {"dist_token": torch.zeros(1, 1, 32)}, tmp_path / "deit.pth")
+    with pytest.raises(CheckpointError, match="expected the tensors of timm's vision transformer of CLIP, found dist"):
+        convert.convert(tmp_path / "deit.pth", path, model="small", pretrained=pretrained)
+
+
+def test_a_timm_model_that_is_a_tower_goes_into_its_trunk(tmp_path, path):
+    trunk = {"stem.weight": torch.randn(4, 3), "head.norm.weight": torch.randn(4)}
+    lent = {"model.visual.head.proj.weight": torch.randn(2, 4), "model.logit_scale": torch.ones(())}
+    start = {f"model.visual.trunk.{name}": torch.zeros_like(w) for name, w in trunk.items()} | lent
+    torch.save(trunk, tmp_path / "timm.pth")
+    convert.convert(tmp_path / "timm.pth", path, model="small", task="MNIST", pretrained=start)
+    assert_same(checkpoints.load(path), {f"model.visual.trunk.{name}": w for name, w in trunk.items()} | lent)
 
 
 @pytest.mark.parametrize("module", [["src.checkpoints", "convert"], ["src.published.convert"]])

@@ -454,10 +454,15 @@ def test_an_exported_encoder_is_read_back(place, tmp_path):
     single = json.loads(place.paths.result("merged").read_text())
     assert {task: single[task] for task in merged} == merged
     encoders = {task: str(output) for task in ("digits", "signs")}
+    own = place.paths.single_task("standard")
+    away = own.rename(own.with_suffix(".away"))  # nobody needs fine-tuned models of the run's own
     place.call(PAIR, "method=average", *(f"+encoders.{task}={path}" for task, path in encoders.items()))
+    away.rename(own)
     name = names.tasks_name("mini", PAIRED, encoders)
     assert name != place.pair_name
-    assert place.record("average", f"{name}/standard-visual")["test"]["accuracy"] == merged
+    found = place.record("average", f"{name}/standard-visual")
+    assert found["test"]["accuracy"] == merged == found["denominators"]["test"]
+    assert set(found["test"]["normalised"].values()) == {1.0}  # over those of the checkpoints that were merged
 
 
 def test_a_masking_method_exports_a_file_for_each_task(place, tmp_path):

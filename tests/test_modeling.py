@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from open_clip.model import CLIP
 
-from src import heads, modeling
+from src import checkpoints, heads, modeling
 from src.checkpoints import CheckpointError
 from src.datasets import registry
+from src.linearize import LinearizedImageEncoder
 from src.model_names import ModelName, check_model
 from src.modeling import (
     ClassificationHead,
@@ -180,3 +181,29 @@ def test_published_names_of_data_sets_have_the_same_head(make_run):
     run = make_run()
     plain, published = (heads.get_classification_head(run, name).weight for name in ("signs", "signsVal"))
     assert torch.equal(plain, published)
+
+
+@pytest.mark.parametrize("cls", [ImageEncoder, LinearizedImageEncoder])
+@pytest.mark.parametrize("keep_lang", [False, True])
+def test_encoders_and_heads_are_saved_and_loaded(make_run, tmp_path, cls, keep_lang):
+    """As the published classes do; a linear one is loaded around the pre-trained weights."""
+    run = make_run()
+    encoder = cls(run, keep_lang=keep_lang)
+    with torch.no_grad():
+        for name, parameter in encoder.named_parameters():
+            parameter.add_(0.01 if name.startswith("model.visual.") else 0)
+    encoder.save(tmp_path / "x.safetensors", task="signs")
+    again = cls.load(run, tmp_path / "x.safetensors")
+    images = torch.randn(2, 3, encoder.image_size, encoder.image_size)
+    with torch.no_grad():
+        assert torch.equal(again.eval()(images), encoder.eval()(images))
+    assert again.state_dict().keys() == encoder.state_dict().keys()
+    mode = "linear" if cls is LinearizedImageEncoder else "standard"
+    assert checkpoints.header(tmp_path / "x.safetensors", task="signs")["mode"] == mode
+    with pytest.raises(checkpoints.CheckpointError, match="expected model 'ViT-B-32', found 'ViT-Mini'"):
+        cls.load(make_run("--model=ViT-B-32"), tmp_path / "x.safetensors")
+    head = ClassificationHead(torch.randn(3, 4))
+    head.save(tmp_path / "head.safetensors", model=run.model, task="signs")
+    assert torch.equal(ClassificationHead.load(tmp_path / "head.safetensors", task="signs").weight, head.weight)
+    with pytest.raises(checkpoints.CheckpointError, match="head"):
+        cls.load(run, tmp_path / "head.safetensors")

@@ -1,13 +1,19 @@
 """A data set of one's own, of one YAML file, becomes a task like any other."""
 
 import pytest
+import synthetic_results
 import vision_files as files
 
 from src.datasets import own, registry
 from src.datasets.examples import DataError
 from src.datasets.prepare import prepare
-from src.run import task_names
+from src.merging import names
+from src.reporting import tables
+from src.reporting.runs import Runs
+from src.run import Run, task_names
+from src.runtime import results
 from src.runtime.messages import UsageError
+from src.runtime.paths import Places
 
 CLASSES = ("big circle", "cross", "square")
 
@@ -89,3 +95,22 @@ def test_a_class_without_images_is_told(shapes, tmp_path):
         image.unlink()
     with pytest.raises(DataError, match="test part|cross"):
         prepare(facts, tmp_path / "data")
+
+
+def test_results_on_it_stand_in_tables(shapes, monkeypatch, tmp_path):
+    """Merged with a task of the papers, in a table of their own, beside no published numbers."""
+    row = own.read(shapes)[1]
+    monkeypatch.setitem(registry.ROWS, "shapes", row)
+    run = Run("vision", "ViT-B-32", 1, ("shapes", "MNIST"), Places(results=tmp_path))
+    single = {"shapes": 0.9, "shapesVal": 0.9, "MNIST": 0.8, "MNISTVal": 0.8}
+    about = {"losses": single, "n": dict.fromkeys(single, 10), "control_per_task": {}, "no_control": "not prepared"}
+    for mode in ("none", "standard"):
+        results.write(run.paths.single_task(mode), single | about, run.config(finetuning_mode=mode), 0.0)
+    merged = synthetic_results.merged("sum", run.tasks, "standard", 1, 0.7)
+    name = names.folder("vision", run.tasks, "standard", "visual")
+    results.write(run.paths.result(f"{name}/sum"), merged, run.config(finetuning_mode="standard", scope="visual"), 0.0)
+    made = {table.name: table for table in tables.make(Runs("vision", "ViT-B-32", tmp_path))}
+    assert ["shapes", "90.0", "90.0"] in [row[:3] for row in made["single_task"].texts()]
+    (of_own,) = [table for name, table in made.items() if name.startswith("merging_2_")]
+    assert "Merging 2 tasks (shapes, MNIST)" in of_own.full_caption
+    assert not any("[" in cell for row in of_own.texts() for cell in row)

@@ -74,6 +74,22 @@ def test_a_checkpoint_of_another_head_is_not_merged(make_run, renamed, tmp_path)
     read_problem(run, Source(encoders=(("land", str(foreign)),)))
 
 
+@pytest.mark.parametrize("told", [True, False])
+def test_a_checkpoint_of_another_start_is_not_merged(make_run, tmp_path, told):
+    """By its header where that says where it began, else by its weights."""
+    run = make_run("--tasks", "signs")
+    foreign, start = tmp_path / "foreign.safetensors", dict(store.pretrained(run))
+    header = dict(model=run.model, task="signs", mode="standard", provenance={"file": "theirs.pt"})
+    header |= {"began_at": "0" * 16} if told else {}
+    other = {name: torch.randn_like(w) if name.startswith("model.visual.") else w for name, w in start.items()}
+    checkpoints.save(foreign, other, header)
+    reason = "began at other weights .*; give the weights that it began at" if told else "weights near those of the pre"
+    with pytest.raises(checkpoints.CheckpointError, match=f"{foreign}: .*{reason}"):
+        read_problem(run, Source(encoders=(("signs", str(foreign)),)))
+    checkpoints.save(foreign, start, header | {"began_at": None})
+    read_problem(run, Source(encoders=(("signs", str(foreign)),)))
+
+
 def test_a_head_of_another_number_of_classes_is_refused(make_run):
     run = make_run("--tasks", "signs")
     heads.get_classification_head(run, "signs")

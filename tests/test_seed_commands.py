@@ -1,7 +1,10 @@
 """The commands of the papers' own pages, as written, and other projects' options, which have counterparts here."""
 
 import importlib
+import os
 import shlex
+import subprocess
+import sys
 
 import pytest
 from test_published import Parsed, compose, stopping_after
@@ -11,6 +14,7 @@ from src import args as arguments
 from src import counterparts
 from src.datasets.vision import TASKS
 from src.merging.registry import METHODS, load_methods
+from src.runtime.paths import ROOT
 
 EIGHT, TWENTY = TASKS[:8], TASKS
 PARSED: dict = {
@@ -83,6 +87,9 @@ def test_flags_of_the_published_scripts_are_refused_with_their_counterpart(flag,
         ("model_location=checkpoints method=sum", "for model_location take save=FOLDER"),
         ("method=concrete_task_arithmetic method.max_steps=2000", "take method.mask_steps=2000"),
         ("method=sum +specify_lambda=0.3", "for specify_lambda take method.alphas=[0.3]"),
+        ("method=tall_mask method.k=10", "for method.k take method=sum method.k=20"),
+        ("method=consensus method.k=10", "for method.k take method=sum method.k=20"),
+        ("method=sum encoders.signs=x.safetensors", "+encoders.signs=x.safetensors"),
     ],
 )
 def test_options_of_fusion_bench_are_refused_with_their_counterpart(overrides, told, capsys):
@@ -98,3 +105,20 @@ def test_no_counterpart_shadows_an_option():
     assert not flags & set(arguments.shared_flags())
     for name in counterparts.OVERRIDES:
         assert counterparts.of_overrides([f"{name}=1"], options) == "" or name not in options
+
+
+def test_the_snippets_of_localizing_task_information_run_with_src_on_the_path(tmp_path):
+    """Its page imports task_vectors without src in front, and its scripts lie in src/ too."""
+    lines = (
+        "import torch; from task_vectors import TaskVector",
+        "pretrained_checkpoint, *finetuned = ({'w': torch.randn(5, 5)} for _ in range(4))",
+        "task_vector_A, task_vector_B, task_vector_C = (TaskVector(pretrained_checkpoint, one) for one in finetuned)",
+        "multi_task_vector = task_vector_A + task_vector_B + task_vector_C",
+        "tall_mask_A = task_vector_A.abs() > (multi_task_vector - task_vector_A).abs() * 0.4",
+        "reconstructed_finetuned_checkpoint_A = pretrained_checkpoint + multi_task_vector * tall_mask_A",
+        "print(*reconstructed_finetuned_checkpoint_A)",
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
+    command = [sys.executable, "-c", "\n".join(lines)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "w\n"), done.stderr

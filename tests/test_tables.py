@@ -212,7 +212,7 @@ def test_foreign_checkpoints_never_stand_for_the_suites_own(tmp_path):
     assert row(made, "task arithmetic")[1] == f"{100 * own['test']['mean_accuracy']:.1f} [70.8]"
     marked = row(made, "task arithmetic, other checkpoints of signs (merged.safetensors)")
     assert marked[1:3] == [f"{100 * foreign['test']['mean_accuracy']:.1f}", ""]
-    assert any("not normalised" in note for note in made.notes)
+    assert any("by their own single-task accuracies, where these were measured" in note for note in made.notes)
     alone = own["denominators"]["test"].values()
     assert row(made, "fine-tuned, one each")[1].startswith(f"{100 * sum(alone) / 8:.1f}")
 

@@ -8,17 +8,22 @@ import io
 import json
 import os
 import pickle
+import re
 import shutil
 import socket
+import threading
 import urllib.error
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 import vision_files as files
 from PIL import Image
 
+from src import checkpoints, store
 from src.datasets import __main__ as command
 from src.datasets import hub, loading, official
 from src.datasets.base import validation_indices
@@ -343,9 +348,56 @@ def test_digits_lie_on_their_side_whatever_a_mirror_does(tmp_path, upright, monk
     files.hub("EMNIST", tmp_path)
     record = prepare(FACTS["EMNIST"], tmp_path, "hub", as_is=True)
     (remark,) = record.remarks
-    assert ("turned on their side" in remark) == upright
+    assert ("upright; the official files have them on their side, and they are turned so" in remark) == upright
     shown = np.asarray(ROW["EMNIST"].load("test", tmp_path, 0)[0].convert("L"))
     assert np.array_equal(shown, stroke.T)
+
+
+@pytest.mark.parametrize("upright", [True, False])
+def test_letters_stay_as_the_mirror_has_them(tmp_path, upright, monkeypatch):
+    """The checkpoints of its publisher were fine-tuned on them; how they lie is told."""
+    stroke = np.zeros((28, 28), np.uint8)
+    stroke[4:24, 13:15] = 255
+    image = Image.fromarray(stroke if upright else stroke.T)
+    stream = io.BytesIO()
+    image.save(stream, "PNG")
+    monkeypatch.setattr(files, "encoded", lambda *_: stream.getvalue())
+    monkeypatch.setattr(files, "labels_of", lambda name, count: [8] * count)
+    files.hub("EMNIST_letters", tmp_path)
+    (remark,) = prepare(FACTS["EMNIST_letters"], tmp_path, "hub", as_is=True).remarks
+    assert ("they stay as checkpoints were fine-tuned on them" in remark) == upright
+    shown = np.asarray(ROW["EMNIST_letters"].load("test", tmp_path, 0)[0].convert("L"))
+    assert np.array_equal(shown, np.asarray(image))
+
+
+@pytest.mark.parametrize("name", ["EMNIST", "EMNIST_letters"])
+def test_emnist_comes_file_by_file_and_else_in_the_archive(name, tmp_path, server, capsys):
+    """540 MB for all six of its sets."""
+    files.OFFICIAL[name](tmp_path / "theirs")
+    part = "digits" if name == "EMNIST" else "letters"
+    theirs = {path.name.removesuffix(".gz"): path for path in (tmp_path / "theirs").rglob(f"emnist-{part}-*")}
+    loads = []
+    for one in FACTS[name].downloads:
+        path = theirs[one.path(tmp_path).name.removesuffix(".gz")]
+        server[one.url] = path.read_bytes() if path.suffix == ".gz" else gzip.compress(path.read_bytes())
+        loads.append(dataclasses.replace(one, digest=hashlib.sha256(server[one.url]).hexdigest()))
+    with zipfile.ZipFile(tmp_path / "gzip.zip", "w") as archive:
+        for one in loads:
+            archive.writestr(f"gzip/{one.path(tmp_path).name}", server[one.url])
+    (whole,) = FACTS[name].otherwise
+    whole = dataclasses.replace(whole, digest=file_hash(tmp_path / "gzip.zip", "md5"))
+    server[whole.url] = (tmp_path / "gzip.zip").read_bytes()
+    facts = dataclasses.replace(FACTS[name], downloads=tuple(loads), otherwise=(whole,))
+    prepare(facts, tmp_path / "one by one", "official", as_is=True)
+    assert not list((tmp_path / "one by one").rglob("*.zip"))
+    del server[loads[-1].url]
+    prepare(facts, tmp_path / "in the archive", "official", as_is=True)
+    assert f"{name}: taking {whole.url}" in capsys.readouterr().out
+    for folder in ("one by one", "in the archive"):
+        assert len(check_images(name, tmp_path / folder)["test"]) == 6
+    del server[whole.url]
+    with pytest.raises(DataError, match="cannot download .*gzip.zip"):
+        prepare(facts, tmp_path / "nowhere", "official", as_is=True)
 
 
 def test_orientation_that_cannot_be_told_is_said(tmp_path):
@@ -609,7 +661,7 @@ def test_archives_are_verified_unpacked_and_not_fetched_twice(tmp_path, server):
     with pytest.raises(DataError, match="cannot download http://server/cifar.tar.gz: not found\nadvice"):
         download.fetch(root, "advice")
     server[download.url] = b"a page that says that the quota is used up"
-    with pytest.raises(DataError, match=f"expected md5 {download.md5}, found .*set aside as .*cifar.tar.gz.bad"):
+    with pytest.raises(DataError, match=f"expected md5 {download.digest}, found .*set aside as .*cifar.tar.gz.bad"):
         download.fetch(root, "advice")
     assert [path.name for path in root.iterdir()] == ["cifar.tar.gz.bad"]
     server[download.url] = archive.read_bytes()
@@ -737,6 +789,37 @@ def test_files_that_differ_from_the_hubs_hashes_are_refused(tmp_path, fake_hub, 
         prepare(FACTS["SVHN"], tmp_path / "data", "hub", as_is=True)
 
 
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (
+            "GatedRepoError",
+            "only to those who accepted its terms: accept them on its page, then log in with: hf auth log",
+        ),
+        (
+            "RevisionNotFoundError",
+            "expected the revision that .*snapshot.json names.*gone from the hub.*remove .*ufldl-st",
+        ),
+        (
+            "RepositoryNotFoundError",
+            "cannot fetch ufldl-stanford/svhn from the hub: RepositoryNotFoundError: .*copy its hub/ufldl",
+        ),
+    ],
+)
+def test_what_the_hub_refuses_is_told_with_what_mends_it(tmp_path, fake_hub, monkeypatch, error, told):
+    import huggingface_hub
+
+    answer = SimpleNamespace(headers={}, request=None, status_code=403)
+    refusal = getattr(huggingface_hub.errors, error)("refused", response=answer)
+
+    def refuse(*_, **__):
+        raise refusal
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    with pytest.raises(DataError, match=f"(?s){told}"):
+        prepare(FACTS["SVHN"], tmp_path / "data", "hub", as_is=True)
+
+
 def test_a_mirror_without_our_files_says_what_it_has(tmp_path, fake_hub):
     fake_hub.files = {"README.md": b"moved"}
     with pytest.raises(DataError, match="expected parquet or tar files of 'train' and 'test', found README.md"):
@@ -774,6 +857,28 @@ def test_prepare_and_status(tmp_path, capsys):
     assert lines["Cars"].split() == ["Cars", "196", "absent"]
 
 
+def test_sets_are_fetched_at_once_and_those_that_share_files_one_after_the_other(tmp_path, monkeypatch, capsys):
+    """The first two wait for each other: one by one they would never come to an end."""
+    both, order = threading.Barrier(2, timeout=20), []
+
+    def fetch(facts, root, source):
+        order.append(facts.name)
+        if facts.name in ("CIFAR10", "KMNIST"):
+            both.wait()
+        if facts.name == "KMNIST":
+            raise DataError("KMNIST: the server no longer has it")
+        files.OFFICIAL[facts.name](root)
+
+    monkeypatch.setattr("src.datasets.prepare._fetch", fetch)
+    names = ["CIFAR10", "FER2013", "KMNIST", "FER2013_corrected"]
+    where = ["--data-location", str(tmp_path), "--source=official", "--as-is"]
+    assert command.main(["prepare", *names, *where]) == 1
+    out, err = capsys.readouterr()
+    assert sorted(order) == sorted(names) and order.index("FER2013") < order.index("FER2013_corrected")
+    assert "KMNIST: the server no longer has it" in err and err.endswith("not prepared: KMNIST\n")
+    assert [line.split(":")[0] for line in out.splitlines() if " classes from " in line] == [*names[:2], names[3]]
+
+
 def test_an_unknown_name_gets_the_nearest(capsys):
     with pytest.raises(SystemExit):
         command.main(["prepare", "EuroSat"])
@@ -796,19 +901,33 @@ def test_truncated_gzip_and_foreign_bytes(tmp_path):
 def test_check_tells_all_that_was_found_out(tmp_path, capsys):
     for name in ("MNIST", "EuroSAT"):
         prepared(name, tmp_path)
-    prepared("EMNIST", tmp_path, "hub")
+    for name in ("EMNIST", "CIFAR100"):
+        prepared(name, tmp_path, "hub")
     where = [f"--data-location={tmp_path}", f"--results={tmp_path / 'results'}", f"--save={tmp_path / 'save'}"]
-    assert command.main(["check", "MNIST", "EuroSAT", "EMNIST", "Cars", *where]) == 0
-    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
-    assert lines["name"].split() == ["name", "state", "zero-shot", "published", "validation", "remarks"]
-    assert "48.3 %" in lines["MNIST"] and "no official split" in lines["EuroSAT"]
+    assert command.main(["check", "MNIST", "EuroSAT", "EMNIST", "CIFAR100", "Cars", *where]) == 0
+    head, *rows = capsys.readouterr().out.splitlines()
+    lines = {line.split()[0]: line for line in rows}
+    names = ["name", "state", "class names", "zero-shot", "checkpoint", "fine-tuned", "validation", "remarks"]
+    assert re.split("  +", head) == names
+    assert "[48.3]" in lines["MNIST"] and "no official split" in lines["EuroSAT"] and "as is" in lines["MNIST"]
+    assert "no image stands in two splits" in lines["EuroSAT"] and "100 of 100 the same" in lines["CIFAR100"]
     assert "upright or on their side" in lines["EMNIST"] and "absent" in lines["Cars"]
-    run = Run("vision", "ViT-B-32", 1, ("MNIST",), Places(results=tmp_path / "results"))
+    run = Run("vision", "ViT-B-32", 1, ("MNIST",), Places(tmp_path / "save", tmp_path / "results"))
     record = {"MNIST": 0.1, "EuroSAT": 0.45, "n": {"MNIST": 10000, "EuroSAT": 2700}}
     results.write(run.paths.single_task("none"), record, {}, 0.0)
-    assert command.main(["check", "MNIST", "EuroSAT", *where]) == 1
+    results.write(run.paths.single_task("standard"), {"MNIST": 0.9, "n": {"MNIST": 10000}}, {}, 0.0)
+    weights = {"model.visual.w": torch.ones(2)}
+    of_theta0 = store.fingerprints(weights)
+    checkpoints.save(run.paths.pretrained(), weights, {"model": run.model, "mode": "none", "fingerprints": of_theta0})
+    header = {"model": run.model, "mode": "standard", "provenance": {"publisher": "tall"}}
+    for task, began in (("MNIST", of_theta0["image"]), ("EuroSAT", "0" * 16), ("Cars", None)):
+        checkpoints.save(run.paths.checkpoint(task, "standard"), weights, header | {"task": task, "began_at": began})
+    assert command.main(["check", "MNIST", "EuroSAT", "Cars", *where]) == 1
     out, err = capsys.readouterr()
-    assert "10.0 %" in out and "MNIST: expected the published accuracy of 48.3 %" in err and "EuroSAT" not in err
+    lines = {line.split()[0]: line for line in out.splitlines()}
+    assert "10.0 % [48.3]" in lines["MNIST"] and "tall, of this θ0" in lines["MNIST"] and "90.0 % [" in lines["MNIST"]
+    assert "tall, of another θ0" in lines["EuroSAT"] and "tall, θ0 not compared" in lines["Cars"]
+    assert err.count("MNIST: expected the published accuracy of") == 2 and "EuroSAT" not in err
 
 
 def test_decode_fills_the_cache_that_evaluation_reads(tmp_path):
@@ -846,7 +965,8 @@ def test_a_forecast_asks_the_servers_and_fetches_nothing(tmp_path, fake_hub, cap
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
     assert command.main(["forecast", "SVHN", "Cars", "--source=official", "--data-location", str(root)]) == 1
     out = capsys.readouterr().out
-    assert "SVHN: 3.00 GB" in out and "Cars: not told" in out and "about 6.0; free: 1.0" in out
+    assert "SVHN: 3.00 GB" in out and "Cars: not told" in out
+    assert "about 6.0; free: 1.0; and what no server told of: Cars" in out
     with pytest.raises(DataError, match="expected room for the .* GB that are still to come"):
         monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=1))
         prepare(FACTS["SVHN"], root, "hub", as_is=True)

@@ -20,7 +20,17 @@ from typing import Any
 
 from src.args import command_parser
 from src.datasets.examples import DataError
-from src.datasets.prepare import DEFAULT_ROOT, SOURCES, Record, bytes_to_fetch, leftovers, prepare, ready, state
+from src.datasets.prepare import (
+    DEFAULT_ROOT,
+    SOURCES,
+    Record,
+    bytes_to_fetch,
+    fetch_all,
+    leftovers,
+    prepare,
+    ready,
+    state,
+)
 from src.datasets.registry import FACTS, check_own
 from src.datasets.vision import CONTROL, TASKS
 from src.run import Run
@@ -42,7 +52,7 @@ COMMANDS = {
     "decode": "fill the cache of decoded images",
     "clean": "remove what nothing reads any more",
 }
-CHECKED = ("name", "state", "zero-shot", "published", "validation", "remarks")
+CHECKED = ("name", "state", "class names", "zero-shot", "checkpoint", "fine-tuned", "validation", "remarks")
 
 
 def parse(arguments: Sequence[str] | None = None) -> dict[str, Any]:
@@ -92,9 +102,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if flags["command"] == "decode":
         return _decode(names, root, from_root(flags["cache_dir"]), flags["side"])
     failed = []
+    how = flags["source"], flags["as_is"], flags["verify"]
+    unfetched = fetch_all([FACTS[name] for name in names], root, *how)
     for name in names:
         try:
-            record = prepare(FACTS[name], root, flags["source"], flags["as_is"], flags["verify"])
+            if name in unfetched:
+                raise unfetched[name]
+            record = prepare(FACTS[name], root, *how, fetched=True)
         except DataError as error:  # the others may still succeed; the exit status tells
             print(f"{error}\n", file=sys.stderr)
             failed.append(name)
@@ -113,37 +127,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _check(names: Sequence[str], root: Path, flags: dict[str, Any]) -> int:
-    """One table of all that was found out; 1 where a zero-shot accuracy is too far from the published one."""
-    from src.experiments.published_accuracy import doubts, expected  # here, so that the others need not load torch
+    """One table of all that was found out; 1 where an accuracy is too far from the published one."""
+    from src.experiments.published_accuracy import checked, doubts  # here, so that the others need not load torch
 
     places = Places(from_root(flags["save"]), from_root(flags["results"]), data=root)
     run = Run("vision", flags["model"], 1, TASKS, places)
-    path = run.paths.single_task("none")
-    record = results.read(path) if path.is_file() else {"n": {}}
+    paths = {mode: run.paths.single_task(mode) for mode in ("none", "standard")}
+    records = {mode: results.read(path) if path.is_file() else {"n": {}} for mode, path in paths.items()}
     rows = []
     for name in names:
-        row = dict.fromkeys(CHECKED, "") | {"name": name, "state": state(FACTS[name], root)["state"]}
-        if (theirs := expected(run, "none", name)) is not None:
-            row["published"] = f"{theirs:.1f} %"
-        if name in record:
-            row["zero-shot"] = f"{100 * record[name]:.1f} %"
+        row = dict.fromkeys(CHECKED, "") | {"name": name} | checked(run, records, name)
+        row["state"] = state(FACTS[name], root)["state"].partition(":")[0]
         try:
             prepared = Record.read(FACTS[name], root)
         except DataError:
             pass
         else:
             row["validation"] = prepared.other_validation or "the published images"
-            row["remarks"] = "; ".join(prepared.remarks)
+            row["remarks"], row["class names"] = "; ".join(prepared.remarks), prepared.class_names
         rows.append(row)
     print(table(rows, CHECKED))
-    told = [text for text in doubts(run, "none", record) if text.partition(":")[0] in names]
+    told = [text for mode, record in records.items() for text in doubts(run, mode, record)]
+    told = [text for text in told if text.partition(":")[0] in names]
     print("\n".join(told), file=sys.stderr)
     return 1 if told else 0
 
 
 def _forecast(names: Sequence[str], root: Path, source: str | None) -> int:
     """What prepare would fetch, by the servers' word; 1 where the disk has no room for it."""
-    total = 0
+    total, unknown = 0, []
     for name in names:
         facts = FACTS[name]
         if ready(facts, root, source, as_is=True):
@@ -151,10 +163,12 @@ def _forecast(names: Sequence[str], root: Path, source: str | None) -> int:
             continue
         size = bytes_to_fetch(facts, root, source)
         print(f"{name}: {'not told' if size is None else f'{size / 1e9:.2f} GB'}")
+        unknown += [name] if size is None else []
         total += size or 0
     free = shutil.disk_usage(next(folder for folder in (root, *root.parents) if folder.exists())).free
     # A mirror is read from an Arrow copy, and an archive lies beside what is unpacked from it.
-    print(f"to fetch: {total / 1e9:.1f} GB, on the disk about {2 * total / 1e9:.1f}; free: {free / 1e9:.1f}")
+    without = f"; and what no server told of: {', '.join(unknown)}" if unknown else ""
+    print(f"to fetch: {total / 1e9:.1f} GB, on the disk about {2 * total / 1e9:.1f}; free: {free / 1e9:.1f}{without}")
     return 1 if 2 * total > free else 0
 
 

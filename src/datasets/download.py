@@ -19,16 +19,29 @@ LONGEST_WAIT = 60.0  # seconds that a server may ask to wait
 AGENT = "Mozilla/5.0 (compatible; task-arithmetic suite)"  # several servers answer 403 to Python's own
 PARTIAL, OUT_OF_RANGE = 206, 416
 BUSY = (429, 500, 502, 503, 504)
+SHA256_DIGITS = 64
 ARCHIVES = (".zip", ".tar.gz", ".tgz", ".h5.gz")
 
 
 @dataclass(frozen=True)
 class Download:
-    """One file of the official server, kept in `folder` of the data root and, if it is an archive, unpacked there."""
+    """One file of the official server, kept in `folder` of the data root and, if it is an archive, unpacked there.
+
+    digest: MD5 as torchvision states it, or, of 64 digits, SHA-256.
+    """
 
     url: str
-    md5: str
+    digest: str
     folder: str
+
+    @property
+    def algorithm(self) -> str:
+        return "sha256" if len(self.digest) == SHA256_DIGITS else "md5"
+
+    def mismatch(self, path: Path) -> str:
+        """What is wrong with the hash of a file; empty where it is the published one."""
+        found = file_hash(path, self.algorithm)
+        return "" if found == self.digest else f"expected {self.algorithm} {self.digest}, found {found}"
 
     def path(self, root: Path) -> Path:
         return root / self.folder / self.url.rpartition("/")[2]
@@ -53,8 +66,8 @@ class Download:
         another file than the published one, and when the disk has no room for it.
         """
         path = self.path(root)
-        if path.exists() and (found := file_hash(path, "md5")) != self.md5:
-            print(f"{path}: expected md5 {self.md5}, found {found}; set aside as {set_aside(path).name}")
+        if path.exists() and (wrong := self.mismatch(path)):
+            print(f"{path}: {wrong}; set aside as {set_aside(path).name}")
         if not path.exists():
             self._download(path, advice)
         if self.is_archive:
@@ -81,11 +94,10 @@ class Download:
                 if wait is None:
                     raise DataError(self._stopped(part, path, error, advice)) from error
                 time.sleep(wait)
-        if (found := file_hash(part, "md5")) != self.md5:
+        if wrong := self.mismatch(part):
             aside = set_aside(part, path)
             raise DataError(
-                f"{self.url}: expected md5 {self.md5}, found {found}: the server gave a whole file, and another one; "
-                f"set aside as {aside}\n{advice}"
+                f"{self.url}: {wrong}: the server gave a whole file, and another one; set aside as {aside}\n{advice}"
             )
         part.replace(path)
 

@@ -20,6 +20,7 @@ from typing_extensions import TypedDict  # Python's own does not serve pydantic 
 from src.datasets.download import TIMEOUT, require_room, set_aside
 from src.datasets.examples import BadFile, DataError, decode, digest, plain
 from src.runtime.files import file_hash, read_json, replacing
+from src.runtime.messages import few
 from src.runtime.paths import Places, from_root
 
 SAME_NAMES = 0.9  # share of the classes that a mirror must call as we do
@@ -50,8 +51,10 @@ class Mirror:
     # or what official file names look like, where it keeps these: rows are then sorted by class and name, or by name.
     file_names: str = ""
     by_class: bool = True
-    # The label of a class of upright strokes, where images must lie on their side and a mirror may have turned them.
+    # The label of a class of upright strokes, where images must lie on their side and a mirror may have turned them;
     strokes: int | None = None
+    # and whether such images are turned, or only told.
+    turns: bool = True
 
     def folder(self, root: Path) -> Path:
         return root / "hub" / self.repo.replace("/", "--")
@@ -237,6 +240,12 @@ def _unreachable(mirror: Mirror, folder: Path, error: Exception) -> DataError:
             f"hub data set {mirror.repo} is given only to those who accepted its terms: accept them on its page, "
             "then log in with: hf auth login"
         )
+    if isinstance(error, huggingface_hub.errors.RevisionNotFoundError):
+        return DataError(
+            f"hub data set {mirror.repo}: expected the revision that {folder / 'snapshot.json'} names, found it gone "
+            "from the hub. To take the one that is there now, which may hold other images: remove "
+            f"{folder} and run the same command again"
+        )
     return DataError(
         f"cannot fetch {mirror.repo} from the hub: {type(error).__name__}: {error}\n"
         "Without a network: run the same command on a machine that has one, "
@@ -249,7 +258,8 @@ class Encoded:
     """Examples of a snapshot: encoded images in a memory-mapped table.
 
     rows: the row of each example. official: whether examples stand as in the official files. turned: whether images
-    are transposed, as the official files have them. remarks: what a reader of the record should know.
+    are transposed, as the official files have them. class_names: how many the mirror calls as we do. remarks: what a
+    reader of the record should know.
     """
 
     table: Any  # datasets.Dataset whose image column holds {"bytes", "path"}
@@ -259,6 +269,7 @@ class Encoded:
     rows: np.ndarray
     official: bool = False
     turned: bool = False
+    class_names: str = ""
     remarks: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -325,8 +336,9 @@ def read(mirror: Mirror, root: Path, part: str, classnames: tuple[str, ...]) -> 
         f"{mirror.repo}@{snapshot.revision}/{part}",
         rows,
         official,
+        class_names=_told_names(names, ours, mirror.longer_names),
     )
-    return found if mirror.strokes is None else on_its_side(found, mirror.strokes)
+    return found if mirror.strokes is None else on_its_side(found, mirror.strokes, mirror.turns)
 
 
 def class_order(theirs: list[str], ours: tuple[str, ...]) -> np.ndarray:
@@ -348,6 +360,16 @@ def class_order(theirs: list[str], ours: tuple[str, ...]) -> np.ndarray:
             "or is of another data set: take --source official"
         )
     return order
+
+
+def _told_names(theirs: list[str], ours: tuple[str, ...], longer: bool) -> str:
+    """How many classes the mirror calls as we do, and which others keep their number."""
+    if not theirs:
+        return "the mirror names none"
+    known = {plain(name) for name in ours}
+    others = [] if longer else [name for name in theirs if plain(name) not in known]
+    same = sum(plain(o) in plain(t) for o, t in zip(ours, theirs)) if longer else len(theirs) - len(others)
+    return f"{same} of {len(ours)} the same" + (f"; by number: {few(others)}" if others else "")
 
 
 def check_longer_names(theirs: list[str], ours: tuple[str, ...]) -> None:
@@ -385,23 +407,25 @@ def official_order(mirror: Mirror, names: list[str], labels: np.ndarray, part: s
     return rows, part == "train" and bool(first) and tuple(first) == mirror.first_labels
 
 
-def on_its_side(images: Encoded, strokes: int) -> Encoded:
+def on_its_side(images: Encoded, strokes: int, turns: bool = True) -> Encoded:
     """The images as the official EMNIST files have them, on their side; turned where the mirror has them upright.
 
     strokes: the label of the digit 1, or of another class of upright strokes, which tell.
+    turns: False leaves images of a mirror as they lie, and tells how that is.
     """
     some = np.flatnonzero(images.labels == strokes)[:STROKES]
     total = sum((np.asarray(images[index].convert("L"), dtype=float) for index in some), start=np.zeros(()))
     height = elongation(total) if total.ndim == 2 else 1.0
     if height > UPRIGHT:
-        remark = "the mirror has its images upright; they are turned on their side, as the official files have them"
+        remark = "the mirror has its images upright; the official files have them on their side"
+        remark += ", and they are turned so" if turns else ", and they stay as checkpoints were fine-tuned on them"
     elif height < 1 / UPRIGHT:
         remark = "the mirror has its images on their side, as the official files have them"
     else:
         remark = (
             "whether the mirror has its images upright or on their side cannot be told; the official ones are on it"
         )
-    return replace(images, turned=height > UPRIGHT, remarks=(remark,))
+    return replace(images, turned=turns and height > UPRIGHT, remarks=(*images.remarks, remark))
 
 
 def elongation(image: np.ndarray) -> float:

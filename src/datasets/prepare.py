@@ -10,6 +10,8 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from queue import Empty, SimpleQueue
+from threading import Thread
 
 import numpy as np
 from pydantic import NonNegativeInt, TypeAdapter, ValidationError
@@ -27,6 +29,7 @@ from src.runtime.paths import ROOT, expanded
 DEFAULT_ROOT = ROOT / "data"
 SOURCES = ("official", "hub")
 FORMAT = 2
+AT_ONCE = 4  # sets that are fetched at a time: a mirror's files come eight at a time
 MOST_LEAKS = 0.01  # share of the test images that may stand in another split too: a few are in official sets
 
 
@@ -41,6 +44,7 @@ class Facts:
     layouts: tuple[Layout, ...]
     mirror: hub.Mirror | None  # None for a set of one's own, in folders
     downloads: tuple[Download, ...] = ()
+    otherwise: tuple[Download, ...] = ()  # the same from elsewhere, where a server does not give `downloads`
     by_hand: str = ""  # why the official files cannot be downloaded, where they cannot
     guarded: bool = False  # refuse the set when images stand in two splits
     other_order: str = ""  # why positions in the official files are not those that the published code splits
@@ -51,7 +55,7 @@ class Facts:
 
     def layout(self, root: Path) -> Layout | None:
         """How the official files lie there; None when they do not, or when an unpacking was cut short."""
-        if any(download.interrupted(root) for download in self.downloads):
+        if any(download.interrupted(root) for download in (*self.downloads, *self.otherwise)):
             return None
         return next((layout for layout in self.layouts if not layout.missing(root)), None)
 
@@ -140,6 +144,7 @@ class Record:
     other_validation: str = ""
     train_labels: str = ""  # a hash of the training labels in their order, by which copies can be compared
     remarks: list[str] = field(default_factory=list)  # what else a reader should know
+    class_names: str = ""  # how many classes a mirror calls as we do
     format: int = FORMAT
 
     @classmethod
@@ -213,25 +218,90 @@ def load(facts: Facts, split: str, root: Path, seed: int = 0) -> FileExamples:
     return examples if indices is None else Subset(examples, np.array(indices, dtype=np.int64))
 
 
-def prepare(facts: Facts, root: Path, source: str | None = None, as_is: bool = False, verify: bool = False) -> Record:
+def prepare(
+    facts: Facts,
+    root: Path,
+    source: str | None = None,
+    as_is: bool = False,
+    verify: bool = False,
+    fetched: bool = False,
+) -> Record:
     """Fetch what is not there, check everything, and write the record that `load` reads.
 
     source: "official", "hub", or None for the official files if they are there and the mirror if not.
     as_is: take other counts than the published ones, and leaks, as they are, and record that (a subset, a fake).
     verify: hash every file again, and check everything, also of a set that is ready.
+    fetched: `fetch_all` brought what was not there.
     Raises DataError; where the files are at fault, an older record of the set is gone then, for nothing vouches for
     them. A record survives what is stopped on the way, and a network that fails.
     """
     root = expanded(root)
     if not verify and (record := ready(facts, root, source, as_is)):
         return record
-    source = source or ("official" if facts.layout(root) else "hub")
-    _fetch(facts, root, source)
+    source = _source(facts, root, source)
+    if not fetched:
+        _fetch(facts, root, source)
     try:
         return _checked(facts, root, source, as_is)
     except DataError:
         Record.path(root, facts.name).unlink(missing_ok=True)
         raise
+
+
+def fetch_all(
+    every: Sequence[Facts], root: Path, source: str | None, as_is: bool = False, verify: bool = False
+) -> dict[str, DataError]:
+    """Bring the files of several sets, AT_ONCE at a time; gives why a set could not be fetched, by name.
+
+    Sets that share a server's files or a mirror are fetched one after the other.
+    """
+    root = expanded(root)
+
+    def shared(facts: Facts) -> str:
+        from_mirror = facts.mirror and _source(facts, root, source) == "hub"
+        return facts.mirror.repo if facts.mirror and from_mirror else facts.layouts[0].folder
+
+    def fetch(group: Sequence[Facts]) -> dict[str, DataError]:
+        failed = {}
+        for facts in group:
+            try:
+                if verify or not ready(facts, root, source, as_is):
+                    _fetch(facts, root, _source(facts, root, source))
+            except DataError as error:
+                failed[facts.name] = error
+        return failed
+
+    groups: dict[str, list[Facts]] = {}
+    for facts in every:
+        groups.setdefault(shared(facts), []).append(facts)
+    failed: dict[str, DataError] = {}
+    broken: list[Exception] = []
+    waiting: SimpleQueue[list[Facts]] = SimpleQueue()
+    for group in groups.values():
+        waiting.put(group)
+
+    def work() -> None:
+        while not broken:
+            try:
+                failed.update(fetch(waiting.get_nowait()))
+            except Empty:
+                return
+            except Exception as error:  # raised again where the user sees it
+                broken.append(error)
+
+    # Daemons, unlike those of an executor, do not keep a program that is stopped from its end.
+    threads = [Thread(target=work, daemon=True) for _ in range(min(AT_ONCE, len(groups)))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if broken:
+        raise broken[0]
+    return failed
+
+
+def _source(facts: Facts, root: Path, source: str | None) -> str:
+    return source or ("official" if facts.layout(root) else "hub")
 
 
 def ready(facts: Facts, root: Path, source: str | None, as_is: bool) -> Record | None:
@@ -272,7 +342,10 @@ def _checked(facts: Facts, root: Path, source: str, as_is: bool) -> Record:
         )
     splits = cut(parts, len(facts.classnames))
     remarks = [remark for examples in parts.values() for remark in getattr(examples, "remarks", ())]
-    if facts.guarded and (leaks := find_leaks(parts, splits)):
+    leaks = find_leaks(parts, splits) if facts.guarded else []
+    if facts.guarded and not leaks:
+        remarks.append("no image stands in two splits")
+    elif leaks:
         shown = "\n  ".join(" = ".join(pair) for pair in leaks[:5])
         told = f"{len(leaks)} images stand in two splits"
         few_enough = len(leaks) <= MOST_LEAKS * split_size(counts, splits["test"])
@@ -285,7 +358,17 @@ def _checked(facts: Facts, root: Path, source: str, as_is: bool) -> Record:
     order = digest([np.ascontiguousarray(parts[next(iter(parts))].labels, dtype=np.int64).tobytes()])
     other = other_validation(facts, source, parts, bool(wrong))
     record = Record(
-        facts.name, source, origin, not notes, counts, splits, notes, other, order, list(dict.fromkeys(remarks))
+        facts.name,
+        source,
+        origin,
+        not notes,
+        counts,
+        splits,
+        notes,
+        other,
+        order,
+        list(dict.fromkeys(remarks)),
+        getattr(next(iter(parts.values())), "class_names", ""),
     )
     record.write(root)
     return record
@@ -296,6 +379,8 @@ def other_validation(facts: Facts, source: str, parts: dict[str, FileExamples], 
 
     The published split is one of positions, so that it holds in the official order of the training images alone.
     """
+    if facts.name not in CLASSNAMES:  # a set of one's own, of which nobody published checkpoints
+        return ""
     if facts.other_order and (source == "official" or "all" in facts.counts):
         return facts.other_order
     if wrong:
@@ -315,8 +400,15 @@ def _fetch(facts: Facts, root: Path, source: str) -> None:
     if source == "hub":
         hub.fetch(facts.require_mirror(root), root)
     elif facts.layout(root) is None:
-        for download in facts.downloads:
-            download.fetch(root, facts.how_to_get(root))
+        try:
+            for download in facts.downloads:
+                download.fetch(root, facts.how_to_get(root))
+        except DataError as error:
+            if not facts.otherwise:
+                raise
+            print(f"{str(error).splitlines()[0]}\n{facts.name}: taking {facts.otherwise[0].url}")
+            for download in facts.otherwise:
+                download.fetch(root, facts.how_to_get(root))
 
 
 def cut(parts: dict[str, FileExamples], classes: int) -> dict[str, Piece]:
@@ -391,13 +483,13 @@ def _difference(expected: list[int], counts: list[int], classnames: tuple[str, .
 
 def bytes_to_fetch(facts: Facts, root: Path, source: str | None) -> int | None:
     """What `prepare` would fetch of a set, by the servers' word; None where one does not tell, or does not answer."""
-    source = source or ("official" if facts.layout(root) else "hub")
-    if source == "hub":
+    if _source(facts, root, source) == "hub":
         try:
-            files = hub.describe(facts.require_mirror(root), root).files
+            snapshot = hub.describe(mirror := facts.require_mirror(root), root)
+            files, lacking = snapshot.files, snapshot.missing(mirror.folder(root))
         except DataError:
             return None
-        return sum(about["size"] for about in files.values())
+        return sum(files[name]["size"] for name in lacking)
     if facts.layout(root):
         return 0
     sizes = [remote_size(download.url) for download in facts.downloads if not download.path(root).exists()]
@@ -415,7 +507,8 @@ def leftovers(facts: Facts, root: Path) -> list[Path]:
     if facts.mirror:
         found |= {*hub.stale_copies(facts.mirror, root)}
     if facts.layout(root):
-        found |= {p for load in facts.downloads if load.is_archive and (p := load.path(root)).exists()}
+        loads = (*facts.downloads, *facts.otherwise)
+        found |= {p for load in loads if load.is_archive and (p := load.path(root)).exists()}
     return sorted(found)
 
 

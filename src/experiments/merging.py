@@ -44,7 +44,7 @@ Record = Merging
 
 
 def numbers(record: Record, suite: str) -> Iterator[Number]:
-    foreign = bool(record["encoders"])
+    foreign = bool(record["encoders"]) and "divided_by" not in record
     yield from score_numbers(record, foreign)
     storage = record["storage"]
     yield Number("storage", storage["this"])
@@ -196,7 +196,10 @@ def _merge(run: Run, method: Method, options: Options, name: str) -> None:
         progress = Progress(watch, logger.log, state, options.save_every, options.save_seconds)
         plain = label(method, search).replace("=", "-")  # Hydra takes no "=" in method.mask_file=...
         problem = read_problem(run, source, plain, progress)
-        Denominators.of(run, source.mode, (*run.tasks, *options.unseen))  # missing ones are told before long work
+        # Missing ones are told before long work; given checkpoints are scored here.
+        denominators = Denominators.of(run, source.mode, run.tasks, dict(source.encoders))
+        if options.unseen:
+            Denominators.of(run, source.mode, options.unseen)
         with measured(run.device) as cost, matmul_precision(FP32):
             made = Searched.over(method, search, problem) if search else method.merge(problem)
     if options.unseen and made.per_task:
@@ -204,7 +207,7 @@ def _merge(run: Run, method: Method, options: Options, name: str) -> None:
     if options.output and options.format != FORMATS[0] and made.per_task:
         raise UsageError(f"format: {method.name} makes a model for each task; format={options.format} has one")
     record: Merging = {
-        **evaluate_merge(run, made, run.tasks, source.mode, fixed_settings(method, made)),
+        **evaluate_merge(run, made, run.tasks, source.mode, fixed_settings(method, made), denominators),
         **run.corruption_record(),
         **leaks_record(run, source.mode, dict(source.encoders)),
         "method": method.name,
@@ -212,6 +215,7 @@ def _merge(run: Run, method: Method, options: Options, name: str) -> None:
         "options": vars(method),
         "scope": source.scope,
         "encoders": dict(source.encoders),
+        "divided_by": "the merged checkpoints",
         "parameters": {"scope": problem.num_parameters, "encoder": problem.num_parameters_total},
         "storage": storage(problem, made),
         "cost": {"seconds": round(cost.seconds, 3), "peak_memory": cost.peak_memory},
@@ -266,8 +270,8 @@ def check_output(run: Run, options: Options, named: str) -> None:
 
 def _made_of(run: Run, options: Options) -> dict[str, str]:
     source, tasks = options.source, (*run.tasks, *options.unseen)
-    made = store.made_of(run, source.mode, tasks, dict(source.encoders))
-    return made | Denominators.made_of(run, source.mode, tasks)
+    encoders = dict(source.encoders)
+    return store.made_of(run, source.mode, tasks, encoders) | Denominators.made_of(run, source.mode, tasks, encoders)
 
 
 def fixed_settings(method: Method, made: Merge) -> dict[str, float]:

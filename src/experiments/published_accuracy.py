@@ -8,7 +8,7 @@ repeats to a few hundredths (mirrors: 0.7 points at most, EuroSAT's other split 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from src import store
+from src import checkpoints, store
 from src.datasets.vision import FACTS
 from src.model_names import ModelName
 from src.reporting.published import published, published_model
@@ -41,6 +41,22 @@ def _doubt(run: Run, mode: str, record: Mapping[str, Any], dataset: str) -> Iter
             f"{dataset}: expected the published accuracy of {theirs:.1f} % within {tolerance:g} points, found "
             f"{ours:.1f} %. {CAUSES[mode]}. Look at: python -m src.datasets check {dataset}"
         )
+
+
+def checked(run: Run, records: Mapping[str, Mapping[str, Any]], dataset: str) -> dict[str, str]:
+    """Cells of the table of `python -m src.datasets check`. records: single-task results of "none" and "standard"."""
+    cells = {}
+    for mode, column in (("none", "zero-shot"), ("standard", "fine-tuned")):
+        theirs, ours = expected(run, mode, dataset), records[mode].get(dataset)
+        parts = ("" if ours is None else f"{100 * ours:.1f} %", "" if theirs is None else f"[{theirs:.1f}]")
+        cells[column] = " ".join(part for part in parts if part)
+    path = run.paths.checkpoint(dataset, "standard")
+    if path.is_file():
+        header, theta0 = checkpoints.header(path), store.written_fingerprints(run).get("image")
+        start = "θ0 not compared" if not header.get("began_at") else "of this θ0"
+        start = start if header.get("began_at") in (None, theta0) else "of another θ0"
+        cells["checkpoint"] = f"{store.publisher_of(header) or 'made here'}, {start}"
+    return cells
 
 
 def expected(run: Run, mode: str, dataset: str) -> float | None:

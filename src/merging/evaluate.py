@@ -13,14 +13,20 @@ from src.runtime.distributed import from_primary
 
 
 def evaluate_merge(
-    run: Run, merge: Merge, tasks: Sequence[str], mode: str, fixed: Mapping[str, Setting] | None = None
+    run: Run,
+    merge: Merge,
+    tasks: Sequence[str],
+    mode: str,
+    fixed: Mapping[str, Setting] | None = None,
+    denominators: Denominators | None = None,
 ) -> Addition:
     """Choose the setting on validation, read test once, and tell everything: the record of a merging result.
 
     fixed: settings that nobody chooses, by a name of each; they are scored on test beside the chosen one.
+    denominators: those of the tasks; None: of the run's own single-task results.
     Accuracies are in [0, 1]; normalised ones are divided by the fine-tuned model's of the same mode and split.
     """
-    denominators = Denominators.of(run, mode, tasks)
+    denominators = denominators or Denominators.of(run, mode, tasks)
     settings = list(merge.settings)
     validation = score_merge(run, merge, mode, "val", dict.fromkeys(tasks, settings))
     curves = {task: list(curve.accuracy) for task, curve in validation.items()}

@@ -44,6 +44,8 @@ def listing() -> str:
 def refuse_foreign(overrides: Sequence[str]) -> None:
     """Raise UsageError for overrides of FusionBench's and the published main.py, with what stands for each here."""
     named = dict(word.split("=", 1) for word in overrides if "=" in word)
+    if bare := [word for word in overrides if word.startswith(("encoders.", "search."))]:
+        raise UsageError(f"{bare[0]}: expected a + in front, since it is a key that is added: +{bare[0]}")
     chosen = [METHODS[name] for name in named.get("method", "sum").split(",") if name in METHODS]
     offered = {f"method.{option}" for method in chosen for option in method.defaults()}
     if instead := of_overrides(overrides, offered):

@@ -14,7 +14,9 @@ from src.heads import get_classification_head
 from src.linearize import LinearizedModel
 from src.merging.base import Labelled, Merge, Problem, Progress, Setting, Unlabelled
 from src.merging.names import tasks_name
+from src.model_names import ModelName
 from src.modes import MODES
+from src.published import convert
 from src.records import Storage
 from src.run import Run
 from src.runtime.messages import UsageError
@@ -48,6 +50,7 @@ def read_problem(run: Run, source: Source, label: str = "", progress: Progress =
         path = Path(encoders[task])
         given = checkpoints.Checkpoint(path, like=pretrained, model=run.model, mode=MODES[mode].checkpoint)
         check_head(run, task, given)
+        check_start(run, given, pretrained)
         checkpoints.require_finite(given)
         return given
 
@@ -93,6 +96,21 @@ def check_head(run: Run, task: str, file: checkpoints.Checkpoint) -> None:
             f"{theirs or 'this project'}, whose class names are others; keep checkpoints of one publisher in a folder "
             f"of their own, and name it: save=FOLDER (python download_checkpoints.py --publisher=... --save=FOLDER)"
         )
+
+
+def check_start(run: Run, file: checkpoints.Checkpoint, pretrained: checkpoints.Checkpoint) -> None:
+    """Raise CheckpointError for a checkpoint that did not begin at the run's θ0.
+
+    Its header tells; of one that was converted without θ0, and so has none, the weights.
+    """
+    store.check_start(run, file.path, file.header)
+    foreign = file.header.get("provenance") and not file.header.get("began_at")
+    if not foreign or ModelName.parse(run.model).random:
+        return
+    try:
+        convert.check_start(file, pretrained, text_frozen=False)
+    except checkpoints.CheckpointError as error:
+        raise checkpoints.CheckpointError(f"{file.path}: {error}") from None
 
 
 @lru_cache(maxsize=1)
@@ -157,6 +175,7 @@ def export(problem: Problem, merge: Merge, chosen: Mapping[str, Setting], output
         if adapter := merge.adapter(task, chosen[task]):
             weights |= {f"adapter.{name}": tensor for name, tensor in vars(adapter).items()}
         header: dict[str, Any] = dict(model=problem.model, mode=MODES[problem.mode].checkpoint, seed=problem.seed)
+        header["began_at"] = store.fingerprints(problem.pretrained)["image"]
         header |= dict(tasks=list(problem.tasks), scope=problem.scope, chosen=chosen[task], label=label)
         checkpoints.save(path, weights, header | (dict(task=task) if merge.per_task else {}))
         written.append(path)

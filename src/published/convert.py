@@ -2,10 +2,12 @@
 
     python -m src.checkpoints convert nonlinear_finetuned.pt OUT.safetensors --model ViT-B-32 --task MNIST
     python -m src.checkpoints convert model.safetensors OUT.safetensors --model ViT-B-32 --task MNIST --pretrained ZERO
+    python -m src.checkpoints convert timm.pth OUT.safetensors --model ViT-B-32 --task MNIST --pretrained ZERO
     python -m src.checkpoints convert TALL_mask_8task.npy OUT.safetensors --model ViT-B-32 --pretrained ZERO
     python -m src.checkpoints convert latest_checkpoint.pt OUT.safetensors --model ViT-B-32 --pretrained ZERO --mask
 
-where ZERO is the checkpoint of the pre-trained encoder. `python -m src.published.convert` does the same.
+where ZERO is the checkpoint of the pre-trained encoder (checkpoints/vision/ViT-B-32/seed_1/zeroshot.safetensors, which
+any script writes); a file that did not begin there is refused. `python -m src.published.convert` does the same.
 """
 
 import math
@@ -23,32 +25,20 @@ from safetensors.torch import load_file
 from src import checkpoints
 from src.args import command_parser
 from src.checkpoints import VISUAL, Checkpoint, CheckpointError, PackedMask
+from src.model_names import ModelName
 from src.modes import TRAINED
 from src.published import unpickle
+from src.published.towers import PROJECTION, from_hugging_face, from_timm, is_trunk
 from src.runtime.files import describe_start, file_hash
 from src.runtime.messages import few
 from src.runtime.program import exit_on_user_error
+from src.store import fingerprints
 from src.tensors import Weights, check_same, shapes
 
-PROJECTION = f"{VISUAL}proj"
 HUGGING_FACE_FILE = "model.safetensors"
 SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
 WRAPPERS = ("module.", "_orig_mod.")
 MOST_MOVED = 0.2  # ‖θ − θ0‖ over ‖θ0‖ of a fine-tuned CLIP: a few percent in the published ones
-# Hugging Face's CLIPVisionModel -> open_clip's visual tower. Keys and values are fused with the query.
-_BLOCK, _KIND = r"encoder\.layers\.(\d+)\.", r"\.(weight|bias)"
-HUGGING_FACE = {
-    r"embeddings\.class_embedding": "class_embedding",
-    r"embeddings\.position_embedding\.weight": "positional_embedding",
-    r"embeddings\.patch_embedding\.weight": "conv1.weight",
-    rf"pre_layrnorm{_KIND}": r"ln_pre.\1",
-    rf"post_layernorm{_KIND}": r"ln_post.\1",
-    rf"{_BLOCK}layer_norm([12]){_KIND}": r"transformer.resblocks.\1.ln_\2.\3",
-    rf"{_BLOCK}self_attn\.q_proj{_KIND}": r"transformer.resblocks.\1.attn.in_proj_\2",
-    rf"{_BLOCK}self_attn\.out_proj{_KIND}": r"transformer.resblocks.\1.attn.out_proj.\2",
-    rf"{_BLOCK}mlp\.fc1{_KIND}": r"transformer.resblocks.\1.mlp.c_fc.\2",
-    rf"{_BLOCK}mlp\.fc2{_KIND}": r"transformer.resblocks.\1.mlp.c_proj.\2",
-}
 
 
 def read_masks(path: Path, like: Mapping) -> dict[str, PackedMask]:
@@ -89,6 +79,7 @@ def convert(
     names: Sequence[str] | None = None,
     provenance: Mapping | None = None,
     began_at: str | None = None,
+    text_frozen: bool = True,
 ) -> None:
     """Write a published file (weights, a head, or TALL masks) in the one format.
 
@@ -98,7 +89,7 @@ def convert(
     names: parameter names in the order of `ImageEncoder.named_parameters()`; files of `params.{i}` need them.
     provenance: facts for the header, beside the file's name and SHA-256.
     began_at: the fingerprint of the pre-trained encoder that a fine-tuned one is held to have begun at; it must then
-    be near it, and what both have of the text side the same.
+    be near it, and with `text_frozen` what both have of the text side the same.
     """
     header: dict[str, Any] = {"model": model, "task": task, "mode": mode, "seed": seed}
     header["provenance"] = {"file": source.name, "sha256": file_hash(weights_file(source))} | dict(provenance or {})
@@ -118,7 +109,7 @@ def convert(
             if pretrained is not None:
                 check_same(pretrained, weights, "the pre-trained encoder and the file", CheckpointError)
                 if began_at:
-                    check_start(weights, pretrained)
+                    check_start(weights, pretrained, text_frozen)
                     header["began_at"] = began_at
     except CheckpointError as error:
         raise CheckpointError(f"{source}: {error}") from None
@@ -136,7 +127,7 @@ def convert_mask(source: Path, destination: Path, *, model: str, pretrained: Map
     digest = file_hash(weights_file(source))
     try:
         weights = read_weights(source)
-        logits = _from_hugging_face(weights, {PROJECTION: torch.zeros_like(pretrained[PROJECTION])})
+        logits = from_hugging_face(weights, {PROJECTION: torch.zeros_like(pretrained[PROJECTION])})
         visual = {key: pretrained[key] for key in pretrained if key.startswith(VISUAL)}
         check_same(visual, logits, "the pre-trained encoder and the mask", CheckpointError)
     except CheckpointError as error:
@@ -186,9 +177,11 @@ def _encoder(weights: Weights, pretrained: Mapping | None, names: Sequence[str] 
     if any(re.fullmatch(r"(model\.)?params\.\d+", key) for key in weights):
         weights = _from_positions(weights, pretrained, names, mode)
     elif any(key.endswith("embeddings.class_embedding") for key in weights):
-        weights = _from_hugging_face(weights, pretrained)
+        weights = from_hugging_face(weights, pretrained)
     elif any(key.startswith("visual.") for key in weights):
         weights = {f"model.{key}": tensor for key, tensor in weights.items()}
+    elif "patch_embed.proj.weight" in weights or is_trunk(weights, pretrained):
+        weights = from_timm(weights, pretrained)
     if not any(key.startswith(VISUAL) for key in weights):
         raise CheckpointError(f"expected the weights of a CLIP image encoder, found {few(sorted(weights))}")
     weights = {key: tensor for key, tensor in weights.items() if not key.startswith("model.transformer.")}
@@ -196,14 +189,18 @@ def _encoder(weights: Weights, pretrained: Mapping | None, names: Sequence[str] 
     return frozen | weights
 
 
-def check_start(weights: Mapping, pretrained: Mapping) -> None:
+def check_start(weights: Mapping, pretrained: Mapping, text_frozen: bool = True) -> None:
     """Raise CheckpointError for a fine-tuned encoder that began at other weights than `pretrained`.
 
     What is never trained, the text side, must then be the same; where a file lacks it, as FusionBench's, its distance
     tells: fine-tuning moves CLIP by a few percent, and another model is far away.
+    text_frozen: False for one's own, whose text side may have been trained too, which is told.
     """
     for key in (key for key in pretrained if not key.startswith(VISUAL)):
         if not _equal(weights[key].to(pretrained[key].dtype), pretrained[key]):
+            if not text_frozen:
+                print(f"its text side is another ({key}); heads here are made with that of the pre-trained model")
+                break
             raise CheckpointError(
                 f"expected {key}, which is never trained, to be that of the pre-trained encoder; found another: the "
                 "checkpoint was fine-tuned from other weights, and its task vector would be none. Give those by "
@@ -215,67 +212,9 @@ def check_start(weights: Mapping, pretrained: Mapping) -> None:
     if far > MOST_MOVED**2 * norm:
         raise CheckpointError(
             f"expected weights near those of the pre-trained encoder, found them {math.sqrt(far / norm):.0%} of its "
-            "norm away: the checkpoint was fine-tuned from other weights, or is of another model"
+            "norm away: the checkpoint was fine-tuned from other weights, or is of another model. Give those that it "
+            "began at: --pretrained, or --pretrained-path with a --save of its own"
         )
-
-
-def to_hugging_face(weights: Mapping) -> Weights:
-    """An encoder of open_clip's vision transformer under the names of CLIPVisionModelWithProjection.
-
-    Raises CheckpointError for tensors that such a model does not have.
-    """
-    back = {
-        "class_embedding": "embeddings.class_embedding",
-        "positional_embedding": "embeddings.position_embedding.weight",
-        "conv1.weight": "embeddings.patch_embedding.weight",
-    }
-    parts = {"ln_1": "layer_norm1", "ln_2": "layer_norm2", "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2"}
-    parts |= {"attn.out_proj": "self_attn.out_proj"}
-    ends = {"ln_pre": "pre_layrnorm", "ln_post": "post_layernorm"}
-    named = {}
-    for name, tensor in weights.items():
-        name = name.removeprefix(VISUAL)
-        block = re.fullmatch(r"transformer\.resblocks\.(\d+)\.(.+?)[._](weight|bias)", name)
-        stem, _, kind = name.rpartition(".")
-        if name == "proj":
-            named["visual_projection.weight"] = tensor.T.contiguous()
-        elif name in back:
-            named[f"vision_model.{back[name]}"] = tensor
-        elif stem in ends:
-            named[f"vision_model.{ends[stem]}.{kind}"] = tensor
-        elif block and block[2] == "attn.in_proj":
-            for part, piece in zip("qkv", tensor.chunk(3), strict=True):
-                key = f"vision_model.encoder.layers.{block[1]}.self_attn.{part}_proj.{block[3]}"
-                named[key] = piece.contiguous()
-        elif block and block[2] in parts:
-            named[f"vision_model.encoder.layers.{block[1]}.{parts[block[2]]}.{block[3]}"] = tensor
-        else:
-            raise CheckpointError(f"expected the tensors of CLIP's vision transformer, found {name}")
-    return named
-
-
-def _from_hugging_face(weights: Weights, pretrained: Mapping | None) -> Weights:
-    weights = {key.removeprefix("vision_model."): tensor for key, tensor in weights.items()}
-    named = {}
-    for key, tensor in weights.items():
-        if key == "visual_projection.weight":
-            named["model.visual.proj"] = tensor.T
-        elif re.search(r"self_attn\.[kv]_proj\.|position_ids$|^text_|^logit_scale$", key):
-            continue  # fused with the query below; a constant of older versions; the text side of a whole CLIPModel
-        else:
-            name = next((re.sub(old, new, key) for old, new in HUGGING_FACE.items() if re.fullmatch(old, key)), None)
-            if name is None:
-                raise CheckpointError(f"expected the tensors of a CLIPVisionModel, found {key}")
-            if "q_proj" in key:
-                tensor = torch.cat([weights[key.replace("q_proj", f"{part}_proj")] for part in "qkv"])
-            named[f"model.visual.{name}"] = tensor
-    if "model.visual.proj" not in named:  # a CLIPVisionModel ends before the projection, which stays as pre-trained
-        if pretrained is None:
-            raise CheckpointError(
-                "expected a projection, found none, as in every CLIPVisionModel; add --pretrained PATH"
-            )
-        named["model.visual.proj"] = pretrained["model.visual.proj"]
-    return named
 
 
 def _from_positions(weights: Weights, pretrained: Mapping | None, names: Sequence[str] | None, mode: str) -> Weights:
@@ -336,7 +275,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         convert_mask(source, destination, model=flags["model"], pretrained=lent)
         print(f"wrote {destination}; use it by: python main.py method=concrete_task_arithmetic method.mask_file=...")
         return
-    convert(source, destination, pretrained=lent, names=names and names.read_text().split(), **flags)
+    began_at = None if lent is None or ModelName.parse(flags["model"]).random else fingerprints(lent)["image"]
+    named = names and names.read_text().split()
+    convert(source, destination, pretrained=lent, names=named, began_at=began_at, text_frozen=False, **flags)
     print(f"wrote {destination}")
 
 

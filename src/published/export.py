@@ -18,7 +18,8 @@ from safetensors.torch import save_file
 from src import store
 from src.checkpoints import VISUAL
 from src.modeling import build_clip
-from src.published.convert import HUGGING_FACE_FILE, to_hugging_face
+from src.published.convert import HUGGING_FACE_FILE
+from src.published.towers import to_hugging_face
 from src.run import Run
 from src.runtime.files import replacing
 from src.runtime.messages import CheckpointError

@@ -240,6 +240,17 @@ class Runs:
         sizes = [n for n in registry.BENCHMARKS if any(scores.issuperset(self.suite_tasks[:n]) for scores in scored)]
         return self.suite_tasks[: max([len(registry.suite(self.suite).default), *sizes])]
 
+    @cached_property
+    def other_tasks(self) -> tuple[str, ...]:
+        """Real data sets of no benchmark, such as one's own, that have single-task results."""
+        row = registry.suite(self.suite)
+        if row.drawn:
+            return ()
+        scored = {
+            name for mode in ("none", "standard") for record in self.of(SINGLE_TASK, mode).values() for name in record
+        }
+        return tuple(name for name in registry.names(row) if name in scored and name not in row.tasks)
+
     @property
     def main_tasks(self) -> tuple[str, ...]:
         """The papers' first benchmark: what claims are tested on."""

@@ -4,6 +4,8 @@ from collections.abc import Iterator
 
 import pandas as pd
 
+from src.datasets import registry
+from src.merging.names import tasks_name
 from src.merging.registry import METHODS
 from src.modes import MODES
 from src.reporting.methods import (
@@ -22,7 +24,7 @@ from src.reporting.methods import (
 )
 from src.reporting.published import beside, published
 from src.reporting.runs import Runs
-from src.reporting.table import Cell, Table, percent
+from src.reporting.table import Cell, Table, percent, printed
 
 THRESHOLD = "prun_thre_k"  # the option of consensus merging that the paper sweeps over
 SWEPT = "consensus"
@@ -34,22 +36,28 @@ def merging(runs: Runs) -> Iterator[Table]:
     there = [group for group in groups(runs) if group.tasks in sets]
     for group in there if first in there else [first, *there]:
         yield _merging(runs, group)
+    for group in groups(runs):
+        if not registry.suite(runs.suite).drawn and set(group.tasks) - set(runs.suite_tasks):  # with one's own data
+            yield _merging(runs, group)
 
 
 def _merging(runs: Runs, group: Group) -> Table:
     standard = group.mode == "standard"
-    count = len(group.tasks)
-    shown = merging_rows(runs, group)
+    count, others = len(group.tasks), set(group.tasks) - set(runs.suite_tasks)
+    shown = rows(results_of(runs, group)) if others else merging_rows(runs, group)
     suffix = "".join(f"_{part}" for part in (group.mode, group.scope) if part not in ("standard", "visual"))
     of = "" if standard else f", {MODES[group.mode].title}"
     scope = "" if group.scope == "visual" else f", vectors with the frozen tensors (scope={group.scope})"
     notes = ["normalised: over the fine-tuned model's accuracy. No α stands where each task has a mask of its own."]
     if any(row.encoders for row in shown):
-        notes.append("Other checkpoints are not normalised: their own single-task accuracies are not known.")
+        notes.append("Other checkpoints are normalised by their own single-task accuracies, where these were measured.")
     notes += of_other_scope(runs, group, shown)
+    number = tasks_name(runs.suite, group.tasks).replace("task", "") if others else count
+    named = f" ({', '.join(map(printed, group.tasks))})" if others else ""
+    brackets = beside(runs.model) if standard and not others else ""
     return Table(
-        f"merging{'' if group.tasks == runs.main_tasks else f'_{count}'}{suffix}",
-        f"Merging {count} tasks{of}{scope}: test accuracy, %, and storage{beside(runs.model) if standard else ''}.",
+        f"merging{'' if group.tasks == runs.main_tasks else f'_{number}'}{suffix}",
+        f"Merging {count} tasks{named}{of}{scope}: test accuracy, %, and storage{brackets}.",
         ["method", "absolute", "normalised", "α", "storage, Gb", "storage, merged models"],
         [*(_row(runs, group, row) for row in shown), _finetuned(runs, group)],
         runs.seeds,
@@ -115,7 +123,7 @@ def _storage(runs: Runs, group: Group, name: str | None, bits: pd.Series) -> lis
 
 def _theirs(runs: Runs, group: Group, name: str | None, metric: str) -> float | None:
     """A number of the paper's main table, which is on non-linear vectors."""
-    if group.mode != "standard":
+    if group.mode != "standard" or set(group.tasks) - set(runs.suite_tasks):
         return None
     return published(runs.model, "tall", "main table", name, f"{len(group.tasks)} tasks", metric)
 

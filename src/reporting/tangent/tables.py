@@ -32,7 +32,7 @@ def single_task(runs: Runs) -> Iterator[Table]:
         return published_single_task(runs.model, mode, setting)
 
     rows: list[list[str | Cell]] = [
-        [printed(t), *(Cell(single(m, [t]), theirs(m, t)) for m in modes)] for t in runs.tasks
+        [printed(t), *(Cell(single(m, [t]), theirs(m, t)) for m in modes)] for t in (*runs.tasks, *runs.other_tasks)
     ]
     for count in runs.benchmarks:
         cells = (Cell(single(m, runs.tasks[:count]), theirs(m, f"mean of {count} tasks")) for m in modes)
