@@ -278,10 +278,10 @@ def parse(parser: Parser, argv: Sequence[str] | None = None) -> tuple[Run, dict[
 
 def take_run(flags: dict[str, Any]) -> Run:
     """The run that the shared flags mean; they are removed from `flags`. Raises UsageError."""
-    places = Places(*(Path(flags.pop(name)) for name in ("save", "results", "cache_dir", "data_location")))
+    places = Places(*(expanded(flags.pop(name)) for name in ("save", "results", "cache_dir", "data_location")))
     name, severity = flags.pop("corruption"), flags.pop("severity")
     check(severity=severity)
-    corruption = Corruption(name, severity) if name else None
+    corruption = Corruption(name, severity) if name is not None else None
     batch_size = flags.pop("eval_batch_size")
     own = ("model", "suite", "tasks", "seed", "device", "jobs", "pretrained_path", "skip_corrupt", "precision")
     named = {name: flags.pop(name) for name in own}

@@ -82,16 +82,18 @@ class Run:
 
         tasks: names, in lists or with commas. Raises UsageError for what does not exist, with the nearest that does.
         """
-        model = model or registry.suite(suite or registry.DEFAULT).model
+        if model is None:
+            model = registry.suite(registry.DEFAULT if suite is None else suite).model
         check_model(model)
-        suite = suite or registry.default_suite(model)
-        if path := fields.get("pretrained_path"):
+        if suite is None:
+            suite = registry.default_suite(model)
+        if (path := fields.get("pretrained_path")) is not None:
             if ModelName.parse(model).mini:
                 raise UsageError(f"--pretrained-path: {model} has weights of its own; leave the flag out")
             if not expanded(path).is_file():
                 raise UsageError(f"--pretrained-path: expected a file of weights, found none at {path}")
             fields["pretrained_path"] = str(expanded(path))
-        device = known_device(device or default_device())
+        device = known_device(default_device() if device is None else device)
         if jobs is None:
             jobs = cores() if device == "cpu" else len(visible_gpus()) if device == "cuda" else 1
         return cls(suite, model, seed, task_names(tasks, registry.suite(suite)), device=device, jobs=jobs, **fields)

@@ -11,6 +11,8 @@ import pytest
 import torch
 from hypothesis import settings
 from joblib.externals import loky
+from traces import pytest_sessionfinish as pytest_sessionfinish
+from traces import pytest_sessionstart as pytest_sessionstart
 
 from src import args as arguments
 from src import checkpoints, store
