@@ -205,6 +205,8 @@ def task_names(names: str | Iterable[str] | None, suite: registry.Suite) -> tupl
     if names is None:
         return suite.default
     chunks = [names] if isinstance(names, str) else names
+    if not isinstance(chunks, (list, tuple)) or not all(isinstance(chunk, str) for chunk in chunks):
+        raise UsageError(f"--tasks: expected names, or a number; got {names!r}")
     tasks = tuple(name for chunk in chunks for name in chunk.split(",") if name)
     if len(tasks) == 1 and tasks[0].isdecimal():
         if not 1 <= (count := int(tasks[0])) <= len(suite.tasks):
@@ -227,7 +229,7 @@ def pair_names(texts: Iterable[str], suite: registry.Suite) -> tuple[tuple[str, 
     pairs = []
     for text in texts:
         names = text.split("-")
-        if len(names) != 2:
+        if len(names) != 2 or "" in names:
             raise UsageError(
                 f"--pairs: expected two tasks joined by '-', as in {'-'.join(suite.pairs[0])}; found {text!r}"
             )

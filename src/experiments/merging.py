@@ -25,9 +25,9 @@ from src.merging.problem import Source, export, read_problem, storage
 from src.merging.registry import label, variant_label
 from src.merging.search import Searched
 from src.merging.watch import Watch
-from src.modes import EVALUATED
+from src.modes import EVALUATED, SCOPES
 from src.published.export import FORMATS, export_for_others, files_for_others, merge_of
-from src.ranges import check
+from src.ranges import check, require
 from src.records import Adaptation, Merging, checked
 from src.run import FP32, Run, task_names
 from src.runtime import results
@@ -99,21 +99,26 @@ def take_options(flags: dict[str, Any]) -> tuple[Run, Options]:
     mode, datasets, count = flags.pop("finetuning_mode"), flags.pop("DATASETS"), flags.pop("num_tasks")
     if [] in (datasets, flags["tasks"]):
         raise UsageError("DATASETS, tasks: expected at least one task, found none")
-    named = datasets or flags["tasks"]
+    named = flags["tasks"] if datasets in (None, "") else datasets
     if mode not in EVALUATED:
         raise UsageError(f"finetuning_mode: {mode!r} does not exist{nearest(mode, EVALUATED)} Known: {EVALUATED}")
-    check(num_tasks=count)
-    run = take_run(flags | {"tasks": str(named) if isinstance(named, int) else named or str(count)})
+    require(num_tasks=count, save_every=flags["save_every"], save_seconds=flags["save_seconds"])
+    run = take_run(flags | {"tasks": str(count) if named is None else str(named) if isinstance(named, int) else named})
     steps = {name: flags[name] for name in ("save_every", "save_seconds", "eval_every")}
     if steps["eval_every"] is None:
         steps["eval_every"] = run.protocol.watch_every
     check(**steps)
+    for name, example in (("encoders", "+encoders.TASK=FILE"), ("search", "+search.k=[10,20]")):
+        if not isinstance(flags[name], dict):
+            raise UsageError(f"{name}: expected it as in {example}; got {flags[name]!r}")
+    if flags["scope"] not in SCOPES:
+        raise UsageError(f"scope: expected one of {', '.join(SCOPES)}; got {flags['scope']!r}")
     encoders = tuple(sorted((task, str(expanded(path))) for task, path in flags["encoders"].items()))
     return run, Options(
         source=Source(mode, flags["scope"], encoders),
         unseen=unseen_tasks(run, flags["unseen"]),
         search=_searched(flags["search"]),
-        output=expanded(flags["output"]) if flags["output"] else None,
+        output=None if flags["output"] is None else expanded(flags["output"]),
         format=flags["format"],
         loggers=Loggers(flags["wandb"], flags["tensorboard"]),
         overwrite=flags["overwrite"],
@@ -133,7 +138,7 @@ def unseen_tasks(run: Run, given: str | list[str] | None) -> tuple[str, ...]:
 
     Raises UsageError for unknown ones and for merged ones.
     """
-    if not given:
+    if given in (None, "", []):
         return ()
     unseen = task_names(given, run.suite_row)
     if merged := [task for task in unseen if task in run.tasks]:

@@ -19,6 +19,8 @@ def expanded(location: str | Path) -> Path:
     Raises UsageError where there is none, for an empty location, and for one that is no UTF-8: safetensors and Hydra
     read no other.
     """
+    if not isinstance(location, (str, Path)):  # of a key of main.py
+        raise UsageError(f"expected a path, found {location!r}; in quotes it is one: \"'{location}'\"")
     text = str(location)
     if not text:
         raise UsageError("expected a path, found an empty one")
