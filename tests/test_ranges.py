@@ -256,7 +256,9 @@ def test_a_grid_without_the_box_is_refused(tmp_path, capsys):
     assert stop.value.code == 2 and "--range: expected an interval that contains the box" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("pair", ["digits", "digits-", "-digits", "-1", "8-", "-", "", "digits-signs-land", "digits-digits"])
+@pytest.mark.parametrize(
+    "pair", ["digits", "digits-", "-digits", "-1", "8-", "-", "", "digits-signs-land", "digits-digits"]
+)
 def test_a_pair_is_of_two_tasks(pair):
     with pytest.raises(UsageError, match="^--(pairs|tasks): expected"):
         pair_names([pair], registry.suite("mini"))

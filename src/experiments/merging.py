@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,7 +22,7 @@ from src.merging import names
 from src.merging.base import Affine, Drawn, Merge, Method, Problem, Progress, Scaled, Variant, states_of
 from src.merging.evaluate import evaluate_merge, evaluate_unseen
 from src.merging.geometry import vector_geometry
-from src.merging.problem import Source, export, read_problem, storage
+from src.merging.problem import Source, export, masks_path, read_problem, storage
 from src.merging.registry import label, variant_label
 from src.merging.search import Searched
 from src.merging.watch import Watch
@@ -33,7 +34,7 @@ from src.run import FP32, Run, task_names
 from src.runtime import results
 from src.runtime.cost import measured
 from src.runtime.distributed import from_primary, is_primary
-from src.runtime.files import require_writable
+from src.runtime.files import file_hash, require_writable
 from src.runtime.locks import only_one
 from src.runtime.loggers import Logger, Loggers
 from src.runtime.messages import UsageError, nearest
@@ -183,11 +184,11 @@ def _there(run: Run, method: Method, options: Options, name: str) -> bool:
     if options.overwrite or options.output or any(map(results.exists, states)):
         return False
     decisive, config = ("tasks", "precision", "method", "encoders", "search"), run.config(**_config(method, options))
-    return results.skip_existing(run.paths.result(name), config, decisive, _made_of(run, options))
+    return results.skip_existing(run.paths.result(name), config, decisive, _made_of(run, method, options))
 
 
 def _merge(run: Run, method: Method, options: Options, name: str) -> None:
-    started, before = time.time(), _made_of(run, options)
+    started, before = time.time(), _made_of(run, method, options)
     source, search, named = options.source, dict(options.search), _label(method, options)
     target, state = run.paths.result(name), run.paths.adaptation_state(name)
     states = states_of(state)
@@ -229,7 +230,7 @@ def _merge(run: Run, method: Method, options: Options, name: str) -> None:
     if options.output:
         record["output"] = from_primary(lambda: write_merged(run, options, problem, made, record))
     _write_vectors(run, problem, name, config, started, options.overwrite)  # first: a result says that all is there
-    made_of = unchanged(target, before, _made_of(run, options))
+    made_of = unchanged(target, before, _made_of(run, method, options))
     results.write(target, record, config, started, lambda document: checked(document, Merging, target), made_of)
     _remove(*states_of(state), watched)
     test = record["test"]
@@ -269,10 +270,12 @@ def check_output(run: Run, options: Options, named: str) -> None:
             )
 
 
-def _made_of(run: Run, options: Options) -> dict[str, str]:
+def _made_of(run: Run, method: Method, options: Options) -> dict[str, str]:
     source, tasks = options.source, (*run.tasks, *options.unseen)
     made = store.made_of(run, source.mode, tasks, dict(source.encoders))
-    return made | Denominators.made_of(run, source.mode, tasks)
+    made |= Denominators.made_of(run, source.mode, tasks)
+    masks = method.reads(partial(masks_path, run, source))
+    return made | ({"masks": file_hash(masks)[:12]} if masks and masks.is_file() else {})
 
 
 def fixed_settings(method: Method, made: Merge) -> dict[str, float]:
