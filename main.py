@@ -28,7 +28,7 @@ from src.args import shared_flags
 from src.merging.first_lines import short_listing
 from src.runtime.distributed import leave_to_the_first, spmd, world_size
 from src.runtime.loggers import begin_group
-from src.runtime.program import USER_ERRORS, exit_on_user_error, exit_status
+from src.runtime.program import exit_on_user_error, exit_status, user_error
 
 
 @exit_on_user_error
@@ -57,15 +57,15 @@ def main(argv: Sequence[str] | None = None) -> None:
             method: Any = OmegaConf.to_object(cfg.method)
             run, options = merging.take_options(flags)
             merging.merge(run, method, options)
-        except USER_ERRORS as error:
-            if "HYDRA_FULL_ERROR" in os.environ:
+        except Exception as error:
+            if (told := user_error(error)) is None or "HYDRA_FULL_ERROR" in os.environ:
                 raise
             if world_size() > 1:  # the ranks could come to the next job one by one
                 leave_to_the_first()
-                print(f"error: {error}", file=sys.stderr, flush=True)
-                raise SystemExit(exit_status([error])) from None  # which Hydra lets through
-            print(f"error: {error}", file=sys.stderr)
-            failed.append(error)
+                print(f"error: {told}", file=sys.stderr, flush=True)
+                raise SystemExit(exit_status([told])) from None  # which Hydra lets through
+            print(f"error: {told}", file=sys.stderr)
+            failed.append(told)
 
     if argv is None:
         hydra.main(config_path="config", config_name="config", version_base="1.3")(job)()

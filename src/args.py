@@ -9,7 +9,7 @@ from src import counterparts
 from src.datasets.corruptions import SEVERITIES
 from src.datasets.registry import BENCHMARKS, SUITES
 from src.modes import EVALUATED, MODES, SCOPES, TRAINED
-from src.ranges import RANGES, check
+from src.ranges import RANGES, require
 from src.run import PRECISIONS, Corruption, Run, pair_names
 from src.runtime.distributed import check_devices, leave_to_the_first, under_torchrun
 from src.runtime.messages import UsageError, nearest
@@ -286,10 +286,13 @@ def parse(parser: Parser, argv: Sequence[str] | None = None) -> tuple[Run, dict[
 
 def take_run(flags: dict[str, Any]) -> Run:
     """The run that the shared flags mean; they are removed from `flags`. Raises UsageError."""
-    places = Places(*(Path(flags.pop(name)) for name in ("save", "results", "cache_dir", "data_location")))
+    places = Places(*(expanded(flags.pop(name)) for name in ("save", "results", "cache_dir", "data_location")))
+    for text in ("model", "suite", "device", "corruption"):
+        if not isinstance(flags[text], str | None):  # 7 and true are none to Hydra
+            raise UsageError(f"--{text}: expected a name; got {flags[text]!r}")
     name, severity = flags.pop("corruption"), flags.pop("severity")
-    check(severity=severity)
-    corruption = Corruption(name, severity) if name else None
+    require(severity=severity, seed=flags["seed"], eval_batch_size=flags["eval_batch_size"])
+    corruption = Corruption(name, severity) if name is not None else None
     batch_size = flags.pop("eval_batch_size")
     own = ("model", "suite", "tasks", "seed", "device", "jobs", "pretrained_path", "skip_corrupt", "precision")
     named = {name: flags.pop(name) for name in own}

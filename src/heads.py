@@ -1,7 +1,6 @@
 """Zero-shot classification heads, made of class names and prompt templates by CLIP's text tower, and cached."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
@@ -44,9 +43,8 @@ def get_classification_head(run: Run, dataset: str) -> ClassificationHead:
     row = registry.get(dataset)
     path = run.paths.head(dataset)
     names = row.names(store.publisher(run, dataset))
-    made_of: dict[str, Any] = dict(classnames=list(names), templates=list(row.templates))
-    made_of["text_side"] = store.written_fingerprints(run).get("text")
-    if not path.is_file() or _outdated(checkpoints.header(path), made_of):
+    made_of = store.head_made_of(run, row, names)
+    if not path.is_file() or store.head_outdated(checkpoints.header(path), made_of):
         model, tokenizer = build_clip(run)
         made_of["text_side"] = store.fingerprints({f"model.{k}": v for k, v in model.state_dict().items()})["text"]
         with matmul_precision(FP32):  # it is kept, for runs of every precision
@@ -61,9 +59,3 @@ def get_classification_head(run: Run, dataset: str) -> ClassificationHead:
         )
     head = ClassificationHead(weight)
     return head.requires_grad_(False)
-
-
-def _outdated(header: dict, made_of: dict) -> bool:
-    """Whether a head was made of something else; what either side does not know does not count."""
-    known = {key: value for key, value in made_of.items() if value is not None and header.get(key) is not None}
-    return any(header[key] != value for key, value in known.items())

@@ -106,6 +106,8 @@ RANGES: dict[str, Range | Either] = {
     "cooldown": NUMBER,
 }
 
+SEVERAL = ("seeds", "range", "ranks")  # flags that take more than one value
+
 # What several merging methods say of their options.
 PERCENT = Range(1, 100, whole=False, what="the percent of weights to keep (20 for a fifth)")
 OF_WEIGHTS = "a share of the weights"
@@ -125,12 +127,20 @@ def option(default: Any, allowed: Range) -> Any:
 def check(**values: Any) -> None:
     """Raise UsageError for the first value that is not in the range of its flag; None stands for a default.
 
-    Of a list every member has to be.
+    Of the flags that take several values every one has to be.
     """
     for name, value in values.items():
-        for member in value if isinstance(value, (list, tuple)) else [value]:
+        for member in value if name in SEVERAL and isinstance(value, (list, tuple)) else [value]:
             if member is not None and member not in RANGES[name]:
                 raise UsageError(f"--{name.replace('_', '-')}: expected {RANGES[name]}; got {member!r}")
+
+
+def require(**values: Any) -> None:
+    """As `check`, but None is refused: `seed=null` on main.py's command line."""
+    check(**values)
+    for name, value in values.items():
+        if value is None:
+            raise UsageError(f"--{name.replace('_', '-')}: expected {RANGES[name]}; got null")
 
 
 def check_value(name: str, value: Any, allowed: Range) -> None:

@@ -82,16 +82,18 @@ class Run:
 
         tasks: names, in lists or with commas. Raises UsageError for what does not exist, with the nearest that does.
         """
-        model = model or registry.suite(suite or registry.DEFAULT).model
+        if model is None:
+            model = registry.suite(registry.DEFAULT if suite is None else suite).model
         check_model(model)
-        suite = suite or registry.default_suite(model)
-        if path := fields.get("pretrained_path"):
+        if suite is None:
+            suite = registry.default_suite(model)
+        if (path := fields.get("pretrained_path")) is not None:
             if ModelName.parse(model).mini:
                 raise UsageError(f"--pretrained-path: {model} has weights of its own; leave the flag out")
             if not expanded(path).is_file():
                 raise UsageError(f"--pretrained-path: expected a file of weights, found none at {path}")
             fields["pretrained_path"] = str(expanded(path))
-        device = known_device(device or default_device())
+        device = known_device(default_device() if device is None else device)
         if jobs is None:
             jobs = cores() if device == "cpu" else len(visible_gpus()) if device == "cuda" else 1
         return cls(suite, model, seed, task_names(tasks, registry.suite(suite)), device=device, jobs=jobs, **fields)
@@ -203,6 +205,8 @@ def task_names(names: str | Iterable[str] | None, suite: registry.Suite) -> tupl
     if names is None:
         return suite.default
     chunks = [names] if isinstance(names, str) else names
+    if not isinstance(chunks, (list, tuple)) or not all(isinstance(chunk, str) for chunk in chunks):
+        raise UsageError(f"--tasks: expected names, or a number; got {names!r}")
     tasks = tuple(name for chunk in chunks for name in chunk.split(",") if name)
     if len(tasks) == 1 and tasks[0].isdecimal():
         if not 1 <= (count := int(tasks[0])) <= len(suite.tasks):
@@ -225,7 +229,7 @@ def pair_names(texts: Iterable[str], suite: registry.Suite) -> tuple[tuple[str, 
     pairs = []
     for text in texts:
         names = text.split("-")
-        if len(names) != 2:
+        if len(names) != 2 or "" in names:
             raise UsageError(
                 f"--pairs: expected two tasks joined by '-', as in {'-'.join(suite.pairs[0])}; found {text!r}"
             )

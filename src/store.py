@@ -1,7 +1,7 @@
 """θ0 and the task vectors of a run, from the checkpoints that finetune.py wrote."""
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from src.task_vectors import TaskVector
 from src.tensors import difference
 
 PUBLISHED_MODE = "standard"  # nobody publishes linear checkpoints
+SHORT = 12  # characters of a hash in a result
 
 
 @lru_cache(maxsize=2)
@@ -111,25 +112,54 @@ def publisher_of(header: Mapping) -> str | None:
 
 
 def made_of(run: Run, mode: str, tasks: Iterable[str], encoders: Mapping[str, str] | None = None) -> dict[str, str]:
-    """What scores are made of, as short hashes: θ0, and for each task its weights, class names and templates.
+    """What scores are made of, as short hashes: θ0, and for each task its weights, class names, templates and head.
 
+    Of a task the parts of results.changed: its fingerprint with the names, the digests of its weights and its head.
     encoders: checkpoints in the place of the run's own, by task. What is not on disk, or too old to say, is left out.
     """
     known = written_fingerprints(run)
     if not known:
         return {}
-    made = {"theta0": known["image"]}
+    made = {"theta0": f"{known['image']}-{checkpoints.header(run.paths.pretrained()).get('digest', '')}"}
     for task in tasks:
         path = Path(encoders[task]) if encoders and task in encoders else _weights_of(run, task, mode)
         try:
-            weights = known["image"]
+            of_weights = f"{known['image']}-"
             if path:
-                weights = checkpoints.known_fingerprint(checkpoints.Checkpoint(path, model=run.model))
+                of_weights = checkpoints.known_hashes(checkpoints.Checkpoint(path, model=run.model))
         except FileNotFoundError:
             continue
+        weights, _, digest = of_weights.partition("-")
         row = registry.get(task)
-        made[task] = _short(weights, known["text"], *row.names(publisher(run, task)), "", *row.templates)
+        names = row.names(publisher(run, task))
+        hashes = (
+            _short(weights, known["text"], *names, "", *row.templates),
+            digest[:SHORT],
+            _head_digest(run, row, names),
+        )
+        made[task] = "-".join(hashes)
     return made
+
+
+def _head_digest(run: Run, row: registry.Dataset, names: Sequence[str]) -> str:
+    """Of the head on disk, which may be a published one; empty where there is none, or one that will be made anew."""
+    try:
+        header = checkpoints.header(run.paths.head(row.name), kind="head")
+    except FileNotFoundError:
+        return ""
+    return "" if head_outdated(header, head_made_of(run, row, names)) else header.get("digest", "")[:SHORT]
+
+
+def head_made_of(run: Run, row: registry.Dataset, names: Sequence[str]) -> dict[str, Any]:
+    """What a zero-shot head is made of, as its header tells it. names: of the classes."""
+    text_side = written_fingerprints(run).get("text")
+    return dict(classnames=list(names), templates=list(row.templates), text_side=text_side)
+
+
+def head_outdated(header: Mapping, made_of: Mapping) -> bool:
+    """Whether a head was made of something else; what either side does not know does not count."""
+    known = {key: value for key, value in made_of.items() if value is not None and header.get(key) is not None}
+    return any(header[key] != value for key, value in known.items())
 
 
 def _weights_of(run: Run, task: str, mode: str) -> Path | None:
@@ -139,7 +169,7 @@ def _weights_of(run: Run, task: str, mode: str) -> Path | None:
 
 
 def _short(*parts: str) -> str:
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:SHORT]
 
 
 def check_start(run: Run, path: Path, header: Mapping) -> None:

@@ -12,6 +12,8 @@ import torch
 from few_images import few_images
 from hypothesis import settings
 from joblib.externals import loky
+from traces import pytest_sessionfinish as pytest_sessionfinish
+from traces import pytest_sessionstart as pytest_sessionstart
 
 from src import args as arguments
 from src import checkpoints, store

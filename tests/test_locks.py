@@ -62,6 +62,39 @@ def test_the_second_waits_and_says_so(holder, tmp_path, capfd):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["begun", "made"]
 
 
+READERS = {
+    "drawing": (
+        "mini",
+        """
+from dataclasses import replace
+from src.datasets.mini import draw
+draw.FAMILIES["toys"] = replace(draw.FAMILIES["toys"], sizes={"val": 2})
+draw.cached(folder, 0, ("toys",))
+""",
+    ),
+    "decoding": (
+        "made",
+        """
+from src.datasets import cache
+cache._build = lambda path, *which: path.write_text("decoded")
+cache._build_once(folder / "made", {}, None, None)
+""",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_who_waits_for_images_says_so(kind, tmp_path):
+    name, code = READERS[kind]
+    head = f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom pathlib import Path\nfolder = Path({str(tmp_path)!r})"
+    with only_one(tmp_path / name):
+        second = started("-c", head + code)
+        assert second.stderr.readline() == f"{tmp_path / name}: {AT_WORK}\n"
+        assert [path.name for path in tmp_path.iterdir()] == [f".{name}.lock"]
+    ended([second])
+    assert len(list(tmp_path.iterdir())) == 1
+
+
 def test_the_lock_of_a_killed_process_is_none(holder, tmp_path, capfd):
     process = holder(500)
     process.send_signal(signal.SIGKILL)

@@ -1,5 +1,6 @@
 """Nothing shipped is emptied: reports over what is not there end with status 2, and write nothing."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,9 @@ import synthetic_results
 
 import make_figures
 import make_tables
+from src.experiments.registry import ADDITION
+from src.reporting.runs import Runs
+from src.runtime import results
 
 KEPT = "made before"
 
@@ -43,3 +47,47 @@ def test_a_report_over_nothing_writes_nothing(script, kind, folder, capsys):
     told = capsys.readouterr().err
     assert ended.value.code == 2 and told.startswith("error: ") and "expected" in told and told.count("\n") == 1
     assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def changed(path: Path, **config) -> None:
+    """A result as it would be with these entries of its configuration, and of their tasks alone."""
+    record = json.loads(path.read_text())
+    record["provenance"]["config"] |= config
+    if "tasks" in config:
+        record["tasks"] = (
+            config["tasks"]
+            if isinstance(record["tasks"], list)
+            else {task: record["tasks"][task] for task in config["tasks"]}
+        )
+    path.write_text(results.encode(record))
+
+
+def test_a_result_of_other_tasks_is_left_out_and_told(folder, capsys):
+    """A quick look at two tasks would stand beside rows of eight, as if it were of eight."""
+
+    def row() -> str:
+        text = (folder / "mini/tables/table1_addition.md").read_text()
+        return next(line for line in text.splitlines() if line.startswith("| non-linear"))
+
+    make_tables.main([f"--results={folder}"])
+    before = row()
+    for name in ("addition_standard", "negation_standard"):
+        changed(folder / f"mini/ViT-Mini/seed_1/{name}.json", tasks=["signs", "letters"])
+    capsys.readouterr()
+    make_tables.main([f"--results={folder}"])
+    told = capsys.readouterr().err
+    assert "addition_standard.json: left out, for it is of signs, letters" in told and "--overwrite" in told
+    assert "negation_standard.json: left out" in told and told.count("left out") == 2
+    assert before.count("|") == row().count("|") and before != row() and "±" not in row()
+    assert not Runs("mini", "ViT-Mini", folder).of(ADDITION, "standard")
+
+
+def test_seeds_that_were_made_with_other_options_are_told(folder, capsys):
+    synthetic_results.write(folder, seeds=(1, 2))
+    Runs("mini", "ViT-Mini", folder).check()
+    assert "mixes" not in capsys.readouterr().err
+    changed(folder / "mini/ViT-Mini/seed_1/addition_standard.json", n_eval_points=2, jobs=7)
+    changed(folder / "mini/ViT-Mini/seed_2/addition_standard.json", n_eval_points=41, jobs=8)
+    Runs("mini", "ViT-Mini", folder).check()
+    (told,) = (line for line in capsys.readouterr().err.splitlines() if "mixes" in line)
+    assert told.startswith("addition_standard.json: its mean mixes n_eval_points = 2 (seed 1), 41 (seed 2); make them")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+import yaml
 from script_parsers import every_flag
 
 import demo
@@ -17,14 +18,19 @@ import eval_task_negation
 import finetune
 import main
 import reproduce
+from src.args import shared_flags
 from src.datasets import registry
+from src.experiments.merging import take_options
 from src.finetuning.settings import Training
 from src.merging.registry import registered
 from src.merging.search import with_options
 from src.merging.ties import Ties
 from src.ranges import RANGES, Either, Range, check, option
-from src.run import task_names
+from src.run import pair_names, task_names
 from src.runtime.messages import UsageError
+from src.runtime.paths import ROOT
+
+CONFIG = ROOT / "config/config.yaml"
 
 
 def outside(allowed: Range | Either) -> list:
@@ -198,10 +204,64 @@ def test_a_wrong_number_ends_with_its_name_and_writes_nothing(script, flag, tmp_
     assert not list(tmp_path.rglob("*"))
 
 
+KEYS = shared_flags() | {key: value for key, value in yaml.safe_load(CONFIG.read_text()).items() if key != "defaults"}
+ODD = [
+    None,
+    "",
+    "no such",
+    -1,
+    math.nan,
+    math.inf,
+    [1],
+    [],
+    {"a": 1},
+    True,
+    0,
+    0.5,
+    10**20,
+    ["digits", ["signs"]],
+    "\udce9",
+]
+# What is a value of a key, or its default.
+MEANT: dict[str, list] = {
+    **{key: [None] for key in ("model", "suite", "pretrained_path", "device", "corruption", "output", "tasks")},
+    **{key: [True] for key in ("overwrite", "skip_corrupt", "wandb", "tensorboard")},
+    **{key: ["no such"] for key in ("save", "results", "data_location", "cache_dir")},
+    **{key: [0, 10**20] for key in ("save_every", "eval_every")},
+    **{"seed": [0], "jobs": [None, 10**20], "eval_batch_size": [10**20], "save_seconds": [0, 0.5, 10**20]},
+    **{"DATASETS": [None, ""], "unseen": [None, "", []], "eval_every": [None, 0, 10**20]},
+    **{"search": [], "encoders": []},
+}
+
+
+@pytest.mark.parametrize("key", [key for key in KEYS if key != "hydra"])
+def test_every_key_of_main_takes_what_is_meant_and_refuses_the_rest_in_a_sentence(key):
+    """Hydra makes numbers, lists and nothing of what is typed."""
+    flags = {name: value for name, value in KEYS.items() if name != "hydra"} | {"finetuning_mode": "standard"}
+    take_options(dict(flags))
+    for value in ODD:
+        given = dict(flags) | {key: value}
+        if any(value is meant or (value == meant and type(value) is type(meant)) for meant in MEANT.get(key, [])):
+            take_options(given)
+            continue
+        with pytest.raises(UsageError) as refused:
+            take_options(given)
+            pytest.fail(f"{key}={value!r} was taken")
+        assert "\n" not in str(refused.value)
+
+
 def test_a_grid_without_the_box_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         eval_disentanglement.main([f"--results={tmp_path}", "--range", "2", "3"])
     assert stop.value.code == 2 and "--range: expected an interval that contains the box" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "pair", ["digits", "digits-", "-digits", "-1", "8-", "-", "", "digits-signs-land", "digits-digits"]
+)
+def test_a_pair_is_of_two_tasks(pair):
+    with pytest.raises(UsageError, match="^--(pairs|tasks): expected"):
+        pair_names([pair], registry.suite("mini"))
 
 
 def test_sets_beside_the_benchmarks_can_be_run_and_the_control_cannot():

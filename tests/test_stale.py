@@ -1,6 +1,7 @@
 """Nothing stale: what was made of other weights, settings or files than those of now is told, never mixed in."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -97,6 +98,54 @@ def test_a_result_of_other_weights_is_told_and_made_anew_when_asked(made, script
     capsys.readouterr()
     call()
     assert "there already" in capsys.readouterr().out
+
+
+def edited_number(path: Path) -> None:
+    """The last number of the largest tensor: no evenly spaced sample of 64 has it."""
+    file = checkpoints.Checkpoint(path, kind=checkpoints.header(path)["kind"])
+    weights = {name: tensor.clone() for name, tensor in file.items()}
+    largest = max(weights, key=lambda name: weights[name].numel())
+    weights[largest].view(-1)[-1] += 1
+    assert checkpoints.fingerprint(weights) == file.header["fingerprint"]
+    checkpoints.save(path, weights, file.header, kind=file.header["kind"])
+
+
+def edited_mask(path: Path) -> None:
+    """One bit of one task."""
+    masks, header = checkpoints.load_masks(path), checkpoints.header(path)
+    bits = {task: dict(mask) for task, mask in masks.items()}
+    name = max(bits["signs"], key=lambda name: bits["signs"][name].numel())
+    bits["signs"][name] = bits["signs"][name].clone()
+    bits["signs"][name].view(-1)[-1] ^= True
+    checkpoints.save_masks(path, bits, header)
+
+
+EDITED = {
+    "weights": (edited_number, lambda run: run.paths.checkpoint("signs", "standard"), "signs"),
+    "θ0": (edited_number, lambda run: run.paths.pretrained(), "theta0"),
+    "a row of a head": (edited_number, lambda run: run.paths.head("signs"), "signs"),
+    "masks": (edited_mask, lambda run: next((run.paths.pretrained().parent / "masks").glob("tall_mask*")), "masks"),
+}
+
+
+@pytest.mark.parametrize("kind", EDITED)
+def test_a_change_of_one_number_is_told(kind, made, capsys):
+    change, path, name = EDITED[kind]
+    merge(made, "method=tall_mask")
+    merge(made, "method=consensus")
+    capsys.readouterr()
+    merge(made, "method=consensus")
+    assert "there already" in capsys.readouterr().out
+    change(path(made))
+    with pytest.raises(SystemExit):
+        merge(made, "method=consensus")
+    assert f"{name} changed since" in capsys.readouterr().err
+
+
+def test_parts_of_hashes_that_either_side_does_not_tell_do_not_count():
+    now = {"a": "1-2-3", "b": "1-2-", "c": "1--3"}
+    assert results.changed({"a": "1", "b": "1-2-3", "c": "1-9-3"}, now) == []
+    assert results.changed({"a": "1-9", "b": "8-2-3", "c": "1--4", "d": "5"}, now) == ["a", "b", "c"]
 
 
 def test_results_without_fingerprints_are_unknown_not_stale(made, capsys):

@@ -1,5 +1,7 @@
 """Places to write: tried before the work, told in a sentence, and left as they were; nothing half, nothing behind."""
 
+import argparse
+import errno
 import fcntl
 import os
 import resource
@@ -19,6 +21,7 @@ from script_parsers import every_flag
 
 from src import args, checkpoints, state_files
 from src.datasets.hub import Snapshot
+from src.datasets.mini import draw
 from src.datasets.prepare import Record
 from src.experiments.base import carry_out
 from src.experiments.merging import take_options
@@ -163,6 +166,47 @@ def test_a_script_tells_it_in_a_line(capsys):
         main([])
 
 
+SYSTEM = [
+    (FileExistsError(errno.EEXIST, "", "/etc/passwd"), "/etc/passwd: expected room .* found: File exists \\(.* free"),
+    (
+        OSError(errno.ENOSPC, ""),
+        "a file that is read or written: expected room .* found: No space left on device. Make",
+    ),
+    (PermissionError(errno.EACCES, "", b"/a"), "/a: expected room .*, found: Permission denied"),
+    (NotADirectoryError(errno.ENOTDIR, "", "/a/b"), "/a/b: expected room .*, found: Not a directory"),
+]
+
+
+@pytest.mark.parametrize("error, said", SYSTEM, ids=lambda value: getattr(value, "errno", ""))
+def test_what_the_system_says_of_a_place_is_told_in_a_line_wherever_it_comes_from(error, said):
+    @program.exit_on_user_error
+    def main(argv=None):
+        raise error
+
+    with pytest.raises(SystemExit, match=f"^error: {said}"):
+        main([])
+
+
+def test_other_errors_of_the_system_keep_their_traceback():
+    @program.exit_on_user_error
+    def main(argv=None):
+        raise FileNotFoundError(errno.ENOENT, "", "a")
+
+    with pytest.raises(FileNotFoundError):
+        main([])
+
+
+def test_drawing_tries_its_place_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(draw, "draw", lambda *which: pytest.fail("it draws first"))
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match="Not a directory|File exists"):
+        draw.cached(tmp_path / "file", 0, ("signs",))
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(1 << 30, 1 << 30, 1 << 20))
+    with pytest.raises(StorageError, match="No space left on device"):
+        draw.cached(tmp_path / "cache", 0, ("signs",))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path):
     left, used, foreign = (tmp_path / name for name in (f".a.{'0' * 12}.tmp", f".b.{'1' * 12}.tmp", ".c.tmp"))
     for folder in (left, used, foreign):
@@ -195,7 +239,7 @@ def test_a_second_writer_leaves_the_temporary_of_the_first_alone(writer, tmp_pat
     assert (tmp_path / file).exists() and not list(tmp_path.glob(".*"))
 
 
-ODD = ["~", "a=b", "a#b", "a,b", "mes données (1)", "{x}", "${x}", "it's", "a\\b", "[a]", "x" * 200, "\udce9"]
+ODD = ["~", "a=b", "a#b", "a,b", "mes données (1)", "{x}", "${x}", "it's", "a\\b", "[a]", "x" * 200]
 
 
 @pytest.mark.parametrize("name", ODD)
@@ -205,13 +249,11 @@ def test_odd_folders_hold_results_and_checkpoints(name, tmp_path):
         file, write = WRITERS[writer]
         write(folder / file)
         require_writable(folder / file)
-    assert (
-        results.read(folder / "made.json")["a"] and checkpoints.header(folder / "made.safetensors")["model"] == "small"
-    )
+    assert results.read(folder / "made.json")["a"] and checkpoints.load(folder / "made.safetensors", model="small")
     assert len(list(folder.iterdir())) == 6  # and the figure's PDF
 
 
-@pytest.mark.parametrize("name", [*ODD[:-1], "seed_1", "/a/b", "0.5e"])
+@pytest.mark.parametrize("name", [*ODD, "seed_1", "/a/b", "0.5e"])
 def test_hydra_reads_odd_paths_as_they_are(name):
     parsed = OverridesParser.create().parse_override(override("results", name))
     assert not parsed.is_sweep_override() and str(parsed.value()).replace("\\${", "${") == name
@@ -238,6 +280,32 @@ def test_a_tilde_is_the_home_folder_in_every_flag_that_is_a_path(parser, action,
         with pytest.raises(SystemExit) as stop:
             parser.parse_args([f"{action.option_strings[0]}=~nobody_of_this_name/x"])
         assert stop.value.code == 2 and "~nobody_of_this_name/x: expected a home folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("parser, action", PATH_FLAGS)
+@pytest.mark.parametrize("text, said", [("", "found an empty one"), ("r\udce9sultats", "expected a path in UTF-8")])
+def test_no_path_and_a_path_that_libraries_cannot_read_are_refused(text, said, parser, action, capsys):
+    """An empty one comes of a variable without a value, and would mean the project's own folder."""
+    if not action.option_strings:
+        with pytest.raises(argparse.ArgumentError, match=said):
+            parser._get_value(action, text)
+        return
+    with pytest.raises(SystemExit) as stop:
+        parser.parse_args([f"{action.option_strings[0]}={text}"])
+    assert stop.value.code == 2 and said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("key", ["save", "results", "data_location", "cache_dir", "pretrained_path"])
+def test_keys_that_are_paths_refuse_the_same(key):
+    for path, said in (("", "found an empty one"), ("r\udce9sultats", "expected a path in UTF-8")):
+        with pytest.raises(UsageError, match=said):
+            args.take_run(args.shared_flags() | {"model": "ViT-B-32", key: path})
+
+
+def test_a_checkout_in_a_folder_that_libraries_cannot_read_is_told(monkeypatch):
+    monkeypatch.setattr("src.runtime.paths.ROOT", Path("/r\udce9sultats"))
+    with pytest.raises(UsageError, match="expected a path in UTF-8; rename it"):
+        from_root("results")
 
 
 def test_a_tilde_is_the_home_folder_in_flags_and_keys_alike(monkeypatch, tmp_path):

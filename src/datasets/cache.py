@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from filelock import FileLock
 from PIL import Image, features
 from tqdm import tqdm
 
@@ -25,6 +24,7 @@ from src.datasets.base import Examples, FileExamples, Pixels
 from src.datasets.examples import CorruptImage, DataError, Subset, digest
 from src.runtime.distributed import cores
 from src.runtime.files import replacing
+from src.runtime.locks import only_one
 
 FORMAT = 2  # 1: 16-bit images were clipped
 BLOCK = 256  # images decoded before they are written: bounds the memory, keeps the threads busy
@@ -99,8 +99,7 @@ def _read(path: Path, key: dict) -> dict | None:
 
 def _build_once(path: Path, key: dict, examples: FileExamples, crop: Crop) -> dict:
     """Build unless another process did while this one waited."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{path}.lock"):
+    with only_one(path, each=True):
         if description := _read(path, key):
             return description
         return _build(path, key, examples, crop)

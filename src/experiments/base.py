@@ -56,7 +56,7 @@ def carry_out(
 
 def unchanged(path: Path, before: Mapping[str, str], now: dict[str, str]) -> dict[str, str]:
     """`now`. Raises ResultError where the files that a result is made of changed while it was computed."""
-    if changed := [name for name in now if before.get(name, now[name]) != now[name]]:
+    if changed := results.changed(before, now):
         raise results.ResultError(
             f"{path}: expected files that stay as they are, found that {', '.join(changed)} changed while the result "
             "was computed; nothing was written: give the same command again"

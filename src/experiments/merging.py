@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,19 +22,19 @@ from src.merging import names
 from src.merging.base import Affine, Drawn, Merge, Method, Problem, Progress, Scaled, Variant, states_of
 from src.merging.evaluate import evaluate_merge, evaluate_unseen
 from src.merging.geometry import vector_geometry
-from src.merging.problem import Source, export, read_problem, storage
+from src.merging.problem import Source, export, masks_path, read_problem, storage
 from src.merging.registry import label, variant_label
 from src.merging.search import Searched
 from src.merging.watch import Watch
-from src.modes import EVALUATED
+from src.modes import EVALUATED, SCOPES
 from src.published.export import FORMATS, export_for_others, files_for_others, merge_of
-from src.ranges import check
+from src.ranges import check, require
 from src.records import Adaptation, Merging, checked
 from src.run import FP32, Run, task_names
 from src.runtime import results
 from src.runtime.cost import measured
 from src.runtime.distributed import from_primary, is_primary
-from src.runtime.files import require_writable
+from src.runtime.files import file_hash, require_writable
 from src.runtime.locks import only_one
 from src.runtime.loggers import Logger, Loggers
 from src.runtime.messages import UsageError, nearest
@@ -99,21 +100,26 @@ def take_options(flags: dict[str, Any]) -> tuple[Run, Options]:
     mode, datasets, count = flags.pop("finetuning_mode"), flags.pop("DATASETS"), flags.pop("num_tasks")
     if [] in (datasets, flags["tasks"]):
         raise UsageError("DATASETS, tasks: expected at least one task, found none")
-    named = datasets or flags["tasks"]
+    named = flags["tasks"] if datasets in (None, "") else datasets
     if mode not in EVALUATED:
         raise UsageError(f"finetuning_mode: {mode!r} does not exist{nearest(mode, EVALUATED)} Known: {EVALUATED}")
-    check(num_tasks=count)
-    run = take_run(flags | {"tasks": str(named) if isinstance(named, int) else named or str(count)})
+    require(num_tasks=count, save_every=flags["save_every"], save_seconds=flags["save_seconds"])
+    run = take_run(flags | {"tasks": str(count) if named is None else str(named) if isinstance(named, int) else named})
     steps = {name: flags[name] for name in ("save_every", "save_seconds", "eval_every")}
     if steps["eval_every"] is None:
         steps["eval_every"] = run.protocol.watch_every
     check(**steps)
+    for name, example in (("encoders", "+encoders.TASK=FILE"), ("search", "+search.k=[10,20]")):
+        if not isinstance(flags[name], dict):
+            raise UsageError(f"{name}: expected it as in {example}; got {flags[name]!r}")
+    if flags["scope"] not in SCOPES:
+        raise UsageError(f"scope: expected one of {', '.join(SCOPES)}; got {flags['scope']!r}")
     encoders = tuple(sorted((task, str(expanded(path))) for task, path in flags["encoders"].items()))
     return run, Options(
         source=Source(mode, flags["scope"], encoders),
         unseen=unseen_tasks(run, flags["unseen"]),
         search=_searched(flags["search"]),
-        output=expanded(flags["output"]) if flags["output"] else None,
+        output=None if flags["output"] is None else expanded(flags["output"]),
         format=flags["format"],
         loggers=Loggers(flags["wandb"], flags["tensorboard"]),
         overwrite=flags["overwrite"],
@@ -133,7 +139,7 @@ def unseen_tasks(run: Run, given: str | list[str] | None) -> tuple[str, ...]:
 
     Raises UsageError for unknown ones and for merged ones.
     """
-    if not given:
+    if given in (None, "", []):
         return ()
     unseen = task_names(given, run.suite_row)
     if merged := [task for task in unseen if task in run.tasks]:
@@ -178,11 +184,11 @@ def _there(run: Run, method: Method, options: Options, name: str) -> bool:
     if options.overwrite or options.output or any(map(results.exists, states)):
         return False
     decisive, config = ("tasks", "precision", "method", "encoders", "search"), run.config(**_config(method, options))
-    return results.skip_existing(run.paths.result(name), config, decisive, _made_of(run, options))
+    return results.skip_existing(run.paths.result(name), config, decisive, _made_of(run, method, options))
 
 
 def _merge(run: Run, method: Method, options: Options, name: str) -> None:
-    started, before = time.time(), _made_of(run, options)
+    started, before = time.time(), _made_of(run, method, options)
     source, search, named = options.source, dict(options.search), _label(method, options)
     target, state = run.paths.result(name), run.paths.adaptation_state(name)
     states = states_of(state)
@@ -228,7 +234,7 @@ def _merge(run: Run, method: Method, options: Options, name: str) -> None:
     if options.output:
         record["output"] = from_primary(lambda: write_merged(run, options, problem, made, record))
     _write_vectors(run, problem, name, config, started, options.overwrite)  # first: a result says that all is there
-    made_of = unchanged(target, before, _made_of(run, options))
+    made_of = unchanged(target, before, _made_of(run, method, options))
     results.write(target, record, config, started, lambda document: checked(document, Merging, target), made_of)
     _remove(*states_of(state), watched)
     test = record["test"]
@@ -268,10 +274,13 @@ def check_output(run: Run, options: Options, named: str) -> None:
             )
 
 
-def _made_of(run: Run, options: Options) -> dict[str, str]:
+def _made_of(run: Run, method: Method, options: Options) -> dict[str, str]:
     source, tasks = options.source, (*run.tasks, *options.unseen)
     encoders = dict(source.encoders)
-    return store.made_of(run, source.mode, tasks, encoders) | Denominators.made_of(run, source.mode, tasks, encoders)
+    made = store.made_of(run, source.mode, tasks, encoders)
+    made |= Denominators.made_of(run, source.mode, tasks, encoders)
+    masks = method.reads(partial(masks_path, run, source))
+    return made | ({"masks": file_hash(masks)[:12]} if masks and masks.is_file() else {})
 
 
 def fixed_settings(method: Method, made: Merge) -> dict[str, float]:

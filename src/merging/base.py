@@ -382,6 +382,13 @@ class Method(ABC):
     @abstractmethod
     def merge(self, problem: Problem) -> Merge: ...
 
+    def reads(self, masks_at: Callable[[str], Path]) -> Path | None:
+        """The file beside the checkpoints that `merge` reads, if any; a result tells when it changes.
+
+        masks_at: where masks lie, by their name.
+        """
+        return None
+
     @classmethod
     def defaults(cls) -> dict[str, Any]:
         """The options and their default values."""

@@ -20,6 +20,7 @@ values.
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -70,6 +71,9 @@ class Concrete(Adapting):
     final: str = "seeded"
     draws: int = option(10, COUNT)
     mask_file: str | None = None
+
+    def reads(self, masks_at: Callable[[str], Path]) -> Path | None:
+        return expanded(self.mask_file) if self.mask_file else None
 
     def mask(self, problem: Problem, model: MergedModel) -> ConcreteMask:
         """The mask before it is learned, or that of `mask_file`; what is not trained, text-side tensors, has none.

@@ -4,14 +4,16 @@
 k = `prun_thre_k`: 0 is τ_MTL itself, 1 drops catastrophic weights, 2 selfish ones too, more than T is zero-shot.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from src.merging.base import ALPHAS, Merge, Method, Problem, Variant, scaled
 from src.merging.masked import Masks
 from src.merging.registry import register
-from src.merging.tall_mask import load_tall_masks, tau_mtl
+from src.merging.tall_mask import load_tall_masks, masks_file, tau_mtl
 from src.ranges import FINITE, TASKS, check_value, option
 from src.task_vectors import Mask
 
@@ -57,6 +59,9 @@ class Consensus(Method):
     use_ties: bool = False
     mask_file: str | None = None
     alphas: list[float] = option(ALPHAS, FINITE)
+
+    def reads(self, masks_at: Callable[[str], Path]) -> Path:
+        return masks_file(masks_at, self.use_ties, self.mask_file)
 
     def merge(self, problem: Problem) -> Merge:
         masks, path = load_tall_masks(problem, self.use_ties, self.mask_file)

@@ -16,6 +16,7 @@ from src.checkpoints import PackedMask
 from src.merging.base import Merge, Problem, Setting
 from src.merging.geometry import describe
 from src.published import convert
+from src.runtime import results
 from src.runtime.messages import MissingFile, few
 from src.runtime.paths import expanded
 from src.task_vectors import Mask, TaskVector
@@ -93,8 +94,7 @@ def load_masks(
         of_all = header.get("scope") == "published"
         scope = None if of_all else problem.scope
         masks = checkpoints.load_masks(path, model=problem.model, mode=problem.mode, scope=scope)
-        then, now = header.get("made_of", {}), _made_of(problem)
-        if stale := [task for task in now if then.get(task, now[task]) != now[task]]:
+        if stale := results.changed(header.get("made_of", {}), _made_of(problem)):
             raise checkpoints.CheckpointError(
                 f"{path}: expected masks of the checkpoints that are there, found those of others: {few(stale)} "
                 f"changed since; make them with: {command}"
@@ -110,7 +110,7 @@ def load_masks(
 
 def _made_of(problem: Problem) -> dict[str, str]:
     weights = {"theta0": problem.pretrained, **problem.finetuned}
-    return {name: checkpoints.known_fingerprint(of_task) for name, of_task in weights.items()}
+    return {name: checkpoints.known_hashes(of_task) for name, of_task in weights.items()}
 
 
 def _check(path: Path, what: str, expected: Any, found: Any) -> None:

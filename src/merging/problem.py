@@ -54,7 +54,6 @@ def read_problem(run: Run, source: Source, label: str = "", progress: Progress =
         checkpoints.require_finite(given)
         return given
 
-    tasks = tasks_name(run.suite, run.tasks, encoders)
     weights = {task: finetuned(task) for task in run.tasks}
     files = tuple((file.path, file.path.stat().st_mtime_ns) for file in (pretrained, *weights.values()))
     return Problem(
@@ -65,7 +64,7 @@ def read_problem(run: Run, source: Source, label: str = "", progress: Progress =
         model=run.model,
         suite=run.suite_row,
         seed=run.seed,
-        mask_path=lambda name: run.paths.masks(f"{name}_{tasks}_{mode}_{scope}"),
+        mask_path=partial(masks_path, run, source),
         published_masks=_published_masks(run, source),
         label=label,
         images=Unlabelled(
@@ -78,6 +77,12 @@ def read_problem(run: Run, source: Source, label: str = "", progress: Progress =
         precision=run.precision,
         memo=_memo(run, source, files),
     )
+
+
+def masks_path(run: Run, source: Source, name: str) -> Path:
+    """Where the masks of that name lie for these weights."""
+    tasks = tasks_name(run.suite, run.tasks, dict(source.encoders))
+    return run.paths.masks(f"{name}_{tasks}_{source.mode}_{source.scope}")
 
 
 def _published_masks(run: Run, source: Source) -> Path | None:

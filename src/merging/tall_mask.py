@@ -8,7 +8,7 @@ The published code takes |τ_MTL − τ_t| as |(θ0 + τ_MTL) − θ_t|, which r
 the paper's formula; the masks differ only at weights whose two sides are equal up to that rounding.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from src.merging.registry import register
 from src.merging.task_arithmetic import multi_task_vector
 from src.merging.ties import ties_vector
 from src.ranges import NON_NEGATIVE, option
+from src.runtime.paths import expanded
 from src.task_vectors import Mask, TaskVector
 from src.tensors import Weights
 
@@ -51,6 +52,11 @@ def load_tall_masks(problem: Problem, use_ties: bool, file: str | None) -> tuple
     command = f"python main.py {which} DATASETS=[{','.join(problem.tasks)}] method=tall_mask method.use_ties={use_ties}"
     published = None if use_ties else problem.published_masks
     return load_masks(problem, _name(use_ties), f"{command} overwrite=True", file, published)
+
+
+def masks_file(masks_at: Callable[[str], Path], use_ties: bool, file: str | None) -> Path:
+    """The masks that are loaded, unless they are published ones. file: as in `load_tall_masks`."""
+    return expanded(file) if file else masks_at(_name(use_ties))
 
 
 @dataclass(kw_only=True)
@@ -95,6 +101,9 @@ class TallMask(Method):
     load_mask: bool = False
     mask_file: str | None = None
     tall_mask_lambda: list[float] = option(LAMBDAS, NON_NEGATIVE)
+
+    def reads(self, masks_at: Callable[[str], Path]) -> Path | None:
+        return masks_file(masks_at, self.use_ties, self.mask_file) if self.load_mask or self.mask_file else None
 
     def merge(self, problem: Problem) -> Merge:
         merged = tau_mtl(problem, self.use_ties)

@@ -41,6 +41,24 @@ class Result:
     task_list: tuple[str, ...] = ()
     unseen: tuple[str, ...] = ()
 
+    @property
+    def identity(self) -> tuple:
+        """What results of several seeds share that one number is averaged over."""
+        of_merging = (
+            self.method,
+            self.options,
+            self.encoders,
+            self.scope,
+            self.task_list if self.method else (),
+            self.unseen,
+        )
+        return (self.experiment, self.mode, self.corruption, self.severity, *of_merging)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """What it is of; empty where neither its record nor its configuration tells."""
+        return self.task_list or tuple(self.record["provenance"]["config"].get("tasks") or ())
+
     def columns(self, suite: str) -> dict[str, Any]:
         """What identifies the result, as columns of the frame."""
         foreign = json.loads(self.encoders) if self.method and self.encoders else {}

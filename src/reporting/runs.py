@@ -1,6 +1,7 @@
 """What tables, figures and claims read: all results of one model of a suite, over seeds."""
 
 import shlex
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,18 +14,24 @@ import pandas as pd
 
 from src.datasets import registry
 from src.experiments.numbers import MEAN
-from src.experiments.registry import NTK, SINGLE_TASK, Experiment
+from src.experiments.registry import EXPERIMENTS, NTK, SINGLE_TASK, Experiment
 from src.experiments.studies import STUDIES
 from src.model_names import ModelName, pretrained_name, random_name
 from src.modes import MODES
 from src.reporting import frame
 from src.reporting.published import published_model
-from src.reporting.result import Result, as_text, joined, read_results
+from src.reporting.result import VECTORS, Result, as_text, joined, read_results
 from src.run import Run, override
-from src.runtime.messages import UsageError
+from src.runtime.messages import UsageError, few
 from src.runtime.paths import ROOT, Paths, Places, from_root
 from src.runtime.results import MissingResult
 
+# Entries of a result's configuration that decide none of its numbers, or that tell results apart.
+UNCOUNTED = frozenset(
+    "seed jobs device batch_size eval_batch_size save results cache data cache_dir data_location skip_corrupt "
+    "save_every save_seconds eval_every output overwrite wandb tensorboard method search encoders unseen corruption "
+    "severity DATASETS num_tasks".split()
+)
 DESIGN_SEED = 0  # settings were chosen on it, so it stays out of what is reported
 FIRST_SEED = 1
 # Columns that a selection leaves out have these values: clean images, own checkpoints, the mean over tasks, on test,
@@ -78,12 +85,54 @@ class Runs:
                 f"--seeds: expected seeds of {self.model} with results in {where}, found none of "
                 f"{', '.join(map(str, absent))}; there are {', '.join(map(str, self.seeds_there))}"
             )
+        for result in self.of_other_tasks:
+            print(
+                f"{result.file}: left out, for it is of {few(result.tasks)}, and reports are of the first "
+                f"{len(self.main_tasks)} tasks; make it anew with: "
+                f"{self.command(EXPERIMENTS[result.experiment], result.mode, result.seed)} --overwrite",
+                file=sys.stderr,
+            )
+        for line in self.of_other_options:
+            print(line, file=sys.stderr)
         if not self.read:
-            raise UsageError(f"expected results of {self.model} in {where}, found empty folders of seeds")
+            raise UsageError(f"expected results of {self.model} in {where}, found none of the suite's tasks")
 
     @cached_property
     def read(self) -> tuple[Result, ...]:
-        """Every result of the seeds. Raises ResultError for one that is damaged or unlike its schema."""
+        """Every result of the seeds that reports are of. Raises ResultError for a damaged one, or unlike its schema."""
+        return tuple(result for result in self._there if not any(result is other for other in self.of_other_tasks))
+
+    @cached_property
+    def of_other_tasks(self) -> tuple[Result, ...]:
+        """Results that are left out: of an experiment on the first benchmark, and of other tasks than that."""
+        return tuple(
+            result
+            for result in self._there
+            if result.experiment in EXPERIMENTS
+            and EXPERIMENTS[result.experiment].benchmark
+            and {*result.tasks} not in ({*self.main_tasks}, set())
+        )
+
+    @property
+    def of_other_options(self) -> list[str]:
+        """Lines that tell of results whose seeds were made with different options, such as numbers of coefficients."""
+        alike: dict[tuple, list[Result]] = {}
+        for result in self.read:
+            if result.experiment != VECTORS:
+                alike.setdefault(result.identity, []).append(result)
+        lines = []
+        for results in alike.values():
+            configs = [result.record["provenance"]["config"] for result in results]
+            shared = [name for name in configs[0] if name not in UNCOUNTED and all(name in other for other in configs)]
+            for name in (name for name in shared if any(other[name] != configs[0][name] for other in configs)):
+                values = ", ".join(f"{config[name]} (seed {r.seed})" for config, r in zip(configs, results))
+                lines.append(
+                    f"{results[0].file.name}: its mean mixes {name} = {values}; make them alike with --overwrite"
+                )
+        return lines
+
+    @cached_property
+    def _there(self) -> tuple[Result, ...]:
         return tuple(result for seed in self.seeds for result in read_results(self.paths_of(seed)))
 
     @cached_property

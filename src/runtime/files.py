@@ -62,14 +62,31 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def refuse(path: Path, error: OSError) -> NoReturn:
     """Raise StorageError in words, for an error that came of writing `path`."""
-    folder, free = _nearest_folder(path), ""
-    with suppress(OSError):
-        free = f" ({shutil.disk_usage(folder).free / 2**20:.0f} MiB are free)"
+    folder = _nearest_folder(path)
     raise StorageError(
-        f"{path}: expected room in {folder} and the right to write there, found: {os.strerror(error.errno or 0)}{free}"
-        ". What was there is as it was. Make room, or name another folder (--save, --results, --cache-dir); then the "
-        "same command goes on"
+        f"{path}: expected room in {folder} and the right to write there, found: {os.strerror(error.errno or 0)}"
+        f"{_free(folder)}. What was there is as it was. Make room, or name another folder (--save, --results, "
+        "--cache-dir); then the same command goes on"
     ) from None
+
+
+def in_words(error: OSError) -> StorageError | None:
+    """For an error that nothing nearer to it has put into words; None where it is not of a place."""
+    if error.errno not in NO_PLACE:
+        return None
+    path = Path(os.fsdecode(error.filename)) if isinstance(error.filename, (str, bytes)) else None
+    what, free = (path, _free(_nearest_folder(path))) if path else ("a file that is read or written", "")
+    return StorageError(
+        f"{what}: expected room and the right to read and to write there, found: {os.strerror(error.errno or 0)}{free}"
+        ". Make room, or name another place (--save, --results, --cache-dir, --data-location); then the same command "
+        "goes on"
+    )
+
+
+def _free(folder: Path) -> str:
+    with suppress(OSError):
+        return f" ({shutil.disk_usage(folder).free / 2**20:.0f} MiB are free)"
+    return ""
 
 
 def require_writable(path: Path, room: int = ROOM) -> None:

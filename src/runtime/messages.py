@@ -33,8 +33,8 @@ def few(names: Iterable[str], most: int = 4) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """'; did you mean X?', or nothing."""
+def nearest(name: object, known: Iterable[str]) -> str:
+    """'; did you mean X?', or nothing. name: whatever was given in the place of one."""
     lowered = {k.lower(): k for k in known}
-    match = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.5)
+    match = difflib.get_close_matches(str(name).lower(), lowered, n=1, cutoff=0.5)
     return f"; did you mean {lowered[match[0]]}?" if match else ""

@@ -14,7 +14,18 @@ CORRUPTED = "corrupted"  # folder of results on corrupted test images, beside th
 
 
 def expanded(location: str | Path) -> Path:
-    """A location whose `~` is the home folder, wherever it was given. Raises UsageError where there is none."""
+    """A location whose `~` is the home folder, wherever it was given.
+
+    Raises UsageError where there is none, for an empty location, and for one that is no UTF-8: safetensors and Hydra
+    read no other.
+    """
+    if not isinstance(location, (str, Path)):  # of a key of main.py
+        raise UsageError(f"expected a path, found {location!r}; in quotes it is one: \"'{location}'\"")
+    text = str(location)
+    if not text:
+        raise UsageError("expected a path, found an empty one")
+    if text != text.encode(errors="replace").decode():
+        raise UsageError(f"{text!a}: expected a path in UTF-8; rename it, or make a link to it of such a name")
     try:
         return Path(location).expanduser()
     except RuntimeError:
@@ -23,7 +34,7 @@ def expanded(location: str | Path) -> Path:
 
 def from_root(location: str | Path) -> Path:
     """Relative locations are meant from the project's root, wherever a script is started."""
-    return ROOT / expanded(location)
+    return expanded(ROOT / expanded(location))
 
 
 @dataclass(frozen=True)

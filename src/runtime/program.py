@@ -7,12 +7,18 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from src.runtime import distributed, signals
+from src.runtime.files import in_words
 from src.runtime.messages import UsageError, UserError
 
 Returned = TypeVar("Returned")
 
-# Told in a line, without a traceback: what a user can mend, and what the system refuses a user.
-USER_ERRORS = (UserError, IsADirectoryError, PermissionError)
+
+def user_error(error: BaseException) -> UserError | None:
+    """What is told in a line, without a traceback: a UserError, or what the system says of a place; None for a fault
+    of the program."""
+    if isinstance(error, UserError):
+        return error
+    return in_words(error) if isinstance(error, OSError) else None
 
 
 def exit_status(errors: Sequence[Exception]) -> int:
@@ -42,15 +48,14 @@ def exit_on_user_error(main: Callable[..., Returned]) -> Callable[..., Returned]
             if distributed.is_primary():
                 print("stopped; the same command goes on", file=sys.stderr, flush=True)
             raise SystemExit(stopped.status) from None
-        except USER_ERRORS as error:
-            distributed.leave_to_the_first()
-            if isinstance(error, UsageError):
-                print(f"error: {error}", file=sys.stderr, flush=True)
-                raise SystemExit(2) from None
-            raise SystemExit(f"error: {error}") from None
         except (Exception, SystemExit) as error:
             if not isinstance(error, SystemExit) or isinstance(error.code, str):  # a number was told of before
                 distributed.leave_to_the_first()
-            raise
+            if (told := user_error(error)) is None:
+                raise
+            if isinstance(told, UsageError):
+                print(f"error: {told}", file=sys.stderr, flush=True)
+                raise SystemExit(2) from None
+            raise SystemExit(f"error: {told}") from None
 
     return run

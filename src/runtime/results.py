@@ -126,8 +126,13 @@ def require_same(
 
 def outdated(provenance: Mapping[str, Any], made_of: Mapping[str, str]) -> list[str]:
     """What a result was made of that is another now; what either side does not tell does not count."""
-    then = dict(pair.rpartition(":")[::2] for pair in str(provenance.get("made_of", "")).split())
-    return [name for name, value in made_of.items() if then.get(name, value) != value]
+    return changed(dict(pair.rpartition(":")[::2] for pair in str(provenance.get("made_of", "")).split()), made_of)
+
+
+def changed(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """The names whose hashes differ in a part that both have; parts are joined by "-", and empty where unknown."""
+    parts = {name: zip(then.get(name, value).split("-"), value.split("-")) for name, value in now.items()}
+    return [name for name, pairs in parts.items() if any(one and other and one != other for one, other in pairs)]
 
 
 def _differences(name: str, earlier: Any, asked: Any) -> list[tuple[str, Any, Any]]:

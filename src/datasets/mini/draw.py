@@ -17,12 +17,13 @@ from pkgutil import iter_modules
 from typing import cast
 
 import numpy as np
-from filelock import FileLock
 
 from src.datasets.base import SPLITS, Pixels
 from src.datasets.mini.canvas import PIXELS, reduce, uniform
 from src.datasets.mini.family import Family, Painter
 from src.runtime.distributed import alone, cores
+from src.runtime.files import require_writable
+from src.runtime.locks import only_one
 from src.runtime.parallel import map_tasks
 
 FOLDER, PACKAGE = Path(__file__).parent, "src.datasets.mini"
@@ -136,8 +137,9 @@ def cached(folder: Path, seed: int, names: Iterable[str] = TOGETHER) -> dict[str
     places = {name: folder / f"mini_seed{seed}" / f"{name}_{stamp(name)}" for name in names}
     if all(folder.is_dir() for folder in places.values()):
         return places
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".mini.lock"):
+    sizes = [n for name, place in places.items() if not place.is_dir() for n in FAMILIES[name].sizes.values()]
+    require_writable(folder / "mini", sum(sizes) * PIXELS * PIXELS * 3)
+    with only_one(folder / "mini", each=True):
         missing = [name for name, folder in places.items() if not folder.is_dir()]
         for left_behind in folder.glob(f".*.{TEMPORARY}"):  # by a killed one: the lock says that it is gone
             shutil.rmtree(left_behind)
