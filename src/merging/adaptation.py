@@ -126,10 +126,10 @@ class MergedModel:
         self.start = {name: tensor.detach() for name, tensor in self.encoder.state_dict().items()}  # θ0
         self.device = self.start[problem.keys[0]].device
         self.heads = {task: self.images.head(task).to(self.device) for task in problem.tasks}
-        kept = dict(dtype=getattr(torch, method.vectors), device=self.device)
+        stored = dict(dtype=getattr(torch, method.vectors), device=self.device)
         taus = stacked(problem) if taus is None else taus
-        self.taus = {name: tau.to(**kept) for name, tau in taus}  # (tasks, *shape) each
-        self.layer = {name: place for place, name in enumerate(problem.keys)}
+        self.taus = {name: tau.to(**stored) for name, tau in taus}  # (tasks, *shape) each
+        self.layer = {name: column for column, name in enumerate(problem.keys)}
 
     @cached_property
     def together(self) -> int:
@@ -144,9 +144,9 @@ class MergedModel:
             size = min(size, images_that_fit(free, each, besides))
         return max(1, size // self.method.batch_size)
 
-    def parts(self, place: int) -> Iterator[torch.Tensor]:
-        """Tensors whose norm, taken together, is that of a task's vector."""
-        return (tau[place] for tau in self.taus.values())
+    def parts(self, index: int) -> Iterator[torch.Tensor]:
+        """Tensors of the task with this index: together they have the norm of its task vector."""
+        return (tau[index] for tau in self.taus.values())
 
     def coefficients(self, granularity: str) -> torch.Tensor:
         """λ at the start, (tasks, 1) or (tasks, layers): a layer is a tensor. Raises UsageError for other words."""
@@ -178,10 +178,10 @@ class MergedModel:
         Raises NonFiniteLoss, before it adds anything, for a loss that is no number.
         """
         point = self.effective(lam.detach()).requires_grad_(lam.requires_grad)
-        found = self.backward_at(point, numbers, mask)
+        losses = self.backward_at(point, numbers, mask)
         if lam.requires_grad:
             self.effective(lam).backward(point.grad)
-        return found
+        return losses
 
     def backward_at(self, lam: torch.Tensor, numbers: Sequence[int], mask: Mask = unmasked) -> dict[str, float]:
         """`backward` for λ as it enters θ: no clamp."""
@@ -190,31 +190,31 @@ class MergedModel:
         for weight in theta.values():
             weight.requires_grad_()
         with matmul_precision(self.problem.precision):
-            found = self._losses(theta, numbers)
-        if not all(math.isfinite(value) for value in found.values()):
-            raise NonFiniteLoss(f"the {'entropies' if self.loss == 'entropy' else 'losses'} are {found}")
+            losses = self._losses(theta, numbers)
+        if not all(math.isfinite(value) for value in losses.values()):
+            raise NonFiniteLoss(f"the {'entropies' if self.loss == 'entropy' else 'losses'} are {losses}")
         for name in self.layer:
             gradient = theta.pop(name).grad
             if gradient is not None:  # a frozen tensor that the features do not see has none
                 self.update(name, lam, mask).backward(gradient)
-        return found
+        return losses
 
     def _losses(self, theta: Mapping[str, torch.Tensor], numbers: Sequence[int]) -> dict[str, float]:
         """Mean loss of each task at θ, whose gradients are left in `.grad`."""
         batches = [(task, number) for number in numbers for task in self.problem.tasks]
         values = []
-        for place in range(0, len(batches), self.together):
-            chunk = batches[place : place + self.together]
+        for first in range(0, len(batches), self.together):
+            chunk = batches[first : first + self.together]
             images = [self.batch(task, number) for task, number in chunk]
             features = features_at(self.encoder, theta, torch.cat(images), self.problem.precision)
             parts = features.split([len(batch) for batch in images])
             losses = [self.loss_of(*which, batch, part) for which, batch, part in zip(chunk, images, parts)]
             sum(losses[1:], start=losses[0]).backward()
             values += [loss.detach() for loss in losses]
-        found = dict.fromkeys(self.problem.tasks, 0.0)
+        means = dict.fromkeys(self.problem.tasks, 0.0)
         for (task, _), value in zip(batches, torch.stack(values).tolist()):  # a GPU is waited for once
-            found[task] += value / len(numbers)
-        return found
+            means[task] += value / len(numbers)
+        return means
 
     def batch(self, task: str, number: int) -> torch.Tensor:
         return self.images.batch(task, self.method.adapt_on, self.method.batch_size, number)

@@ -116,10 +116,10 @@ class ComponentModel(MergedModel):
                 tau = torch.stack(list(problem.tensors(name))).to(self.device)
                 self.taus[name] = (tau - self.offset[name] if centred else tau).to(**kept)
 
-    def parts(self, place: int) -> Iterator[Tensor]:
-        yield from super().parts(place)
+    def parts(self, index: int) -> Iterator[Tensor]:
+        yield from super().parts(index)
         for components in self.components.values():
-            yield components.s[:, place]
+            yield components.s[:, index]
 
     def update(self, name: str, lam: Tensor, mask: Mask = unmasked) -> Tensor:
         """Σ_t λ_t U_t (B_t ∘ Σ_t) V_tᵀ of a tensor with matrices, else Σ_t λ_t τ_t."""

@@ -1,4 +1,4 @@
-"""The merging methods that there are, with what tables, figures and reproduce.py are to know of each."""
+"""All merging methods, and the facts about each that tables, figures and reproduce.py read."""
 
 import importlib
 import pkgutil

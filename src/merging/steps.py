@@ -31,9 +31,9 @@ class LearnedMask(Protocol):
 class Steps:
     """The steps of something that is learned: resumed where they stopped, shown, watched and recorded.
 
-    phases: name -> number of steps, in order. settings: what a kept state must share with the run that goes on from it.
-    tensors: what is learned; optimizers: Adam, by name. All are restored in place. loss: what its values are called.
-    Every step must be a function of these and of its number. Raises CheckpointError for the state of another run.
+    phases: name -> number of steps, in order. settings: a saved state must have the same ones. tensors: these are
+    learned. optimizers: Adam, by name. A saved state restores both in place. loss: the name of its values. Every step
+    must be a function of these and of its number. Raises CheckpointError for the state of another run.
     """
 
     def __init__(
@@ -176,9 +176,9 @@ class Steps:
         now = self.settings | {"phases": self.phases}
         then = state.header["settings"] | {"phases": state.header["phases"]}
         if differing := [key for key in now | then if now.get(key) != then.get(key)]:
-            told = ", ".join(f"{key} {then.get(key)} (now {now.get(key)})" for key in differing)
+            changes = ", ".join(f"{key} {then.get(key)} (now {now.get(key)})" for key in differing)
             raise checkpoints.CheckpointError(
-                f"{path}: expected the state of a run with these settings, found {told}; "
+                f"{path}: expected the state of a run with these settings, found {changes}; "
                 "repeat the earlier settings, or start anew with overwrite=True"
             )
         values = state_files.load(state, self.optimizers, {"value": self.tensors})["value"]
@@ -191,14 +191,14 @@ class Steps:
     def _stop(self, phase: str, index: int, why: object) -> NoReturn:
         path, method = self.progress.state, self.method
         self._keep()
-        kept = "no state was kept"
+        left = "no state was kept"
         if path and path.is_file():
             step = checkpoints.header(path)["step"]
-            kept = f"the last good state is kept in {path} (step {step}); the same command would stop here again"
+            left = f"the last good state is kept in {path} (step {step}); the same command would stop here again"
         rates = " or ".join(f"method.{name}=..." for name in ("lr", "mask_lr", "inner_lr") if hasattr(method, name))
         command = results.command_line().replace(" overwrite=True", "")
         raise NonFiniteLoss(
-            f"{method.name}: {why} at step {index} of {self.phases[phase]} ({phase}); {kept}. "
+            f"{method.name}: {why} at step {index} of {self.phases[phase]} ({phase}); {left}. "
             f"Start anew with a smaller rate ({rates}): {command} overwrite=True"
         ) from None
 
@@ -219,7 +219,7 @@ class Adaptation(Steps):
     ):
         self.model, self.lam, self.mask = model, lam, mask
         problem, tensors = model.problem, {"lambda": lam} | (mask.logits if mask else {})
-        norms = {task: _norm(model.parts(place)) for place, task in enumerate(problem.tasks)}
+        norms = {task: _norm(model.parts(index)) for index, task in enumerate(problem.tasks)}
         about, loss = {"norms of the task vectors": norms}, "entropy" if model.loss == "entropy" else "loss"
         super().__init__(problem, model.method, phases, tensors, optimizers, about, loss)
         self.curves |= {"lambda": {task: [] for task in problem.tasks}}
