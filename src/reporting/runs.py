@@ -29,8 +29,8 @@ from src.runtime.results import MissingResult
 # Entries of a result's configuration that decide none of its numbers, or that tell results apart.
 UNCOUNTED = frozenset(
     "seed jobs device batch_size eval_batch_size save results cache data cache_dir data_location skip_corrupt "
-    "save_every save_seconds eval_every output overwrite wandb tensorboard method search encoders unseen corruption severity "
-    "DATASETS num_tasks".split()
+    "save_every save_seconds eval_every output overwrite wandb tensorboard method search encoders unseen corruption "
+    "severity DATASETS num_tasks".split()
 )
 DESIGN_SEED = 0  # settings were chosen on it, so it stays out of what is reported
 FIRST_SEED = 1
