@@ -140,7 +140,7 @@ def test_the_workflow_runs_what_the_makefile_has():
 def test_every_row_of_the_table_of_faults_names_a_test_that_is_there():
     rows = [line for line in (ROOT / "docs" / "faults.md").read_text().splitlines() if line.startswith("| ")][1:]
     rows = [row for row in rows if not row.startswith("| ---") and not re.fullmatch(r"\| \*\*[^|]+\*\* \| \| \|", row)]
-    assert len(rows) > 70
+    assert len(rows) > 60
     for row in rows:
         named = re.search(r"\| `(test_\w+\.py)::(test_\w+)` \|$", row)
         assert named, row
