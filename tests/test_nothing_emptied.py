@@ -91,3 +91,11 @@ def test_seeds_that_were_made_with_other_options_are_told(folder, capsys):
     Runs("mini", "ViT-Mini", folder).check()
     (told,) = (line for line in capsys.readouterr().err.splitlines() if "mixes" in line)
     assert told.startswith("addition_standard.json: its mean mixes n_eval_points = 2 (seed 1), 41 (seed 2); make them")
+
+
+def test_a_page_that_is_not_there_is_told_before_the_tables(folder, capsys):
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(SystemExit) as ended:
+        make_tables.main([f"--results={folder}", "--readme", str(folder / "absent.md")])
+    assert ended.value.code == 2 and "--readme: expected a page" in capsys.readouterr().err
+    assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}

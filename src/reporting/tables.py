@@ -11,6 +11,7 @@ from src.reporting.runs import Runs, every_number
 from src.reporting.table import Table, embedded, printed, write, write_text
 from src.runtime.files import require_writable
 from src.runtime.locks import only_one
+from src.runtime.messages import UsageError
 from src.runtime.paths import from_root
 
 
@@ -36,6 +37,9 @@ def make_tables(runs: Runs, pages: Sequence[str] = ()) -> None:
     pages: files between whose markers tables go too; see table.embedded.
     Raises UsageError, and writes nothing, where there are no results; ResultError for a result unlike its schema.
     """
+    for page in pages:
+        if not from_root(page).is_file():
+            raise UsageError(f"--readme: expected a page with markers for tables, found no file {page}")
     runs.check()
     tables, numbers = make(runs), every_number(runs.suite, runs.results)
     findings = examine_all(runs)
