@@ -207,7 +207,8 @@ class LinearizedImageEncoder(LinearizedModel):
             image_encoder = ImageEncoder(args, keep_lang=keep_lang)
         super().__init__(image_encoder, init_encoder)
         for attribute in PREPROCESSING:
-            setattr(self, attribute, getattr(image_encoder, attribute))
+            if hasattr(image_encoder, attribute):  # one's own encoder need not have them all
+                setattr(self, attribute, getattr(image_encoder, attribute))
 
     def save(self, path: str | Path, **header: Any) -> None:
         """Write θ as ImageEncoder.save does, as that of a linearized model; θ0 is the pre-trained one of its name."""

@@ -511,7 +511,7 @@ def test_without_a_state_a_stop_promises_none(tmp_path):
 
 
 def test_a_long_course_is_recorded_in_a_limited_number_of_points(monkeypatch):
-    monkeypatch.setattr(adaptation, "KEPT", 20)
+    monkeypatch.setattr(steps, "KEPT", 20)
     course = small(AdaMerging, steps=41, batches=1, granularity="task").merge(problem()).adaptation
     assert course["curves"]["step"] == list(range(0, 41, 3))
     assert len(course["curves"]["entropy"]["b"]) == len(course["curves"]["lambda"]["b"]) == 14

@@ -173,14 +173,14 @@ def export(problem: Problem, merge: Merge, chosen: Mapping[str, Setting], output
     Such a file has the task's adapter too, `adapter.*`, where there is one; it is then no encoder, and loads as none.
     label: of the method with its options, for the header.
     """
-    written = []
+    written, began_at = [], store.fingerprints(problem.pretrained)["image"]
     for task in problem.tasks if merge.per_task else problem.tasks[:1]:
         path = output.with_suffix(f".{task}.safetensors") if merge.per_task else output
         weights = moved_over(problem.pretrained, dict(merge.vector(task, chosen[task]).vector))
         if adapter := merge.adapter(task, chosen[task]):
             weights |= {f"adapter.{name}": tensor for name, tensor in vars(adapter).items()}
         header: dict[str, Any] = dict(model=problem.model, mode=MODES[problem.mode].checkpoint, seed=problem.seed)
-        header["began_at"] = store.fingerprints(problem.pretrained)["image"]
+        header["began_at"] = began_at
         header |= dict(tasks=list(problem.tasks), scope=problem.scope, chosen=chosen[task], label=label)
         checkpoints.save(path, weights, header | (dict(task=task) if merge.per_task else {}))
         written.append(path)

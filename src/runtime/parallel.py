@@ -15,7 +15,7 @@ import tempfile
 import threading
 import traceback
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
@@ -62,28 +62,34 @@ def map_tasks(
     if jobs <= 1 or len(items) <= 1 or _worker:
         return [function(item) for item in tqdm(items, desc=desc, leave=False, disable=True if _worker else None)]
     jobs = min(jobs, len(items))
-    with parallel_config(
-        backend="loky",
-        n_jobs=jobs,
-        inner_max_num_threads=1,
-        initializer=_start_worker,
-        initargs=(os.getpid(), distributed.visible_gpus() if device == "cuda" else ()),
-        max_nbytes=None,  # large arrays too are pickled, not written to files
-        temp_folder=tempfile.gettempdir(),  # else joblib makes a folder in /dev/shm, though nothing goes there
-    ):
-        with signals.starting():  # the workers, and the thread of loky that puts others in the place of idle ones
-            results = Parallel(return_as="generator", batch_size=1)(delayed(_call)(function, item) for item in items)
-    try:
-        return list(tqdm(results, total=len(items), desc=desc, leave=False, disable=None))
-    except BrokenProcessPool as error:
-        raise WorkerKilled(
-            f"{desc}: expected {jobs} worker processes to finish, found one killed, as the system does where memory "
-            f"runs out; finished work is kept: give the same command again, with --jobs={jobs // 2} or fewer"
-        ) from error
-    finally:
-        with warnings.catch_warnings():  # joblib's, of the items that it cancels where this is ended
-            warnings.simplefilter("ignore", UserWarning)
-            results.close()
+    results: Generator[Result, None, None] | None = None
+    with warnings.catch_warnings():  # joblib's, of the items that it cancels where this is ended
+        warnings.filterwarnings("ignore", ".*adjusting the input task iterator", UserWarning)
+        try:
+            with (
+                parallel_config(
+                    backend="loky",
+                    n_jobs=jobs,
+                    inner_max_num_threads=1,
+                    initializer=_start_worker,
+                    initargs=(os.getpid(), distributed.visible_gpus() if device == "cuda" else ()),
+                    max_nbytes=None,  # large arrays too are pickled, not written to files
+                    temp_folder=tempfile.gettempdir(),  # else joblib makes one in /dev/shm, though nothing goes there
+                ),
+                signals.starting(),  # the workers, and the thread of loky that puts others in the place of idle ones
+            ):
+                results = Parallel(return_as="generator", batch_size=1)(
+                    delayed(_call)(function, item) for item in items
+                )
+            return list(tqdm(results, total=len(items), desc=desc, leave=False, disable=None))
+        except BrokenProcessPool as error:
+            raise WorkerKilled(
+                f"{desc}: expected {jobs} worker processes to finish, found one killed, as the system does where "
+                f"memory runs out; finished work is kept: give the same command again, with --jobs={jobs // 2} or fewer"
+            ) from error
+        finally:
+            if results is not None:
+                results.close()
 
 
 def _start_worker(parent: int, gpus: tuple[str, ...] = ()) -> None:
