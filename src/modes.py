@@ -15,8 +15,8 @@ TAU_JP, TAK, ORTHO, SAM = "tau_jp", "tak", "ortho", "sam"
 OPTIONS: dict[str, dict[str, int | float | str]] = {
     LOW_RANK: {"rank": 16, "lora_alpha": 16.0},
     TAU_JP: {"penalty": 0.1, "penalty_batch_size": 16, "penalty_tasks": "cyclic"},
-    TAK: {"penalty": 1.0, "penalty_images": 256},
-    ORTHO: {"penalty": 1.0},
+    TAK: {"penalty": 0.1, "penalty_images": 256},
+    ORTHO: {"penalty": 0.01},
     SAM: {"rho": 0.02},
 }
 

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from towers import perturbed
 
 from src.finetuning import curvature
 from src.finetuning.curvature import Curvature, measure
@@ -36,11 +37,7 @@ class Tower(nn.Module):
 
 @pytest.fixture
 def tower() -> Tower:
-    torch.manual_seed(0)
-    made = Tower().double().eval()
-    for weight in made.parameters():
-        weight.data += 0.3 * torch.randn_like(weight)
-    return made
+    return perturbed(Tower)
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call
+from towers import perturbed
 
 from src import store
 from src.finetuning import trained as training_parts
@@ -36,11 +37,7 @@ class Tower(nn.Module):
 
 @pytest.fixture
 def tower() -> Tower:
-    torch.manual_seed(0)
-    made = Tower().double().eval()
-    for weight in made.parameters():
-        weight.data += 0.3 * torch.randn_like(weight)
-    return made
+    return perturbed(Tower)
 
 
 @pytest.fixture

@@ -336,38 +336,39 @@ def test_part_of_a_set_has_no_published_validation(tmp_path):
     assert "does not hold the published images" in prepared("MNIST", tmp_path).other_validation
 
 
+def stroke(monkeypatch, upright: bool) -> np.ndarray:
+    """What every image of a mirror's files is then: a bar that stands, or lies."""
+    bar = np.zeros((28, 28), np.uint8)
+    bar[4:24, 13:15] = 255
+    drawn = bar if upright else bar.T
+    stream = io.BytesIO()
+    Image.fromarray(drawn).save(stream, "PNG")
+    monkeypatch.setattr(files, "encoded", lambda *_: stream.getvalue())
+    return drawn
+
+
 @pytest.mark.parametrize("upright", [True, False])
 def test_digits_lie_on_their_side_whatever_a_mirror_does(tmp_path, upright, monkeypatch):
     """The published code leaves EMNIST's official images on their side; a mirror may have turned them upright."""
-    stroke = np.zeros((28, 28), np.uint8)
-    stroke[4:24, 13:15] = 255
-    image = Image.fromarray(stroke if upright else stroke.T)
-    stream = io.BytesIO()
-    image.save(stream, "PNG")
-    monkeypatch.setattr(files, "encoded", lambda *_: stream.getvalue())
+    drawn = stroke(monkeypatch, upright)
     files.hub("EMNIST", tmp_path)
     record = prepare(FACTS["EMNIST"], tmp_path, "hub", as_is=True)
     (remark,) = record.remarks
     assert ("upright; the official files have them on their side, and they are turned so" in remark) == upright
     shown = np.asarray(ROW["EMNIST"].load("test", tmp_path, 0)[0].convert("L"))
-    assert np.array_equal(shown, stroke.T)
+    assert np.array_equal(shown, drawn.T if upright else drawn)
 
 
 @pytest.mark.parametrize("upright", [True, False])
 def test_letters_stay_as_the_mirror_has_them(tmp_path, upright, monkeypatch):
     """The checkpoints of its publisher were fine-tuned on them; how they lie is told."""
-    stroke = np.zeros((28, 28), np.uint8)
-    stroke[4:24, 13:15] = 255
-    image = Image.fromarray(stroke if upright else stroke.T)
-    stream = io.BytesIO()
-    image.save(stream, "PNG")
-    monkeypatch.setattr(files, "encoded", lambda *_: stream.getvalue())
+    drawn = stroke(monkeypatch, upright)
     monkeypatch.setattr(files, "labels_of", lambda name, count: [8] * count)
     files.hub("EMNIST_letters", tmp_path)
     (remark,) = prepare(FACTS["EMNIST_letters"], tmp_path, "hub", as_is=True).remarks
     assert ("they stay as checkpoints were fine-tuned on them" in remark) == upright
     shown = np.asarray(ROW["EMNIST_letters"].load("test", tmp_path, 0)[0].convert("L"))
-    assert np.array_equal(shown, np.asarray(image))
+    assert np.array_equal(shown, drawn)
 
 
 @pytest.mark.parametrize("name", ["EMNIST", "EMNIST_letters"])
