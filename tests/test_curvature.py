@@ -141,3 +141,10 @@ def test_a_mixture_is_the_sum_of_the_shares_of_tasks(tower, images):
         assert mixed.keys() == expected.keys()
         for name, factor in mixed.items():
             torch.testing.assert_close(factor, expected[name])
+
+
+def test_the_derivative_is_that_of_the_value(tower, images):
+    theta0 = {name: tensor.detach() for name, tensor in tower.named_parameters()}
+    factors = measure(tower, theta0, every_direction(images))
+    moved = [torch.randn_like(theta0[name], requires_grad=True) for name in theta0]
+    assert torch.autograd.gradcheck(lambda *deltas: factors.of(dict(zip(theta0, deltas))), moved)

@@ -51,17 +51,22 @@ class Curvature:
                 mine[name] = mine[name] + share * factor if name in mine else share * factor
 
     def of(self, moved: Mapping[str, Tensor]) -> Tensor:
-        """Σ_l tr(G Δ A Δᵀ) + Σ_l δᵀ F δ, a scalar with its graph, for Δ = θ − θ0 by name."""
+        """Σ_l tr(G Δ A Δᵀ) + Σ_l δᵀ F δ, a scalar with its first derivative, for Δ = θ − θ0 by name."""
         terms = []
         for name, g in self.g.items():
             delta = moved[name].mT if name == IN_OUT else moved[name].flatten(1)
             if name in self.biases:
                 delta = torch.cat([delta, moved[self.biases[name]][:, None]], 1)
-            terms.append((g @ delta @ self.a[name] * delta).sum())
+            terms.append(_quadratic(delta, g @ delta.detach() @ self.a[name]))
         for name, f in self.f.items():
             delta = torch.cat([moved[name], moved[self.biases[name]]])
-            terms.append(delta @ f @ delta)
+            terms.append(_quadratic(delta, f @ delta.detach()))
         return torch.stack(terms).sum()
+
+
+def _quadratic(delta: Tensor, product: Tensor) -> Tensor:
+    """⟨δ, M δ⟩ of a symmetric M, given M δ: the derivative, 2 M δ, then takes no product of its own."""
+    return 2 * (product * delta).sum() - (product * delta.detach()).sum()
 
 
 def measure(model: nn.Module, theta0: Mapping[str, Tensor], batches: Iterable[tuple[Tensor, Tensor]]) -> Curvature:
