@@ -177,7 +177,7 @@ def finetuning_parser(doc: str | None) -> Parser:
         "every other task of --tasks at each step (strict), or one in turn (cyclic)",
         choices=("strict", "cyclic"),
     )
-    add("--penalty-images", "images of each other task before the first step", type=int)
+    add("--penalty-images", "images of each other task before the first step, rounded up to batches", type=int)
     add("--rho", "distance of the worst weights", type=float)
     training.add_argument("--wandb", action="store_true", help="log to Weights & Biases")
     training.add_argument("--tensorboard", action="store_true", help="log to TensorBoard")

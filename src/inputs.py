@@ -45,7 +45,8 @@ def _conv2d(
 ) -> Tensor:
     if groups != 1 or isinstance(padding, str):
         raise UsageError(
-            "expected a convolution of one group with padding in numbers; merge it with method.conv1=False"
+            "expected a convolution of one group with padding in numbers, whose input can be told; found another. When "
+            "merging: method.conv1=False"
         )
     return F.unfold(input, weight.shape[2:], dilation, padding, stride).mT
 
@@ -99,6 +100,6 @@ class Inputs(TorchFunctionMode):
         if result is None:
             raise UsageError(
                 "expected plain self-attention (no mask, no dropout, queries, keys and values of one tensor), whose "
-                "inputs can be told; found other. Merge with a method that needs no images"
+                "inputs can be told; found other. Choose a method, or a fine-tuning mode, that asks for no inputs"
             )
         return result

@@ -211,14 +211,26 @@ class LinearizedImageEncoder(LinearizedModel):
                 setattr(self, attribute, getattr(image_encoder, attribute))
 
     def save(self, path: str | Path, **header: Any) -> None:
-        """Write θ as ImageEncoder.save does, as that of a linearized model; θ0 is the pre-trained one of its name."""
-        checkpoints.save(Path(path), self.state_dict(), {"model": self.model_name, "mode": "linear"} | header)
+        """Write θ as ImageEncoder.save does, as that of a linearized model. θ0 is not written, but `load` tells it."""
+        image = {name: start for name, start in self.params0.items() if name.startswith(checkpoints.VISUAL)}
+        own = {"model": getattr(self, "model_name", None), "mode": "linear"}
+        own["around"] = checkpoints.fingerprint(image)
+        checkpoints.save(Path(path), self.state_dict(), own | header)
 
     @classmethod
     def load(cls, run, path: str | Path) -> "LinearizedImageEncoder":
-        """The model of a checkpoint's θ, linearized around the run's θ0. Raises as ImageEncoder.load."""
+        """The model of a checkpoint's θ, linearized around the run's θ0.
+
+        Raises CheckpointError for another model's, and for one that was linearized around other weights.
+        """
         file = checkpoints.Checkpoint(Path(path), model=run.model)
         encoder = cls(run, keep_lang=has_text(file))
+        image = {name: start for name, start in encoder.params0.items() if name.startswith(checkpoints.VISUAL)}
+        if file.header.get("around") not in (None, around := checkpoints.fingerprint(image)):
+            raise checkpoints.CheckpointError(
+                f"{path}: expected a model that was linearized around the run's θ0 ({around}), found one around other "
+                f"weights ({file.header['around']}); build it with init_encoder, and load_state_dict"
+            )
         encoder.load_state_dict(checkpoints.load(file.path, model=run.model, like=encoder.state_dict()))
         return encoder
 

@@ -11,6 +11,7 @@ from torch import nn
 from src import checkpoints
 from src.checkpoints import CheckpointError
 from src.model_names import WEIGHTS, ModelName, check_model, open_clip_names
+from src.modes import MODES
 from src.run import Run
 from src.runtime.messages import UsageError
 from src.vit_mini import clip as mini
@@ -163,8 +164,17 @@ class ImageEncoder(nn.Module):
 
     @classmethod
     def load(cls, run: Run, path: str | Path) -> "ImageEncoder":
-        """The encoder of a run's model with the weights of a checkpoint. Raises CheckpointError for another model's."""
+        """The encoder of a run's model with the weights of a checkpoint.
+
+        Raises CheckpointError for another model's, and for those of a linearized model, whose network is another.
+        """
         file = checkpoints.Checkpoint(Path(path), model=run.model)
+        mode = MODES.get(file.header.get("mode", ""))
+        if mode and mode.tangent:
+            raise CheckpointError(
+                f"{path}: expected weights of a network, found those of its linearization ({mode.name}); load them "
+                "with: LinearizedImageEncoder.load"
+            )
         encoder = cls(run, keep_lang=has_text(file))
         encoder.load_state_dict(checkpoints.load(file.path, model=run.model, like=encoder.state_dict()))
         return encoder
@@ -184,12 +194,14 @@ class ClassificationHead(nn.Linear):
 
     def save(self, path: str | Path, model: str, **header: Any) -> None:
         """Write it in the one format. model: whose features it takes; header: such as `task`."""
-        checkpoints.save(Path(path), {"weight": self.weight}, {"model": model} | header, kind="head")
+        own = {"model": model, "normalize": self.normalize}
+        checkpoints.save(Path(path), {"weight": self.weight}, own | header, kind="head")
 
     @classmethod
     def load(cls, path: str | Path, **expect: Any) -> "ClassificationHead":
         """The head that `save` wrote, or the cache of heads. expect: such as `task`. Raises CheckpointError."""
-        return cls(checkpoints.load(Path(path), kind="head", **expect)["weight"])
+        normalize = checkpoints.header(Path(path), kind="head").get("normalize", True)
+        return cls(checkpoints.load(Path(path), kind="head", **expect)["weight"], normalize)
 
 
 class ImageClassifier(nn.Module):

@@ -205,5 +205,19 @@ def test_encoders_and_heads_are_saved_and_loaded(make_run, tmp_path, cls, keep_l
     head = ClassificationHead(torch.randn(3, 4))
     head.save(tmp_path / "head.safetensors", model=run.model, task="signs")
     assert torch.equal(ClassificationHead.load(tmp_path / "head.safetensors", task="signs").weight, head.weight)
+    ClassificationHead(head.weight, normalize=False).save(tmp_path / "plain.safetensors", model=run.model)
+    assert head.normalize and not ClassificationHead.load(tmp_path / "plain.safetensors").normalize
     with pytest.raises(checkpoints.CheckpointError, match="head"):
         cls.load(run, tmp_path / "head.safetensors")
+
+
+def test_a_linear_model_is_loaded_around_its_own_start_alone(make_run, tmp_path):
+    run = make_run()
+    start = ImageEncoder(run)
+    with torch.no_grad():
+        start.get_parameter("model.visual.proj").add_(0.01)
+    LinearizedImageEncoder(run, init_encoder=start).save(tmp_path / "x.safetensors")
+    with pytest.raises(checkpoints.CheckpointError, match="expected a model that was linearized around the run's θ0"):
+        LinearizedImageEncoder.load(run, tmp_path / "x.safetensors")
+    with pytest.raises(checkpoints.CheckpointError, match="found those of its linearization"):
+        ImageEncoder.load(run, tmp_path / "x.safetensors")

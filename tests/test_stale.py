@@ -128,17 +128,20 @@ EDITED = {
 }
 
 
-@pytest.mark.parametrize("kind", EDITED)
-def test_a_change_of_one_number_is_told(kind, made, capsys):
+@pytest.mark.parametrize(
+    "kind, method",
+    [*((kind, ["method=consensus"]) for kind in EDITED), ("masks", ["method=lines", "method.base=consensus"])],
+)
+def test_a_change_of_one_number_is_told(kind, method, made, capsys):
     change, path, name = EDITED[kind]
     merge(made, "method=tall_mask")
-    merge(made, "method=consensus")
+    merge(made, *method)
     capsys.readouterr()
-    merge(made, "method=consensus")
+    merge(made, *method)
     assert "there already" in capsys.readouterr().out
     change(path(made))
     with pytest.raises(SystemExit):
-        merge(made, "method=consensus")
+        merge(made, *method)
     assert f"{name} changed since" in capsys.readouterr().err
 
 

@@ -401,6 +401,8 @@ def _fetch(facts: Facts, root: Path, source: str) -> None:
         hub.fetch(facts.require_mirror(root), root)
     elif facts.layout(root) is None:
         try:
+            if any(download.interrupted(root) for download in facts.otherwise):
+                raise DataError(f"{facts.name}: an unpacking was cut short, and goes on")
             for download in facts.downloads:
                 download.fetch(root, facts.how_to_get(root))
         except DataError as error:

@@ -53,8 +53,9 @@ def checked(run: Run, records: Mapping[str, Mapping[str, Any]], dataset: str) ->
     path = run.paths.checkpoint(dataset, "standard")
     if path.is_file():
         header, theta0 = checkpoints.header(path), store.written_fingerprints(run).get("image")
-        start = "θ0 not compared" if not header.get("began_at") else "of this θ0"
-        start = start if header.get("began_at") in (None, theta0) else "of another θ0"
+        began = header.get("began_at")
+        start = "of this θ0" if began == theta0 else "of another θ0"
+        start = start if began and theta0 else "θ0 not compared"
         cells["checkpoint"] = f"{store.publisher_of(header) or 'made here'}, {start}"
     return cells
 

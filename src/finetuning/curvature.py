@@ -30,7 +30,7 @@ from src.tensors import Weights
 class Curvature:
     """Factors by the name of their weight: A [in (+ 1), in (+ 1)] and G [out, out], or F [2 width, 2 width].
 
-    biases: the bias of each weight that has one. Sums are means over the images that were seen.
+    biases: the bias of each weight that has one. A is a mean over rows, G and F over images.
     """
 
     biases: dict[str, str] = field(default_factory=dict)

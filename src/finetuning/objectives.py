@@ -13,11 +13,13 @@ from src.datasets import loading
 from src.finetuning.batches import IGNORED, Batches
 from src.finetuning.curvature import Curvature, measure
 from src.finetuning.settings import CYCLIC, Training, other_tasks
+from src.heads import get_classification_head
 from src.linearize import LinearizedModel
 from src.modes import ORTHO, TAK, TAU_JP
 from src.run import Run
 from src.runtime.distributed import World
 from src.runtime.messages import UsageError, few
+from src.runtime.precision import matmul_precision
 from src.runtime.seeds import event_seed
 from src.tensors import Weights
 
@@ -89,8 +91,8 @@ class WeightPenalty:
 class CurvaturePenalty(WeightPenalty):
     """λ times what τ does to other tasks' features, in Kronecker factors of each: TAK. See src/finetuning/curvature.py.
 
-    Factors are computed at θ0 before the first step, from `penalty_images` training images of each other task,
-    augmented as in training, and without labels. Tasks count by their numbers of images.
+    Factors are computed at θ0 before the first step, from `penalty_images` training images of each other task, rounded
+    up to whole batches, augmented as in training, and without labels. Tasks count by their numbers of images.
     Raises UsageError for a run of one task, and for weights that have no factors.
     """
 
@@ -105,13 +107,20 @@ class CurvaturePenalty(WeightPenalty):
         examples = {other: loading.training_examples(run, other) for other in others}
         total = sum(map(len, examples.values()))
         alone = World(device=world.device)  # every process computes the same factors
+        width = get_classification_head(run, task).weight.shape[1]
+        start, passes = encoder.params0 | encoder.buffers0, -(-training.penalty_images // training.batch_size)
         for other in others:
-            batches = Batches(run, training, encoder, examples[other], alone, other)
-            passes = -(-training.penalty_images // training.batch_size)
-            start = encoder.params0 | encoder.buffers0
-            seed = event_seed(run.seed, other, "curvature")
-            of_task = measure(encoder.function, start, _with_directions(batches(0, passes), encoder, seed))
+            batches = Batches(run, training, encoder, examples[other], alone, other)(0, passes)
+            generator = torch.Generator().manual_seed(event_seed(run.seed, other, "curvature"))
+            directed = (
+                (images, torch.randn(len(images), width, generator=generator).to(images)) for images, *_ in batches
+            )
+            with matmul_precision(training.precision):
+                of_task = measure(encoder.function, start, directed)
             self.curvature.add(of_task, len(examples[other]) / total)
+            self._require_all(run, training, trained)
+
+    def _require_all(self, run: Run, training: Training, trained: Sequence[str]) -> None:
         if missing := sorted({*trained} - self.curvature.names):
             raise UsageError(
                 f"--finetuning-mode: {training.mode} needs weights that multiply activations, and LayerNorms; "
@@ -153,17 +162,6 @@ def _others(run: Run, task: str, training: Training) -> tuple[str, ...]:
     if not others:
         raise UsageError(f"--tasks: {training.mode} needs images of other tasks; expected two tasks, found {task}")
     return others
-
-
-def _with_directions(
-    batches: Iterator[tuple[Tensor, Tensor, int]], encoder: LinearizedModel, seed: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Images and a random direction of each one's features."""
-    generator = torch.Generator().manual_seed(seed)
-    for images, _, _ in batches:
-        with torch.no_grad():
-            like = encoder.function(images[:1])
-        yield images, torch.randn(len(images), like.shape[1], generator=generator).to(like)
 
 
 PENALTIES: dict[str, Callable[[Run, str, Training, nn.Module, World], Penalty]] = {

@@ -1,4 +1,4 @@
-"""Which weights a mode trains: the image tower, without its embeddings, its attention, or low-rank factors of this."""
+"""Which weights a mode trains: the image tower, all but its embeddings, its attention's, or factors of these."""
 
 from collections.abc import Mapping
 from pathlib import Path

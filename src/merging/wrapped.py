@@ -1,8 +1,9 @@
 """What the methods share that build on another: LiNeS and SVC, which change its vector, and Surgery."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from src.merging.adaptation import Adapting
@@ -31,6 +32,9 @@ class Based(Method):
         cls = METHODS[self.base]
         usual = next((dict(v.options) for v in cls.variants if v.spelling == self.base), {})
         return with_options(cls(), usual | self.base_options, "base_options")
+
+    def reads(self, masks_at: Callable[[str], Path]) -> Path | None:
+        return self.base_method().reads(masks_at)
 
 
 @dataclass

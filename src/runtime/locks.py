@@ -22,7 +22,7 @@ OFTEN = 0.2  # seconds between two looks at a lock
 def only_one(path: Path, each: bool = False) -> Iterator[None]:
     """Within, no other process makes `path`; of processes that work together, the first holds the lock.
 
-    each: of those too one at a time, where they come to it alone.
+    each: processes that work together take the lock too, one after the other.
 
     Look at what is there once more within: another run may have made it meanwhile. Folders that are made for the lock
     are removed where nothing came into them. Raises StorageError where the folder cannot be written.

@@ -59,7 +59,7 @@ class Logger:
                     "the run on this machine"
                 ) from error
         if loggers.tensorboard:
-            events = folder / "tensorboard" / os.environ.get(GROUP, "") / name
+            events = folder / "tensorboard" / os.environ.get(GROUP, "").replace(os.sep, "-") / name
             self._board = _need("torch.utils.tensorboard", "tensorboard").SummaryWriter(events)
 
     def log(self, values: Mapping[str, SupportsFloat], step: int) -> None:

@@ -14,8 +14,7 @@ Returned = TypeVar("Returned")
 
 
 def user_error(error: BaseException) -> UserError | None:
-    """What is told in a line, without a traceback: a UserError, or what the system says of a place; None for a fault
-    of the program."""
+    """A UserError, or what the system says of a place, which are told in a line; None for a fault of the program."""
     if isinstance(error, UserError):
         return error
     return in_words(error) if isinstance(error, OSError) else None

@@ -22,7 +22,7 @@ def modes(runs: Runs) -> Iterator[Table]:
     if shown == usual(EVALUATED):
         return
     tasks, steps = runs.main_tasks, _steps(runs)
-    note = "step: time of a training step over that of non-linear fine-tuning, by python -m benchmarks mode_steps."
+    note = "step: time of a training step over that of non-linear fine-tuning, as benchmarks/results/mode_steps.json has it."
     yield Table(
         "modes",
         f"Ways of fine-tuning, {len(tasks)} tasks: test accuracy alone, of θ0 + α Σ τ and of θ0 − α τ, and the mean "

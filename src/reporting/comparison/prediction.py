@@ -26,7 +26,7 @@ from src.reporting.statistics import LEVEL, REPEATS
 from src.reporting.table import Table, percent
 
 ALIKE = {"absolute": "accuracy", "normalised": "normalised"}  # metric of published tables -> of ours
-PRUNING = "mag_prune"  # the method that tells it
+PRUNING = "mag_prune"  # whose results the table redundancy shows
 LEAST = 4  # methods that an order needs
 NAMED = 2  # methods that the figure and the table name as placed wrongly
 KINDS = {"single": ("merged at once", style.BLUE, "o"), "adapting": ("adapts to images", style.GREEN, "D"),
@@ -148,7 +148,7 @@ def redundancy(runs: Runs) -> Iterator[Table]:
     group = Group(runs.main_tasks)
     by_share: dict[float, Row] = {}
     for result in results_of(runs, group):
-        if canonical(result.method) == PRUNING:
+        if canonical(result.method) == PRUNING and not result.encoders:
             row = Row.of(result)
             by_share[json.loads(row.options or "{}").get("k", METHODS[PRUNING].defaults()["k"])] = row
     if not by_share:
