@@ -22,7 +22,8 @@ def modes(runs: Runs) -> Iterator[Table]:
     if shown == usual(EVALUATED):
         return
     tasks, steps = runs.main_tasks, _steps(runs)
-    note = "step: time of a training step over that of non-linear fine-tuning, as benchmarks/results/mode_steps.json has it."
+    what = "time of a training step over that of non-linear fine-tuning"
+    note = f"step: {what}, as {STEPS.relative_to(ROOT)} has it."
     yield Table(
         "modes",
         f"Ways of fine-tuning, {len(tasks)} tasks: test accuracy alone, of θ0 + α Σ τ and of θ0 − α τ, and the mean "
