@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 from src import counterparts
 from src.datasets.corruptions import SEVERITIES
 from src.datasets.registry import BENCHMARKS, SUITES
-from src.modes import EVALUATED, MODES, SCOPES, TRAINED
+from src.modes import EVALUATED, MODES, PENALTY_TASKS, SCOPES, TRAINED
 from src.ranges import RANGES, require
 from src.run import PRECISIONS, Corruption, Run, pair_names
 from src.runtime.distributed import check_devices, leave_to_the_first, under_torchrun
@@ -175,7 +175,7 @@ def finetuning_parser(doc: str | None) -> Parser:
     add(
         "--penalty-tasks",
         "every other task of --tasks at each step (strict), or one in turn (cyclic)",
-        choices=("strict", "cyclic"),
+        choices=PENALTY_TASKS,
     )
     add("--penalty-images", "images of each other task before the first step, rounded up to batches", type=int)
     add("--rho", "distance of the worst weights", type=float)

@@ -65,6 +65,11 @@ INPUTS: dict[Callable, Callable[..., Tensor]] = {
 }
 
 
+def is_embedding(name: str) -> bool:
+    """Whether a weight multiplies nothing, though it may be a matrix: of tokens, of the class, of positions."""
+    return "embedding" in name
+
+
 class Inputs(TorchFunctionMode):
     """While entered, in this thread: see(name, x) for each weight that a function of INPUTS multiplies by x.
 

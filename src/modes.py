@@ -11,10 +11,12 @@ from dataclasses import dataclass
 ATTENTION, LOW_RANK, NO_EMBEDDINGS = "attention", "low-rank", "no embeddings"
 # What it minimises, where it is not the loss of its task at θ.
 TAU_JP, TAK, ORTHO, SAM = "tau_jp", "tak", "ortho", "sam"
+CYCLIC = "cyclic"
+PENALTY_TASKS = ("strict", CYCLIC)  # images of all other tasks at a step, or of one in turn
 # Fields of Training that only the modes have which train or minimise this, with their defaults.
 OPTIONS: dict[str, dict[str, int | float | str]] = {
     LOW_RANK: {"rank": 16, "lora_alpha": 16.0},
-    TAU_JP: {"penalty": 0.1, "penalty_batch_size": 16, "penalty_tasks": "cyclic"},
+    TAU_JP: {"penalty": 0.1, "penalty_batch_size": 16, "penalty_tasks": CYCLIC},
     TAK: {"penalty": 0.1, "penalty_images": 256},
     ORTHO: {"penalty": 0.01},
     SAM: {"rho": 0.02},

@@ -34,7 +34,7 @@ def run(name: str, *flags: str) -> str:
 
 @pytest.fixture
 def in_this_process(monkeypatch) -> None:
-    """What a benchmark measures in processes of their own."""
+    """What a benchmark measures in processes of their own; what it tells of memory then means nothing."""
 
     def measured(program: str, arguments: Sequence[str], what: str) -> dict:
         cost = json.loads(run(program.removeprefix("benchmarks."), *arguments))

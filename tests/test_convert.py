@@ -7,6 +7,7 @@ import subprocess
 import sys
 import types
 from collections import OrderedDict
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -109,6 +110,14 @@ def test_a_pickled_head(tmp_path, path, old_repository):
     assert checkpoints.header(path)["mode"] is None
 
 
+def converted_clip(path: Path, pretrained: dict[str, torch.Tensor]) -> torch.nn.Module:
+    """CLIP with the weights of a converted file, every one of which has its place in it."""
+    clip = small_clip()
+    state = {key.removeprefix("model."): value for key, value in checkpoints.load(path, like=pretrained).items()}
+    assert not clip.load_state_dict(state, strict=False).unexpected_keys
+    return clip
+
+
 @pytest.mark.parametrize("prefix", ["vision_model.", ""])
 @pytest.mark.parametrize("projected", [True, False])
 def test_a_hugging_face_vision_model_gives_the_same_features(tmp_path, path, pretrained, prefix, projected):
@@ -136,13 +145,11 @@ def test_a_hugging_face_vision_model_gives_the_same_features(tmp_path, path, pre
     save_file(weights, tmp_path / "model.safetensors")
 
     convert.convert(tmp_path / "model.safetensors", path, model="small", task="MNIST", pretrained=pretrained)
-    ours = small_clip()
-    state = {key.removeprefix("model."): value for key, value in checkpoints.load(path, like=pretrained).items()}
-    assert not ours.load_state_dict(state, strict=False).unexpected_keys
+    ours = converted_clip(path, pretrained)
     images = torch.randn(3, 3, 32, 32)
     with torch.no_grad():
         assert torch.allclose(ours.encode_image(images), theirs(images).image_embeds, atol=1e-5, rtol=1e-5)
-    assert torch.equal(state["token_embedding.weight"], pretrained["model.token_embedding.weight"])
+    assert torch.equal(ours.token_embedding.weight, pretrained["model.token_embedding.weight"])
 
 
 def test_a_hugging_face_vision_model_needs_the_pretrained_projection(tmp_path, path):
@@ -307,9 +314,7 @@ def test_a_vision_transformer_of_timm_gives_the_same_features(tmp_path, path, pr
         weights |= {"head.weight": torch.randn(10, 32), "head.bias": torch.randn(10)}
     torch.save(weights, tmp_path / "timm.pth")
     convert.convert(tmp_path / "timm.pth", path, model="small", task="MNIST", pretrained=pretrained)
-    ours = small_clip()
-    state = {key.removeprefix("model."): value for key, value in checkpoints.load(path, like=pretrained).items()}
-    assert not ours.load_state_dict(state, strict=False).unexpected_keys
+    ours = converted_clip(path, pretrained)
     images = torch.randn(3, 3, 32, 32)
     with torch.no_grad():
         features = theirs.forward_head(theirs.forward_features(images), pre_logits=True) @ projection

@@ -1,5 +1,6 @@
 """What some modes minimise: a penalty beside the loss of their task, or the worst loss nearby."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,10 +13,11 @@ from src import store
 from src.datasets import loading
 from src.finetuning.batches import IGNORED, Batches
 from src.finetuning.curvature import Curvature, measure
-from src.finetuning.settings import CYCLIC, Training, other_tasks
+from src.finetuning.settings import Training, other_tasks
 from src.heads import get_classification_head
+from src.inputs import is_embedding
 from src.linearize import LinearizedModel
-from src.modes import ORTHO, TAK, TAU_JP
+from src.modes import CYCLIC, ORTHO, TAK, TAU_JP
 from src.run import Run
 from src.runtime.distributed import World
 from src.runtime.messages import UsageError, few
@@ -69,7 +71,7 @@ class JacobianPenalty:
         return self.weight * torch.stack(shares).mean()
 
 
-class WeightPenalty:
+class WeightPenalty(ABC):
     """λ times a function of θ − θ0 alone, which is the same at every forward pass but for the weights."""
 
     weight: float
@@ -83,9 +85,9 @@ class WeightPenalty:
             moved = {name: theta[name] - start for name, start in self.theta0.items()}
             yield self.weight * self.of(moved) / self.processes
 
+    @abstractmethod
     def of(self, moved: Weights) -> Tensor:
         """θ − θ0 by name to a scalar, with its graph."""
-        raise NotImplementedError
 
 
 class CurvaturePenalty(WeightPenalty):
@@ -144,7 +146,7 @@ class OrthogonalityPenalty(WeightPenalty):
         self.theta0 = {
             name: start[name].to(parameter)
             for name, parameter in encoder.named_parameters()
-            if parameter.requires_grad and parameter.dim() == 2 and not name.endswith("embedding")
+            if parameter.requires_grad and parameter.dim() == 2 and not is_embedding(name)
         }
 
     def of(self, moved: Weights) -> Tensor:

@@ -21,7 +21,6 @@ NOT_SETTINGS = (
 )  # fmt: skip
 FROM_PROTOCOL = ("wd", "ls", "warmup_length", "batch_size", "num_grad_accumulation", "clip")
 OF_SOME_MODES = tuple(name for options in OPTIONS.values() for name in options)
-CYCLIC = "cyclic"  # penalty_tasks
 
 
 @dataclass(frozen=True)

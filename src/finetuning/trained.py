@@ -9,6 +9,7 @@ from torch.func import functional_call
 
 from src import checkpoints, store
 from src.finetuning.settings import Training
+from src.inputs import is_embedding
 from src.linearize import LinearizedImageEncoder
 from src.modeling import PREPROCESSING, ImageEncoder
 from src.modes import ATTENTION, LOW_RANK, MODES, NO_EMBEDDINGS
@@ -39,7 +40,7 @@ def build(run: Run, task: str, training: Training) -> nn.Module:
             parameter.requires_grad_(mode.trains == ATTENTION and name in matrices)
     if mode.trains == NO_EMBEDDINGS:
         for name, parameter in encoder.named_parameters():
-            if name.endswith("embedding"):
+            if is_embedding(name):
                 parameter.requires_grad_(False)
     if mode.tangent:
         encoder = LinearizedImageEncoder(run, image_encoder=encoder)

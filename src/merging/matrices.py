@@ -32,7 +32,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from src.checkpoints import VISUAL
-from src.inputs import IN_OUT
+from src.inputs import IN_OUT, is_embedding
 from src.merging.base import Method, Problem
 from src.merging.depth import block_of
 from src.modes import MODES
@@ -136,7 +136,7 @@ class Layout:
         if self.matrices == "blocks":
             block = block_of(key)
             return block is not None and block[1].startswith(("attn.", "mlp."))
-        return not key.endswith("text_projection") and (self.matrices == "all" or "embedding" not in key)
+        return not key.endswith("text_projection") and (self.matrices == "all" or not is_embedding(key))
 
 
 @dataclass(frozen=True)

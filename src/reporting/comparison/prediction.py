@@ -27,6 +27,7 @@ from src.reporting.table import Table, percent
 
 ALIKE = {"absolute": "accuracy", "normalised": "normalised"}  # metric of published tables -> of ours
 PRUNING = "mag_prune"  # whose results the table redundancy shows
+TRIMMING = "ties"  # whose trimming it is a reason for
 LEAST = 4  # methods that an order needs
 NAMED = 2  # methods that the figure and the table name as placed wrongly
 KINDS = {"single": ("merged at once", style.BLUE, "o"), "adapting": ("adapts to images", style.GREEN, "D"),
@@ -169,8 +170,9 @@ def redundancy(runs: Runs) -> Iterator[Table]:
         cells,
         runs.seeds,
         notes=(
-            "TIES and AdaMerging++ keep 20 % of each vector before they merge. Where that costs a task's own model "
-            "more than it costs CLIP's, methods that trim stand lower than published.",
+            f"TIES and AdaMerging++ keep {METHODS[TRIMMING].defaults()['k']:g} % of each vector before they merge. "
+            "Where that costs a task's own model more than it costs CLIP's, methods that trim stand lower than "
+            "published.",
         ),
         in_readme=True,
     )
