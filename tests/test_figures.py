@@ -13,6 +13,7 @@ import make_figures
 from src.experiments.registry import DISENTANGLEMENT
 from src.merging import registry
 from src.merging.base import Method
+from src.modes import TRAINED
 from src.reporting import figures, pictures, style, tables
 from src.reporting.methods import Group, adapts, registered_rows, results_of, variant_row
 from src.reporting.plots import method_looks
@@ -35,6 +36,20 @@ def test_every_figure_is_drawn(folder, name):
     drawn.draw_without_rendering()
     assert drawn.axes and any(axes.has_data() for axes in drawn.axes)
     plt.close(drawn)
+
+
+@pytest.mark.parametrize("name", ["alignment", "plateaus", "representation_bias"])
+def test_no_panel_is_of_a_mode_without_results_for_it(tmp_path, name):
+    """A further mode that has some results, and none that the figure shows."""
+    synthetic_results.write(tmp_path, seeds=(1,))
+    before = figures.FIGURES[name](Runs("mini", "ViT-Mini", tmp_path))
+    record = synthetic_results.single_task("sam", 1, 0.95)
+    synthetic_results.dump(tmp_path / "mini/ViT-Mini/seed_1/sam_ft_accuracies.json", record)
+    runs = Runs("mini", "ViT-Mini", tmp_path)
+    assert "sam" in runs.modes(TRAINED)
+    drawn = figures.FIGURES[name](runs)
+    assert len(drawn.axes) == len(before.axes) and all(axes.has_data() for axes in drawn.axes)
+    plt.close("all")
 
 
 def test_a_figure_over_models_has_a_column_for_each(tmp_path):

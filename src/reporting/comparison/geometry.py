@@ -89,14 +89,16 @@ def correlations(runs: Runs, mode: str) -> pd.Series:
 
 def alignment(runs: Runs) -> Figure:
     """Subspace alignment against normalised accuracy improvement: a point is a method, means over tasks and seeds."""
-    modes = runs.modes(TRAINED)
-    fig, panels = plt.subplots(1, len(modes), figsize=(style.WIDTH * max(1, len(modes) / 3), 3.6), sharey=True)
-    drawn = False
-    for axes, mode in zip(panels, modes):
-        by_title: dict[str, list[tuple[float, float]]] = {}
+    of_modes: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for mode in TRAINED:
         for seed, record in runs.of(GEOMETRY, mode).items():
             for title, _, sar, nai in points(runs, mode, seed, record):
-                by_title.setdefault(title, []).append((sar, nai))
+                of_modes.setdefault(mode, {}).setdefault(title, []).append((sar, nai))
+    if not of_modes:
+        raise _missing(runs)
+    size = (style.WIDTH * max(1, len(of_modes) / 3), 3.6)
+    fig, (panels,) = plt.subplots(1, len(of_modes), figsize=size, sharey=True, squeeze=False)
+    for axes, (mode, by_title) in zip(panels, of_modes.items()):
         means = {title: np.mean(of_method, 0) * (1, 100) for title, of_method in by_title.items()}
         for x, y in means.values():
             axes.plot(x, y, "o", ms=4, color=MODES[mode].colour)
@@ -106,10 +108,6 @@ def alignment(runs: Runs) -> Figure:
         of_seeds = correlations(runs, mode)
         known = "" if of_seeds.empty else f", r = {of_seeds.mean():.2f}"
         axes.set(title=MODES[mode].title + known, xlabel="subspace alignment (SAR)")
-        drawn = drawn or bool(by_title)
-    if not drawn:
-        plt.close(fig)
-        raise _missing(runs)
     panels[0].set_ylabel("accuracy gained, % of fine-tuning's (NAI)")
     return fig
 
