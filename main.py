@@ -58,14 +58,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             run, options = merging.take_options(flags)
             merging.merge(run, method, options)
         except Exception as error:
-            if (told := user_error(error)) is None or "HYDRA_FULL_ERROR" in os.environ:
+            if (said := user_error(error)) is None or "HYDRA_FULL_ERROR" in os.environ:
                 raise
             if world_size() > 1:  # the ranks could come to the next job one by one
                 leave_to_the_first()
-                print(f"error: {told}", file=sys.stderr, flush=True)
-                raise SystemExit(exit_status([told])) from None  # which Hydra lets through
-            print(f"error: {told}", file=sys.stderr)
-            failed.append(told)
+                print(f"error: {said}", file=sys.stderr, flush=True)
+                raise SystemExit(exit_status([said])) from None  # which Hydra lets through
+            print(f"error: {said}", file=sys.stderr)
+            failed.append(said)
 
     if argv is None:
         hydra.main(config_path="config", config_name="config", version_base="1.3")(job)()

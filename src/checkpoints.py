@@ -189,8 +189,8 @@ def known_fingerprint(weights: Mapping[str, torch.Tensor]) -> str:
 
 def known_hashes(weights: Mapping[str, torch.Tensor]) -> str:
     """Fingerprint and, of a file that says it, digest, as results.changed compares them."""
-    told = weights.header.get("digest", "") if isinstance(weights, Checkpoint) else ""
-    return f"{known_fingerprint(weights)}-{told}"
+    digest = weights.header.get("digest", "") if isinstance(weights, Checkpoint) else ""
+    return f"{known_fingerprint(weights)}-{digest}"
 
 
 def require_finite(file: Checkpoint) -> None:
@@ -245,8 +245,8 @@ class PackedMask(Mapping):
 
     def only(self, names: Collection[str]) -> "PackedMask":
         """Of these names alone, as far as there are such."""
-        kept = {name: bits for name, bits in self.packed.items() if name in names}
-        return PackedMask(kept, {name: self.shapes[name] for name in kept})
+        packed = {name: bits for name, bits in self.packed.items() if name in names}
+        return PackedMask(packed, {name: self.shapes[name] for name in packed})
 
     def __getitem__(self, name: str) -> torch.Tensor:
         return _unpack(self.packed[name].numpy(), self.shapes[name])

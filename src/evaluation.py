@@ -196,8 +196,8 @@ def score_all(run: Run, mode: str, lines: Mapping[Key, tuple[str, Line]], split:
     keep = bool(scores.room) and ranks == 1
     shares = map_tasks(partial(_sums_of, run=run, split=split, keep=keep), work, run.jobs, desc, run.device)
     for index, job in enumerate(jobs):
-        (first, found), *rest = shares[index * ranks : (index + 1) * ranks]
-        scores.add(job, sum((part for part, _ in rest), start=first).curve(), found)
+        (first, decodable), *rest = shares[index * ranks : (index + 1) * ranks]
+        scores.add(job, sum((part for part, _ in rest), start=first).curve(), decodable)
     return {key: Curve.through(scores.of(*model)) for key, model in models.items()}
 
 

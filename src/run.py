@@ -151,9 +151,9 @@ class Run:
         usual, places = Places(), self.places
         folders = {"save": "save", "results": "results", "cache_dir": "cache", "data_location": "data"}
         named |= {
-            flag: getattr(places, place)
-            for flag, place in folders.items()
-            if getattr(places, place) != getattr(usual, place)
+            flag: getattr(places, folder)
+            for flag, folder in folders.items()
+            if getattr(places, folder) != getattr(usual, folder)
         }
         return named | ({"pretrained_path": self.pretrained_path} if self.pretrained_path else {})
 

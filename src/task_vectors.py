@@ -295,16 +295,16 @@ class TaskVector:
         """Its tensors, read once. Raises TypeError for those of a model of the other kind, where the source says."""
         from src.linearize import LinearizedModel
 
-        found = weights_of(source)
+        weights = weights_of(source)
         if isinstance(source, nn.Module):
             linear: bool | None = isinstance(source, LinearizedModel)
         else:
-            header: Mapping[str, Any] = getattr(found, "header", {})
+            header: Mapping[str, Any] = getattr(weights, "header", {})
             mode = MODES.get(header.get("mode", ""))
             linear = mode.tangent if mode else None
         if linear is not None and self.linear is not None and linear != self.linear:
             raise TypeError(f"{type(self).__name__}: {WRONG_KIND[linear]}")
-        return dict(found)
+        return dict(weights)
 
 
 class NonLinearTaskVector(TaskVector):

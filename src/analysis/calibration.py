@@ -37,10 +37,10 @@ def log_loss(logits: Tensor, labels: Tensor) -> float:
 def temperature(logits: Tensor, labels: Tensor) -> float:
     wide = logits.double()
     low, high = map(math.log, TEMPERATURES)
-    found = minimize_scalar(
+    optimum = minimize_scalar(
         lambda log_t: log_loss(wide / math.exp(log_t), labels),
         bounds=(low, high),
         method="bounded",
         options={"xatol": 1e-6},
     )
-    return math.exp(found.x)
+    return math.exp(optimum.x)

@@ -103,9 +103,9 @@ def measure_analogies(
     )
     if record is None:
         return
-    for target, found in record["analogies"].items():
-        told = ", ".join(f"{name} {100 * tried['test']:.1f} %" for name, tried in found["tried"].items())
-        print(f"analogy {mode}, {target}: {told} -> {run.paths.result(ANALOGIES.result(mode))}")
+    for target, result in record["analogies"].items():
+        shown = ", ".join(f"{name} {100 * tried['test']:.1f} %" for name, tried in result["tried"].items())
+        print(f"analogy {mode}, {target}: {shown} -> {run.paths.result(ANALOGIES.result(mode))}")
 
 
 def _record(run: Run, mode: str, chosen: Sequence[Quadruple], n_eval_points: int) -> Record:

@@ -85,8 +85,8 @@ def measure_connectivity(
     if record is None:
         return
     means = {number.metric: number.value for number in numbers(record, run.suite) if number.task == "mean"}
-    told = ", ".join(f"{metric.replace('_', ' ')} {value:.3f}" for metric, value in means.items())
-    print(f"connectivity {mode}: {told} -> {run.paths.result(CONNECTIVITY.result(mode))}")
+    shown = ", ".join(f"{metric.replace('_', ' ')} {value:.3f}" for metric, value in means.items())
+    print(f"connectivity {mode}: {shown} -> {run.paths.result(CONNECTIVITY.result(mode))}")
 
 
 def _record(run: Run, mode: str, n_eval_points: int) -> Record:

@@ -78,8 +78,8 @@ def measure_layerwise(run: Run, mode: str, num_samples: int = LAYERWISE_SAMPLES,
     if record is None:
         return
     by_part = zip(record["parts"], record["interference"])
-    told = ", ".join(f"{part} {geometric_mean(off_diagonal(pairs)):.2f}" for part, pairs in by_part)
-    print(f"layer-wise interference {mode}: {told} -> {run.paths.result(LAYERWISE.result(mode))}")
+    shown = ", ".join(f"{part} {geometric_mean(off_diagonal(pairs)):.2f}" for part, pairs in by_part)
+    print(f"layer-wise interference {mode}: {shown} -> {run.paths.result(LAYERWISE.result(mode))}")
 
 
 def _record(run: Run, mode: str, num_samples: int) -> Record:
@@ -139,11 +139,11 @@ def measured(
 
     rest = sum((vector for j, vector in enumerate(vectors) if j != own), start=0.0 * vectors[own])
     whole = change(vectors[own], [key for keys in parts.values() for key in keys])
-    found = {}
+    by_part = {}
     for part, keys in parts.items():
         changes = [change(vector, keys) for vector in vectors]
-        found[part] = layerwise.interference(changes, change(rest, keys), whole, own)
-    return found
+        by_part[part] = layerwise.interference(changes, change(rest, keys), whole, own)
+    return by_part
 
 
 def cosines(vectors: Sequence[TaskVector], keys: Sequence[str]) -> Grid:

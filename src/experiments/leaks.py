@@ -17,8 +17,8 @@ def leaks_record(run: Run, mode: str, encoders: Mapping[str, str] | None = None)
     """
     if MODES[mode].trained_as is None:
         return {}
-    told = {task: reason for task in run.tasks if (reason := _reason(run, mode, task, encoders or {}))}
-    return {"leaks": told} if told else {}
+    reasons = {task: reason for task in run.tasks if (reason := _reason(run, mode, task, encoders or {}))}
+    return {"leaks": reasons} if reasons else {}
 
 
 def _reason(run: Run, mode: str, task: str, encoders: Mapping[str, str]) -> str:

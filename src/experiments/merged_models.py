@@ -174,7 +174,7 @@ def _made_of(run: Run, mode: str, named: Sequence[Variant]) -> dict[str, str]:
 
 def chosen(run: Run, mode: str, named: Sequence[Variant]) -> list[Chosen]:
     """Those that have results. Raises ResultError for results of other checkpoints than those that are there."""
-    found, now = [], store.made_of(run, mode, run.tasks)
+    merges, now = [], store.made_of(run, mode, run.tasks)
     for variant in named:
         path = run.paths.result(variant_result(run, variant, mode))
         if not results.exists(path):
@@ -185,8 +185,8 @@ def chosen(run: Run, mode: str, named: Sequence[Variant]) -> list[Chosen]:
                 f"{path}: expected a result of the checkpoints that are there, found one of others: {few(stale)} "
                 f"changed since; make it again with: {record['provenance']['command']} overwrite=True"
             )
-        found.append(Chosen(variant, record["chosen"]))
-    return found
+        merges.append(Chosen(variant, record["chosen"]))
+    return merges
 
 
 def _record(run: Run, mode: str, named: Sequence[Variant], num_samples: int) -> Record:
@@ -310,12 +310,12 @@ def logits(run: Run, model: Model, vector: TaskVector, split: str, tangent: bool
     encoder = store.encoder(run)
     head = get_classification_head(run, model.task).to(run.device)
     line = Line(store.to_device(vector.vector, run.device))
-    found, right = [], []
+    logits, right = [], []
     for images, labels in loading.evaluation_batches(run, encoder, model.task, split):
         (at_end,) = features(encoder, images, line, tangent)
-        found.append(head(model.adapter(at_end) if model.adapter else at_end).cpu())
+        logits.append(head(model.adapter(at_end) if model.adapter else at_end).cpu())
         right.append(labels.cpu())
-    return torch.cat(found), torch.cat(right)
+    return torch.cat(logits), torch.cat(right)
 
 
 def biases(
@@ -331,8 +331,8 @@ def biases(
         of_model, of_own = (representations(blocks, start, vector, images, tangent) for vector in (ours, own))
         if model.adapter:
             of_model[-1] = model.adapter(of_model[-1])
-        found = [bias(one, other) for one, other in zip(of_model, of_own, strict=True)]
-        sums = [(a + c, b + d) for (a, b), (c, d) in zip(sums, found, strict=True)]
+        biases = [bias(one, other) for one, other in zip(of_model, of_own, strict=True)]
+        sums = [(a + c, b + d) for (a, b), (c, d) in zip(sums, biases, strict=True)]
     return tuple(difference / size for difference, size in sums)
 
 

@@ -180,7 +180,7 @@ def worst_nearby(trained: Sequence[Tensor], rho: float) -> Iterator[None]:
     Source: https://arxiv.org/abs/2010.01412. The gradient is that of all processes.
     """
     gradients = {weight: weight.grad for weight in trained if weight.grad is not None}
-    kept = [weight.detach().clone() for weight in gradients]
+    at_start = [weight.detach().clone() for weight in gradients]
     with torch.no_grad():
         norm = torch.nn.utils.get_total_norm(gradients.values())
         for weight, gradient in gradients.items():
@@ -189,5 +189,5 @@ def worst_nearby(trained: Sequence[Tensor], rho: float) -> Iterator[None]:
         yield
     finally:
         with torch.no_grad():
-            for weight, before in zip(gradients, kept):
+            for weight, before in zip(gradients, at_start):
                 weight.copy_(before)

@@ -94,8 +94,8 @@ class ComponentMask:
 
     def density(self) -> float:
         """Share of all components that are kept."""
-        kept = [self.kept(name) for name in self.logits]
-        return sum(int(k.sum()) for k in kept) / max(1, sum(k.numel() for k in kept))
+        chosen = [self.kept(name) for name in self.logits]
+        return sum(int(k.sum()) for k in chosen) / max(1, sum(k.numel() for k in chosen))
 
 
 class ComponentModel(MergedModel):
@@ -106,15 +106,15 @@ class ComponentModel(MergedModel):
         self.components: dict[str, Components] = {}
         self.offset: dict[str, Tensor] = {}  # θ_avg − θ0
         centred = method.start == "cart"
-        kept: dict[str, Any] = dict(dtype=getattr(torch, method.vectors), device=self.device)
+        stored_as: dict[str, Any] = dict(dtype=getattr(torch, method.vectors), device=self.device)
         for name, matrices in matrices_of(problem, method.layout()):
             if centred:
                 self.offset[name] = (total(problem.tensors(name)) / len(problem.tasks)).to(self.device)
             if matrices:
-                self.components[name] = Components.of([d.svds(d.r, centred) for d in matrices]).to(**kept)
+                self.components[name] = Components.of([d.svds(d.r, centred) for d in matrices]).to(**stored_as)
             else:
                 tau = torch.stack(list(problem.tensors(name))).to(self.device)
-                self.taus[name] = (tau - self.offset[name] if centred else tau).to(**kept)
+                self.taus[name] = (tau - self.offset[name] if centred else tau).to(**stored_as)
 
     def parts(self, index: int) -> Iterator[Tensor]:
         yield from super().parts(index)
@@ -196,13 +196,13 @@ class AdaRank(Adapting, MatrixMethod):
 
 def about(mask: ComponentMask, tasks: Sequence[str]) -> dict[str, Any]:
     """What was kept, for the result: shares of the components, of all, by tensor and by task."""
-    kept = {name: mask.kept(name).double() for name in mask.logits}  # (matrices, tasks, r)
-    size = sum(b[:, 0].numel() for b in kept.values())
+    bits = {name: mask.kept(name).double() for name in mask.logits}  # (matrices, tasks, r)
+    size = sum(b[:, 0].numel() for b in bits.values())
     soft = [torch.sigmoid(b.detach() / mask.temperature) for b in mask.logits.values()]
     return {
         "final": "threshold",
         "density": mask.density(),
         "probability": float(sum(p.sum() for p in soft) / sum(p.numel() for p in soft)),
-        "by_tensor": {name: float(b.mean()) for name, b in kept.items()},
-        "by_task": {t: float(sum(b[:, place].sum() for b in kept.values())) / size for place, t in enumerate(tasks)},
+        "by_tensor": {name: float(b.mean()) for name, b in bits.items()},
+        "by_task": {t: float(sum(b[:, index].sum() for b in bits.values())) / size for index, t in enumerate(tasks)},
     }

@@ -87,17 +87,19 @@ class Concrete(Adapting):
         like = {name: torch.empty(shape, device="meta") for name, shape in masked.items()}
         where: dict[str, Any] = {"dtype": problem.dtype, "device": model.device}
         if self.mask_file:
-            kept = checkpoints.Checkpoint(expanded(self.mask_file), like=like, kind="mask logits", model=problem.model)
+            logits_file = checkpoints.Checkpoint(
+                expanded(self.mask_file), like=like, kind="mask logits", model=problem.model
+            )
             expected: dict[str, Any] = {"mode": problem.mode, "adapt_on": self.adapt_on}
             if problem.suite and problem.suite.drawn:
                 expected["seed"] = problem.seed
             for key, value in expected.items():
-                if (found := kept.header["settings"].get(key)) != value:
+                if (stored := logits_file.header["settings"].get(key)) != value:
                     raise checkpoints.CheckpointError(
-                        f"{self.mask_file}: expected mask logits of {key} {value}, found those of {key} {found}; "
+                        f"{self.mask_file}: expected mask logits of {key} {value}, found those of {key} {stored}; "
                         "learn others by the same command without method.mask_file"
                     )
-            logits = {name: kept[name].to(**where) for name in masked}
+            logits = {name: logits_file[name].to(**where) for name in masked}
         else:
             logits = {name: torch.full(shape, self.initial_logits, **where) for name, shape in masked.items()}
         for x in logits.values():

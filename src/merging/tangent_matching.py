@@ -84,8 +84,8 @@ class Products:
         start = {key: self.models.start[key].detach().requires_grad_() for key in self.problem.keys}
         features = functional_call(self.models.function, {**self.models.start, **start}, (images,))
         gradients = torch.autograd.grad(features, list(start.values()), g, allow_unused=True)
-        found = zip(start.items(), gradients, strict=True)
-        return TaskVector(vector={key: torch.zeros_like(w) if part is None else part for (key, w), part in found})
+        parts = zip(start.items(), gradients, strict=True)
+        return TaskVector(vector={key: torch.zeros_like(w) if part is None else part for (key, w), part in parts})
 
     def of(self, task: str, v: TaskVector) -> TaskVector:
         """G_t v"""
@@ -187,7 +187,7 @@ class TangentMatching(Method):
 
 def total(vectors: Iterator[TaskVector]) -> TaskVector:
     """Their sum, in order."""
-    found = next(vectors)
+    total = next(vectors)
     for vector in vectors:
-        found = found + vector
-    return found
+        total = total + vector
+    return total

@@ -20,14 +20,14 @@ def formulas(runs: Runs, metric: str, task: str = MEAN, **columns: Any) -> dict[
     formula = METRICS.get((columns["experiment"], metric))
     if formula is None:
         return {}
-    found: dict[int, Formula] = {}
+    by_seed: dict[int, Formula] = {}
     single_task = cache(partial(runs.of, SINGLE_TASK))
     for seed, record in runs.find(**{"unseen": (), **columns}).items():
         try:
-            found[seed] = formula(_Bits(record, seed, single_task), task)
+            by_seed[seed] = formula(_Bits(record, seed, single_task), task)
         except KeyError:
             continue  # an older result
-    return found
+    return by_seed
 
 
 def mean_over(runs: Runs, tasks: Iterable[str], **columns: Any) -> dict[int, Formula]:

@@ -78,10 +78,10 @@ def _measured(runs: Runs, row: Row, mode: str) -> str:
 
 
 def _published(row: Row, theirs: Table | None) -> str:
-    found = [entries for entries in theirs.rows if entries[0] == row.title()] if theirs else []
+    matching = [entries for entries in theirs.rows if entries[0] == row.title()] if theirs else []
     return ", ".join(
         f"{cell.published:.1f} ({head.removeprefix('published, ')})"
-        for entries in found
+        for entries in matching
         for head, cell in zip(theirs.header if theirs else (), entries)
         if isinstance(cell, Cell) and cell.published is not None
     )

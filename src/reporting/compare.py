@@ -118,15 +118,15 @@ def compared(one: Contestant, other: Contestant) -> Table:
 
 
 def _row(one: Contestant, other: Contestant, metric: str, task: str, name: str) -> list[str | Cell]:
-    found = one.minus(other, metric, task)
-    verdict = Comparison(found).verdict
-    fewer = of_fewer(len(found.values), len(one.runs.seeds))
+    gap = one.minus(other, metric, task)
+    verdict = Comparison(gap).verdict
+    fewer = of_fewer(len(gap.values), len(one.runs.seeds))
     return [
         name,
         Cell(one.values(metric, task)),
         Cell(other.values(metric, task)),
-        f"{found.estimate:+.1f} {fewer}".strip(),
-        span(found.over_seeds, 1),
-        span(found.over_images, 1),
+        f"{gap.estimate:+.1f} {fewer}".strip(),
+        span(gap.over_seeds, 1),
+        span(gap.over_images, 1),
         {HOLDS: one.title, FAILS: other.title}.get(verdict, verdict),
     ]

@@ -54,8 +54,8 @@ def corrected_verdicts(findings: Mapping[Paper, Sequence[Finding]]) -> dict[Clai
 
 def verdict_counts(verdicts: Iterable[str]) -> str:
     """`18 holds, 1 does not hold, ...`"""
-    found = list(verdicts)
-    return ", ".join(f"{found.count(verdict)} {verdict}" for verdict in VERDICTS)
+    of_claims = list(verdicts)
+    return ", ".join(f"{of_claims.count(verdict)} {verdict}" for verdict in VERDICTS)
 
 
 def _section(findings: Sequence[Finding], after: Mapping[Claim, str], runs: Runs) -> list[str]:

@@ -54,11 +54,11 @@ def beside(model: str) -> str:
 
 def published_sources() -> dict[str, list[str]]:
     """Paper -> where each of its numbers was published."""
-    found: dict[str, list[str]] = {}
+    sources: dict[str, list[str]] = {}
     with open(PUBLISHED, newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
-            found.setdefault(row["paper"], []).append(row["source"])
-    return found
+            sources.setdefault(row["paper"], []).append(row["source"])
+    return sources
 
 
 @cache

@@ -227,8 +227,8 @@ class Runs:
         run = self._run(seed)
         of_benchmark = experiment.benchmark or ModelName.parse(self.model).random
         tasks = self.main_tasks if of_benchmark else self.tasks
-        told = not experiment.pairs and tasks != run.suite_row.default
-        return experiment.command(choice, run.flags() + (f" --tasks={','.join(tasks)}" if told else ""))
+        named = not experiment.pairs and tasks != run.suite_row.default
+        return experiment.command(choice, run.flags() + (f" --tasks={','.join(tasks)}" if named else ""))
 
     def stage_command(self, stage: str, seeds: Sequence[int]) -> str:
         """The command that runs a stage of reproduce.py."""
@@ -259,7 +259,7 @@ class Runs:
         config = self._config
         folders = {"save": ("save",), "cache": ("cache", "cache_dir"), "data": ("data", "data_location")}
         places = {  # older results have the flags' names
-            place: Path(config[name]) for place, names in folders.items() for name in names if config.get(name)
+            folder: Path(config[name]) for folder, names in folders.items() for name in names if config.get(name)
         }
         results = from_root(self.results)
         places["results"] = results.relative_to(ROOT) if results.is_relative_to(ROOT) else results

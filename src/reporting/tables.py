@@ -24,10 +24,10 @@ def make(runs: Runs) -> list[Table]:
 
 def leaks(runs: Runs) -> tuple[str, ...]:
     """A note under every table where published checkpoints may have seen the images that they are scored on."""
-    told = {task: reason for result in runs.read for task, reason in result.record.get("leaks", {}).items()}
-    if not told:
+    leaks = {task: reason for result in runs.read for task, reason in result.record.get("leaks", {}).items()}
+    if not leaks:
         return ()
-    sets = "; ".join(f"{printed(task)}: {reason}" for task, reason in told.items())
+    sets = "; ".join(f"{printed(task)}: {reason}" for task, reason in leaks.items())
     return (f"Not clean, because published checkpoints may have been fine-tuned on images that score them. {sets}.",)
 
 

@@ -127,8 +127,8 @@ def _common(one: slice, two: slice) -> slice:
 
 def _of(gradients: dict[str, Tensor], images: slice, chunk: slice) -> dict[str, Tensor]:
     """The gradients of some images of a chunk."""
-    place = slice(images.start - chunk.start, images.stop - chunk.start)
-    return {name: gradient[place] for name, gradient in gradients.items()}
+    rows = slice(images.start - chunk.start, images.stop - chunk.start)
+    return {name: gradient[rows] for name, gradient in gradients.items()}
 
 
 def _inner_products(one: dict[str, Tensor], two: dict[str, Tensor]) -> Tensor:

@@ -60,7 +60,7 @@ def _measure(runs: Runs, mode: str, metric: str) -> pd.Series:
 
 def points(runs: Runs, mode: str, seed: int, record: Record) -> Points:
     """Of every method that has results: SAR, and NAI = (accuracy − zero-shot) / (fine-tuned − zero-shot)."""
-    found: Points = []
+    of_seed: Points = []
     group = Group(runs.main_tasks, mode)
     for variant in variants():
         of_method = record["alignment"].get(variant_label(variant))
@@ -73,17 +73,17 @@ def points(runs: Runs, mode: str, seed: int, record: Record) -> Points:
             low, high = (result[part]["accuracy"][task] for part in ("zeroshot", "test"))
             finetuned = result["denominators"]["test"][task]
             if finetuned != low:  # else fine-tuning gained nothing to take a share of
-                found.append((row.title(), task, sar, (high - low) / (finetuned - low)))
-    return found
+                of_seed.append((row.title(), task, sar, (high - low) / (finetuned - low)))
+    return of_seed
 
 
 def correlations(runs: Runs, mode: str) -> pd.Series:
     """Pearson's correlation of SAR and NAI over methods and tasks, for each seed with results of two methods."""
     by_seed = {}
     for seed, record in runs.of(GEOMETRY, mode).items():
-        found = points(runs, mode, seed, record)
-        if len({title for title, *_ in found}) > 1:
-            by_seed[seed] = float(np.corrcoef([p[2] for p in found], [p[3] for p in found])[0, 1])
+        of_seed = points(runs, mode, seed, record)
+        if len({title for title, *_ in of_seed}) > 1:
+            by_seed[seed] = float(np.corrcoef([p[2] for p in of_seed], [p[3] for p in of_seed])[0, 1])
     return pd.Series(by_seed, dtype=float)
 
 

@@ -63,8 +63,8 @@ def merged_models(runs: Runs) -> Iterator[Table]:
 
 
 def _of_modes(runs: Runs, modes: Sequence[str]) -> dict[str, Row]:
-    found = {label: row for mode in modes for label, row in rows(runs, mode).items()}
-    return dict(sorted(found.items(), key=lambda entry: entry[1].rank))
+    by_label = {label: row for mode in modes for label, row in rows(runs, mode).items()}
+    return dict(sorted(by_label.items(), key=lambda entry: entry[1].rank))
 
 
 def _measure(runs: Runs, mode: str, measure: str, label: str) -> pd.Series:
@@ -124,12 +124,12 @@ def _calibration(runs: Runs, mode: str) -> Table:
 
 def temperatures(runs: Runs, mode: str, label: str) -> pd.Series:
     """The geometric mean over tasks."""
-    found = {}
+    by_seed = {}
     for seed, record in runs.of(MERGED_MODELS, mode).items():
         of_label = record["finetuned"] if label == OWN else record["methods"].get(label)
         if of_label is not None:
-            found[seed] = float(np.exp(mean(np.log(list(of_label["temperature"].values())))))
-    return pd.Series(found, dtype=float)
+            by_seed[seed] = float(np.exp(mean(np.log(list(of_label["temperature"].values())))))
+    return pd.Series(by_seed, dtype=float)
 
 
 def accuracy_lost(runs: Runs) -> Figure:

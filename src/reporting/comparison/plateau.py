@@ -87,13 +87,13 @@ def has_coefficients(record: Mapping[str, Any]) -> bool:
 def plateau(runs: Runs) -> Iterator[Table]:
     """By kind of task vector: the chosen coefficient, and the ratio of the plateau's ends."""
     modes = runs.modes(EVALUATED)
-    found = {row: {mode: ranges(runs, row, mode) for mode in modes} for row in rows_with_results(runs)}
-    found = {row: by_mode for row, by_mode in found.items() if any(by_mode.values())}
-    if not found:
+    by_row = {row: {mode: ranges(runs, row, mode) for mode in modes} for row in rows_with_results(runs)}
+    by_row = {row: by_mode for row, by_mode in by_row.items() if any(by_mode.values())}
+    if not by_row:
         return
     open_ended = [
         f"{row.title()} ({MODES[mode].short})"
-        for row, by_mode in found.items()
+        for row, by_mode in by_row.items()
         for mode, by_seed in by_mode.items()
         if any(one.open_low or one.open_high for one in by_seed.values())
     ]
@@ -106,7 +106,7 @@ def plateau(runs: Runs) -> Iterator[Table]:
         ["method", *(f"{MODES[mode].short}: {what}" for mode in modes for what in ("from", "to", "ratio"))],
         [
             [row.title(), *(cell for by_seed in by_mode.values() for cell in _cells(by_seed))]
-            for row, by_mode in found.items()
+            for row, by_mode in by_row.items()
         ],
         runs.seeds,
         notes=(kinds, *(note if open_ended else ())),
@@ -124,15 +124,15 @@ def _cells(by_seed: Mapping[int, Range]) -> list[Cell]:
 def plateaus(runs: Runs) -> Figure:
     """The plateau of every method, over the coefficient that is best, by kind of task vector."""
     modes = runs.modes(EVALUATED)
-    found = {row: {mode: ranges(runs, row, mode) for mode in modes} for row in rows_with_results(runs)}
-    found = {row: by_mode for row, by_mode in found.items() if any(by_mode.values())}
-    if not found:
+    by_row = {row: {mode: ranges(runs, row, mode) for mode in modes} for row in rows_with_results(runs)}
+    by_row = {row: by_mode for row, by_mode in by_row.items() if any(by_mode.values())}
+    if not by_row:
         raise runs.missing_merge("method=sum")
-    modes = tuple(mode for mode in modes if any(by_mode[mode] for by_mode in found.values()))
-    size = style.WIDTH, 0.8 + 0.17 * len(found)
+    modes = tuple(mode for mode in modes if any(by_mode[mode] for by_mode in by_row.values()))
+    size = style.WIDTH, 0.8 + 0.17 * len(by_row)
     fig, panels = plt.subplots(1, len(modes), figsize=size, sharex=True, sharey=True, squeeze=False)
     for axes, mode in zip(panels[0], modes):
-        for y, by_mode in enumerate(found.values()):
+        for y, by_mode in enumerate(by_row.values()):
             of_mode = list(by_mode[mode].values())
             if not of_mode:
                 continue
@@ -146,7 +146,7 @@ def plateaus(runs: Runs) -> Figure:
         axes.set_xscale("log")
         plain_numbers(axes.xaxis)
         axes.set(title=MODES[mode].title, xlabel="coefficient, over the best")
-    panels[0][0].set_yticks(range(len(found)), [row.title() for row in found], fontsize=7)
+    panels[0][0].set_yticks(range(len(by_row)), [row.title() for row in by_row], fontsize=7)
     panels[0][0].invert_yaxis()
     return fig
 

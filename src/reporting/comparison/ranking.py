@@ -71,14 +71,14 @@ def brackets(count: int, told_apart: Callable[[int, int], bool]) -> list[range]:
 
     A run that lies within the one before it is left out, and so is a run of one.
     """
-    found: list[range] = []
+    groups: list[range] = []
     for first in range(count):
         end = first + 1
         while end < count and not told_apart(first, end):
             end += 1
-        if end - first > 1 and not (found and end <= found[-1].stop):
-            found.append(range(first, end))
-    return found
+        if end - first > 1 and not (groups and end <= groups[-1].stop):
+            groups.append(range(first, end))
+    return groups
 
 
 def columns_of(groups: Sequence[range]) -> list[tuple[int, range]]:

@@ -38,16 +38,16 @@ def _first_benchmark(runs: Runs, group: Group) -> bool:
 
 def _published(runs: Runs) -> dict[str, dict[str, float]]:
     """Title of a row -> family of checkpoints -> published accuracy in percent."""
-    found: dict[str, dict[str, float]] = {}
+    by_title: dict[str, dict[str, float]] = {}
     for table in methods_published(runs):
         for title, *cells in table.rows:
             named = zip(table.header[1:], cells)
-            found[title] = {
+            by_title[title] = {
                 head.removeprefix(FAMILY): cell.published
                 for head, cell in named
                 if head.startswith(FAMILY) and isinstance(cell, Cell) and cell.published is not None
             }
-    return found
+    return by_title
 
 
 def _entry(runs: Runs, group: Group, row: Row, theirs: Mapping[str, float]) -> dict[str, Any]:
@@ -109,8 +109,8 @@ def _number(runs: Runs, metric: str, what: Mapping[str, Any]) -> dict[str, Any] 
 
 
 def _by_task(runs: Runs, group: Group, what: Mapping[str, Any], measure: str) -> Iterator[dict[str, Any]]:
-    found = runs.select(metric=measure, task=list(group.tasks), **what)
-    by_task = (100 * found["value"]).groupby(found["task"])
+    numbers = runs.select(metric=measure, task=list(group.tasks), **what)
+    by_task = (100 * numbers["value"]).groupby(numbers["task"])
     means, spread = by_task.mean(), by_task.std()
     for task in group.tasks:
         if task in means.index:

@@ -18,17 +18,17 @@ TITLE = "task arithmetic (eval_task_addition.py)"
 
 def explorer(runs: Runs) -> dict[str, dict[str, Any]]:
     """Title of a method -> mode -> its curves in percent, means over seeds; task addition, with most points, first."""
-    found: dict[str, dict[str, Any]] = {}
+    by_title: dict[str, dict[str, Any]] = {}
     for mode in EVALUATED:
         if (records := runs.of(ADDITION, mode)) and (curves := _curves(records)):
-            found.setdefault(TITLE, {})[mode] = curves
+            by_title.setdefault(TITLE, {})[mode] = curves
     of_mode = {mode: results_of(runs, Group(runs.main_tasks, mode)) for mode in EVALUATED}
     for row in in_order(Row.of(result) for results in of_mode.values() for result in results):
         for mode, results in of_mode.items():
             records = {result.seed: result.record for result in results if Row.of(result) == row}
             if row.exact and (curves := _curves(records)):
-                found.setdefault(row.title(), {})[mode] = curves
-    return found
+                by_title.setdefault(row.title(), {})[mode] = curves
+    return by_title
 
 
 def _curves(records: Mapping[int, Any]) -> dict[str, Any] | None:

@@ -83,8 +83,8 @@ class Forest:
 
     def counts(self, corrected: bool = False) -> dict[str, int]:
         """Verdict -> how many claims have it."""
-        found = [claim.corrected if corrected else claim.verdict for claim in self.claims]
-        return {verdict: found.count(verdict) for verdict in VERDICTS}
+        verdicts = [claim.corrected if corrected else claim.verdict for claim in self.claims]
+        return {verdict: verdicts.count(verdict) for verdict in VERDICTS}
 
 
 def forest(runs: Runs) -> Forest:

@@ -54,7 +54,7 @@ def _facts(runs: Runs, results: Iterable[Result]) -> dict[str, str]:
         "results": str(len(made)),
         "made": dates[0] if dates and dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}" if dates else "",
         "machine": "; ".join(sorted({str(entry["device"]) for entry in made if entry.get("device")})),
-        "versions": ", ".join(f"{name} {'/'.join(sorted(found))}" for name, found in sorted(versions.items())),
+        "versions": ", ".join(f"{name} {'/'.join(sorted(values))}" for name, values in sorted(versions.items())),
         "commits": few(sorted({str(entry["commit"])[:8] for entry in made if entry.get("commit")}), 3),
     }
     return {name: value for name, value in facts.items() if value}

@@ -150,12 +150,12 @@ def _forgotten_tasks(axes: Axes, runs: Runs, by_mode: Mapping[str, Mapping[int, 
     order = sorted(tasks, key=lambda task: -runs.values(task=task, **start).mean())
     heights = np.arange(len(order))[::-1]
     columns = {mode: {"experiment": NEGATION.name, "mode": mode, "metric": "target_accuracy"} for mode in by_mode}
-    for place, (mode, what) in enumerate({"none": start, **columns}.items()):
+    for column, (mode, what) in enumerate({"none": start, **columns}.items()):
         values = [100 * runs.values(task=task, **what) for task in order]
         row = MODES[mode]
         look: dict[str, Any] = dict(color=row.colour, marker=row.marker, ls="none", ms=6, mec="white", mew=0.6)
         spread = [sd(v) or 0 for v in values]
-        shifted = heights + 0.17 * (len(columns) / 2 - place)  # else equal accuracies hide each other
+        shifted = heights + 0.17 * (len(columns) / 2 - column)  # else equal accuracies hide each other
         axes.errorbar([v.mean() for v in values], shifted, xerr=spread, elinewidth=0.8, **look)
     axes.set_yticks(heights, [printed(task) for task in order])
     axes.set(xlabel="target accuracy, test (%)", title="At the chosen α", xlim=(0, 100))

@@ -114,7 +114,7 @@ def negation(runs: Runs) -> Iterator[Table]:
     """Table 2."""
     tasks, modes = _tasks(runs, NEGATION.name), runs.modes(EVALUATED)
     thresholds = runs.select(experiment=NEGATION.name, metric="control_threshold")["value"]
-    kept = f"{100 * max(thresholds, default=0.95):g} %"
+    share = f"{100 * max(thresholds, default=0.95):g} %"
     their_model = beside(runs.model)
     start: dict[str, Any] = {"experiment": SINGLE_TASK.name, "mode": "none", "metric": "accuracy"}
     none = MODES["none"]
@@ -122,7 +122,7 @@ def negation(runs: Runs) -> Iterator[Table]:
     control = percent(runs, _theirs(runs, tasks, "Table 2", none.published, "control"), task=runs.control, **start)
     yield Table(
         "table2_negation",
-        f"Task negation (Table 2): test accuracy of θ0 − α τ, mean over {len(tasks)} tasks, {kept} of the control's "
+        f"Task negation (Table 2): test accuracy of θ0 − α τ, mean over {len(tasks)} tasks, {share} of the control's "
         f"validation accuracy kept, %{their_model}{', whose control is ImageNet' if their_model else ''}.",
         ["method", "target (lower is better)", "control", "α, mean"],
         [[none.title, target, control, ""], *(_negated(runs, mode, tasks) for mode in modes)],
@@ -147,8 +147,8 @@ def _negated(runs: Runs, mode: str, tasks: tuple[str, ...]) -> list[str | Cell]:
 def _lost_controls(runs: Runs, mode: str, tasks: tuple[str, ...]) -> Iterator[str]:
     """A line for each task that no coefficient keeps the control of, with the seeds."""
     for task in tasks:
-        kept = runs.values(experiment=NEGATION.name, mode=mode, metric="control_kept", task=task)
-        if seeds := [str(seed) for seed in kept.index[kept == 0]]:
+        reached = runs.values(experiment=NEGATION.name, mode=mode, metric="control_kept", task=task)
+        if seeds := [str(seed) for seed in reached.index[reached == 0]]:
             of = f"seed{'' if len(seeds) == 1 else 's'} {', '.join(seeds)}"
             yield f"{MODES[mode].title}, {printed(task)}: no α keeps the control, so α = 0 ({of})."
 
