@@ -3,12 +3,12 @@
 import argparse
 import pickle
 import re
-import subprocess
 import sys
 import types
 from collections import OrderedDict
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -20,7 +20,6 @@ from src import checkpoints
 from src.checkpoints import Checkpoint, CheckpointError
 from src.published import convert
 from src.runtime.files import file_hash
-from src.runtime.paths import ROOT
 
 
 @pytest.fixture
@@ -339,12 +338,12 @@ def test_a_timm_model_that_is_a_tower_goes_into_its_trunk(tmp_path, path):
 @pytest.mark.parametrize("module", [["src.checkpoints", "convert"], ["src.published.convert"]])
 def test_both_commands_convert(tmp_path, path, module):
     torch.save(encoder_weights(small_clip()), tmp_path / "x.pt")
-    command = [sys.executable, "-m", *module, str(tmp_path / "x.pt"), str(path), "--model", "small"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    command = ("-m", *module, tmp_path / "x.pt", path, "--model", "small")
+    done = forked.run(*command)
     assert (done.returncode, done.stdout) == (0, f"wrote {path}\n"), done.stderr
     assert len(Checkpoint(path, model="small")) == len(encoder_weights(small_clip()))
     (tmp_path / "x.pt").write_bytes(b"PK and no more")
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = forked.run(*command)
     assert done.returncode == 1 and done.stderr.startswith(f"error: {tmp_path / 'x.pt'}: damaged or truncated file")
 
 

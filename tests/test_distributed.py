@@ -7,6 +7,7 @@ import sys
 from contextlib import contextmanager
 from dataclasses import replace
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -25,7 +26,6 @@ from src.runtime.messages import UsageError
 from src.runtime.paths import ROOT
 
 two_cores = pytest.mark.skipif(cores() < 2, reason="needs 2 cores")
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 
 
 def test_cores_are_those_of_this_process(monkeypatch):
@@ -175,7 +175,7 @@ def test_ranks_count_every_image_once_and_hand_their_errors_on(make_run, tmp_pat
     program = tmp_path / "program.py"
     program.write_text(SHARING.format(root=str(ROOT), tests=str(ROOT / "tests")))
     flags = ("--seed=0", "--device=cpu", f"--cache-dir={mini_cache}", f"--save={run.places.save}")
-    done = subprocess.run([*TORCHRUN, str(program), *flags], capture_output=True, text=True, timeout=400)
+    done = forked.torchrun(program, *flags)
     assert done.returncode == 0, done.stderr
     found, sent, after = done.stdout.strip().splitlines()  # rank 0 alone speaks
     assert 0 < int(sent) < 20_000 < sum(tensor.nbytes for tensor in lines(run)[0].direction.values())
@@ -227,9 +227,7 @@ def test_evaluation_scripts_under_torchrun(tmp_path, mini_cache):
     flags = ("--model=ViT-Mini", "--seed=0", "--device=cpu", "--tasks=digits", *places)
 
     def run(script: str, *own: str) -> subprocess.CompletedProcess:
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        command = [*TORCHRUN, str(ROOT / script), *flags, *own]
-        return subprocess.run(command, capture_output=True, text=True, timeout=400, env=environment)
+        return forked.torchrun(script, *flags, *own)
 
     done = run("eval_single_task.py", "--finetuning-mode=none", f"--results={tmp_path}/two")
     assert done.returncode == 0, done.stderr
@@ -263,8 +261,7 @@ def test_ranks_adapt_as_one_process_does(make_run, tmp_path, capsys):
             main.main(overrides)
             printed = capsys.readouterr().out
         else:
-            command = [*TORCHRUN, str(ROOT / "main.py"), *overrides]
-            done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+            done = forked.torchrun("main.py", *overrides)
             assert done.returncode == 0, done.stderr
             printed = done.stdout
         (file,) = own.places.results.rglob("concrete_task_arithmetic*.json")
@@ -303,7 +300,7 @@ main()
 def test_ranks_tell_an_error_once(tmp_path, which):
     program = tmp_path / "program.py"
     program.write_text(APART.format(root=str(ROOT), which=which))
-    done = subprocess.run([*TORCHRUN, str(program)], capture_output=True, text=True)
+    done = forked.torchrun(program)
     assert done.returncode != 0
     assert done.stderr.count("error: no such file") == 1, done.stderr
     assert "onnection" not in done.stderr and "stopped;" not in done.stderr, done.stderr
@@ -313,6 +310,6 @@ def test_ranks_tell_an_error_once(tmp_path, which):
 @pytest.mark.parametrize("script", ["finetune.py", "eval_task_addition.py", "main.py"])
 def test_ranks_tell_a_wrong_flag_once(script):
     flags = ("--tasks=sings", "--device=cpu") if script != "main.py" else ("tasks=[sings]", "device=cpu")
-    done = subprocess.run([*TORCHRUN, str(ROOT / script), *flags], capture_output=True, text=True)
+    done = forked.torchrun(script, *flags)
     assert done.returncode != 0 and done.stderr.count("did you mean signs") == 1, done.stderr
     assert "HYDRA_FULL_ERROR" not in done.stderr  # what Hydra says of errors that it is left to tell

@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 from drawn_checkpoints import draw_checkpoints
@@ -128,13 +129,20 @@ def ended(processes: list[subprocess.Popen]) -> list[str]:
     return told
 
 
+def at_once(command: tuple[str, ...], number: int) -> None:
+    """The same command in several processes, all of which must succeed."""
+    for process in [forked.start(*command) for _ in range(number)]:
+        done = process.completed()
+        assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+
+
 def test_two_fine_tunings_at_once_make_what_one_makes(make_training, tmp_path):
     flags = ("--steps=12", "--tasks=signs", "--batch-size=8", "--checkpoint-every=1")
     alone, settings = make_training(*flags)
     training.finetune_together(alone, settings, World())
     run, _ = make_training(*flags, f"--save={tmp_path}/shared")
     places = [f"--save={tmp_path}/shared", f"--cache-dir={run.places.cache}", "--seed=0", "--jobs=1", "--device=cpu"]
-    ended([started("finetune.py", *flags, *places) for _ in range(2)])
+    at_once(("finetune.py", *flags, *places), 2)
     whole, shared = (checkpoints.load(one.paths.checkpoint("signs", "standard")) for one in (alone, run))
     assert all(torch.equal(whole[name], shared[name]) for name in whole)
     left = sorted(path.name for path in run.paths.checkpoint("signs", "standard").parent.iterdir())
@@ -148,7 +156,7 @@ def test_two_adaptations_at_once_make_what_one_makes(make_run, tmp_path):
     shared = [f"save={run.places.save}", f"cache_dir={run.places.cache}", "seed=0", "jobs=1", "device=cpu"]
     method = ["method=adamerging", "method.steps=6", "method.batch_size=2", "save_every=1", "eval_every=0"]
     call = ["main.py", "DATASETS=[digits,signs]", *shared, *method]
-    ended([started(*call, f"results={run.places.results}") for _ in range(2)])
+    at_once((*call, f"results={run.places.results}"), 2)
     (path,) = run.paths.seed_results().rglob("adamerging*.json")
     record = results.read(path)
     alone = tmp_path / "alone"
@@ -158,7 +166,7 @@ def test_two_adaptations_at_once_make_what_one_makes(make_run, tmp_path):
         target = alone / source.relative_to(run.paths.results)
         target.parent.mkdir(exist_ok=True)
         target.write_bytes(source.read_bytes())
-    ended([started(*call, f"results={alone}")])
+    at_once((*call, f"results={alone}"), 1)
     (single,) = alone.rglob("adamerging*.json")
     expected = results.read(single)
     for key in ("val", "test", "chosen", "adaptation"):

@@ -4,16 +4,15 @@ The first images of the mini suite, seed 0; checkpoints are drawn instead of tra
 """
 
 import json
-import os
 import re
 import shutil
-import subprocess
 import sys
 import time
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import replace
 
+import forked
 import hydra
 import numpy as np
 import pytest
@@ -329,14 +328,7 @@ def test_a_traceback_passes_hydra_too(place, half):
     flags = [*place.overrides, PAIR, "method=half", "method.alpha=2,13", "--multirun"]
     start = f"import src.merging; src.merging.__path__.append({str(half)!r}); import runpy, sys; "
     start += f"sys.argv[0] = {str(ROOT / 'main.py')!r}; runpy.run_path(sys.argv[0], run_name='__main__')"
-    done = subprocess.run(
-        [sys.executable, "-c", start, *flags],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        timeout=600,
-    )
+    done = forked.run("-c", start, *flags)
     assert done.returncode == 1
     first, _, rest = done.stderr.partition("\n")
     assert first == "error: alpha: expected at most 1; got 2.0"
@@ -477,10 +469,7 @@ def test_a_masking_method_exports_a_file_for_each_task(place, tmp_path):
 def test_two_jobs_of_which_one_fails(place, mini_cache):
     """In a process of its own, as a user calls it; consensus has no masks of these tasks."""
     flags = ["--multirun", *place.overrides, f"tasks=[{','.join(TASKS[5:7])}]", "method=consensus,average,zeroshot"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "main.py"), *flags], capture_output=True, text=True, env=environment, timeout=300
-    )
+    done = forked.run("main.py", *flags)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "error: expected masks in" in done.stderr and "method=tall_mask" in done.stderr
     folder = place.paths.result(f"merging/{names.tasks_name('mini', TASKS[5:7])}/standard-visual/any").parent

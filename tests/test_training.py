@@ -1,7 +1,6 @@
 """Fine-tuning: schedule, batches, exact resume, several processes, refusals."""
 
 import dataclasses
-import os
 import signal
 import subprocess
 import sys
@@ -9,6 +8,7 @@ import time
 from functools import partial
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -304,8 +304,7 @@ def test_a_killed_run_ends_bit_identical(make_training, tmp_path, mode, capsys):
         f"--save={broken.places.save}",
         f"--cache-dir={broken.places.cache}",
     )
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([sys.executable, str(ROOT / "finetune.py"), *same], env=environment)
+    process = forked.start("finetune.py", *same)
     until = time.time() + 300
     while not state.exists() and time.time() < until:
         time.sleep(0.01)

@@ -1,0 +1,153 @@
+"""Programs in processes of their own that need not import PyTorch and open_clip again, which takes seconds of each.
+
+A child is forked from the test's process, and runs the program as the interpreter would: as `__main__`, with its
+arguments, environment and folder, and files in the place of its terminal. What the test has patched is patched there
+too. Programs with worker processes start those as ever; test_scripts.py starts some programs by the interpreter.
+"""
+
+import os
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO
+
+from src.runtime.paths import ROOT
+
+
+class Forked:
+    """A started program. stdout, stderr: what it has written until now."""
+
+    def __init__(self, command: tuple[str, ...], environment: Mapping[str, str], folder: Path):
+        self.command, self.returncode = command, None
+        self._out, self._err = (tempfile.TemporaryFile("w+") for _ in range(2))
+        if (pid := os.fork()) == 0:
+            status = 70  # of an error in the lines below
+            try:
+                status = _program(command, environment, folder, (self._out, self._err))
+            finally:
+                os._exit(status)
+        self.pid = pid
+
+    @property
+    def stdout(self) -> str:
+        return _text(self._out)
+
+    @property
+    def stderr(self) -> str:
+        return _text(self._err)
+
+    def poll(self) -> int | None:
+        """The exit status as `subprocess` has it, negative for a signal; None while it runs."""
+        if self.returncode is None:
+            ended, status = os.waitpid(self.pid, os.WNOHANG)
+            self.returncode = os.waitstatus_to_exitcode(status) if ended else None
+        return self.returncode
+
+    def wait(self) -> int:
+        try:
+            while self.poll() is None:  # pytest's own limit ends what is in vain
+                time.sleep(0.01)
+        finally:
+            if self.returncode is None:
+                self.send_signal(signal.SIGKILL)
+                os.waitpid(self.pid, 0)
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def completed(self) -> subprocess.CompletedProcess:
+        """Its end, as `subprocess.run` gives it."""
+        return subprocess.CompletedProcess(self.command, self.wait(), self.stdout, self.stderr)
+
+
+def start(*command: str | Path, env: Mapping[str, str] | None = None, cwd: Path = ROOT) -> Forked:
+    """`python *command`: a script of the project by its name or path, or `-m MODULE`, or `-c CODE`, and arguments."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return Forked(tuple(map(str, command)), os.environ if env is None else env, cwd)
+
+
+def run(*command: str | Path, env: Mapping[str, str] | None = None, cwd: Path = ROOT) -> subprocess.CompletedProcess:
+    """The same, at its end."""
+    return start(*command, env=env, cwd=cwd).completed()
+
+
+def torchrun(*command: str | Path, processes: int = 2) -> subprocess.CompletedProcess:
+    """`torchrun --standalone --nproc-per-node=2 *command`: a rank that fails ends the others. Gives what all wrote."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "none"}
+    shared |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
+    ranks = []
+    for rank in map(str, range(processes)):
+        ranks.append(start(*command, env=os.environ | shared | {"RANK": rank, "LOCAL_RANK": rank}))
+    while any(one.poll() is None for one in ranks) and not any(one.poll() for one in ranks):
+        time.sleep(0.1)  # as often as torchrun looks, so that ranks which lost one may end by themselves
+    failed = next((status for one in ranks if (status := one.poll())), 0)
+    for one in ranks:
+        if one.poll() is None:
+            one.send_signal(signal.SIGTERM)
+        one.wait()
+    written = ("".join(getattr(one, stream) for one in ranks) for stream in ("stdout", "stderr"))
+    return subprocess.CompletedProcess(ranks[0].command, failed, *written)
+
+
+def _text(file: IO[str]) -> str:
+    file.flush()
+    return os.pread(file.fileno(), os.fstat(file.fileno()).st_size, 0).decode()
+
+
+def _program(
+    command: tuple[str, ...], environment: Mapping[str, str], folder: Path, terminal: tuple[IO[str], IO[str]]
+) -> int:
+    """Of the child: the program, and its exit status."""
+    for descriptor, file in enumerate(terminal, start=1):
+        os.dup2(file.fileno(), descriptor)
+    sys.stdout, sys.stderr = (open(descriptor, "w", buffering=1, closefd=False) for descriptor in (1, 2))
+    sys.__stdout__, sys.__stderr__ = sys.stdout, sys.stderr
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    os.chdir(folder)
+    changed = {name: value for name, value in environment.items() if os.environ.get(name) != value}
+    for name in os.environ.keys() - environment.keys():
+        del os.environ[name]
+    os.environ.update(changed)
+    return _status(_main(command))
+
+
+def _main(command: tuple[str, ...]) -> Callable[[], object]:
+    kind, *rest = command
+    if kind == "-m":
+        sys.argv, sys.path[:0] = rest, [os.getcwd()]
+        return lambda: runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
+    if kind == "-c":
+        sys.argv, sys.path[:0] = ["-c", *rest[1:]], [""]
+        return lambda: exec(compile(rest[0], "<string>", "exec"), {"__name__": "__main__"})
+    script = str(ROOT / kind)
+    sys.argv, sys.path[:0] = [script, *rest], [os.path.dirname(script)]
+    return lambda: runpy.run_path(script, run_name="__main__")
+
+
+def _status(main: Callable[[], object]) -> int:
+    try:
+        main()
+        status = 0
+    except SystemExit as ended:
+        if not isinstance(ended.code, int | None):
+            print(ended.code, file=sys.stderr)
+        status = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return status
