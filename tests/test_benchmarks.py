@@ -224,7 +224,7 @@ def ratios(found, *path: str) -> str:
 
 def test_the_pages_have_the_ratios_of_the_results():
     """Of the rows of docs/speed.md that are paired rounds of this machine, and of those in README."""
-    named = ("linear_step", "adaptation_step", "merge_memory", "coefficient_sweep")
+    named = ("linear_step", "adaptation_step", "merge_memory", "coefficient_sweep", "mode_steps")
     read = {name: results.read(RESULTS / f"{name}.json") for name in named}
     steps, adapting, merging = read["linear_step"]["steps"], read["adaptation_step"], read["merge_memory"]
     speed, readme = ((ROOT / name).read_text(encoding="utf-8") for name in ("docs/speed.md", "README.md"))
@@ -242,6 +242,17 @@ def test_the_pages_have_the_ratios_of_the_results():
         assert (
             f"| {words} | stacking every vector | {ratios(merging, name, 'published', 'ratios', 'seconds')} |" in readme
         )
+    modes = {mode: row for mode, row in read["mode_steps"]["steps"].items() if mode != "standard"}
+    assert [*modes] == [mode for mode in TRAINED if mode != "standard"]
+    times, memory = (
+        [f"{value:.{digits}f}" for value in values]
+        for values, digits in (
+            ([row["ratio"]["median"] for row in modes.values()], 2),
+            ([row["bytes"] / 1e6 for row in modes.values()], 0),
+        )
+    )
+    for page, between in ((speed, " / "), (readme, " | ")):
+        assert all(f"| {between.join(row)} |" in page for row in (times, memory))
     ours_over_plain = steps["linear"]["seconds"] / steps["linear, plain"]["seconds"]
     assert f"jvp, and backward through it | {ours_over_plain:.2f} |" in readme
     loop = read["coefficient_sweep"]["ratios"]["linear: published loop / ours"]["median"]
