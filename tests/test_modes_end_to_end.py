@@ -7,8 +7,10 @@ import pytest
 import torch
 from few_images import few_images
 
+import eval_connectivity
 import eval_disentanglement
 import eval_geometry
+import eval_layerwise
 import eval_single_task
 import eval_task_addition
 import eval_task_negation
@@ -89,8 +91,12 @@ def test_a_method_of_each_file_merges_vectors_of_low_rank_that_are_zero_in_most_
         main.main([*overrides, *variant.overrides, *fewer])
     main.main([*overrides, "method=adamerging", "method.steps=2"])
     made = [json.loads(path.read_text()) for path in run.paths.seed_results().rglob(f"{mode}-visual/*.json")]
-    eval_geometry.main([*flags, f"--finetuning-mode={mode}"])
-    geometry = record(run, f"geometry_{mode}")
+    own = [*flags, f"--finetuning-mode={mode}"]
+    eval_geometry.main(own)
+    eval_layerwise.main([*own, "--num-samples=4"])
+    eval_connectivity.main([*own, "--n-eval-points=3"])
+    geometry, layers, lines = (record(run, f"{name}_{mode}") for name in ("geometry", "layerwise", "connectivity"))
+    assert layers["parts"] and np.isfinite(layers["interference"]).all() and len(lines["pairs"]) == 1
     assert [name.rpartition("attn.")[2] for name in geometry["matrices"]] == ["in_proj_weight", "out_proj.weight"] * 4
     scored = [found for found in made if "test" in found]
     assert len(scored) == len(by_file) + 1 > 15

@@ -1,5 +1,6 @@
 """Layer-wise functional interference: by part of the network and kind of task vector, and what weights tell of it."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -65,7 +66,7 @@ def layerwise(runs: Runs) -> Iterator[Table]:
 
 
 def _by_seed(runs: Runs, mode: str, number: Callable[[Record], float]) -> pd.Series:
-    return pd.Series({seed: number(record) for seed, record in runs.of(LAYERWISE, mode).items()}, dtype=float)
+    return pd.Series({seed: number(record) for seed, record in runs.of(LAYERWISE, mode).items()}, dtype=float).dropna()
 
 
 def block_of(part: str) -> int | None:
@@ -74,7 +75,10 @@ def block_of(part: str) -> int | None:
 
 
 def of_parts(where: str) -> Callable[[Record], float]:
-    """The geometric mean over pairs and the parts of the blocks: of a half of them, of attention, or of the MLPs."""
+    """The geometric mean over pairs and the parts of the blocks: of a half of them, of attention, or of the MLPs.
+
+    NaN where the mode moves none of these parts, as attention-only fine-tuning moves no MLP.
+    """
 
     def mean(record: Record) -> float:
         blocks = [block for part in record["parts"] if (block := block_of(part)) is not None]
@@ -87,7 +91,8 @@ def of_parts(where: str) -> Callable[[Record], float]:
             return (block > middle) == (where == SECOND) if where in (FIRST, SECOND) else part.endswith(where)
 
         chosen = [grid for part, grid in zip(record["parts"], record["interference"]) if inside(part)]
-        return geometric_mean([value for grid in chosen for value in off_diagonal(grid)])
+        ratios = [value for grid in chosen for value in off_diagonal(grid)]
+        return geometric_mean(ratios) if ratios else math.nan
 
     return mean
 
