@@ -4,7 +4,7 @@
     python reproduce.py --seeds 1,2,3
     python reproduce.py --only single-task addition
     python reproduce.py --extended               # also sweeps, unseen tasks, tangent merging, robustness
-    python reproduce.py --dry-run                # what would run, and what is there already
+    python reproduce.py --dry-run                # what would run, in how many minutes, and what is there already
     python reproduce.py --suite vision --model ViT-B-32
 
 Results go to --results, by default reproduced/: the project's own, which ship, lie in results/ and stay as they are. In

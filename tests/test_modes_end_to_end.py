@@ -146,5 +146,5 @@ def test_tables_and_figures_have_every_mode_that_has_results(place, monkeypatch)
     by_title = {row[0]: row for row in made["modes"]}
     assert all(all(by_title[MODES[mode].title]) for mode in FURTHER)
     for drawing in offered("figures"):
-        if drawing.name in ("addition", "negation", "alignment", "interference"):
+        if drawing.name in ("addition", "negation", "alignment", "interference", "layer_interference", "connectivity"):
             drawing(runs).canvas.draw()

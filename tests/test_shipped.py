@@ -6,7 +6,7 @@ import pytest
 import synthetic_results
 
 from src import args
-from src.experiments import commands, reproduction
+from src.experiments import commands, durations, reproduction
 from src.experiments.stages import NAMES, REPORT, STAGES
 from src.reporting import shipped
 from src.run import Run
@@ -16,7 +16,8 @@ from src.runtime.paths import Places
 @pytest.fixture
 def folders(tmp_path, monkeypatch):
     """A shipped and a reproduced folder of seed 1, alike."""
-    monkeypatch.setattr(shipped, "from_root", lambda place: tmp_path / place)
+    for module in (shipped, durations):
+        monkeypatch.setattr(module, "from_root", lambda place: tmp_path / place)
     ours, theirs = (tmp_path / name for name in (Places.results, "reproduced"))
     for folder in (ours, theirs):
         synthetic_results.write(folder, seeds=(1,), merges=False)
@@ -71,11 +72,47 @@ def test_a_dry_run_tells_the_minutes_of_the_shipped_results(folders, capsys):
     path.write_text(json.dumps(record | {"provenance": {**record["provenance"], "seconds": 90.0}}))
     assert shipped.recorded_seconds([theirs / "mini/ViT-Mini/seed_1/addition_linear.json"], theirs) == 90.0
     assert shipped.recorded_seconds([theirs / "mini/ViT-Mini/seed_1/addition_posthoc.json"], theirs) is None
-    flags = ["--only", "addition", "--dry-run", f"--results={theirs}/none"]
-    run, options = _parsed(flags)
+    flags = ["--only", "addition", "merging", "--dry-run", "--jobs=2", f"--results={theirs}/none"]
+
+    def dry_run(*more: str) -> str:
+        run, options = _parsed([*flags, *more])
+        reproduction.reproduce(run, **options)
+        return capsys.readouterr().out
+
+    assert "about 0 minutes with 2 jobs; no time is known of seed 1, addition, seed 1, merging\n" in dry_run()
+    for name in ("addition_posthoc", "addition_standard"):
+        other = path.with_name(f"{name}.json")
+        record = json.loads(other.read_text())
+        other.write_text(json.dumps(record | {"provenance": {**record["provenance"], "seconds": 30.0}}))
+    assert "seed 1, addition: about 2.5 min" in dry_run()  # result by result
+    for jobs in (2, 4):  # those of a quiet run count before those of single results, and the last number of jobs
+        durations.record(ours / "mini", "ViT-Mini", jobs, "cpu", {"addition": 66.0, "merging": 120.0})
+    durations.record(ours / "mini", "ViT-Mini", 4, "cpu", {"merging": 240.0})
+    out = dry_run()
+    assert "seed 1, addition: about 2.2 min" in out and "seed 1, merging: about 8.0 min" in out
+    assert "about 10 minutes with 2 jobs\n" in out and "addition: about 4.4 min" in dry_run("--jobs=1")
+    (ours / "mini" / durations.NAME).write_text("{")
+    assert "merging: no time is known" in dry_run()
+
+
+def test_a_reproduction_records_what_its_whole_stages_took(folders, monkeypatch):
+    _, theirs = folders
+    called = []
+    monkeypatch.setattr(reproduction, "_call", lambda command, overwrite: called.append(command))
+    monkeypatch.setattr(reproduction, "compared_with_shipped", lambda *which: "")
+    run, options = _parsed(["--only", "addition", "tables", "--seeds=7,8", "--jobs=3", f"--results={theirs}/none"])
     reproduction.reproduce(run, **options)
-    out = capsys.readouterr().out
-    assert out.count("# 1.5 min") == 1 and "3 commands would run; 1 of them took 2 minutes" in out
+    entry = json.loads((theirs / "none/mini" / durations.NAME).read_text())["ViT-Mini"]
+    assert len(called) == 7 and entry["jobs"] == 3 and {*entry["seconds"]} == {"addition", "tables"}
+    (theirs / "none/mini" / durations.NAME).unlink()
+    for command in called[:1]:  # of one seed a command is finished
+        for output in command.outputs:
+            output.parent.mkdir(parents=True)
+            output.write_text("{}")
+    monkeypatch.setattr(reproduction.time, "time", iter(range(0, 9000, 10)).__next__)
+    reproduction.reproduce(run, **options)
+    entry = json.loads((theirs / "none/mini" / durations.NAME).read_text())["ViT-Mini"]
+    assert entry["seconds"] == {"addition": 10.0, "tables": 10.0}  # of the other seed alone
 
 
 def _parsed(flags: list[str]) -> tuple[Run, dict]:

@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from src import scores
 from src.args import BOTH
-from src.experiments import stages
+from src.experiments import durations, stages
 from src.experiments.commands import COMMANDS, MERGE, Command, in_scopes, with_forwarded
 from src.modes import SCOPES
 from src.ranges import RANGES, check
@@ -54,31 +55,43 @@ def _reproduce(
     forwarded: Mapping[str, Any],
 ) -> None:
     began, program = time.time(), Program(dry_run, overwrite, run.paths.results, run.jobs, run.device)
+    folder, known = run.places.results / run.suite, durations.foreseen(run.suite, run.model, run.jobs)
+    took: dict[str, list[float]] = {}
+    minutes: dict[str, float | None] = {}
     for seed in seeds or [run.seed]:
         for stage in stages.chosen(stages.STAGES, only, extended):
-            start = time.time()
+            start, before = time.time(), len(program.failed)
             commands = in_scopes(COMMANDS[stage.name](replace(run, seed=seed)), SCOPES if scope == BOTH else (scope,))
             ran = program.run_all([with_forwarded(command, forwarded) for command in commands], stage.apart)
-            if not dry_run:
-                took = f"{time.time() - start:.0f} s" if ran else "finished before"
-                print(f"seed {seed}, {stage.name}: {took}", flush=True)
+            if dry_run:
+                minutes |= program.foresee(f"seed {seed}, {stage.name}", known.get(stage.name), len(commands))
+                continue
+            seconds = time.time() - start
+            print(f"seed {seed}, {stage.name}: {f'{seconds:.0f} s' if ran else 'finished before'}", flush=True)
+            if ran == len(commands) > 0 and len(program.failed) == before:
+                took.setdefault(stage.name, []).append(seconds)
     for stage in stages.chosen(stages.REPORT, only, extended):
+        start = time.time()
         program.run_all(COMMANDS[stage.name](run), stage.apart, always=True)
+        took[stage.name] = [time.time() - start]
+        if dry_run:
+            minutes |= program.foresee(stage.name, known.get(stage.name), len(COMMANDS[stage.name](run)))
     if program.failed:
         print(f"{len(program.failed)} of the commands failed; run them by themselves to see why:")
         print("\n".join(f"  {command}" for command in program.failed))
         raise SystemExit(1)
     if dry_run:
-        known = [seconds for seconds in program.foreseen if seconds is not None]
+        timed = sum(value for value in minutes.values() if value is not None)
+        others = ", ".join(title for title, value in minutes.items() if value is None)
         print(
-            f"{len(program.foreseen)} commands would run; {len(known)} of them took {sum(known) / 60:.0f} minutes "
-            "where the shipped results were made"
+            f"{program.foreseen} commands would run: about {timed:.0f} minutes with {run.jobs} jobs"
+            f"{f'; no time is known of {others}' if others else ''}"
         )
-    else:
-        minutes = (time.time() - began) / 60
-        print(f"all stages finished in {minutes:.1f} minutes; results in {run.places.results / run.suite}")
-        if comparison := compared_with_shipped(run.suite, run.model, run.paths.results):
-            print(comparison)
+        return
+    print(f"all stages finished in {(time.time() - began) / 60:.1f} minutes; results in {folder}")
+    durations.record(folder, run.model, run.jobs, run.device, {stage: fmean(each) for stage, each in took.items()})
+    if comparison := compared_with_shipped(run.suite, run.model, run.places.results):
+        print(comparison)
 
 
 class Program:
@@ -87,7 +100,10 @@ class Program:
     def __init__(self, dry_run: bool, overwrite: bool, results: Path, jobs: int = 1, device: str = "cpu"):
         self.dry_run, self.overwrite, self.results = dry_run, overwrite, results
         self.jobs, self.device = jobs, device
-        self.foreseen: list[float | None] = []  # seconds of each command that a dry run names, where they are known
+        self.waiting: list[
+            float | None
+        ] = []  # seconds of a stage's commands that a dry run names, where they are known
+        self.foreseen = 0  # commands of all stages that would run
         self.failed: list[Command] = []
 
     def run_all(self, commands: Sequence[Command], apart: bool = False, always: bool = False) -> int:
@@ -119,9 +135,28 @@ class Program:
         if there:
             print(f"  there already: {command}")
             return
-        seconds = recorded_seconds(command.outputs, self.results)
-        self.foreseen.append(seconds)
-        print(f"  would run:     {command}{'' if seconds is None else f'  # {seconds / 60:.1f} min'}")
+        self.waiting.append(recorded_seconds(command.outputs, self.results))
+        print(f"  would run:     {command}")
+
+    def foresee(self, title: str, seconds: float | None, commands: int) -> dict[str, float | None]:
+        """Title -> minutes of the stage whose commands were just named, None where unknown; {} for nothing to do.
+
+        seconds: of all of its commands. Where they are not known, what the shipped results took one by one.
+        """
+        waiting, self.waiting = self.waiting, []
+        self.foreseen += len(waiting)
+        if not waiting:
+            return {}
+        each = [value for value in waiting if value is not None]
+        if seconds is not None:
+            minutes = seconds * len(waiting) / commands / 60
+        elif len(each) == len(waiting):
+            minutes = sum(each) / 60
+        else:
+            print(f"{title}: no time is known", flush=True)
+            return {title: None}
+        print(f"{title}: about {minutes:.1f} min", flush=True)
+        return {title: minutes}
 
     def _heed(self, command: Command, error: str | None) -> None:
         if error is not None:
