@@ -141,7 +141,7 @@ def unseen_tasks(run: Run, given: str | list[str] | None) -> tuple[str, ...]:
     """
     if given in (None, "", []):
         return ()
-    unseen = task_names(given, run.suite_row)
+    unseen = task_names(given, run.suite_row, "unseen")
     if merged := [task for task in unseen if task in run.tasks]:
         raise UsageError(f"unseen: {', '.join(merged)} is merged: name the tasks to merge, as in DATASETS=[...]")
     return tuple(task for task in registry.names(run.suite_row) if task in unseen)
