@@ -191,6 +191,7 @@ WRONG = [
     (finetune, "--steps=-5"),
     (finetune, "--epochs=-1"),
     (finetune, "--batch-size=-3"),
+    (finetune, "--clip=-1"),
     (finetune, "--clip=inf"),
     (finetune, "--warmup_length=-1"),
     (finetune, "--checkpoint-every=-1"),

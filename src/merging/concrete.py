@@ -72,7 +72,7 @@ class Concrete(Adapting):
     draws: int = option(10, COUNT)
     mask_file: str | None = None
 
-    def reads(self, masks_at: Callable[[str], Path]) -> Path | None:
+    def reads(self, masks_at: Callable[[str], Path], published_masks: Path | None = None) -> Path | None:
         return expanded(self.mask_file) if self.mask_file else None
 
     def mask(self, problem: Problem, model: MergedModel) -> ConcreteMask:
