@@ -9,6 +9,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import adapting_problems
@@ -24,11 +25,17 @@ from src.datasets.hub import Snapshot
 from src.datasets.mini import draw
 from src.datasets.prepare import Record
 from src.experiments.base import carry_out
-from src.experiments.merging import take_options
+from src.experiments.commands import COMMANDS
+from src.experiments.merging import Options, merge, take_options
 from src.experiments.registry import ADDITION
+from src.experiments.stages import MERGING
+from src.merging.adamerging import AdaMerging
+from src.merging.base import Progress
 from src.merging.concrete import ConcreteTaskArithmetic
 from src.merging.consensus import Consensus
+from src.merging.surgery import Surgery
 from src.merging.tall_mask import TallMask
+from src.merging.task_arithmetic import Sum
 from src.reporting import style, table
 from src.run import Run, override
 from src.runtime import files, program, results
@@ -157,6 +164,33 @@ def test_fine_tuning_tries_its_place_first(make_training, tmp_path, monkeypatch)
         finetune(run, "signs", training, World())
 
 
+@pytest.mark.parametrize("which", ["results", "output"])
+def test_merging_tries_its_places_first(which, make_run, monkeypatch):
+    run = make_run("--tasks=digits")
+    file = run.paths.seed_results() / ("merging" if which == "results" else "file")
+    file.parent.mkdir(parents=True)
+    file.write_text("")
+    options = Options(output=file / "merged.safetensors" if which == "output" else None)
+    monkeypatch.setattr("src.experiments.merging._merge", lambda *which: pytest.fail("it merges first"))
+    with pytest.raises(StorageError, match="Not a directory"):
+        merge(run, Sum(), options)
+
+
+KEEPING = (TallMask(), ConcreteTaskArithmetic(), AdaMerging(), Surgery())
+
+
+@pytest.mark.parametrize("method", KEEPING, ids=lambda method: method.name)
+def test_methods_that_keep_files_try_their_place_first(method, tmp_path, monkeypatch):
+    """Masks at the end, states on the way: a folder of checkpoints may be somebody else's."""
+    (tmp_path / "file").write_text("")
+    given = adapting_problems.problem(batch=lambda *which: pytest.fail("it adapts first"))
+    keeps = {"progress": Progress(state=tmp_path / "file/x.state", save_every=1)}
+    if method.name in ("tall_mask", "concrete_task_arithmetic"):
+        keeps = {"mask_path": lambda name: tmp_path / f"file/{name}.safetensors", "label": "x"}
+    with pytest.raises(StorageError, match="Not a directory"):
+        method.merge(replace(given, **keeps))
+
+
 def test_a_script_tells_it_in_a_line(capsys):
     @program.exit_on_user_error
     def main(argv=None):
@@ -239,6 +273,10 @@ def test_a_second_writer_leaves_the_temporary_of_the_first_alone(writer, tmp_pat
     assert (tmp_path / file).exists() and not list(tmp_path.glob(".*"))
 
 
+def elsewhere(name: str) -> Run:
+    return Run.of(device="cpu", places=Places(results=Path(name)))
+
+
 ODD = ["~", "a=b", "a#b", "a,b", "mes données (1)", "{x}", "${x}", "it's", "a\\b", "[a]", "x" * 200]
 
 
@@ -255,7 +293,10 @@ def test_odd_folders_hold_results_and_checkpoints(name, tmp_path):
 
 @pytest.mark.parametrize("name", [*ODD, "seed_1", "/a/b", "0.5e"])
 def test_hydra_reads_odd_paths_as_they_are(name):
-    parsed = OverridesParser.create().parse_override(override("results", name))
+    """Those of a command that is told, and those that reproduce.py gives."""
+    (told,) = {word for word in COMMANDS[MERGING.name](elsewhere(name))[0].flags if word.startswith("results=")}
+    assert told == override("results", name)
+    parsed = OverridesParser.create().parse_override(told)
     assert not parsed.is_sweep_override() and str(parsed.value()).replace("\\${", "${") == name
 
 

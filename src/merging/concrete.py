@@ -33,6 +33,7 @@ from src.merging.concrete_mask import FINAL, ConcreteMask, mean_of, rescaled
 from src.merging.registry import register
 from src.merging.steps import Adaptation
 from src.ranges import COUNT, FINITE, NON_NEGATIVE, NUMBER, POSITIVE, check_choice, given, option
+from src.runtime.files import require_writable
 from src.runtime.messages import UsageError
 from src.runtime.paths import expanded
 
@@ -99,6 +100,8 @@ class Concrete(Adapting):
                     )
             logits = {name: kept[name].to(**where) for name in masked}
         else:
+            if problem.mask_path:
+                require_writable(problem.mask_path(problem.label))
             logits = {name: torch.full(shape, self.initial_logits, **where) for name, shape in masked.items()}
         for x in logits.values():
             x.requires_grad_()

@@ -19,6 +19,7 @@ from src.merging.registry import register
 from src.merging.task_arithmetic import multi_task_vector
 from src.merging.ties import ties_vector
 from src.ranges import NON_NEGATIVE, option
+from src.runtime.files import require_writable
 from src.runtime.paths import expanded
 from src.task_vectors import Mask, TaskVector
 from src.tensors import Weights
@@ -113,6 +114,8 @@ class TallMask(Method):
             masks, path = load_tall_masks(problem, self.use_ties, self.mask_file)
             bits = problem.storage_masked()
             return LoadedMasks(tau=merged, settings=(1.0,), storage_bits=bits, masks=masks, file=path)
+        if problem.mask_path:
+            require_writable(problem.masks_at(_name(self.use_ties)))
         lambdas = sorted(self.tall_mask_lambda)  # ascending, so that the first of equal ones is the smallest
         return TallMasked(
             tau=merged,
