@@ -149,30 +149,47 @@ def test_too_little_room_is_told_before_the_work(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_experiments_try_their_place_first(make_run, tmp_path):
-    (tmp_path / "file").write_text("")
+def spoil(kind: str, folder: Path, monkeypatch, free: int = 1000) -> str:
+    """Make a folder one in which nothing can be written; gives the reason that is told."""
+    if kind == "full":
+        monkeypatch.setattr(files.shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(1 << 30, 1 << 30, free))
+        return "No space left on device"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.write_text("")
+    return "Not a directory"
+
+
+spoilt = pytest.mark.parametrize("kind", ["no folder", "full"])
+
+
+@spoilt
+def test_experiments_try_their_place_first(kind, make_run, tmp_path, monkeypatch):
     run = make_run(f"--results={tmp_path}/file", "--tasks=digits")
-    with pytest.raises(StorageError, match="Not a directory"):
+    reason = spoil(kind, tmp_path / "file", monkeypatch)
+    with pytest.raises(StorageError, match=reason):
         carry_out(ADDITION, "standard", run, {}, lambda: pytest.fail("it computes first"), overwrite=False)
 
 
-def test_fine_tuning_tries_its_place_first(make_training, tmp_path, monkeypatch):
-    (tmp_path / "file").write_text("")
+@spoilt
+def test_fine_tuning_tries_its_place_first(kind, make_training, tmp_path, monkeypatch):
+    """It needs several times the size of θ0."""
     run, training = make_training("--steps=1", f"--save={tmp_path}/file")
+    monkeypatch.setattr("src.training._size", lambda path: 1 << 20)
+    reason = spoil(kind, tmp_path / "file", monkeypatch, free=2 << 20)
     monkeypatch.setattr("src.training.FineTuning", lambda *which: pytest.fail("it trains first"))
-    with pytest.raises(StorageError, match="Not a directory"):
+    with pytest.raises(StorageError, match=reason):
         finetune(run, "signs", training, World())
 
 
+@spoilt
 @pytest.mark.parametrize("which", ["results", "output"])
-def test_merging_tries_its_places_first(which, make_run, monkeypatch):
+def test_merging_tries_its_places_first(kind, which, make_run, monkeypatch):
     run = make_run("--tasks=digits")
-    file = run.paths.seed_results() / ("merging" if which == "results" else "file")
-    file.parent.mkdir(parents=True)
-    file.write_text("")
-    options = Options(output=file / "merged.safetensors" if which == "output" else None)
+    folder = run.paths.seed_results() / ("merging" if which == "results" else "file")
+    reason = spoil(kind, folder, monkeypatch)
+    options = Options(output=folder / "merged.safetensors" if which == "output" else None)
     monkeypatch.setattr("src.experiments.merging._merge", lambda *which: pytest.fail("it merges first"))
-    with pytest.raises(StorageError, match="Not a directory"):
+    with pytest.raises(StorageError, match=reason):
         merge(run, Sum(), options)
 
 

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+from src import STOPPED
 from src.runtime import distributed, signals
 from src.runtime.files import in_words
 from src.runtime.messages import UsageError, UserError
@@ -45,7 +46,7 @@ def exit_on_user_error(main: Callable[..., Returned]) -> Callable[..., Returned]
             if nested:
                 raise  # the program's own main ends it all
             if distributed.is_primary():
-                print("stopped; the same command goes on", file=sys.stderr, flush=True)
+                print(STOPPED, file=sys.stderr, flush=True)
             raise SystemExit(stopped.status) from None
         except (Exception, SystemExit) as error:
             if not isinstance(error, SystemExit) or isinstance(error.code, str):  # a number was told of before
