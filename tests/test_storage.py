@@ -6,6 +6,7 @@ import fcntl
 import os
 import resource
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -443,3 +444,30 @@ def test_a_temporary_that_another_process_removed_before_it_was_locked_is_given_
     with files.replacing(tmp_path / "a.json") as temporary:
         temporary.write_text("{}")
     assert len(made) == 2 and [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+@pytest.mark.parametrize("text", ["a line", "x" * 100_000], ids=["kept back until the end", "more than is kept back"])
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_program_whose_reader_has_gone_ends_without_a_word(stream, text, monkeypatch):
+    """As of `python make_tables.py | head -1`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+
+    @program.exit_on_user_error
+    def main(argv=None):
+        print(text, file=getattr(sys, stream))
+
+    with os.fdopen(writer, "w", 1 if stream == "stderr" else -1) as unread:  # by lines, as Python's own
+        monkeypatch.setattr(sys, stream, unread)
+        with pytest.raises(SystemExit) as ended:
+            main([])
+        assert ended.value.code == 141  # of a shell, for SIGPIPE; closing flushes once more
+
+
+def test_a_pipe_to_another_process_that_breaks_is_a_fault_of_the_program():
+    @program.exit_on_user_error
+    def main(argv=None):
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        main([])
