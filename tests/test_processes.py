@@ -263,6 +263,21 @@ def test_a_signal_in_a_step_that_fails_is_not_lost():
             signals.check()
 
 
+MIDST = "os.kill(os.getpid(), signal.SIGTERM); done.append(1)"
+
+
+@pytest.mark.parametrize(
+    "where, whole", [("<frozen importlib._bootstrap>", True), ("/lib/omegaconf/base.py", True), ("/lib/mine.py", False)]
+)
+def test_what_is_not_to_be_interrupted_ends_first(where, whole):
+    done: list[int] = []
+    with pytest.raises(signals.Stopped) as stopped, signals.caught(signal.SIGTERM):
+        exec(compile(MIDST, where, "exec"), {"os": os, "signal": signal, "done": done})
+        while True:
+            time.sleep(0.01)
+    assert stopped.value.status == 143 and bool(done) == whole
+
+
 def test_ignored_signals_stay_ignored():
     earlier = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as nohup and a shell's & do
     try:

@@ -15,14 +15,16 @@ from multiprocessing import resource_tracker
 from types import FrameType
 
 TIDIED = "ignore:resource_tracker:UserWarning"  # a filter of Python's
-IMPORT = "<frozen importlib"  # how the names of the files begin that Python imports with
+# In the paths of code that is not to be interrupted: PyTorch's import then aborts the process, and OmegaConf leaves
+# its bookkeeping undone, of which Hydra prints a traceback.
+WHOLE = ("<frozen importlib", f"{os.sep}omegaconf{os.sep}")
 SOON = 0.05  # seconds until a signal is sent again
 GRACE = 60  # seconds that a process has to end the step it is in and to save its state, before it is killed
 
 _caught = False  # whether the signals are this module's
 _asked: int | None = None  # the signal that came
 _in_step = False  # whether the end of a step has to be waited for
-_late: tuple[int, threading.Timer] | None = None  # a signal that came in the midst of an import, and what repeats it
+_late: tuple[int, threading.Timer] | None = None  # a signal that came at a wrong time, and what repeats it
 
 
 class Stopped(KeyboardInterrupt):
@@ -38,7 +40,7 @@ class Stopped(KeyboardInterrupt):
 def caught(*numbers: int) -> Iterator[None]:
     """Within, these signals end the program's processes and raise Stopped: at once, or after a step of `until_stopped`.
 
-    One that comes in the midst of an import waits for its end: PyTorch's aborts the process where it is interrupted.
+    One that comes in the midst of an import, or of what else is not to be interrupted, waits for its end.
     A second SIGINT waits for nothing. Signals that are ignored stay ignored. Nested, and in other threads than the main
     one, which alone gets signals, it changes nothing.
     """
@@ -95,7 +97,7 @@ def check() -> None:
 
 def _stop(number: int, frame: FrameType | None) -> None:
     global _asked, _late
-    if _importing(frame):
+    if _in_the_midst(frame):
         if _late:
             _late[1].cancel()
         timer = threading.Timer(SOON, os.kill, (os.getpid(), number))
@@ -113,10 +115,10 @@ def _stop(number: int, frame: FrameType | None) -> None:
     raise Stopped(number)
 
 
-def _importing(frame: FrameType | None) -> bool:
-    """Whether an import is what this frame is called for."""
+def _in_the_midst(frame: FrameType | None) -> bool:
+    """Whether what is not to be interrupted called this frame."""
     while frame:
-        if frame.f_code.co_filename.startswith(IMPORT):
+        if any(part in frame.f_code.co_filename for part in WHOLE):
             return True
         frame = frame.f_back
     return False
