@@ -421,7 +421,9 @@ SPECIFIC: dict[str, dict[str, Callable[[bytes], bytes]]] = {
     },
     "idx": {"header of 2**96": idx_header(*[(1 << 32) - 1] * 3), "more": lambda whole: whole + b"0"},
     "idx.gz": {
-        "a bomb": lambda whole: gzip.compress(bytes((0, 0, 8, 3)) + struct.pack(">3I", 5, 28, 28) + bytes(1 << 27)),
+        "a bomb": lambda whole: (
+            gzip.compress(bytes((0, 0, 8, 3)) + struct.pack(">3I", 5, 28, 28)) + gzip.compress(bytes(1 << 26)) * 40
+        ),
         "header of 2**96": lambda whole: gzip.compress(idx_header(*[(1 << 32) - 1] * 3)(whole)),
         "damaged blocks": lambda whole: whole[:12] + bytes(20) + whole[32:],
         "wrong checksum": lambda whole: whole[:-8] + b"12345678",
