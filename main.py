@@ -28,7 +28,7 @@ from src.args import shared_flags
 from src.merging.first_lines import short_listing
 from src.runtime.distributed import leave_to_the_first, spmd, world_size
 from src.runtime.loggers import begin_group
-from src.runtime.program import exit_on_user_error, exit_status, user_error
+from src.runtime.program import UNREAD, exit_on_user_error, exit_status, unread, user_error
 
 
 @exit_on_user_error
@@ -58,6 +58,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             run, options = merging.take_options(flags)
             merging.merge(run, method, options)
         except Exception as error:
+            if unread(error):
+                raise SystemExit(UNREAD) from None  # which Hydra lets through
             if (said := user_error(error)) is None or "HYDRA_FULL_ERROR" in os.environ:
                 raise
             if world_size() > 1:  # the ranks could come to the next job one by one

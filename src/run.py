@@ -197,8 +197,8 @@ def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def task_names(names: str | Iterable[str] | None, suite: registry.Suite) -> tuple[str, ...]:
-    """Names of the suite's tasks, also from how many of its first; its default for None.
+def task_names(names: str | Iterable[str] | None, suite: registry.Suite, flag: str = "--tasks") -> tuple[str, ...]:
+    """Names of the suite's tasks, also from how many of its first; its default for None. flag: where they were given.
 
     Raises UsageError for an unknown name, for a name twice, for none, and for more than there are.
     """
@@ -206,21 +206,21 @@ def task_names(names: str | Iterable[str] | None, suite: registry.Suite) -> tupl
         return suite.default
     chunks = [names] if isinstance(names, str) else names
     if not isinstance(chunks, (list, tuple)) or not all(isinstance(chunk, str) for chunk in chunks):
-        raise UsageError(f"--tasks: expected names, or a number; got {names!r}")
+        raise UsageError(f"{flag}: expected names, or a number; got {names!r}")
     tasks = tuple(name for chunk in chunks for name in chunk.split(",") if name)
     if len(tasks) == 1 and tasks[0].isdecimal():
         if not 1 <= (count := int(tasks[0])) <= len(suite.tasks):
-            raise UsageError(f"--tasks: expected a number from 1 to {len(suite.tasks)}, or names; found {count}")
+            raise UsageError(f"{flag}: expected a number from 1 to {len(suite.tasks)}, or names; found {count}")
         return suite.tasks[:count]
     known = registry.names(suite)
     for name in tasks:
         registry.check_own(name)
         if name not in known:
             raise UsageError(
-                f"--tasks: {name!r} is no task of suite {suite.name}{nearest(name, known)} Known: {', '.join(known)}"
+                f"{flag}: {name!r} is no task of suite {suite.name}{nearest(name, known)} Known: {', '.join(known)}"
             )
     if len(set(tasks)) < len(tasks) or not tasks:
-        raise UsageError(f"--tasks: expected at least one task and each once, found {', '.join(tasks) or 'none'}")
+        raise UsageError(f"{flag}: expected at least one task and each once, found {', '.join(tasks) or 'none'}")
     return tasks
 
 
@@ -233,6 +233,6 @@ def pair_names(texts: Iterable[str], suite: registry.Suite) -> tuple[tuple[str, 
             raise UsageError(
                 f"--pairs: expected two tasks joined by '-', as in {'-'.join(suite.pairs[0])}; found {text!r}"
             )
-        first, second = task_names(names, suite)
+        first, second = task_names(names, suite, "--pairs")
         pairs.append((first, second))
     return tuple(pairs)

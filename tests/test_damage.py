@@ -24,6 +24,7 @@ from src.datasets.examples import DataError
 from src.datasets.prepare import Record, prepare, state
 from src.datasets.vision import FACTS, ROWS
 from src.evaluation import Denominators
+from src.finetuning.states import resume
 from src.merging.watch import Watch
 from src.published.convert import convert
 from src.run import Run
@@ -76,9 +77,13 @@ def write_state(path: Path) -> None:
 
 
 def read_state(path: Path) -> None:
-    opened = checkpoints.Checkpoint(path, kind="training state", model="small")
-    checkpoints.require(opened, "settings", "step")
-    state_files.load(opened, {"optimizer": optimizer()}, {"model": WEIGHTS})
+    """As fine-tuning goes on."""
+    encoder = torch.nn.Module()
+    encoder.model = torch.nn.Module()
+    encoder.model.visual = torch.nn.Module()
+    for name, weight in WEIGHTS.items():
+        encoder.model.visual.register_parameter(name.rpartition(".")[2], torch.nn.Parameter(weight.clone()))
+    resume(path, encoder, optimizer(), HEADER)
 
 
 def write_result(path: Path) -> None:
@@ -416,7 +421,9 @@ SPECIFIC: dict[str, dict[str, Callable[[bytes], bytes]]] = {
     },
     "idx": {"header of 2**96": idx_header(*[(1 << 32) - 1] * 3), "more": lambda whole: whole + b"0"},
     "idx.gz": {
-        "a bomb": lambda whole: gzip.compress(bytes((0, 0, 8, 3)) + struct.pack(">3I", 5, 28, 28) + bytes(1 << 27)),
+        "a bomb": lambda whole: (
+            gzip.compress(bytes((0, 0, 8, 3)) + struct.pack(">3I", 5, 28, 28)) + gzip.compress(bytes(1 << 26)) * 40
+        ),
         "header of 2**96": lambda whole: gzip.compress(idx_header(*[(1 << 32) - 1] * 3)(whole)),
         "damaged blocks": lambda whole: whole[:12] + bytes(20) + whole[32:],
         "wrong checksum": lambda whole: whole[:-8] + b"12345678",
@@ -442,6 +449,13 @@ def test_a_file_that_lies_is_named(reader, place, little_memory, monkeypatch):
         path.write_bytes(damaged := change(whole))
         assert damaged != whole, damage
         refused(read, path, damage)
+
+
+def test_tensors_that_are_no_numbers_are_no_weights(tmp_path):
+    """Of the right names and shapes, but with nothing to subtract."""
+    path = tmp_path / "w.safetensors"
+    checkpoints.save(path, {name: weight > 0 for name, weight in WEIGHTS.items()}, HEADER)
+    refused(lambda path: checkpoints.load(path, like=WEIGHTS, model="small"), path, "bool")
 
 
 def test_a_torch_file_that_swells_is_refused(tmp_path, little_memory):

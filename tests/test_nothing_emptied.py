@@ -82,15 +82,23 @@ def test_a_result_of_other_tasks_is_left_out_and_told(folder, capsys):
     assert not Runs("mini", "ViT-Mini", folder).of(ADDITION, "standard")
 
 
-def test_seeds_that_were_made_with_other_options_are_told(folder, capsys):
-    synthetic_results.write(folder, seeds=(1, 2))
-    Runs("mini", "ViT-Mini", folder).check()
-    assert "mixes" not in capsys.readouterr().err
-    changed(folder / "mini/ViT-Mini/seed_1/addition_standard.json", n_eval_points=2, jobs=7)
-    changed(folder / "mini/ViT-Mini/seed_2/addition_standard.json", n_eval_points=41, jobs=8)
-    Runs("mini", "ViT-Mini", folder).check()
-    (told,) = (line for line in capsys.readouterr().err.splitlines() if "mixes" in line)
-    assert told.startswith("addition_standard.json: its mean mixes n_eval_points = 2 (seed 1), 41 (seed 2); make them")
+@pytest.mark.parametrize("points, left_out", [((41, 2, 41), 2), ((2, 41, 41), 1), ((41, 41, 41), None)])
+def test_a_seed_that_was_made_with_other_options_is_left_out_and_told(points, left_out, folder, capsys):
+    """A mean over different options is one of nothing; how many jobs there were decides no number."""
+    synthetic_results.write(folder, seeds=(1, 2, 3))
+    for seed, count in enumerate(points, 1):
+        changed(folder / f"mini/ViT-Mini/seed_{seed}/addition_standard.json", n_eval_points=count, jobs=seed)
+    runs = Runs("mini", "ViT-Mini", folder)
+    runs.check()
+    told = [line for line in capsys.readouterr().err.splitlines() if "left out" in line]
+    assert {*runs.of(ADDITION, "standard")} == {1, 2, 3} - {left_out}
+    assert len(told) == (left_out is not None)
+    for line in told:
+        assert f"seed_{left_out}/addition_standard.json: left out, for it was made with n_eval_points = 2" in line
+        assert (
+            "(others: 41)" in line
+            and f"eval_task_addition.py --finetuning-mode=standard --model=ViT-Mini --seed={left_out}" in line
+        )
 
 
 def test_a_page_that_is_not_there_is_told_before_the_tables(folder, capsys):

@@ -17,7 +17,7 @@ import vision_files as files
 from drawn_checkpoints import draw_checkpoints
 from safetensors import safe_open
 
-from src import checkpoints, training
+from src import STOPPED, checkpoints, training
 from src.datasets.prepare import prepare
 from src.datasets.vision import FACTS
 from src.runtime import signals
@@ -144,7 +144,26 @@ def test_decoding_processes_send_by_value_where_shared_memory_is_small(tmp_path,
     assert all(torch.equal(tensor, written[1][name]) for name, tensor in written[0].items())
 
 
-STOPPED = "stopped; the same command goes on"
+STUB = """
+import os, pathlib, signal, time
+os.kill(os.getpid(), signal.SIGINT)
+time.sleep(0.2)
+pathlib.Path("imported").touch()
+raise ImportError("a stub")
+"""
+
+
+@pytest.mark.parametrize("module, whole, status", [("pydantic", False, -signal.SIGINT), ("torch", True, 130)])
+def test_a_signal_while_python_imports_is_told_in_a_line(module, whole, status, tmp_path, monkeypatch):
+    """Before the program's own handler is there, Python dies of it; after, PyTorch's import is never cut in two."""
+    (tmp_path / f"{module}.py").write_text(STUB)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with Workplace(tmp_path, tmp_path).started("finetune.py") as process:
+        _, errors = process.communicate()
+    assert (process.returncode, errors.splitlines()) == (status, [STOPPED])
+    assert (tmp_path / "imported").exists() == whole
+
+
 TRAIN = ("finetune.py", "--steps=1000000", "--checkpoint-every=1", "--overwrite")
 ADAPT = ("main.py", "method=adamerging", "method.steps=99999", "save_every=1", "eval_every=0")
 
@@ -232,6 +251,21 @@ def test_a_signal_in_a_step_that_fails_is_not_lost():
             steps()
         finally:
             signals.check()
+
+
+MIDST = "os.kill(os.getpid(), signal.SIGTERM); done.append(1)"
+
+
+@pytest.mark.parametrize(
+    "where, whole", [("<frozen importlib._bootstrap>", True), ("/lib/omegaconf/base.py", True), ("/lib/mine.py", False)]
+)
+def test_what_is_not_to_be_interrupted_ends_first(where, whole):
+    done: list[int] = []
+    with pytest.raises(signals.Stopped) as stopped, signals.caught(signal.SIGTERM):
+        exec(compile(MIDST, where, "exec"), {"os": os, "signal": signal, "done": done})
+        while True:
+            time.sleep(0.01)
+    assert stopped.value.status == 143 and bool(done) == whole
 
 
 def test_ignored_signals_stay_ignored():

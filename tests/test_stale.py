@@ -1,21 +1,26 @@
 """Nothing stale: what was made of other weights, settings or files than those of now is told, never mixed in."""
 
 import json
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from drawn_checkpoints import draw_checkpoints
+from few_images import few_images
 
 import eval_single_task
 import eval_task_addition
 import eval_task_negation
 import main
+import reproduce
 from src import checkpoints, store
-from src.datasets import loading
-from src.datasets.base import Pixels
 from src.evaluation import Denominators
+from src.experiments.base import carry_out
+from src.experiments.registry import EXPERIMENTS as REGISTRY
+from src.experiments.registry import SINGLE_TASK
 from src.merging.names import tasks_name
 from src.merging.registry import label
 from src.merging.task_arithmetic import Sum
@@ -29,14 +34,14 @@ TASKS = ("digits", "signs")
 
 
 @pytest.fixture
-def made(make_run, monkeypatch) -> Run:
-    """Checkpoints near θ0, real single-task results, 30 images a split."""
-    whole = loading.evaluation_pixels
+def few_pixels() -> Iterator[None]:
+    with few_images(30):
+        yield
 
-    def few(*which):
-        return Pixels(whole(*which).pixels[:30], whole(*which).labels[:30])
 
-    monkeypatch.setattr(loading, "evaluation_pixels", few)
+@pytest.fixture
+def made(make_run, few_pixels) -> Run:
+    """Checkpoints near θ0, made-up single-task results, 30 images a split."""
     run = make_run("--tasks", *TASKS)
     draw_checkpoints(run)
     return run
@@ -100,6 +105,29 @@ def test_a_result_of_other_weights_is_told_and_made_anew_when_asked(made, script
     assert "there already" in capsys.readouterr().out
 
 
+OF_FIXED_TASKS = [row for row in REGISTRY.values() if row != SINGLE_TASK]
+
+
+@pytest.mark.parametrize("experiment", OF_FIXED_TASKS, ids=lambda row: row.name)
+def test_a_result_of_other_tasks_is_told_by_every_experiment(experiment, make_run):
+    """But by single-task evaluation, which adds those that are missing."""
+    earlier, asked = make_run("--tasks=digits,signs"), make_run("--tasks=digits")
+    choice = experiment.choices[0]
+    results.write(asked.paths.result(experiment.result(choice)), {"a": 1}, earlier.config(), started=time.time())
+    with pytest.raises(ResultError, match=r"expected a result of tasks = \['digits'\]; found .*'signs'.*--overwrite"):
+        carry_out(experiment, choice, asked, {}, pytest.fail, overwrite=False)
+
+
+def test_a_reproduction_asks_the_scripts_whether_what_is_there_is_what_is_meant(made, capsys):
+    """It sees a file alone: a quick look at two tasks would stay where one asks for others."""
+    eval_task_addition.main([*flags(made), "--n-eval-points=2"])
+    places = [flag for flag in flags(made) if not flag.startswith(("--tasks", "--seed"))]
+    with pytest.raises(SystemExit) as ended:
+        reproduce.main([*places, "--seeds=0", "--only", "addition", "--tasks=digits"])
+    told = capsys.readouterr().err
+    assert ended.value.code == 1 and "addition_standard.json: expected a result of tasks = ['digits']" in told
+
+
 def edited_number(path: Path) -> None:
     """The last number of the largest tensor: no evenly spaced sample of 64 has it."""
     file = checkpoints.Checkpoint(path, kind=checkpoints.header(path)["kind"])
@@ -111,12 +139,13 @@ def edited_number(path: Path) -> None:
 
 
 def edited_mask(path: Path) -> None:
-    """One bit of one task."""
+    """One bit of the last task."""
     masks, header = checkpoints.load_masks(path), checkpoints.header(path)
     bits = {task: dict(mask) for task, mask in masks.items()}
-    name = max(bits["signs"], key=lambda name: bits["signs"][name].numel())
-    bits["signs"][name] = bits["signs"][name].clone()
-    bits["signs"][name].view(-1)[-1] ^= True
+    task = [*bits][-1]
+    name = max(bits[task], key=lambda name: bits[task][name].numel())
+    bits[task][name] = bits[task][name].clone()
+    bits[task][name].view(-1)[-1] ^= True
     checkpoints.save_masks(path, bits, header)
 
 
@@ -143,6 +172,23 @@ def test_a_change_of_one_number_is_told(kind, method, made, capsys):
     with pytest.raises(SystemExit):
         merge(made, *method)
     assert f"{name} changed since" in capsys.readouterr().err
+
+
+def test_a_change_of_published_masks_is_told(make_run, few_pixels, capsys):
+    """They are read where no run kept masks of its own."""
+    run = make_run("--tasks=2")  # the first of the suite: nobody publishes masks of others
+    draw_checkpoints(run)
+    merge(run, "method=tall_mask")
+    (kept,) = (run.paths.pretrained().parent / "masks").glob("tall_mask*")
+    published = kept.rename(run.paths.published_masks(2))
+    for command in (["method=consensus"], ["method=tall_mask", "method.load_mask=true"]):
+        merge(run, *command)
+    capsys.readouterr()
+    edited_mask(published)
+    for command in (["method=consensus"], ["method=tall_mask", "method.load_mask=true"]):
+        with pytest.raises(SystemExit):
+            merge(run, *command)
+        assert "masks changed since" in capsys.readouterr().err
 
 
 def test_parts_of_hashes_that_either_side_does_not_tell_do_not_count():
@@ -209,7 +255,7 @@ def test_masks_of_other_weights_are_refused(made, capsys):
     assert "method=tall_mask" in told and "overwrite=True" in told
 
 
-@pytest.mark.parametrize("method", ["ties", "tall_mask", "mag_masking", "sum"])
+@pytest.mark.parametrize("method", ["ties", "tall_mask", "mag_masking", "sum", "ties +encoders.signs={}"])
 def test_a_checkpoint_with_nan_is_named_before_work_and_leaves_no_result(made, method, capsys, monkeypatch):
     path = made.paths.checkpoint("signs", "standard")
     file = checkpoints.Checkpoint(path)
@@ -221,10 +267,12 @@ def test_a_checkpoint_with_nan_is_named_before_work_and_leaves_no_result(made, m
     with monkeypatch.context() as patch:  # as other programs, and older versions, wrote them
         patch.setattr(checkpoints, "WEIGHTS", ())
         checkpoints.save(path, weights, header)
+    if "encoders" in method:  # given by name
+        path = path.rename(made.paths.save / "mine.safetensors")
     with pytest.raises(SystemExit):
-        merge(made, f"method={method}")
+        merge(made, *f"method={method.format(path)}".split())
     assert f"{path}: expected finite numbers, found NaN" in capsys.readouterr().err
-    assert not list(made.paths.seed_results().rglob(f"{method}.json"))
+    assert not list((made.paths.seed_results() / "merging").rglob("*.json"))
 
 
 def test_an_older_checkpoint_has_the_fingerprint_that_a_newer_says(made):

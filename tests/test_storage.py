@@ -6,9 +6,11 @@ import fcntl
 import os
 import resource
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import adapting_problems
@@ -24,11 +26,17 @@ from src.datasets.hub import Snapshot
 from src.datasets.mini import draw
 from src.datasets.prepare import Record
 from src.experiments.base import carry_out
-from src.experiments.merging import take_options
+from src.experiments.commands import COMMANDS
+from src.experiments.merging import Options, merge, take_options
 from src.experiments.registry import ADDITION
+from src.experiments.stages import MERGING
+from src.merging.adamerging import AdaMerging
+from src.merging.base import Progress
 from src.merging.concrete import ConcreteTaskArithmetic
 from src.merging.consensus import Consensus
+from src.merging.surgery import Surgery
 from src.merging.tall_mask import TallMask
+from src.merging.task_arithmetic import Sum
 from src.reporting import style, table
 from src.run import Run, override
 from src.runtime import files, program, results
@@ -142,19 +150,63 @@ def test_too_little_room_is_told_before_the_work(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_experiments_try_their_place_first(make_run, tmp_path):
-    (tmp_path / "file").write_text("")
+def spoil(kind: str, folder: Path, monkeypatch, free: int = 1000) -> str:
+    """Make a folder one in which nothing can be written; gives the reason that is told."""
+    if kind == "full":
+        monkeypatch.setattr(files.shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(1 << 30, 1 << 30, free))
+        return "No space left on device"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.write_text("")
+    return "Not a directory"
+
+
+spoilt = pytest.mark.parametrize("kind", ["no folder", "full"])
+
+
+@spoilt
+def test_experiments_try_their_place_first(kind, make_run, tmp_path, monkeypatch):
     run = make_run(f"--results={tmp_path}/file", "--tasks=digits")
-    with pytest.raises(StorageError, match="Not a directory"):
+    reason = spoil(kind, tmp_path / "file", monkeypatch)
+    with pytest.raises(StorageError, match=reason):
         carry_out(ADDITION, "standard", run, {}, lambda: pytest.fail("it computes first"), overwrite=False)
 
 
-def test_fine_tuning_tries_its_place_first(make_training, tmp_path, monkeypatch):
-    (tmp_path / "file").write_text("")
+@spoilt
+def test_fine_tuning_tries_its_place_first(kind, make_training, tmp_path, monkeypatch):
+    """It needs several times the size of θ0."""
     run, training = make_training("--steps=1", f"--save={tmp_path}/file")
+    monkeypatch.setattr("src.training._size", lambda path: 1 << 20)
+    reason = spoil(kind, tmp_path / "file", monkeypatch, free=2 << 20)
     monkeypatch.setattr("src.training.FineTuning", lambda *which: pytest.fail("it trains first"))
-    with pytest.raises(StorageError, match="Not a directory"):
+    with pytest.raises(StorageError, match=reason):
         finetune(run, "signs", training, World())
+
+
+@spoilt
+@pytest.mark.parametrize("which", ["results", "output"])
+def test_merging_tries_its_places_first(kind, which, make_run, monkeypatch):
+    run = make_run("--tasks=digits")
+    folder = run.paths.seed_results() / ("merging" if which == "results" else "file")
+    reason = spoil(kind, folder, monkeypatch)
+    options = Options(output=folder / "merged.safetensors" if which == "output" else None)
+    monkeypatch.setattr("src.experiments.merging._merge", lambda *which: pytest.fail("it merges first"))
+    with pytest.raises(StorageError, match=reason):
+        merge(run, Sum(), options)
+
+
+KEEPING = (TallMask(), ConcreteTaskArithmetic(), AdaMerging(), Surgery())
+
+
+@pytest.mark.parametrize("method", KEEPING, ids=lambda method: method.name)
+def test_methods_that_keep_files_try_their_place_first(method, tmp_path, monkeypatch):
+    """Masks at the end, states on the way: a folder of checkpoints may be somebody else's."""
+    (tmp_path / "file").write_text("")
+    given = adapting_problems.problem(batch=lambda *which: pytest.fail("it adapts first"))
+    keeps = {"progress": Progress(state=tmp_path / "file/x.state", save_every=1)}
+    if method.name in ("tall_mask", "concrete_task_arithmetic"):
+        keeps = {"mask_path": lambda name: tmp_path / f"file/{name}.safetensors", "label": "x"}
+    with pytest.raises(StorageError, match="Not a directory"):
+        method.merge(replace(given, **keeps))
 
 
 def test_a_script_tells_it_in_a_line(capsys):
@@ -239,6 +291,10 @@ def test_a_second_writer_leaves_the_temporary_of_the_first_alone(writer, tmp_pat
     assert (tmp_path / file).exists() and not list(tmp_path.glob(".*"))
 
 
+def elsewhere(name: str) -> Run:
+    return Run.of(device="cpu", places=Places(results=Path(name)))
+
+
 ODD = ["~", "a=b", "a#b", "a,b", "mes données (1)", "{x}", "${x}", "it's", "a\\b", "[a]", "x" * 200]
 
 
@@ -255,7 +311,10 @@ def test_odd_folders_hold_results_and_checkpoints(name, tmp_path):
 
 @pytest.mark.parametrize("name", [*ODD, "seed_1", "/a/b", "0.5e"])
 def test_hydra_reads_odd_paths_as_they_are(name):
-    parsed = OverridesParser.create().parse_override(override("results", name))
+    """Those of a command that is told, and those that reproduce.py gives."""
+    (told,) = {word for word in COMMANDS[MERGING.name](elsewhere(name))[0].flags if word.startswith("results=")}
+    assert told == override("results", name)
+    parsed = OverridesParser.create().parse_override(told)
     assert not parsed.is_sweep_override() and str(parsed.value()).replace("\\${", "${") == name
 
 
@@ -385,3 +444,30 @@ def test_a_temporary_that_another_process_removed_before_it_was_locked_is_given_
     with files.replacing(tmp_path / "a.json") as temporary:
         temporary.write_text("{}")
     assert len(made) == 2 and [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+@pytest.mark.parametrize("text", ["a line", "x" * 100_000], ids=["kept back until the end", "more than is kept back"])
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_program_whose_reader_has_gone_ends_without_a_word(stream, text, monkeypatch):
+    """As of `python make_tables.py | head -1`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+
+    @program.exit_on_user_error
+    def main(argv=None):
+        print(text, file=getattr(sys, stream))
+
+    with os.fdopen(writer, "w", 1 if stream == "stderr" else -1) as unread:  # by lines, as Python's own
+        monkeypatch.setattr(sys, stream, unread)
+        with pytest.raises(SystemExit) as ended:
+            main([])
+        assert ended.value.code == 141  # of a shell, for SIGPIPE; closing flushes once more
+
+
+def test_a_pipe_to_another_process_that_breaks_is_a_fault_of_the_program():
+    @program.exit_on_user_error
+    def main(argv=None):
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        main([])

@@ -295,8 +295,8 @@ def test_a_base_goes_by_any_of_its_names_and_has_options():
 
 
 def test_options_of_a_base_are_given_on_the_command_line():
-    load_methods()
-    ConfigStore.instance().store(name="flags", node=shared_flags())
+    for group, name, schema in ((None, "flags", shared_flags()), *registry.config_schemas()):
+        ConfigStore.instance().store(group=group, name=name, node=schema)
     with hydra.initialize(config_path="../config", version_base="1.3"):
         overrides = ["method=lines", "method.base=ties", "+method.base_options.k=10"]
         method = OmegaConf.to_object(hydra.compose("config", overrides=overrides).method)

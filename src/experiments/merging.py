@@ -22,7 +22,7 @@ from src.merging import names
 from src.merging.base import Affine, Drawn, Merge, Method, Problem, Progress, Scaled, Variant, states_of
 from src.merging.evaluate import evaluate_merge, evaluate_unseen
 from src.merging.geometry import vector_geometry
-from src.merging.problem import Source, export, masks_path, read_problem, storage
+from src.merging.problem import Source, export, masks_path, published_masks, read_problem, storage
 from src.merging.registry import label, variant_label
 from src.merging.search import Searched
 from src.merging.watch import Watch
@@ -141,7 +141,7 @@ def unseen_tasks(run: Run, given: str | list[str] | None) -> tuple[str, ...]:
     """
     if given in (None, "", []):
         return ()
-    unseen = task_names(given, run.suite_row)
+    unseen = task_names(given, run.suite_row, "unseen")
     if merged := [task for task in unseen if task in run.tasks]:
         raise UsageError(f"unseen: {', '.join(merged)} is merged: name the tasks to merge, as in DATASETS=[...]")
     return tuple(task for task in registry.names(run.suite_row) if task in unseen)
@@ -279,7 +279,7 @@ def _made_of(run: Run, method: Method, options: Options) -> dict[str, str]:
     encoders = dict(source.encoders)
     made = store.made_of(run, source.mode, tasks, encoders)
     made |= Denominators.made_of(run, source.mode, tasks, encoders)
-    masks = method.reads(partial(masks_path, run, source))
+    masks = method.reads(partial(masks_path, run, source), published_masks(run, source))
     return made | ({"masks": file_hash(masks)[:12]} if masks and masks.is_file() else {})
 
 

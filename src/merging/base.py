@@ -382,10 +382,10 @@ class Method(ABC):
     @abstractmethod
     def merge(self, problem: Problem) -> Merge: ...
 
-    def reads(self, masks_at: Callable[[str], Path]) -> Path | None:
+    def reads(self, masks_at: Callable[[str], Path], published_masks: Path | None = None) -> Path | None:
         """The file beside the checkpoints that `merge` reads, if any; a result tells when it changes.
 
-        masks_at: where masks lie, by their name.
+        masks_at: where masks lie, by their name. published_masks: as in Problem.
         """
         return None
 

@@ -33,6 +33,7 @@ from src.merging.concrete_mask import FINAL, ConcreteMask, mean_of, rescaled
 from src.merging.registry import register
 from src.merging.steps import Adaptation
 from src.ranges import COUNT, FINITE, NON_NEGATIVE, NUMBER, POSITIVE, check_choice, given, option
+from src.runtime.files import require_writable
 from src.runtime.messages import UsageError
 from src.runtime.paths import expanded
 
@@ -72,7 +73,7 @@ class Concrete(Adapting):
     draws: int = option(10, COUNT)
     mask_file: str | None = None
 
-    def reads(self, masks_at: Callable[[str], Path]) -> Path | None:
+    def reads(self, masks_at: Callable[[str], Path], published_masks: Path | None = None) -> Path | None:
         return expanded(self.mask_file) if self.mask_file else None
 
     def mask(self, problem: Problem, model: MergedModel) -> ConcreteMask:
@@ -101,6 +102,8 @@ class Concrete(Adapting):
                     )
             logits = {name: logits_file[name].to(**where) for name in masked}
         else:
+            if problem.mask_path:
+                require_writable(problem.mask_path(problem.label))
             logits = {name: torch.full(shape, self.initial_logits, **where) for name, shape in masked.items()}
         for x in logits.values():
             x.requires_grad_()

@@ -60,8 +60,8 @@ class Consensus(Method):
     mask_file: str | None = None
     alphas: list[float] = option(ALPHAS, FINITE)
 
-    def reads(self, masks_at: Callable[[str], Path]) -> Path:
-        return masks_file(masks_at, self.use_ties, self.mask_file)
+    def reads(self, masks_at: Callable[[str], Path], published_masks: Path | None = None) -> Path:
+        return masks_file(masks_at, self.use_ties, self.mask_file, published_masks)
 
     def merge(self, problem: Problem) -> Merge:
         masks, path = load_tall_masks(problem, self.use_ties, self.mask_file)

@@ -70,6 +70,11 @@ def save_masks(problem: Problem, name: str, masks: Masks, **about: Any) -> dict[
     return {"mask_file": path, "mask_file_bits": 8 * path.stat().st_size}
 
 
+def kept_or_published(kept: Path, published: Path | None) -> Path:
+    """The masks that an earlier run kept, or, where it kept none, the published ones, if they were fetched."""
+    return published if published and published.is_file() and not kept.is_file() else kept
+
+
 def load_masks(
     problem: Problem, name: str, command: str, file: str | None = None, published: Path | None = None
 ) -> tuple[Masks, Path]:
@@ -81,8 +86,7 @@ def load_masks(
     Raises MissingFile that tells the `command` which makes them, and CheckpointError, with both names, for masks
     of another model, mode or scope, or of other tasks.
     """
-    own = expanded(file) if file else problem.masks_at(name)
-    path = published if published and published.is_file() and not file and not own.is_file() else own
+    path = expanded(file) if file else kept_or_published(problem.masks_at(name), published)
     if not path.is_file():
         fetched = f", or fetch the published ones with: {DOWNLOAD.format(problem.model)}" if published else ""
         raise MissingFile(f"expected masks in {path}, found no file; make them with: {command}{fetched}")

@@ -65,7 +65,7 @@ def read_problem(run: Run, source: Source, label: str = "", progress: Progress =
         suite=run.suite_row,
         seed=run.seed,
         mask_path=partial(masks_path, run, source),
-        published_masks=_published_masks(run, source),
+        published_masks=published_masks(run, source),
         label=label,
         images=Unlabelled(
             encoder=partial(model_of, run, mode),
@@ -85,8 +85,11 @@ def masks_path(run: Run, source: Source, name: str) -> Path:
     return run.paths.masks(f"{name}_{tasks}_{source.mode}_{source.scope}")
 
 
-def _published_masks(run: Run, source: Source) -> Path | None:
-    """Of standard checkpoints of a suite's first tasks: nobody publishes others."""
+def published_masks(run: Run, source: Source) -> Path | None:
+    """Where published masks of these weights lie.
+
+    None but for standard checkpoints of a suite's first tasks: nobody publishes others.
+    """
     first = run.suite_row.tasks[: len(run.tasks)]
     fitting = run.tasks == first and source.mode == store.PUBLISHED_MODE and not source.encoders
     return run.paths.published_masks(len(run.tasks)) if fitting else None

@@ -14,6 +14,7 @@ from src.merging.adaptation import MergedModel, NonFiniteLoss
 from src.merging.base import Method, Problem, Watchable
 from src.runtime import results
 from src.runtime.distributed import broadcast, from_primary, is_primary
+from src.runtime.files import require_writable
 from src.runtime.parallel import in_worker
 from src.runtime.signals import until_stopped
 
@@ -33,7 +34,8 @@ class Steps:
 
     phases: name -> number of steps, in order. settings: a saved state must have the same ones. tensors: these are
     learned. optimizers: Adam, by name. A saved state restores both in place. loss: the name of its values. Every step
-    must be a function of these and of its number. Raises CheckpointError for the state of another run.
+    must be a function of these and of its number. Raises CheckpointError for the state of another run, and
+    StorageError, before the first step, where a state is to be kept and cannot be written.
     """
 
     def __init__(
@@ -57,6 +59,8 @@ class Steps:
         if problem.precision != "fp32":  # states of before there was a choice tell none
             identity |= {"precision": problem.precision}
         self.settings = identity | dict(settings)
+        if self._keeps and is_primary():
+            require_writable(cast(Path, self.progress.state))
 
     def resume(self) -> None:
         """Go on from the state that was kept, if there is one."""

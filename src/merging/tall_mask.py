@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from src.merging.base import Merge, Method, Problem, Variant
-from src.merging.masked import LoadedMasks, Masked, Masks, load_masks, save_masks
+from src.merging.masked import LoadedMasks, Masked, Masks, kept_or_published, load_masks, save_masks
 from src.merging.registry import register
 from src.merging.task_arithmetic import multi_task_vector
 from src.merging.ties import ties_vector
 from src.ranges import NON_NEGATIVE, option
+from src.runtime.files import require_writable
 from src.runtime.paths import expanded
 from src.task_vectors import Mask, TaskVector
 from src.tensors import Weights
@@ -54,9 +55,9 @@ def load_tall_masks(problem: Problem, use_ties: bool, file: str | None) -> tuple
     return load_masks(problem, _name(use_ties), f"{command} overwrite=True", file, published)
 
 
-def masks_file(masks_at: Callable[[str], Path], use_ties: bool, file: str | None) -> Path:
-    """The masks that are loaded, unless they are published ones. file: as in `load_tall_masks`."""
-    return expanded(file) if file else masks_at(_name(use_ties))
+def masks_file(masks_at: Callable[[str], Path], use_ties: bool, file: str | None, published: Path | None) -> Path:
+    """The file that `load_tall_masks` reads. published: where the published masks of the problem lie."""
+    return expanded(file) if file else kept_or_published(masks_at(_name(use_ties)), None if use_ties else published)
 
 
 @dataclass(kw_only=True)
@@ -102,8 +103,10 @@ class TallMask(Method):
     mask_file: str | None = None
     tall_mask_lambda: list[float] = option(LAMBDAS, NON_NEGATIVE)
 
-    def reads(self, masks_at: Callable[[str], Path]) -> Path | None:
-        return masks_file(masks_at, self.use_ties, self.mask_file) if self.load_mask or self.mask_file else None
+    def reads(self, masks_at: Callable[[str], Path], published_masks: Path | None = None) -> Path | None:
+        if not (self.load_mask or self.mask_file):
+            return None
+        return masks_file(masks_at, self.use_ties, self.mask_file, published_masks)
 
     def merge(self, problem: Problem) -> Merge:
         merged = tau_mtl(problem, self.use_ties)
@@ -111,6 +114,8 @@ class TallMask(Method):
             masks, path = load_tall_masks(problem, self.use_ties, self.mask_file)
             bits = problem.storage_masked()
             return LoadedMasks(tau=merged, settings=(1.0,), storage_bits=bits, masks=masks, file=path)
+        if problem.mask_path:
+            require_writable(problem.masks_at(_name(self.use_ties)))
         lambdas = sorted(self.tall_mask_lambda)  # ascending, so that the first of equal ones is the smallest
         return TallMasked(
             tau=merged,

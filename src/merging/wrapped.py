@@ -33,8 +33,8 @@ class Based(Method):
         usual = next((dict(v.options) for v in cls.variants if v.spelling == self.base), {})
         return with_options(cls(), usual | self.base_options, "base_options")
 
-    def reads(self, masks_at: Callable[[str], Path]) -> Path | None:
-        return self.base_method().reads(masks_at)
+    def reads(self, masks_at: Callable[[str], Path], published_masks: Path | None = None) -> Path | None:
+        return self.base_method().reads(masks_at, published_masks)
 
 
 @dataclass

@@ -28,7 +28,7 @@ from src.runtime.results import MissingResult
 
 # Entries of a result's configuration that decide none of its numbers, or that tell results apart.
 UNCOUNTED = frozenset(
-    "seed jobs device batch_size eval_batch_size save results cache data cache_dir data_location skip_corrupt "
+    "seed tasks jobs device batch_size eval_batch_size save results cache data cache_dir data_location skip_corrupt "
     "save_every save_seconds eval_every output overwrite wandb tensorboard method search encoders unseen corruption "
     "severity DATASETS num_tasks".split()
 )
@@ -92,15 +92,24 @@ class Runs:
                 f"{self.command(EXPERIMENTS[result.experiment], result.mode, result.seed)} --overwrite",
                 file=sys.stderr,
             )
-        for line in self.of_other_options:
-            print(line, file=sys.stderr)
+        for result, differences in self.of_other_options:
+            print(
+                f"{result.file}: left out, for it was made with {differences}; make it anew with the others' options "
+                f"and: {self._anew(result)}",
+                file=sys.stderr,
+            )
         if not self.read:
             raise UsageError(f"expected results of {self.model} in {where}, found none of the suite's tasks")
 
     @cached_property
     def read(self) -> tuple[Result, ...]:
         """Every result of the seeds that reports are of. Raises ResultError for a damaged one, or unlike its schema."""
-        return tuple(result for result in self._there if not any(result is other for other in self.of_other_tasks))
+        left_out = [result for result, _ in self.of_other_options]
+        return tuple(result for result in self._of_these_tasks if not any(result is other for other in left_out))
+
+    @cached_property
+    def _of_these_tasks(self) -> list[Result]:
+        return [result for result in self._there if not any(result is other for other in self.of_other_tasks)]
 
     @cached_property
     def of_other_tasks(self) -> tuple[Result, ...]:
@@ -113,23 +122,30 @@ class Runs:
             and {*result.tasks} not in ({*self.main_tasks}, set())
         )
 
-    @property
-    def of_other_options(self) -> list[str]:
-        """Lines that tell of results whose seeds were made with different options, such as numbers of coefficients."""
+    @cached_property
+    def of_other_options(self) -> tuple[tuple[Result, str], ...]:
+        """Results that are left out: made with other options than most seeds, such as another number of coefficients.
+
+        With each what differs, in words. Where no options have most seeds, those of the first seed count: a mean over
+        different options would be one of nothing.
+        """
         alike: dict[tuple, list[Result]] = {}
-        for result in self.read:
+        for result in self._of_these_tasks:
             if result.experiment != VECTORS:
                 alike.setdefault(result.identity, []).append(result)
-        lines = []
+        others = []
         for results in alike.values():
             configs = [result.record["provenance"]["config"] for result in results]
             shared = [name for name in configs[0] if name not in UNCOUNTED and all(name in other for other in configs)]
-            for name in (name for name in shared if any(other[name] != configs[0][name] for other in configs)):
-                values = ", ".join(f"{config[name]} (seed {r.seed})" for config, r in zip(configs, results))
-                lines.append(
-                    f"{results[0].file.name}: its mean mixes {name} = {values}; make them alike with --overwrite"
-                )
-        return lines
+            options = [{name: str(config[name]) for name in shared} for config in configs]
+            usual = max(options, key=options.count)
+            for result, own in zip(results, options):
+                if own != usual:
+                    names = [name for name in shared if own[name] != usual[name]]
+                    others.append(
+                        (result, ", ".join(f"{name} = {own[name]} (others: {usual[name]})" for name in names))
+                    )
+        return tuple(others)
 
     @cached_property
     def _there(self) -> tuple[Result, ...]:
@@ -229,6 +245,12 @@ class Runs:
         tasks = self.main_tasks if of_benchmark else self.tasks
         named = not experiment.pairs and tasks != run.suite_row.default
         return experiment.command(choice, run.flags() + (f" --tasks={','.join(tasks)}" if named else ""))
+
+    def _anew(self, result: Result) -> str:
+        """The command that makes a result again, without options of its own."""
+        row = EXPERIMENTS.get(result.experiment)
+        choice = result.record["reduction"] if row == NTK else result.mode
+        return f"{self.command(row, choice, result.seed)} --overwrite" if row and choice else "overwrite=True"
 
     def stage_command(self, stage: str, seeds: Sequence[int]) -> str:
         """The command that runs a stage of reproduce.py."""

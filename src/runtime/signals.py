@@ -15,11 +15,16 @@ from multiprocessing import resource_tracker
 from types import FrameType
 
 TIDIED = "ignore:resource_tracker:UserWarning"  # a filter of Python's
+# In the paths of code that is not to be interrupted: PyTorch's import then aborts the process, and OmegaConf leaves
+# its bookkeeping undone, of which Hydra prints a traceback.
+WHOLE = ("<frozen importlib", f"{os.sep}omegaconf{os.sep}")
+SOON = 0.05  # seconds until a signal is sent again
 GRACE = 60  # seconds that a process has to end the step it is in and to save its state, before it is killed
 
 _caught = False  # whether the signals are this module's
 _asked: int | None = None  # the signal that came
 _in_step = False  # whether the end of a step has to be waited for
+_late: tuple[int, threading.Timer] | None = None  # a signal that came at a wrong time, and what repeats it
 
 
 class Stopped(KeyboardInterrupt):
@@ -35,10 +40,11 @@ class Stopped(KeyboardInterrupt):
 def caught(*numbers: int) -> Iterator[None]:
     """Within, these signals end the program's processes and raise Stopped: at once, or after a step of `until_stopped`.
 
+    One that comes in the midst of an import, or of what else is not to be interrupted, waits for its end.
     A second SIGINT waits for nothing. Signals that are ignored stay ignored. Nested, and in other threads than the main
     one, which alone gets signals, it changes nothing.
     """
-    global _caught, _asked
+    global _caught, _asked, _late
     if _caught or threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -50,9 +56,11 @@ def caught(*numbers: int) -> Iterator[None]:
     try:
         yield
     finally:
+        if _late:
+            _late[1].cancel()
         for number, handler in earlier.items():
             signal.signal(number, handler)
-        _caught, _asked = False, None
+        _caught, _asked, _late = False, None, None
 
 
 def until_stopped(
@@ -80,15 +88,23 @@ def are_caught() -> bool:
 
 
 def check() -> None:
-    """Raise Stopped where a signal came that nothing answered: the step that it waited for ended with an error."""
+    """Raise Stopped where a signal came that nothing answered: what it waited for ended with an error."""
     global _in_step
     _in_step = False
-    if _asked is not None:
-        raise Stopped(_asked)
+    if _asked is not None or _late:
+        raise Stopped(_late[0] if _asked is None and _late else _asked)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
-    global _asked
+    global _asked, _late
+    if _in_the_midst(frame):
+        if _late:
+            _late[1].cancel()
+        timer = threading.Timer(SOON, os.kill, (os.getpid(), number))
+        timer.daemon = True
+        timer.start()
+        _late = number, timer
+        return
     again = _asked is not None
     if again and number == signal.SIGTERM:
         return  # sent by a scheduler to every process, and by the first process to this one
@@ -97,6 +113,15 @@ def _stop(number: int, frame: FrameType | None) -> None:
         return
     end_children(0 if again else GRACE)
     raise Stopped(number)
+
+
+def _in_the_midst(frame: FrameType | None) -> bool:
+    """Whether what is not to be interrupted called this frame."""
+    while frame:
+        if any(part in frame.f_code.co_filename for part in WHOLE):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def end_children(grace: float = GRACE) -> None:
