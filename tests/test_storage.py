@@ -22,7 +22,7 @@ from script_parsers import every_flag
 from src import args, checkpoints, state_files
 from src.datasets.hub import Snapshot
 from src.datasets.mini import draw
-from src.datasets.prepare import Record
+from src.datasets.record import Record
 from src.experiments.base import carry_out
 from src.experiments.merging import take_options
 from src.experiments.registry import ADDITION

@@ -20,18 +20,12 @@ from typing import Any
 
 from src.args import command_parser
 from src.datasets.examples import DataError
-from src.datasets.prepare import (
-    DEFAULT_ROOT,
-    SOURCES,
-    Record,
-    bytes_to_fetch,
-    fetch_all,
-    leftovers,
-    prepare,
-    ready,
-    state,
-)
+from src.datasets.facts import DEFAULT_ROOT, SOURCES
+from src.datasets.fetching import bytes_to_fetch, fetch_all
+from src.datasets.prepare import prepare
+from src.datasets.record import Record, ready
 from src.datasets.registry import FACTS, check_own
+from src.datasets.status import leftovers, state
 from src.datasets.vision import CONTROL, TASKS
 from src.run import Run
 from src.runtime import results
