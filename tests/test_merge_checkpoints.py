@@ -114,6 +114,17 @@ def test_another_architecture_is_told(files, tmp_path):
         )
 
 
+def test_a_model_that_lies_far_from_the_first_is_refused_unless_asked(files, tmp_path, capsys):
+    save_file(state(3), tmp_path / "other.safetensors")  # of the same shapes, fine-tuned from other weights
+    command = [*files[2], str(tmp_path / "other.safetensors"), f"--output={tmp_path / 'm.safetensors'}"]
+    far = r"other.safetensors: expected weights near those of the pre-trained model, found them 1\d\d% .* add --far"
+    with pytest.raises(SystemExit, match=far):
+        merge_checkpoints.main(command)
+    assert not (tmp_path / "m.safetensors").exists()
+    merge_checkpoints.main([*command, "--far"])
+    assert "of 3 models" in capsys.readouterr().out
+
+
 RECORD = {
     "tasks": ["MNIST"], "label": "sum", "chosen": {"MNIST": 0.3},
     "test": {"mean_accuracy": 0.5, "accuracy": {"MNIST": 0.5}},

@@ -81,7 +81,7 @@ def load_masks(
     Raises MissingFile that tells the `command` which makes them, and CheckpointError, with both names, for masks
     of another model, mode or scope, or of other tasks.
     """
-    own = expanded(file) if file else problem.masks_at(name)
+    own = expanded(file, "method.mask_file") if file else problem.masks_at(name)
     path = published if published and published.is_file() and not file and not own.is_file() else own
     if not path.is_file():
         fetched = f", or fetch the published ones with: {DOWNLOAD.format(problem.model)}" if published else ""

@@ -56,7 +56,7 @@ def load_tall_masks(problem: Problem, use_ties: bool, file: str | None) -> tuple
 
 def masks_file(masks_at: Callable[[str], Path], use_ties: bool, file: str | None) -> Path:
     """The masks that are loaded, unless they are published ones. file: as in `load_tall_masks`."""
-    return expanded(file) if file else masks_at(_name(use_ties))
+    return expanded(file, "method.mask_file") if file else masks_at(_name(use_ties))
 
 
 @dataclass(kw_only=True)
