@@ -28,7 +28,7 @@ from src.datasets import __main__ as command
 from src.datasets import arrow, hub, loading, mirrored, official
 from src.datasets.base import validation_indices
 from src.datasets.download import Download
-from src.datasets.examples import BadFile, CorruptImage, DataError, Subset
+from src.datasets.examples import BadFile, CorruptImage, DataError, Subset, digest
 from src.datasets.prepare import prepare
 from src.datasets.record import Record, load
 from src.datasets.splits import cut
@@ -312,8 +312,8 @@ def test_a_mirror_is_brought_into_the_official_order_by_its_file_names():
 
 
 def test_a_mirror_in_the_official_order_is_known_by_its_first_labels():
-    mirror = FACTS["MNIST"].mirror
-    first = [5, 0, 4, 1, 9, 2, 1, 3, 1, 4, 3, 5, 7]
+    mirror = FACTS["CIFAR10"].mirror
+    first = [6, 9, 9, 4, 1, 1, 2, 7, 8, 3, 7]
     assert mirrored.official_order(mirror, [], np.array(first), "train")[1]
     assert not mirrored.official_order(mirror, [], np.array(first[::-1]), "train")[1]
 
@@ -321,7 +321,8 @@ def test_a_mirror_in_the_official_order_is_known_by_its_first_labels():
 @pytest.mark.parametrize(
     ("name", "source", "reason"),
     [
-        ("MNIST", "official", ""),
+        ("KMNIST", "official", ""),
+        ("MNIST", "official", "its training images stand in another order than the official ones"),
         ("DTD", "official", ""),
         ("FER2013", "official", "Kaggle's csv"),
         ("EuroSAT", "official", "no official split"),
@@ -335,6 +336,26 @@ def test_the_record_says_whether_validation_is_the_published_one(name, source, r
     assert reason in record.other_validation and bool(reason) == bool(record.other_validation)
     assert len(record.train_labels) == 64
     assert Record.read(FACTS[name], tmp_path) == record
+
+
+@pytest.mark.parametrize("official", [True, False])
+def test_a_mirror_is_held_to_the_hash_of_all_official_labels_where_that_is_known(tmp_path, official):
+    """The first labels are the same; one further on is not."""
+    files.hub("MNIST", tmp_path)
+    labels = FACTS["MNIST"].read("hub", tmp_path, "train").labels.copy()
+    if not official:
+        labels[[-1, -2]] = labels[[-2, -1]]
+    known = digest([labels.tobytes()])
+    record = _prepare_counted(dataclasses.replace(FACTS["MNIST"], train_labels=known), tmp_path, "hub")
+    assert (record.train_labels == known) == official
+    assert bool(record.other_validation) != official
+    assert official or "ylecun/mnist stand in another order than the official ones" in record.other_validation
+
+
+def test_hashes_of_labels_are_known_of_four_sets():
+    known = {name for name, facts in FACTS.items() if facts.train_labels}
+    assert known == {"Cars", "MNIST", "FashionMNIST", "EMNIST_letters"}
+    assert not any(FACTS[name].mirror.first_labels for name in known)  # of which the hash tells more
 
 
 def test_part_of_a_set_has_no_published_validation(tmp_path):
@@ -913,11 +934,14 @@ def test_check_tells_all_that_was_found_out(tmp_path, capsys):
     assert command.main(["check", "MNIST", "EuroSAT", "EMNIST", "CIFAR100", "Cars", *where]) == 0
     head, *rows = capsys.readouterr().out.splitlines()
     lines = {line.split()[0]: line for line in rows}
-    names = ["name", "state", "class names", "zero-shot", "checkpoint", "fine-tuned", "validation", "remarks"]
+    names = ["name", "state", "class names", "label order", "zero-shot", "checkpoint", "fine-tuned", "validation"]
+    names += ["remarks"]
     assert re.split("  +", head) == names
     assert "[48.3]" in lines["MNIST"] and "no official split" in lines["EuroSAT"] and "as is" in lines["MNIST"]
     assert "no image stands in two splits" in lines["EuroSAT"] and "100 of 100 the same" in lines["CIFAR100"]
     assert "upright or on their side" in lines["EMNIST"] and "absent" in lines["Cars"]
+    found = Record.read(FACTS["MNIST"], tmp_path).train_labels[:12]
+    assert f"{found}, not as official" in lines["MNIST"] and ", not known" in lines["EuroSAT"]
     run = Run("vision", "ViT-B-32", 1, ("MNIST",), Places(tmp_path / "save", tmp_path / "results"))
     record = {"MNIST": 0.1, "EuroSAT": 0.45, "n": {"MNIST": 10000, "EuroSAT": 2700}}
     results.write(run.paths.single_task("none"), record, {}, 0.0)

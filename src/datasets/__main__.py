@@ -46,7 +46,18 @@ COMMANDS = {
     "decode": "fill the cache of decoded images",
     "clean": "remove what nothing reads any more",
 }
-CHECKED = ("name", "state", "class names", "zero-shot", "checkpoint", "fine-tuned", "validation", "remarks")
+CHECKED = (
+    "name",
+    "state",
+    "class names",
+    "label order",
+    "zero-shot",
+    "checkpoint",
+    "fine-tuned",
+    "validation",
+    "remarks",
+)
+SHOWN = 12  # digits of a hash of labels, by which two machines can be compared
 
 
 def parse(arguments: Sequence[str] | None = None) -> dict[str, Any]:
@@ -138,6 +149,9 @@ def _check(names: Sequence[str], root: Path, flags: dict[str, Any]) -> int:
             pass
         else:
             row["validation"] = prepared.other_validation or "the published images"
+            official = FACTS[name].train_labels
+            agrees = f"{'as' if prepared.train_labels == official else 'not as'} official" if official else "not known"
+            row["label order"] = f"{prepared.train_labels[:SHOWN]}, {agrees}"
             row["remarks"], row["class names"] = "; ".join(prepared.remarks), prepared.class_names
         rows.append(row)
     print(table(rows, CHECKED))

@@ -31,6 +31,7 @@ class Facts:
     otherwise: tuple[Download, ...] = ()  # the same from elsewhere, where a server does not give `downloads`
     by_hand: str = ""  # why the official files cannot be downloaded, where they cannot
     guarded: bool = False  # refuse the set when images stand in two splits
+    train_labels: str = ""  # a hash of the official training labels in their order, as a record has it; where known
     other_order: str = ""  # why positions in the official files are not those that the published code splits
 
     def command(self, root: Path, source: str = "") -> str:

@@ -36,8 +36,8 @@ class Mirror:
     classes: tuple[str, ...] | None = None
     # Its names are longer than ours, in our order, as "tench, Tinca tinca".
     longer_names: bool = False
-    # How its rows come to stand as the official files do, on which the pinned validation split depends:
-    # the labels of the first training rows, where the mirror keeps the official order;
+    # How its rows come to stand as the official files do, on which the pinned validation split depends: the labels of
+    # the first training rows, where the mirror keeps the official order and the hash of all (Facts) is not known;
     first_labels: tuple[int, ...] = ()
     # or what official file names look like, where it keeps these: rows are then sorted by class and name, or by name.
     file_names: str = ""

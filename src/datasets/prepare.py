@@ -85,7 +85,7 @@ def _checked(facts: Facts, root: Path, source: str, as_is: bool) -> Record:
                 f"Take another copy: {facts.command(root, 'hub' if source == 'official' else 'official')}"
             )
     order = digest([np.ascontiguousarray(parts[next(iter(parts))].labels, dtype=np.int64).tobytes()])
-    other = other_validation(facts, source, parts, bool(wrong))
+    other = other_validation(facts, source, parts, bool(wrong), order)
     record = Record(
         facts.name,
         source,
@@ -103,10 +103,11 @@ def _checked(facts: Facts, root: Path, source: str, as_is: bool) -> Record:
     return record
 
 
-def other_validation(facts: Facts, source: str, parts: dict[str, FileExamples], wrong: bool) -> str:
+def other_validation(facts: Facts, source: str, parts: dict[str, FileExamples], wrong: bool, order: str) -> str:
     """Why the pinned validation positions are not the published images; empty where they are.
 
     The published split is one of positions, so that it holds in the official order of the training images alone.
+    order: the hash of the training labels as they stand.
     """
     if facts.name not in CLASSNAMES:  # a set of one's own, of which nobody published checkpoints
         return ""
@@ -114,9 +115,12 @@ def other_validation(facts: Facts, source: str, parts: dict[str, FileExamples], 
         return facts.other_order
     if wrong:
         return "it does not hold the published images"
+    rows = f"the rows of {facts.mirror.repo}" if facts.mirror and source == "hub" else "its training images"
+    if facts.train_labels:
+        return "" if order == facts.train_labels else f"{rows} stand in another order than the official ones"
     if source == "official" or getattr(parts["train"], "official", False):
         return ""
-    return f"the rows of {facts.mirror and facts.mirror.repo} are not known to stand in the official order"
+    return f"{rows} are not known to stand in the official order"
 
 
 def _wrong(facts: Facts, part: str, counts: list[int]) -> str:

@@ -7,7 +7,8 @@ the letters of FusionBench's: two benchmarks. `FER2013` is numbered and named as
 need; but the published loader numbers emotions by name and prompts in Kaggle's order, so that its prompts for sad,
 surprised and neutral faces go with neutral, sad and surprised ones. `FER2013_corrected` names them rightly.
 
-Sources: epochs, names and order from the published code; sizes from the sets' own pages and torchvision.
+Sources: epochs, names and order from the published code; sizes from the sets' own pages and torchvision; hashes of
+training labels from the official files of labels, where these could be had.
 """
 
 from collections.abc import Sequence
@@ -92,6 +93,7 @@ _TABLE = (
         ),
         by_hand="its server no longer has it",
         mirror=Mirror("tanganke/stanford_cars", file_names=r"\d{5}\.jpg", by_class=False),
+        train_labels="52167373adda38db0fbff404428f78c20a195a5a04cf7878fb766312c70528da",
         licence="research, non-commercial",
         page="https://ai.stanford.edu/~jkrause/cars/car_dataset.html",
     ),
@@ -144,7 +146,8 @@ _TABLE = (
         train=[5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949],
         test=[980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009],
         layouts=idx_layouts("MNIST/raw"),
-        mirror=Mirror("ylecun/mnist", first_labels=(5, 0, 4, 1, 9, 2, 1, 3, 1, 4, 3, 5)),
+        mirror=Mirror("ylecun/mnist"),
+        train_labels="2d1c8ea7f5b8d719a187535111801d0c700e4426f84845dcb1a05a677b781d0e",
         licence="CC BY-SA 3.0",
         page="https://yann.lecun.org/exdb/mnist/",
     ),
@@ -274,7 +277,8 @@ _TABLE = (
         train=_each(6000, 10),
         test=_each(1000, 10),
         layouts=idx_layouts("FashionMNIST/FashionMNIST/raw", "FashionMNIST/raw"),
-        mirror=Mirror("zalando-datasets/fashion_mnist", first_labels=(9, 0, 0, 3, 0, 2, 7, 2, 5, 5)),
+        mirror=Mirror("zalando-datasets/fashion_mnist"),
+        train_labels="6b2eb0ef4ba96781f2a0a71e3e502bede6a31c4f8323aa56b7e65903fd30d468",
         licence="MIT",
         page="https://github.com/zalandoresearch/fashion-mnist",
     ),
@@ -346,10 +350,10 @@ _TABLE = (
         layouts=idx_layouts(*EMNIST_FOLDERS, train="emnist-letters-train", test="emnist-letters-test", first=1),
         mirror=Mirror(
             "tanganke/emnist_letters",
-            first_labels=(22, 6, 15, 14, 22, 16, 12, 10, 21, 23, 9, 13, 17, 20, 25),
             strokes=8,  # I and i
             turns=False,  # FusionBench's checkpoints were fine-tuned on the mirror's images as they lie
         ),
+        train_labels="bb159969312d4e52946ad78bac4c9be3239a8821d499a15a1436d669afeee63e",
         licence="public domain",
         page=EMNIST_PAGE,
         note="the letters, a variant outside of the 20 tasks",
