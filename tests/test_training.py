@@ -789,3 +789,20 @@ def test_a_step_of_three_passes_sums_them(make_training, tmp_path, monkeypatch):
     monkeypatch.setattr(loading, "training_examples", lambda *_: few)
     finetune(run, dataclasses.replace(settings, batch_size=8))  # three batches an epoch
     assert counts == [(2, 2), (3, 3)]
+
+
+@pytest.mark.parametrize("normalised", [True, False])
+def test_towers_with_batch_norm_are_trained_in_training_mode_as_published(make_training, monkeypatch, normalised):
+    build = training.build
+
+    def built(*given):
+        encoder = build(*given)
+        if normalised:
+            encoder.model.visual.norm = torch.nn.BatchNorm2d(3)
+        return encoder
+
+    monkeypatch.setattr(training, "build", built)
+    run, settings = make_training("--steps=1", "--tasks=signs", "--batch-size=4")
+    store.write_pretrained(run)
+    classifier = training.FineTuning(run, "signs", settings, World()).classifier
+    assert classifier.image_encoder.model.training == normalised
