@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import open_clip
 import pytest
@@ -125,6 +126,7 @@ def test_quick_gelu_is_asserted():
     assert_quick_gelu(tiny_clip(quick=True))
     with pytest.raises(RuntimeError, match="expected QuickGELU"):
         assert_quick_gelu(tiny_clip(quick=False))
+    assert_quick_gelu(SimpleNamespace(visual=torch.nn.ReLU()))  # a ResNet's tower has no blocks of a transformer
 
 
 @pytest.mark.parametrize(
