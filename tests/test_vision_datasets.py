@@ -768,6 +768,7 @@ def test_a_mirror_is_fetched_once_and_read_offline_after(tmp_path, fake_hub):
     assert record["revision"] == "a" * 40 and len(record["files"]) == 4
     fake_hub.revision, fake_hub.served = "b" * 40, []  # the repository moved on: what was fetched stays
     assert prepare(FACTS["SVHN"], root, "hub", as_is=True).origin.endswith("a" * 40)
+    assert prepare(FACTS["SVHN"], root, "hub", as_is=True, verify=True).origin.endswith("a" * 40)
     assert fake_hub.listed == 1 and not fake_hub.served
     check_images("SVHN", root)
 
