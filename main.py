@@ -4,8 +4,7 @@
     python main.py --multirun method=sum,ties,tall_mask,consensus finetuning_mode=standard,linear
     python main.py DATASETS=[land,signs] method=ties output=merged.safetensors
     python main.py model=ViT-B-32 method=concrete_subspace/clip_concrete_task_arithmetic method.adapt_on=val
-    python main.py --methods                                    # every method, with its options
-    python main.py method=ties --cfg job                        # every key, with its value
+    python main.py --methods                                    # every method; method=ties --cfg job: every key
 
 Everything under `method` is the method's own; other keys are flags of the other scripts, or config/config.yaml's.
 Validation chooses the setting (+search.k=[10,20]: options too), test is read once. Writes merging/<tasks>/<mode>-
@@ -52,10 +51,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     def job(cfg: DictConfig) -> None:
         flags: Any = OmegaConf.to_container(cfg, resolve=True)
-        del flags["method"]
         try:
             method: Any = OmegaConf.to_object(cfg.method)
-            run, options = merging.take_options(flags)
+            run, options = merging.take_options({name: flags[name] for name in flags if name != "method"})
             merging.merge(run, method, options)
         except Exception as error:
             if unread(error):

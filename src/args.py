@@ -144,7 +144,7 @@ def finetuning_parser(doc: str | None) -> Parser:
     training.add_argument("--batch-size", type=int, help="images per forward pass over all processes")
     training.add_argument("--num-grad-accumulation", type=int, help="forward passes per optimizer step")
     training.add_argument(
-        "--sum-gradients", action="store_true", help="of a step's passes, as published; default: mean"
+        "--sum-gradients", action="store_true", help="of a step's passes, epoch by epoch, as published; default: mean"
     )
     training.add_argument("--clip", type=float, help="largest norm of the gradient")
     training.add_argument(
@@ -286,7 +286,7 @@ def parse(parser: Parser, argv: Sequence[str] | None = None) -> tuple[Run, dict[
 
 def take_run(flags: dict[str, Any]) -> Run:
     """The run that the shared flags mean; they are removed from `flags`. Raises UsageError."""
-    places = Places(*(expanded(flags.pop(name)) for name in ("save", "results", "cache_dir", "data_location")))
+    places = Places(*(expanded(flags.pop(key), key) for key in ("save", "results", "cache_dir", "data_location")))
     for text in ("model", "suite", "device", "corruption"):
         if not isinstance(flags[text], str | None):  # 7 and true are none to Hydra
             raise UsageError(f"--{text}: expected a name; got {flags[text]!r}")

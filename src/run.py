@@ -90,9 +90,10 @@ class Run:
         if (path := fields.get("pretrained_path")) is not None:
             if ModelName.parse(model).mini:
                 raise UsageError(f"--pretrained-path: {model} has weights of its own; leave the flag out")
-            if not expanded(path).is_file():
+            file = expanded(path, "--pretrained-path")
+            if not file.is_file():
                 raise UsageError(f"--pretrained-path: expected a file of weights, found none at {path}")
-            fields["pretrained_path"] = str(expanded(path))
+            fields["pretrained_path"] = str(file)
         device = known_device(default_device() if device is None else device)
         if jobs is None:
             jobs = cores() if device == "cpu" else len(visible_gpus()) if device == "cuda" else 1

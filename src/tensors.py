@@ -1,5 +1,6 @@
 """Tensors by name: whether two collections agree, τ = θ − θ0, and θ0 + α·τ."""
 
+import math
 from collections.abc import Iterable, Mapping, MutableMapping
 
 import torch
@@ -55,6 +56,16 @@ def difference(
                 wide = torch.promote_types(dtype, torch.promote_types(start.dtype, end.dtype))
                 tau[name] = end.to(wide) - start.to(wide)
     return tau
+
+
+def relative_distance(theta: Mapping[str, Tensor], theta0: Mapping[str, Tensor], names: Iterable[str]) -> float:
+    """‖θ − θ0‖ / ‖θ0‖ over the named tensors, in float64, one tensor of each at a time; 0 where θ0 is 0 and θ too."""
+    far = norm = 0.0
+    for name in names:
+        start = theta0[name].double()
+        far += float((theta[name].double() - start).square().sum())
+        norm += float(start.square().sum())
+    return math.sqrt(far / norm) if norm else math.inf if far else 0.0
 
 
 def moved(theta0: Mapping[str, Tensor], tau: Mapping[str, Tensor], alpha: float | Tensor) -> Weights:

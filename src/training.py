@@ -6,7 +6,7 @@ run that was killed goes on as if it had not been, and any number of processes s
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from inspect import signature
 from itertools import islice
@@ -23,7 +23,14 @@ from src import state_files, store
 from src.datasets import loading
 from src.finetuning.batches import IGNORED, Batches
 from src.finetuning.objectives import PENALTIES, worst_nearby
-from src.finetuning.settings import Training, cosine_lr, number_of_steps, settings_of
+from src.finetuning.settings import (
+    Training,
+    cosine_lr,
+    number_of_steps,
+    passes_before,
+    place_in_schedule,
+    settings_of,
+)
 from src.finetuning.states import check_finished, kept_steps, remove, resume
 from src.finetuning.tally import Tally
 from src.finetuning.trained import build, write_encoder
@@ -156,7 +163,7 @@ class FineTuning:
             leave=False,
             disable=None if world.is_primary and not in_worker() else True,
         )
-        passes = [step * training.num_grad_accumulation for step in (self.first, self.steps)]
+        passes = [passes_before(training, step, self.batches.per_epoch) for step in (self.first, self.steps)]
         stream, penalties = self.batches(*passes), self.penalty.stream(*passes) if self.penalty else None
         saved = time.monotonic()
         for step in until_stopped(range(self.first, self.steps), self._stopped_at, self._agreed):
@@ -225,26 +232,33 @@ class FineTuning:
     def step(self, step: int, stream: Iterator[Batch], penalties: Iterator[torch.Tensor] | None = None) -> torch.Tensor:
         """One optimizer step; gives this process's share of its loss, which stays on the device."""
         training = self.training
+        place, places = (place_in_schedule(training, k, self.batches.per_epoch) for k in (step, self.steps))
         for group in self.optimizer.param_groups:
-            group["lr"] = cosine_lr(step, self.steps, training.lr, training.warmup_length)
-        passes: Iterable[Batch] = islice(stream, training.num_grad_accumulation)
+            group["lr"] = cosine_lr(place, places, training.lr, training.warmup_length)
+        before, after = (passes_before(training, k, self.batches.per_epoch) for k in (step, step + 1))
+        passes: Sequence[Batch] | Iterator[Batch] = islice(stream, after - before)
         with matmul_precision(training.precision):
             if training.rho is None:
-                loss, norm = self._gradient(passes, penalties)
+                loss, norm = self._gradient(passes, after - before, penalties)
             else:
                 passes = list(passes)
-                loss, norm = self._gradient(passes)
+                loss, norm = self._gradient(passes, after - before)
                 with worst_nearby(self.trained, training.rho):
-                    norm = norm + self._gradient(passes, count=False)[1]
+                    norm = norm + self._gradient(passes, after - before, count=False)[1]
             self.optimizer.step()
         self.tally.add(step, loss, norm)
         return loss
 
     def _gradient(
-        self, passes: Iterable[Batch], penalties: Iterator[torch.Tensor] | None = None, count: bool = True
+        self,
+        passes: Iterable[Batch],
+        number: int,
+        penalties: Iterator[torch.Tensor] | None = None,
+        count: bool = True,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Leave the clipped gradient at the weights as they are; gives this process's share of the loss, and the norm.
 
+        number: of the passes.
         count: whether images count for the training accuracy.
         """
         training, world = self.training, self.world
@@ -252,7 +266,7 @@ class FineTuning:
         losses = []
         for micro, (images, labels, size) in enumerate(passes, 1):
             if isinstance(self.model, DistributedDataParallel):
-                self.model.require_backward_grad_sync = micro == training.num_grad_accumulation
+                self.model.require_backward_grad_sync = micro == number
             with self.cast:
                 logits = self.model(images).float()
             # The mean over the global batch: DDP divides the sum of the ranks' gradients by their number.
@@ -260,12 +274,12 @@ class FineTuning:
             if penalties is not None:
                 # Not by way of DDP: its hooks see a parameter's gradient once, when that of both terms has come.
                 loss = loss + next(penalties)
-            (loss * world.size / (1 if training.sum_gradients else training.num_grad_accumulation)).backward()
+            (loss * world.size / (1 if training.sum_gradients else number)).backward()
             losses.append(loss.detach())
             if count:
                 self.tally.count((logits.argmax(1) == labels).sum(), (labels != IGNORED).sum())
         norm = torch.nn.utils.clip_grad_norm_(self.trained, training.clip)
-        return torch.stack(losses).sum() / training.num_grad_accumulation, norm
+        return torch.stack(losses).sum() / number, norm
 
     def _diagnosis(self, step: int, loss: float) -> str:
         kept = f"the last good state is kept in {self.state}" if self.state.is_file() else "no state had been saved yet"

@@ -18,7 +18,7 @@ from torch import nn
 
 from src import checkpoints
 from src.checkpoints import Checkpoint, CheckpointError
-from src.published import convert
+from src.published import convert, towers
 from src.runtime.files import file_hash
 
 
@@ -281,7 +281,7 @@ def test_a_checkpoint_of_another_start_is_not_converted(tmp_path, path, pretrain
     """Its difference from θ0 would be no task vector. One's own text side may have been trained too."""
     command = [str(tmp_path / "x.pt"), str(path), "--model=small", "--task=MNIST", f"--pretrained={pretrained.path}"]
     torch.save(encoder_weights(small_clip()), tmp_path / "x.pt")
-    with pytest.raises(SystemExit, match="x.pt: expected weights near those of the pre-trained encoder, found them"):
+    with pytest.raises(SystemExit, match="x.pt: expected weights near those of the pre-trained model, found them"):
         convert.main(command)
     assert not path.exists()
     own = near(dict(pretrained)) | {"model.text_projection": torch.zeros_like(pretrained["model.text_projection"])}
@@ -324,6 +324,22 @@ def test_a_vision_transformer_of_timm_gives_the_same_features(tmp_path, path, pr
     torch.save(weights | {"dist_token": torch.zeros(1, 1, 32)}, tmp_path / "deit.pth")
     with pytest.raises(CheckpointError, match="expected the tensors of timm's vision transformer of CLIP, found dist"):
         convert.convert(tmp_path / "deit.pth", path, model="small", pretrained=pretrained)
+
+
+@pytest.mark.parametrize("classes", [10, 24])
+def test_a_timm_classifier_without_a_bias_is_no_projection(pretrained, classes):
+    """24 classes: as many as the projection has outputs, so that its direction alone tells."""
+    theirs = pretrained["model.visual.proj"]
+    of_timm = {"cls_token": torch.ones(1, 1, 32), "head.weight": torch.randn(classes, 32)}
+    assert torch.equal(towers.from_timm(of_timm, pretrained)["model.visual.proj"], theirs)
+    with pytest.raises(CheckpointError, match="expected a projection, found none"):
+        towers.from_timm(of_timm, None)
+    moved = (theirs + 0.02 * torch.randn_like(theirs)).T
+    found = towers.from_timm(of_timm | {"head.weight": moved}, pretrained)["model.visual.proj"]
+    assert torch.equal(found, moved.T)
+    without_bias = {"head.weight": torch.randn(classes, 32), "head.bias": torch.zeros(classes)}
+    found = towers.from_timm(of_timm | without_bias, pretrained)["model.visual.proj"]
+    assert torch.equal(found, without_bias["head.weight"].T if classes == 24 else theirs)
 
 
 def test_a_timm_model_that_is_a_tower_goes_into_its_trunk(tmp_path, path):

@@ -19,9 +19,11 @@ from hypothesis import strategies as st
 from scipy.io import savemat
 
 from src import checkpoints, state_files
-from src.datasets import hub, official
+from src.datasets import hub, mirrored, official
 from src.datasets.examples import DataError
-from src.datasets.prepare import Record, prepare, state
+from src.datasets.prepare import prepare
+from src.datasets.record import Record
+from src.datasets.status import state
 from src.datasets.vision import FACTS, ROWS
 from src.evaluation import Denominators
 from src.finetuning.states import resume
@@ -124,7 +126,7 @@ def read_mirror(path: Path) -> None:
     mirror = FACTS["MNIST"].mirror
     state(FACTS["MNIST"], path.parents[2] if path.name == "snapshot.json" else path.parents[3])
     root = next(parent.parent for parent in path.parents if parent.name == "hub")
-    hub.read(mirror, root, "train", FACTS["MNIST"].classnames).raw(0)
+    mirrored.read(mirror, root, "train", FACTS["MNIST"].classnames).raw(0)
 
 
 def read_mnist(path: Path) -> None:
@@ -484,7 +486,7 @@ def test_a_parquet_file_of_any_damage_is_named(place, monkeypatch):
         sizes = {str(path.relative_to(folder)): {"size": len(damaged), "sha256": None}}
         hub.Snapshot(snapshot.repo, snapshot.revision, snapshot.files | sizes).write(folder)
         with pytest.raises(DataError) as caught:
-            hub.read(FACTS["MNIST"].mirror, place, "train", FACTS["MNIST"].classnames)
+            mirrored.read(FACTS["MNIST"].mirror, place, "train", FACTS["MNIST"].classnames)
         assert path.name in str(caught.value), (damage, str(caught.value))
 
 

@@ -3,11 +3,15 @@
 import numpy as np
 import pytest
 import torch
+import vision_files as files
 from torch import nn
 from torch.nn import functional as F
 
 from src.analysis import disentanglement
 from src.analysis.disentanglement import Disentanglement, Term, WeightPlane, linear_term, nonlinear_term, two_tangents
+from src.datasets.prepare import prepare
+from src.datasets.vision import FACTS
+from src.experiments.disentanglement import some_images
 
 torch.set_num_threads(1)
 WITH_ZERO, WITHOUT_ZERO = np.linspace(-3, 3, 5), np.linspace(-3, 3, 4)
@@ -249,3 +253,14 @@ def test_plane_leaves_the_module_alone(problem):
     torch.testing.assert_close(zero(data[0], 2.0, 2.0), module(data[0]))
     assert not torch.equal(partial(data[0], 2.0, 0.0), module(data[0]))
     assert all(torch.equal(weights[name], tensor) for name, tensor in module.state_dict().items())
+
+
+def test_a_part_of_a_set_that_lies_by_class_is_of_many_classes(make_run, tmp_path):
+    """EuroSAT's 20 test images lie two by two: the first six are of three classes."""
+    files.class_folders("EuroSAT", tmp_path / "data/eurosat", {"2750": 20}, files.EUROSAT)
+    prepare(FACTS["EuroSAT"], tmp_path / "data", as_is=True)
+    flags = ("--suite=vision", "--model=ViT-Mini", "--tasks=EuroSAT", "--eval-batch-size=4")
+    run = make_run(*flags, f"--data-location={tmp_path / 'data'}")
+    labels = [torch.cat([y for _, y in some_images(run, "EuroSAT", "test", count)]).tolist() for count in (6, 6, None)]
+    assert len(labels[0]) == 6 and len({*labels[0]}) > 3 and labels[0] == labels[1]
+    assert labels[2] == [label for label in range(10) for _ in range(2)]

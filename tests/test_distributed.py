@@ -313,3 +313,17 @@ def test_ranks_tell_a_wrong_flag_once(script):
     done = forked.torchrun(script, *flags)
     assert done.returncode != 0 and done.stderr.count("did you mean signs") == 1, done.stderr
     assert "HYDRA_FULL_ERROR" not in done.stderr  # what Hydra says of errors that it is left to tell
+
+
+def test_what_every_rank_finds_is_told_by_the_first_alone(monkeypatch, capsys):
+    for rank, told in ((0, "warning: MNIST: expected\n"), (1, "")):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        distributed.warn("warning: MNIST: expected")
+        assert capsys.readouterr().err == told
+
+
+def test_experiments_write_to_standard_error_through_the_first_rank_alone():
+    """Standard output of the others is nowhere already; their standard error is that of all."""
+    for path in (ROOT / "src/experiments").glob("*.py"):
+        if path.name != "reproduction.py":  # which starts the commands, by itself
+            assert "file=sys.stderr" not in path.read_text(), path

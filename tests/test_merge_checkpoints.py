@@ -114,6 +114,17 @@ def test_another_architecture_is_told(files, tmp_path):
         )
 
 
+def test_a_model_that_lies_far_from_the_first_is_refused_unless_asked(files, tmp_path, capsys):
+    save_file(state(3), tmp_path / "other.safetensors")  # of the same shapes, fine-tuned from other weights
+    command = [*files[2], str(tmp_path / "other.safetensors"), f"--output={tmp_path / 'm.safetensors'}"]
+    far = r"other.safetensors: expected weights near those of the pre-trained model, found them 1\d\d% .* add --far"
+    with pytest.raises(SystemExit, match=far):
+        merge_checkpoints.main(command)
+    assert not (tmp_path / "m.safetensors").exists()
+    merge_checkpoints.main([*command, "--far"])
+    assert "of 3 models" in capsys.readouterr().out
+
+
 RECORD = {
     "tasks": ["MNIST"], "label": "sum", "chosen": {"MNIST": 0.3},
     "test": {"mean_accuracy": 0.5, "accuracy": {"MNIST": 0.5}},
@@ -175,12 +186,12 @@ def test_an_output_replaces_nothing_but_an_earlier_one_of_the_same_merge(encoder
 def test_hugging_face_folders_give_one(encoder, tmp_path):
     run, weights, _, _ = encoder
     for number, name in enumerate(("zero", "a", "b")):
-        moved = {n: t + number * 0.01 if n.startswith("model.visual") else t for n, t in weights.items()}
+        moved = {n: t + number * 0.001 if n.startswith("model.visual") else t for n, t in weights.items()}
         export_for_others(run, moved, tmp_path / name, "transformers", RECORD)
     merge_checkpoints.main(
         [*(str(tmp_path / name) for name in ("zero", "a", "b")), "--alpha=1", f"--output={tmp_path / 'm'}"]
     )
     merged, zero = (load_file(tmp_path / name / "model.safetensors") for name in ("m", "zero"))
-    assert all(torch.allclose(merged[name], zero[name] + 0.03, atol=1e-6) for name in zero)
+    assert all(torch.allclose(merged[name], zero[name] + 0.003, atol=1e-6) for name in zero)
     assert json.loads((tmp_path / "m/config.json").read_text())["model_type"] == "clip_vision_model"
     assert (tmp_path / "m/README.md").exists()

@@ -1,7 +1,9 @@
 """Encoders, heads and names of models."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import open_clip
 import pytest
@@ -125,6 +127,7 @@ def test_quick_gelu_is_asserted():
     assert_quick_gelu(tiny_clip(quick=True))
     with pytest.raises(RuntimeError, match="expected QuickGELU"):
         assert_quick_gelu(tiny_clip(quick=False))
+    assert_quick_gelu(SimpleNamespace(visual=torch.nn.ReLU()))  # a ResNet's tower has no blocks of a transformer
 
 
 @pytest.mark.parametrize(
@@ -151,6 +154,9 @@ def test_weights_get_the_activation_that_they_were_trained_with(make_run, monkey
     modeling.build_clip(run)
     assert asked["force_quick_gelu"] == quick
     assert asked["pretrained"] == (weights or ModelName.parse(model).weights or "openai")
+    monkeypatch.setattr(open_clip, "create_model", lambda *_, **__: tiny_clip(quick=False))  # one that only warns
+    with pytest.raises(RuntimeError, match="expected QuickGELU") if quick else nullcontext():
+        modeling.build_clip(run)
 
 
 def test_weights_that_cannot_be_had_name_the_way_without_a_network(make_run, monkeypatch, tmp_path):

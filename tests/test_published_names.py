@@ -1,5 +1,6 @@
 """Heads go with the checkpoints that were fine-tuned against them, and accuracies with the published ones."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +13,7 @@ from src.datasets.classnames import CLASSNAMES
 from src.datasets.fusion_bench import NAMES
 from src.datasets.prepare import prepare
 from src.datasets.vision import FACTS
+from src.experiments import single_task
 from src.experiments.leaks import leaks_record
 from src.experiments.published_accuracy import doubts, expected
 from src.merging.problem import Source, read_problem
@@ -132,6 +134,19 @@ def test_zero_shot_accuracies_are_held_against_the_published_ones(vision):
     # What was published is not for these: another model, a random tower, the embedded suite.
     for other in ("ViT-B-32__init__", "ViT-B-32__pretrained__laion2b_e16", "ViT-Mini", "ViT-S-32-alt"):
         assert doubts(vision(other), "none", record("MNIST", 0.10, 10000)) == []
+
+
+def test_the_evaluation_tells_what_is_doubtful(make_run, monkeypatch, capsys):
+    run = make_run("--tasks", "signs")
+    monkeypatch.setattr(single_task, "carry_out", lambda *_: {"signs": 0.1})
+    monkeypatch.setattr(
+        single_task, "doubts", lambda run, mode, record: [f"signs: expected more than {record['signs']}"]
+    )
+    single_task.evaluate_single_tasks(run, "none", control="never")
+    assert "warning: signs: expected more than 0.1" in capsys.readouterr().err
+    foreign = dict(encoder=Path("x.safetensors"), name="mine", control="never")  # no published number is of it
+    single_task.evaluate_single_tasks(run, "standard", **foreign)
+    assert "warning" not in capsys.readouterr().err
 
 
 def test_fine_tuned_accuracies_are_held_against_their_publishers(vision):

@@ -24,7 +24,7 @@ from script_parsers import every_flag
 from src import args, checkpoints, state_files
 from src.datasets.hub import Snapshot
 from src.datasets.mini import draw
-from src.datasets.prepare import Record
+from src.datasets.record import Record
 from src.experiments.base import carry_out
 from src.experiments.commands import COMMANDS
 from src.experiments.merging import Options, merge, take_options
@@ -35,7 +35,7 @@ from src.merging.base import Progress
 from src.merging.concrete import ConcreteTaskArithmetic
 from src.merging.consensus import Consensus
 from src.merging.surgery import Surgery
-from src.merging.tall_mask import TallMask
+from src.merging.tall_mask import TallMask, masks_file
 from src.merging.task_arithmetic import Sum
 from src.reporting import style, table
 from src.run import Run, override
@@ -355,10 +355,26 @@ def test_no_path_and_a_path_that_libraries_cannot_read_are_refused(text, said, p
 
 
 @pytest.mark.parametrize("key", ["save", "results", "data_location", "cache_dir", "pretrained_path"])
-def test_keys_that_are_paths_refuse_the_same(key):
-    for path, said in (("", "found an empty one"), ("r\udce9sultats", "expected a path in UTF-8")):
-        with pytest.raises(UsageError, match=said):
+def test_keys_that_are_paths_refuse_the_same_and_are_named(key):
+    named = "--pretrained-path" if key == "pretrained_path" else key
+    for path, said in (
+        ("", "expected .* empty one"),
+        ("r\udce9s", ".*a path in UTF-8"),
+        (7, "expected a path, found 7"),
+    ):
+        with pytest.raises(UsageError, match=f"^{named}: {said}"):
             args.take_run(args.shared_flags() | {"model": "ViT-B-32", key: path})
+
+
+def test_keys_of_merging_that_are_paths_are_named():
+    flags = {"finetuning_mode": "standard", "DATASETS": ["signs"], "num_tasks": 8, "save_every": 0, "save_seconds": 1.0}
+    flags |= {"eval_every": 0, "search": {}, "scope": "visual", "unseen": None, "format": "suite", "encoders": {}}
+    flags |= {"wandb": False, "tensorboard": False, "output": None} | args.shared_flags()
+    for wrong, named in (({"output": ""}, "output"), ({"encoders": {"signs": ""}}, "encoders.signs")):
+        with pytest.raises(UsageError, match=f"^{named}: expected a path, found an empty one"):
+            take_options(flags | wrong)
+    with pytest.raises(UsageError, match="^method.mask_file: r.udce9s.* expected a path in UTF-8"):
+        masks_file(Path, False, "r\udce9s", None)
 
 
 def test_a_checkout_in_a_folder_that_libraries_cannot_read_is_told(monkeypatch):

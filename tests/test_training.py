@@ -1,6 +1,7 @@
 """Fine-tuning: schedule, batches, exact resume, several processes, refusals."""
 
 import dataclasses
+import itertools
 import signal
 import subprocess
 import sys
@@ -739,3 +740,68 @@ def test_gradients_of_a_step_are_summed_where_that_is_asked_for(make_training, t
     for number, more in enumerate(([], ["--sum-gradients"])):
         finetune(*make_training(*flags, *more, f"--save={tmp_path}/{number}"))
     torch.testing.assert_close(norms[1], 2 * norms[0])
+
+
+class PublishedLoop:
+    """Which batches each optimizer step is of, and its learning rate's place, as the published scripts loop."""
+
+    def __init__(self, epochs: int, batches: int, accumulated: int):
+        self.steps, self.places, left = [], [], []
+        self.length = epochs * batches // accumulated
+        for epoch in range(epochs):
+            for i in range(batches):
+                left.append(epoch * batches + i)
+                if (i + 1) % accumulated == 0:
+                    self.steps.append(left)
+                    self.places.append(i // accumulated + epoch * batches // accumulated)
+                    left = []
+
+
+@pytest.mark.parametrize(("epochs", "batches", "accumulated"), [(3, 5, 2), (4, 7, 3), (2, 4, 2), (3, 3, 1)])
+def test_an_epochs_odd_last_pass_joins_the_next_one_as_published(make_training, epochs, batches, accumulated):
+    published = PublishedLoop(epochs, batches, accumulated)
+    flags = (f"--epochs={epochs}", f"--num-grad-accumulation={accumulated}", "--sum-gradients")
+    _, settings = make_training(*flags)
+    steps = settings_of_training.number_of_steps(settings, "signs", batches)
+    ends = [settings_of_training.passes_before(settings, step, batches) for step in range(steps + 1)]
+    assert [list(range(*span)) for span in itertools.pairwise(ends)] == published.steps
+    places = [settings_of_training.place_in_schedule(settings, step, batches) for step in range(steps + 1)]
+    assert places == [*published.places, published.length]
+    mean = dataclasses.replace(settings, sum_gradients=False)
+    assert settings_of_training.number_of_steps(mean, "signs", batches) == published.length
+    assert settings_of_training.passes_before(mean, 4, batches) == 4 * accumulated
+
+
+def test_a_step_of_three_passes_sums_them(make_training, tmp_path, monkeypatch):
+    """The second epoch's first step, which the first one's odd pass joins."""
+    counts = []
+    gradient = training.FineTuning._gradient
+
+    def counted(self, passes, number, *more, **named):
+        counts.append((number, len(passes := list(passes))))
+        return gradient(self, passes, number, *more, **named)
+
+    monkeypatch.setattr(training.FineTuning, "_gradient", counted)
+    run, settings = make_training("--tasks=signs", "--num-grad-accumulation=2", "--sum-gradients", "--epochs=2")
+    some = loading.training_examples(run, "signs")
+    few = Pixels(some.pixels[:24], some.labels[:24])
+    monkeypatch.setattr(loading, "training_examples", lambda *_: few)
+    finetune(run, dataclasses.replace(settings, batch_size=8))  # three batches an epoch
+    assert counts == [(2, 2), (3, 3)]
+
+
+@pytest.mark.parametrize("normalised", [True, False])
+def test_towers_with_batch_norm_are_trained_in_training_mode_as_published(make_training, monkeypatch, normalised):
+    build = training.build
+
+    def built(*given):
+        encoder = build(*given)
+        if normalised:
+            encoder.model.visual.norm = torch.nn.BatchNorm2d(3)
+        return encoder
+
+    monkeypatch.setattr(training, "build", built)
+    run, settings = make_training("--steps=1", "--tasks=signs", "--batch-size=4")
+    store.write_pretrained(run)
+    classifier = training.FineTuning(run, "signs", settings, World()).classifier
+    assert classifier.image_encoder.model.training == normalised

@@ -2,11 +2,15 @@
 
 import dataclasses
 import json
+from collections import OrderedDict
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import vision_files as files
 from published_files import published_vector, random_masks
+from safetensors.torch import save_file
 from test_architectures import run as tiny_run  # noqa: F401 (a fixture)
 
 import eval_single_task
@@ -14,9 +18,19 @@ import eval_task_addition
 import main as merging
 import make_tables
 from src import checkpoints, store
+from src.checkpoints import VISUAL
 from src.datasets import loading, registry
 from src.datasets.prepare import prepare
+from src.datasets.registry import BENCHMARKS
 from src.datasets.vision import FACTS, TASKS
+from src.experiments.merging import Options, merge, result_name
+from src.merging.base import Method
+from src.merging.problem import Source
+from src.merging.tall_mask import TallMask
+from src.merging.ties import Ties
+from src.modes import SCOPES
+from src.published.download import Published, Request, install
+from src.published.towers import PROJECTION, to_hugging_face
 from src.run import Run
 from src.runtime.paths import Places
 
@@ -41,17 +55,43 @@ def place(tmp_path, tiny_run, monkeypatch):  # noqa: F811
         cached.cache_clear()
 
 
-def publish(run: Run, publisher: str) -> None:
-    """Checkpoints near θ0, as download_checkpoints.py leaves them."""
-    start = dict(store.pretrained(run))
+def published_files(run: Run, publisher: str, folder: Path) -> list[Published]:
+    """Fine-tuned checkpoints near θ0 in the publisher's format: TALL's state dicts, FusionBench's CLIPVisionModels."""
+    start, made = dict(store.pretrained(run)), []
     for number, task in enumerate(run.tasks):
         generator = torch.Generator().manual_seed(number)
         moved = {
-            n: w + 0.01 * torch.randn(w.shape, generator=generator) if n.startswith("model.visual") else w
+            n: w + 0.01 * torch.randn(w.shape, generator=generator) if n.startswith(VISUAL) else w
             for n, w in start.items()
         }
-        header = dict(model=run.model, task=task, mode="standard", seed=1, provenance={"publisher": publisher})
-        checkpoints.save(run.paths.checkpoint(task, "standard"), moved, header)
+        place = folder / publisher / f"{task}Val"
+        place.mkdir(parents=True)
+        if publisher == "tall":  # with the text side, which is θ0's
+            torch.save(OrderedDict(moved), place / "nonlinear_finetuned.pt")
+            made.append(Published(str(place / "nonlinear_finetuned.pt"), "encoder", task, "tests"))
+        else:  # without it, and without the projection
+            tower = {n: w for n, w in moved.items() if n.startswith(VISUAL) and n != PROJECTION}
+            save_file(to_hugging_face(tower), place / "model.safetensors")
+            made.append(Published(str(place / "model.safetensors"), "encoder", task, "tests"))
+    return made
+
+
+def publish(run: Run, publisher: str, folder: Path) -> None:
+    """What download_checkpoints.py makes of the publisher's files."""
+    request = Request(run.model, "checkpoints", run.tasks, publisher)
+    start = dict(store.pretrained(run))
+    for file in published_files(run, publisher, folder):
+        install(request, file, Path(file.path), run.paths.checkpoint(file.name, "standard"), run.seed, start)
+
+
+def publish_masks(run: Run, count: int, folder: Path) -> None:
+    """TALL masks of the first tasks, from a file as published: bits over all tensors, in the sorted order of names."""
+    start = dict(store.pretrained(run))
+    masks = random_masks({name: tensor.shape for name, tensor in start.items()}, tasks=run.tasks[:count])
+    source = folder / f"TALL_mask_{count}task.npy"
+    np.save(source, {task: np.packbits(published_vector(named).numpy()) for task, named in masks.items()})
+    request, file = Request(run.model, "tall_masks", run.tasks), Published(str(source), "masks", str(count), "tests")
+    install(request, file, source, run.paths.published_masks(count), run.seed, start)
 
 
 def told(run: Run) -> list[str]:
@@ -78,8 +118,19 @@ def divisible(run: Run) -> None:
     path.write_text(json.dumps({name: 0.5 if isinstance(v, float) else v for name, v in record.items()}))
 
 
-def test_talls_checkpoints_and_masks_on_every_benchmark(place):
-    publish(place, "tall")
+def merged(run: Run, method: Method, scope: str) -> dict:
+    """The record of a merge of the run's tasks, in this process."""
+    options = Options(source=Source(scope=scope))
+    merge(run, method, options)
+    return result(run, result_name(run, method, options))
+
+
+def benchmark(run: Run, count: int) -> Run:
+    return dataclasses.replace(run, tasks=run.tasks[:count])
+
+
+def test_talls_checkpoints_and_masks_on_every_benchmark(place, tmp_path):
+    publish(place, "tall", tmp_path)
     for mode in ("none", "standard"):
         eval_single_task.main([*flags(place), f"--finetuning-mode={mode}", "--tasks=20"])
     divisible(place)
@@ -88,33 +139,36 @@ def test_talls_checkpoints_and_masks_on_every_benchmark(place):
     assert {"MNIST", "EuroSAT"} <= single["leaks"].keys()  # parts of sets: their validation is not the published one
     eval_task_addition.main([*flags(place), "--finetuning-mode=standard", "--n-eval-points=2"])
     assert result(place, "addition_standard")["tasks"] == list(TASKS[:8])
-    for count in (8, 14, 20):
-        masks = random_masks({n: t.shape for n, t in store.pretrained(place).items()}, tasks=TASKS[:count])
-        assert published_vector(masks["Cars"]).ndim == 1
-        header = dict(model=place.model, mode="standard", scope="published")
-        checkpoints.save_masks(place.paths.published_masks(count), masks, header)
-        for scope in ("visual", "published") if count == 8 else ("published",):
-            merging.main(
-                [*told(place), "method=tall_mask", "method.load_mask=True", f"num_tasks={count}", f"scope={scope}"]
-            )
-    folder = "merging/8task/standard"
-    same = [result(place, f"{folder}-{scope}/tall_mask_load_mask=True")["test"] for scope in ("visual", "published")]
-    assert same[0] == same[1]  # the frozen rest does not move, masked or not
-    merging.main([*told(place), "method=sum", "method.alphas=[0.3]", "num_tasks=14"])
+    for count in BENCHMARKS:
+        publish_masks(place, count, tmp_path)
+        both = [merged(benchmark(place, count), TallMask(load_mask=True), scope) for scope in SCOPES]
+        for scope, record in zip(SCOPES, both, strict=True):
+            assert (record["tasks"], record["scope"]) == (list(TASKS[:count]), scope)
+        assert both[0]["test"] == both[1]["test"]  # the frozen rest does not move, masked or not
+    merging.main([*told(place), "method=sum", "method.alphas=[0.3]", "num_tasks=14"])  # as it is typed
+    assert result(place, "merging/14task/standard-visual/sum_alphas=-0.3-")["tasks"] == list(TASKS[:14])
     make_tables.main(["--suite=vision", f"--model={place.model}", f"--results={place.places.results}"])
     tables = place.places.results / "vision/tables"
     text = next(tables.glob("single_task*.md")).read_text()
     assert "Not clean" in text
 
 
-def test_fusion_benchs_twenty_tasks_with_its_own_heads(place):
+def test_fusion_benchs_checkpoints_on_every_benchmark_with_its_own_heads(place, tmp_path):
     run = dataclasses.replace(place, tasks=FUSION_BENCH)
-    publish(run, "fusion_bench")
+    publish(run, "fusion_bench", tmp_path)
     names = ",".join(FUSION_BENCH)
     for mode in ("none", "standard"):
         eval_single_task.main([*flags(run), f"--finetuning-mode={mode}", f"--tasks={names}"])
     divisible(run)
-    assert {*FUSION_BENCH} <= result(run, "ft_accuracies").keys()
+    single = result(run, "ft_accuracies")
+    assert {*FUSION_BENCH} <= single.keys() and single["no_control"] == "not prepared"
     assert checkpoints.header(run.paths.head("KMNIST"))["classnames"][0] == "お"
     assert checkpoints.header(run.paths.head("MNIST"))["classnames"] == list(registry.get("MNIST").classnames)
-    merging.main([*told(run), "method=ties", "method.alphas=[1.0]", f"DATASETS=[{names}]", "scope=published"])
+    for count in BENCHMARKS:
+        some = benchmark(run, count)
+        both = [merged(some, Ties(k=20, alphas=[1.0]), scope) for scope in SCOPES]
+        assert [(record["tasks"], record["scope"]) for record in both] == [
+            (list(some.tasks), scope) for scope in SCOPES
+        ]
+        sizes = [record["parameters"]["scope"] for record in both]
+        assert sizes[0] < sizes[1]  # of all tensors 20 % are kept, or of the tower's

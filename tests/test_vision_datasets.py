@@ -25,11 +25,14 @@ from PIL import Image
 
 from src import checkpoints, store
 from src.datasets import __main__ as command
-from src.datasets import hub, loading, official
+from src.datasets import arrow, hub, loading, mirrored, official
 from src.datasets.base import validation_indices
 from src.datasets.download import Download
-from src.datasets.examples import BadFile, CorruptImage, DataError, Subset
-from src.datasets.prepare import Record, cut, load, prepare
+from src.datasets.examples import BadFile, CorruptImage, DataError, Subset, digest
+from src.datasets.prepare import prepare
+from src.datasets.record import Record, load
+from src.datasets.splits import cut
+from src.datasets.status import state
 from src.datasets.templates import TEMPLATES
 from src.datasets.vision import CONTROL, FACTS, ROWS, TASKS
 from src.run import Run
@@ -264,25 +267,27 @@ def test_mirror_classes_in_another_order(tmp_path):
 
 def test_mirror_classes_spelt_otherwise(tmp_path):
     more = [f"class_{number}" for number in range(8)]
-    order = hub.class_order(["T - shirt / top", "Trouser", *more, "Skirt"], ("Trouser", "T-shirt/top", *more, "Dress"))
+    order = mirrored.class_order(
+        ["T - shirt / top", "Trouser", *more, "Skirt"], ("Trouser", "T-shirt/top", *more, "Dress")
+    )
     assert order.tolist() == [1, 0, *range(2, 11)]
     with pytest.raises(DataError, match="classes do not fit: expected 3.*found 2"):
-        hub.class_order(["a", "b"], ("a", "b", "c"))
+        mirrored.class_order(["a", "b"], ("a", "b", "c"))
     with pytest.raises(DataError, match="classes do not fit"):
-        hub.class_order(["b", *more, "c", "x"], ("a", *more, "b", "c"))
+        mirrored.class_order(["b", *more, "c", "x"], ("a", *more, "b", "c"))
     for names in ([f"sign {n}" for n in range(43)], files.CLASSNAMES["CIFAR100"][:43]):  # foreign, though one to one
         with pytest.raises(DataError, match="0 are called the same. .* take --source official"):
-            hub.class_order(list(names), files.CLASSNAMES["GTSRB"])
+            mirrored.class_order(list(names), files.CLASSNAMES["GTSRB"])
 
 
 def test_mirror_classes_with_longer_names():
     ours = files.CLASSNAMES["ImageNet"]
     theirs = [f"{name}, Latin name" for name in ours]
-    hub.check_longer_names(theirs, ours)
-    hub.check_longer_names(["another word"] * 300 + theirs[300:], ours)
+    mirrored.check_longer_names(theirs, ours)
+    mirrored.check_longer_names(["another word"] * 300 + theirs[300:], ours)
     for wrong in (theirs[1:] + theirs[:1], theirs[::-1], theirs[:-1]):
         with pytest.raises(DataError, match="classes do not fit: expected 1000 in the order of tench"):
-            hub.check_longer_names(wrong, ours)
+            mirrored.check_longer_names(wrong, ours)
     assert not FACTS["KMNIST"].mirror.longer_names and FACTS["KMNIST"].mirror.classes[0] == "お"
 
 
@@ -292,31 +297,32 @@ def test_mirror_classes_with_longer_names():
 def test_a_mirror_is_brought_into_the_official_order_by_its_file_names():
     mirror = FACTS["DTD"].mirror
     names = ["banded_0002.jpg", "blotchy_0001.jpg", "banded_0001.jpg"]
-    rows, official = hub.official_order(mirror, names, np.array([0, 1, 0]), "train")
+    rows, official = mirrored.official_order(mirror, names, np.array([0, 1, 0]), "train")
     assert rows.tolist() == [2, 0, 1] and official
     for unknown in (["banded_0002.jpg", "", "banded_0001.jpg"], ["a.jpg", "b.jpg", "c.jpg"], [], names[:1] * 3):
-        rows, official = hub.official_order(mirror, unknown, np.array([0, 1, 0]), "train")
+        rows, official = mirrored.official_order(mirror, unknown, np.array([0, 1, 0]), "train")
         assert rows.tolist() == [0, 1, 2] and not official
-    cars = hub.official_order(
+    cars = mirrored.official_order(
         FACTS["Cars"].mirror, ["00003.jpg", "00001.jpg", "00002.jpg"], np.array([0, 5, 3]), "train"
     )
     assert cars[0].tolist() == [1, 2, 0] and cars[1]  # by number alone: official annotations go round the classes
     imagenet = ["n01440764_18_n01440764.JPEG", "n01440764_180_n01440764.JPEG", "n01440764_2_n01440764.JPEG"]
-    rows, official = hub.official_order(FACTS["ImageNet"].mirror, imagenet, np.array([0, 0, 0]), "train")
+    rows, official = mirrored.official_order(FACTS["ImageNet"].mirror, imagenet, np.array([0, 0, 0]), "train")
     assert official and [imagenet[i].split("_")[1] for i in rows] == ["18", "180", "2"]  # as n01440764_18.JPEG sorts
 
 
 def test_a_mirror_in_the_official_order_is_known_by_its_first_labels():
-    mirror = FACTS["MNIST"].mirror
-    first = [5, 0, 4, 1, 9, 2, 1, 3, 1, 4, 3, 5, 7]
-    assert hub.official_order(mirror, [], np.array(first), "train")[1]
-    assert not hub.official_order(mirror, [], np.array(first[::-1]), "train")[1]
+    mirror = FACTS["CIFAR10"].mirror
+    first = [6, 9, 9, 4, 1, 1, 2, 7, 8, 3, 7]
+    assert mirrored.official_order(mirror, [], np.array(first), "train")[1]
+    assert not mirrored.official_order(mirror, [], np.array(first[::-1]), "train")[1]
 
 
 @pytest.mark.parametrize(
     ("name", "source", "reason"),
     [
-        ("MNIST", "official", ""),
+        ("KMNIST", "official", ""),
+        ("MNIST", "official", "its training images stand in another order than the official ones"),
         ("DTD", "official", ""),
         ("FER2013", "official", "Kaggle's csv"),
         ("EuroSAT", "official", "no official split"),
@@ -330,6 +336,26 @@ def test_the_record_says_whether_validation_is_the_published_one(name, source, r
     assert reason in record.other_validation and bool(reason) == bool(record.other_validation)
     assert len(record.train_labels) == 64
     assert Record.read(FACTS[name], tmp_path) == record
+
+
+@pytest.mark.parametrize("official", [True, False])
+def test_a_mirror_is_held_to_the_hash_of_all_official_labels_where_that_is_known(tmp_path, official):
+    """The first labels are the same; one further on is not."""
+    files.hub("MNIST", tmp_path)
+    labels = FACTS["MNIST"].read("hub", tmp_path, "train").labels.copy()
+    if not official:
+        labels[[-1, -2]] = labels[[-2, -1]]
+    known = digest([labels.tobytes()])
+    record = _prepare_counted(dataclasses.replace(FACTS["MNIST"], train_labels=known), tmp_path, "hub")
+    assert (record.train_labels == known) == official
+    assert bool(record.other_validation) != official
+    assert official or "ylecun/mnist stand in another order than the official ones" in record.other_validation
+
+
+def test_hashes_of_labels_are_known_of_four_sets():
+    known = {name for name, facts in FACTS.items() if facts.train_labels}
+    assert known == {"Cars", "MNIST", "FashionMNIST", "EMNIST_letters"}
+    assert not any(FACTS[name].mirror.first_labels for name in known)  # of which the hash tells more
 
 
 def test_part_of_a_set_has_no_published_validation(tmp_path):
@@ -423,7 +449,7 @@ def test_a_few_leaks_are_told_and_more_are_refused(part, refused, tmp_path, monk
 def test_a_record_survives_what_is_stopped_and_a_network_that_fails(tmp_path, fake_hub, monkeypatch):
     root = tmp_path / "data"
     before = prepare(FACTS["SVHN"], root, "hub", as_is=True)
-    monkeypatch.setattr("src.datasets.prepare._fetch", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr("src.datasets.prepare.fetch_files", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     assert prepare(FACTS["SVHN"], root, "hub", as_is=True) == before  # ready: nothing is fetched or hashed
     with pytest.raises(KeyboardInterrupt):
         prepare(FACTS["SVHN"], root, "hub", as_is=True, verify=True)
@@ -742,6 +768,7 @@ def test_a_mirror_is_fetched_once_and_read_offline_after(tmp_path, fake_hub):
     assert record["revision"] == "a" * 40 and len(record["files"]) == 4
     fake_hub.revision, fake_hub.served = "b" * 40, []  # the repository moved on: what was fetched stays
     assert prepare(FACTS["SVHN"], root, "hub", as_is=True).origin.endswith("a" * 40)
+    assert prepare(FACTS["SVHN"], root, "hub", as_is=True, verify=True).origin.endswith("a" * 40)
     assert fake_hub.listed == 1 and not fake_hub.served
     check_images("SVHN", root)
 
@@ -775,7 +802,7 @@ def test_a_snapshot_is_repaired_at_its_revision(tmp_path, fake_hub, capsys):
     shard.unlink()
     with pytest.raises(DataError, match="1 files are missing or cut short: cropped_digits/train-00001"):
         ROW["SVHN"].load("train", root, 0)
-    assert command.state(FACTS["SVHN"], root)["state"] == "prepared, but its files are gone"
+    assert state(FACTS["SVHN"], root)["state"] == "prepared, but its files are gone"
 
 
 def test_files_that_differ_from_the_hubs_hashes_are_refused(tmp_path, fake_hub, monkeypatch):
@@ -870,7 +897,7 @@ def test_sets_are_fetched_at_once_and_those_that_share_files_one_after_the_other
             raise DataError("KMNIST: the server no longer has it")
         files.OFFICIAL[facts.name](root)
 
-    monkeypatch.setattr("src.datasets.prepare._fetch", fetch)
+    monkeypatch.setattr("src.datasets.fetching.fetch_files", fetch)
     names = ["CIFAR10", "FER2013", "KMNIST", "FER2013_corrected"]
     where = ["--data-location", str(tmp_path), "--source=official", "--as-is"]
     assert command.main(["prepare", *names, *where]) == 1
@@ -908,11 +935,14 @@ def test_check_tells_all_that_was_found_out(tmp_path, capsys):
     assert command.main(["check", "MNIST", "EuroSAT", "EMNIST", "CIFAR100", "Cars", *where]) == 0
     head, *rows = capsys.readouterr().out.splitlines()
     lines = {line.split()[0]: line for line in rows}
-    names = ["name", "state", "class names", "zero-shot", "checkpoint", "fine-tuned", "validation", "remarks"]
+    names = ["name", "state", "class names", "label order", "zero-shot", "checkpoint", "fine-tuned", "validation"]
+    names += ["remarks"]
     assert re.split("  +", head) == names
     assert "[48.3]" in lines["MNIST"] and "no official split" in lines["EuroSAT"] and "as is" in lines["MNIST"]
     assert "no image stands in two splits" in lines["EuroSAT"] and "100 of 100 the same" in lines["CIFAR100"]
     assert "upright or on their side" in lines["EMNIST"] and "absent" in lines["Cars"]
+    found = Record.read(FACTS["MNIST"], tmp_path).train_labels[:12]
+    assert f"{found}, not as official" in lines["MNIST"] and ", not known" in lines["EuroSAT"]
     run = Run("vision", "ViT-B-32", 1, ("MNIST",), Places(tmp_path / "save", tmp_path / "results"))
     record = {"MNIST": 0.1, "EuroSAT": 0.45, "n": {"MNIST": 10000, "EuroSAT": 2700}}
     results.write(run.paths.single_task("none"), record, {}, 0.0)
@@ -958,7 +988,7 @@ def test_clean_removes_what_nothing_reads(tmp_path, capsys):
 
 
 def test_a_forecast_asks_the_servers_and_fetches_nothing(tmp_path, fake_hub, capsys, monkeypatch):
-    monkeypatch.setattr("src.datasets.prepare.remote_size", lambda url: 1_500_000_000)
+    monkeypatch.setattr("src.datasets.fetching.remote_size", lambda url: 1_500_000_000)
     root = tmp_path / "data"
     assert command.main(["forecast", "SVHN", "--source=hub", "--data-location", str(root)]) == 0
     assert "SVHN: 0.00 GB" in capsys.readouterr().out and not fake_hub.served and not root.exists()
@@ -1004,9 +1034,9 @@ def made_copies(monkeypatch) -> list[str]:
 def test_a_data_folder_that_may_not_be_written_to_can_be_read(tmp_path, monkeypatch):
     prepared("SVHN", tmp_path, "hub")
     made = made_copies(monkeypatch)
-    monkeypatch.setattr(hub, "READ_ONLY", tmp_path / "elsewhere")
+    monkeypatch.setattr(arrow, "READ_ONLY", tmp_path / "elsewhere")
     writable = os.access
-    monkeypatch.setattr(hub.os, "access", lambda path, mode: path != tmp_path / "hub" and writable(path, mode))
+    monkeypatch.setattr(arrow.os, "access", lambda path, mode: path != tmp_path / "hub" and writable(path, mode))
     with refusing_writes(tmp_path / "hub"):
         check_images("SVHN", tmp_path)
     assert not made and not (tmp_path / "elsewhere").exists()  # the copies that are there are read

@@ -20,18 +20,12 @@ from typing import Any
 
 from src.args import command_parser
 from src.datasets.examples import DataError
-from src.datasets.prepare import (
-    DEFAULT_ROOT,
-    SOURCES,
-    Record,
-    bytes_to_fetch,
-    fetch_all,
-    leftovers,
-    prepare,
-    ready,
-    state,
-)
+from src.datasets.facts import DEFAULT_ROOT, SOURCES
+from src.datasets.fetching import bytes_to_fetch, fetch_all
+from src.datasets.prepare import prepare
+from src.datasets.record import Record, ready
 from src.datasets.registry import FACTS, check_own
+from src.datasets.status import leftovers, state
 from src.datasets.vision import CONTROL, TASKS
 from src.run import Run
 from src.runtime import results
@@ -52,7 +46,18 @@ COMMANDS = {
     "decode": "fill the cache of decoded images",
     "clean": "remove what nothing reads any more",
 }
-CHECKED = ("name", "state", "class names", "zero-shot", "checkpoint", "fine-tuned", "validation", "remarks")
+CHECKED = (
+    "name",
+    "state",
+    "class names",
+    "label order",
+    "zero-shot",
+    "checkpoint",
+    "fine-tuned",
+    "validation",
+    "remarks",
+)
+SHOWN = 12  # digits of a hash of labels, by which two machines can be compared
 
 
 def parse(arguments: Sequence[str] | None = None) -> dict[str, Any]:
@@ -144,6 +149,9 @@ def _check(names: Sequence[str], root: Path, flags: dict[str, Any]) -> int:
             pass
         else:
             row["validation"] = prepared.other_validation or "the published images"
+            official = FACTS[name].train_labels
+            agrees = f"{'as' if prepared.train_labels == official else 'not as'} official" if official else "not known"
+            row["label order"] = f"{prepared.train_labels[:SHOWN]}, {agrees}"
             row["remarks"], row["class names"] = "; ".join(prepared.remarks), prepared.class_names
         rows.append(row)
     print(table(rows, CHECKED))

@@ -2,32 +2,23 @@
 
 The first fetch writes `snapshot.json` beside the files: the repository's revision, and the size and SHA-256 of each
 file. Later fetches complete or repair that same revision. Copying the folder to a machine without a network is enough.
+mirrored.py reads the images.
 """
 
 import json
 import os
 import re
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from PIL import Image
 from pydantic import NonNegativeInt, TypeAdapter
 from typing_extensions import TypedDict  # Python's own does not serve pydantic before 3.12
 
 from src.datasets.download import TIMEOUT, require_room, set_aside
-from src.datasets.examples import BadFile, DataError, decode, digest, plain
+from src.datasets.examples import BadFile, DataError
 from src.runtime.files import file_hash, read_json, replacing
-from src.runtime.messages import few
-from src.runtime.paths import Places, from_root
 
-SAME_NAMES = 0.9  # share of the classes that a mirror must call as we do
-STROKES = 100  # images that tell how a set's strokes lie
-UPRIGHT = 1.5  # height over width of strokes: 4 upright and 0.25 on their side, measured on scikit-learn's digit 1
-READ_ONLY = from_root(Places.cache) / "arrow"  # Arrow copies of sets in a folder that may not be written to
-COMPLETE = "dataset_info.json"  # the file of an Arrow copy that is written last
 CONVERTED = "refs/convert/parquet"  # where the hub keeps its own parquet copy of a set that came in another format
 
 
@@ -45,8 +36,8 @@ class Mirror:
     classes: tuple[str, ...] | None = None
     # Its names are longer than ours, in our order, as "tench, Tinca tinca".
     longer_names: bool = False
-    # How its rows come to stand as the official files do, on which the pinned validation split depends:
-    # the labels of the first training rows, where the mirror keeps the official order;
+    # How its rows come to stand as the official files do, on which the pinned validation split depends: the labels of
+    # the first training rows, where the mirror keeps the official order and the hash of all (Facts) is not known;
     first_labels: tuple[int, ...] = ()
     # or what official file names look like, where it keeps these: rows are then sorted by class and name, or by name.
     file_names: str = ""
@@ -175,31 +166,6 @@ def _from_shared_cache(snapshot: Snapshot, name: str, folder: Path) -> bool:
     return True
 
 
-def arrow_folders(root: Path) -> list[Path]:
-    """Where Arrow copies may lie: beside the snapshots, or, where no file may be written there, in the cache."""
-    return [root / "hub" / ".arrow", READ_ONLY]
-
-
-def arrow_name(snapshot: Snapshot, folder: Path, files: list[str], part: str) -> str:
-    """Of the Arrow copy of these files: the same wherever the snapshot lies, another where a file is another."""
-    facts = [f"{file} {(status := (folder / file).stat()).st_size} {status.st_mtime_ns}" for file in files]
-    return f"{snapshot.repo.replace('/', '--')}-{part}-{digest([snapshot.revision, *facts])[:16]}"
-
-
-def stale_copies(mirror: Mirror, root: Path) -> list[Path]:
-    """Arrow copies, beside the snapshots, of files of a mirror that are not there any more, or are others now.
-
-    Earlier versions kept all copies in folders called parquet and webdataset.
-    """
-    folder, beside = mirror.folder(root), arrow_folders(root)[0]
-    snapshot, current = Snapshot.read(folder), set()
-    if snapshot and not snapshot.missing(folder):
-        parts = {part: mirror.select(list(snapshot.files), part) for part in ("train", "test")}
-        current = {arrow_name(snapshot, folder, files, part) for part, files in parts.items() if files}
-    ours = re.compile(rf"{re.escape(mirror.repo.replace('/', '--'))}-(train|test)-[0-9a-f]{{16}}|parquet|webdataset")
-    return [copy for copy in beside.glob("*") if ours.fullmatch(copy.name) and copy.name not in current]
-
-
 def _listing(mirror: Mirror, folder: Path) -> Snapshot:
     """The revision that the mirror is at, and its files of our parts."""
     import huggingface_hub
@@ -251,239 +217,3 @@ def _unreachable(mirror: Mirror, folder: Path, error: Exception) -> DataError:
         "Without a network: run the same command on a machine that has one, "
         f"and copy its hub/{folder.name} folder to {folder}."
     )
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """Examples of a snapshot: encoded images in a memory-mapped table.
-
-    rows: the row of each example. official: whether examples stand as in the official files. turned: whether images
-    are transposed, as the official files have them. class_names: how many the mirror calls as we do. remarks: what a
-    reader of the record should know.
-    """
-
-    table: Any  # datasets.Dataset whose image column holds {"bytes", "path"}
-    labels: np.ndarray
-    column: str
-    origin: str  # repository@revision/part
-    rows: np.ndarray
-    official: bool = False
-    turned: bool = False
-    class_names: str = ""
-    remarks: tuple[str, ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> Image.Image:
-        image = decode(self.raw(index), self.name(index))
-        return image.transpose(Image.Transpose.TRANSPOSE) if self.turned else image
-
-    def name(self, index: int) -> str:
-        return f"{self.origin}[{self.rows[index]}]"
-
-    def raw(self, index: int) -> bytes:
-        return self.table[int(self.rows[index])][self.column]["bytes"] or b""
-
-    def identity(self) -> str:
-        return digest([self.origin, np.ascontiguousarray(self.rows).tobytes(), str(self.turned)])
-
-
-def read(mirror: Mirror, root: Path, part: str, classnames: tuple[str, ...]) -> Encoded:
-    """The examples of "train" or "test", with labels in our order of classes."""
-    folder = mirror.folder(root)
-    snapshot = Snapshot.read(folder)
-    lacking = snapshot.missing(folder) if snapshot else ["snapshot.json"]
-    if snapshot is None or lacking:
-        raise DataError(f"{folder}: {len(lacking)} files are missing or cut short: {', '.join(lacking[:5])}")
-    if not (files := mirror.select(list(snapshot.files), part)):
-        raise BadFile(folder / "snapshot.json", f"files of the part {mirror.part(part)!r}", "none")
-    name = arrow_name(snapshot, folder, files, part)
-    table = _table([str(folder / file) for file in files], part, name, arrow_folders(root))
-    from datasets import Image as ImageFeature  # after _table, which explains a wrong `datasets`
-
-    if absent := {mirror.image, mirror.label} - set(table.column_names):
-        raise BadFile(
-            folder / files[0],
-            f"columns {mirror.image} and {mirror.label}",
-            f"{', '.join(table.column_names)} (no {', '.join(sorted(absent))})",
-        )
-    feature = table.features[mirror.label]
-    labels = table.data.column(mirror.label).to_numpy()
-    if labels.dtype.kind not in "iub":
-        raise BadFile(folder / files[0], f"whole numbers in {mirror.label}", f"{feature}")
-    if len(labels) and not 0 <= labels.min() <= labels.max() < len(classnames):
-        raise BadFile(folder / files[0], f"labels 0 to {len(classnames) - 1}", f"{labels.min()} to {labels.max()}")
-    names_file = folder / "classnames.txt"
-    names = getattr(feature, "names", None) or (names_file.read_text().split("\n") if names_file.exists() else [])
-    names, ours = [name for name in names if name], classnames if mirror.classes is None else mirror.classes
-    if mirror.longer_names:
-        check_longer_names(names, ours)
-        order = np.empty(0, dtype=np.int64)
-    else:
-        order = class_order(names, ours)
-    labels = order[labels.astype(np.int64)] if len(order) else labels.astype(np.int64)
-    rows, official = official_order(mirror, _file_names(table, mirror.image), labels, part)
-    try:
-        images = table.cast_column(mirror.image, ImageFeature(decode=False))
-        images[:1]
-    except Exception as error:  # as in _table
-        raise BadFile(folder / files[0], f"images in {mirror.image}", f"{table.features[mirror.image]}") from error
-    found = Encoded(
-        images,
-        labels[rows],
-        mirror.image,
-        f"{mirror.repo}@{snapshot.revision}/{part}",
-        rows,
-        official,
-        class_names=_told_names(names, ours, mirror.longer_names),
-    )
-    return found if mirror.strokes is None else on_its_side(found, mirror.strokes, mirror.turns)
-
-
-def class_order(theirs: list[str], ours: tuple[str, ...]) -> np.ndarray:
-    """For each of the mirror's labels, ours; empty when there is nothing to compare.
-
-    A class that both call the same goes to our place, spelling of separators aside; one that they call otherwise keeps
-    its number. Raises DataError when that is no one-to-one order, and where fewer than nine in ten are called the same:
-    numbers alone would then decide which image shows what.
-    """
-    if not theirs or not ours:
-        return np.empty(0, dtype=np.int64)
-    our_index = {plain(name): index for index, name in enumerate(ours)}
-    same = [plain(name) in our_index for name in theirs]
-    order = np.array([our_index.get(plain(name), index) for index, name in enumerate(theirs)])
-    if len(theirs) != len(ours) or len(set(order.tolist())) != len(ours) or sum(same) < SAME_NAMES * len(ours):
-        raise DataError(
-            f"the mirror's classes do not fit: expected {len(ours)}: {', '.join(ours[:6])}, ...; "
-            f"found {len(theirs)}: {', '.join(theirs[:6])}, ...; {sum(same)} are called the same. The mirror changed, "
-            "or is of another data set: take --source official"
-        )
-    return order
-
-
-def _told_names(theirs: list[str], ours: tuple[str, ...], longer: bool) -> str:
-    """How many classes the mirror calls as we do, and which others keep their number."""
-    if not theirs:
-        return "the mirror names none"
-    known = {plain(name) for name in ours}
-    others = [] if longer else [name for name in theirs if plain(name) not in known]
-    same = sum(plain(o) in plain(t) for o, t in zip(ours, theirs)) if longer else len(theirs) - len(others)
-    return f"{same} of {len(ours)} the same" + (f"; by number: {few(others)}" if others else "")
-
-
-def check_longer_names(theirs: list[str], ours: tuple[str, ...]) -> None:
-    """Raise DataError unless most of the mirror's names contain ours at the same place, and there are as many."""
-    same = sum(plain(our) in plain(their) for our, their in zip(ours, theirs))
-    if theirs and (len(theirs) != len(ours) or same < len(ours) / 2):
-        raise DataError(
-            f"the mirror's classes do not fit: expected {len(ours)} in the order of {', '.join(ours[:4])}, ...; found "
-            f"{len(theirs)}: {', '.join(theirs[:4])}, ..., of which {same} contain ours"
-        )
-
-
-def _file_names(table, column: str) -> list[str]:
-    """The names that the rows' files had, "" for one that the mirror does not keep; none where a column has none."""
-    names: list[str] = []
-    for chunk in table.data.column(column).chunks:
-        kept = chunk.field("path").to_pylist() if chunk.type.num_fields == 2 else []
-        names += [(name or "").rpartition("/")[2] for name in kept]
-    return names
-
-
-def official_order(mirror: Mirror, names: list[str], labels: np.ndarray, part: str) -> tuple[np.ndarray, bool]:
-    """(the rows in the order in which the published code reads the official files, whether they are known to be).
-
-    names: of the rows' files; labels: ours. Rows whose order cannot be found out stay as they are.
-    """
-    rows = np.arange(len(labels))
-    if mirror.file_names and len(names) == len(labels) and all(re.fullmatch(mirror.file_names, n) for n in names):
-        # The hub's ImageNet writes the class behind the name: n01440764_18_n01440764.JPEG
-        shorter = [re.sub(r"_n\d{8}(?=\.)", "", name) for name in names]
-        keys = [(int(label) if mirror.by_class else 0, name) for label, name in zip(labels, shorter)]
-        if len(set(keys)) == len(keys):
-            return np.array(sorted(rows, key=keys.__getitem__), dtype=np.int64), True
-    first = labels[: len(mirror.first_labels)].tolist()
-    return rows, part == "train" and bool(first) and tuple(first) == mirror.first_labels
-
-
-def on_its_side(images: Encoded, strokes: int, turns: bool = True) -> Encoded:
-    """The images as the official EMNIST files have them, on their side; turned where the mirror has them upright.
-
-    strokes: the label of the digit 1, or of another class of upright strokes, which tell.
-    turns: False leaves images of a mirror as they lie, and tells how that is.
-    """
-    some = np.flatnonzero(images.labels == strokes)[:STROKES]
-    total = sum((np.asarray(images[index].convert("L"), dtype=float) for index in some), start=np.zeros(()))
-    height = elongation(total) if total.ndim == 2 else 1.0
-    if height > UPRIGHT:
-        remark = "the mirror has its images upright; the official files have them on their side"
-        remark += ", and they are turned so" if turns else ", and they stay as checkpoints were fine-tuned on them"
-    elif height < 1 / UPRIGHT:
-        remark = "the mirror has its images on their side, as the official files have them"
-    else:
-        remark = (
-            "whether the mirror has its images upright or on their side cannot be told; the official ones are on it"
-        )
-    return replace(images, turned=turns and height > UPRIGHT, remarks=(*images.remarks, remark))
-
-
-def elongation(image: np.ndarray) -> float:
-    """Vertical over horizontal variance of what is bright in an image (H, W); 1 for an image of one colour."""
-    bright = image - image.min()
-    if not bright.any():
-        return 1.0
-    rows, columns = np.arange(image.shape[0])[:, None], np.arange(image.shape[1])
-
-    def variance(positions: np.ndarray) -> float:
-        mean = (positions * bright).sum() / bright.sum()
-        return float(((positions - mean) ** 2 * bright).sum() / bright.sum())
-
-    return variance(rows) / max(variance(columns), 1e-9)
-
-
-def _table(files: list[str], part: str, name: str, folders: list[Path]):
-    """The rows of the files as a `datasets.Dataset`, memory-mapped from an Arrow copy of this name.
-
-    A copy that is there is read as it is, from a folder that may not be written to as well; else it is made in the
-    first folder that may be. The builders are used without `load_dataset`, which calls the hub to be counted even when
-    all files are local.
-    """
-    try:
-        from datasets.packaged_modules.parquet.parquet import Parquet
-        from datasets.packaged_modules.webdataset.webdataset import WebDataset
-
-        from datasets import Dataset, concatenate_datasets
-    except ImportError as error:
-        raise DataError(
-            f"expected Hugging Face's datasets (4 or later), found: {error}. Where src/ stands on sys.path, `datasets` "
-            "is this project's src/datasets: start from its root, as in python -m src.datasets or python finetune.py"
-        ) from error
-    kind = Parquet if files[0].endswith(".parquet") else WebDataset
-    copies = [folder / name for folder in folders]
-    copy = next((copy for copy in copies if (copy / COMPLETE).is_file()), None)
-    try:
-        if copy is None:
-            copy = next((c for c in copies if _may_be_made(c)), copies[-1])
-            kind(cache_dir=str(copy.parent), data_files={part: files}).download_and_prepare(str(copy))
-        shards = [Dataset.from_file(str(shard)) for shard in sorted(copy.glob("*.arrow"))]
-        expected = read_json(copy / COMPLETE)["splits"][part]["num_examples"]
-        if sum(map(len, shards)) != expected:
-            raise BadFile(copy, f"{expected} rows", f"{sum(map(len, shards))}; remove it, and it is made anew")
-        return concatenate_datasets(shards)
-    except BadFile:
-        raise
-    except OSError as error:
-        raise DataError(
-            f"cannot make or read the Arrow copy of {files[0]} in {copy}: {error}. It needs a folder that may be "
-            f"written to, with room for as much as the files take: {' or '.join(map(str, folders))}"
-        ) from error
-    except Exception as error:  # Arrow and the builders promise no types
-        reason = f"{type(error).__name__}: {error.__cause__ or error}".splitlines()[0]
-        raise BadFile(Path(files[0]), f"whole {Path(files[0]).suffix[1:]} files", reason) from error
-
-
-def _may_be_made(copy: Path) -> bool:
-    """Whether the nearest folder that is there may be written to."""
-    above = next(folder for folder in copy.parents if folder.exists())
-    return os.access(above, os.W_OK)

@@ -11,7 +11,7 @@ from PIL import Image
 from src.datasets import corruptions, registry
 from src.datasets.base import Examples, Pixels
 from src.datasets.cache import cached, without_corrupt
-from src.datasets.prepare import Record
+from src.datasets.record import Record
 from src.run import Corruption, Run
 
 

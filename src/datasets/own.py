@@ -23,9 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from src.datasets.base import Dataset
+from src.datasets.facts import Facts
 from src.datasets.hub import Mirror
 from src.datasets.official import Layout, folder_layout
-from src.datasets.prepare import Facts, load
+from src.datasets.record import load
 from src.runtime.messages import UsageError
 from src.runtime.paths import from_root
 

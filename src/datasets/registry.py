@@ -5,10 +5,10 @@ from functools import cache
 
 from src.datasets import own
 from src.datasets.base import Dataset
+from src.datasets.facts import Facts
 from src.datasets.mini import FIRST as MINI_FIRST
 from src.datasets.mini import ROWS as MINI_ROWS
 from src.datasets.mini import TASKS as MINI_TASKS
-from src.datasets.prepare import Facts
 from src.datasets.vision import CONTROL as VISION_CONTROL
 from src.datasets.vision import FACTS as VISION_FACTS
 from src.datasets.vision import ROWS as VISION_ROWS

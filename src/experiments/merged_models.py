@@ -12,7 +12,6 @@ coefficient: what is lost by scaling, before any other task interferes.
 """
 
 import hashlib
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -42,6 +41,7 @@ from src.ranges import check
 from src.records import Corrupted
 from src.run import Run
 from src.runtime import results
+from src.runtime.distributed import warn
 from src.runtime.messages import UsageError, few, nearest
 from src.runtime.parallel import map_tasks
 from src.runtime.precision import matmul_precision
@@ -150,7 +150,7 @@ def see_merged_models(
     if record is None:
         return
     if absent := [label for label in labels if label not in record["methods"]]:
-        print(f"merged models {mode}: without results of main.py, and left out: {', '.join(absent)}", file=sys.stderr)
+        warn(f"merged models {mode}: without results of main.py, and left out: {', '.join(absent)}")
     print(f"merged models {mode}: {len(record['methods'])} methods -> {run.paths.result(MERGED_MODELS.result(mode))}")
 
 

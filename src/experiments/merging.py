@@ -114,12 +114,12 @@ def take_options(flags: dict[str, Any]) -> tuple[Run, Options]:
             raise UsageError(f"{name}: expected it as in {example}; got {flags[name]!r}")
     if flags["scope"] not in SCOPES:
         raise UsageError(f"scope: expected one of {', '.join(SCOPES)}; got {flags['scope']!r}")
-    encoders = tuple(sorted((task, str(expanded(path))) for task, path in flags["encoders"].items()))
+    given = {task: str(expanded(path, f"encoders.{task}")) for task, path in flags["encoders"].items()}
     return run, Options(
-        source=Source(mode, flags["scope"], encoders),
+        source=Source(mode, flags["scope"], tuple(sorted(given.items()))),
         unseen=unseen_tasks(run, flags["unseen"]),
         search=_searched(flags["search"]),
-        output=None if flags["output"] is None else expanded(flags["output"]),
+        output=None if flags["output"] is None else expanded(flags["output"], "output"),
         format=flags["format"],
         loggers=Loggers(flags["wandb"], flags["tensorboard"]),
         overwrite=flags["overwrite"],

@@ -1,7 +1,6 @@
 """Accuracy of the pre-trained and of each fine-tuned encoder on its own task and on the control set."""
 
 import re
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,6 +19,7 @@ from src.ranges import check
 from src.records import SUFFIXES, Bits, Corrupted, single_task_accuracies
 from src.run import Run
 from src.runtime import results
+from src.runtime.distributed import warn
 from src.runtime.messages import UsageError, few
 from src.tensors import difference
 
@@ -98,7 +98,7 @@ def evaluate_single_tasks(
         over = f"{100 * mean(record[task] for task in run.tasks):.1f} % over {len(run.tasks)} tasks"
         print(f"{mode}: {over}, {accuracy} -> {path}")
         for doubt in doubts(run, mode, record) if file is None else ():
-            print(f"warning: {doubt}", file=sys.stderr)
+            warn(f"warning: {doubt}")
 
 
 def _no_control(run: Run, control: str) -> str:

@@ -34,8 +34,8 @@ class Training:
     backend of torch.compile, for the encoder. checkpoint_every, checkpoint_seconds: steps, and seconds, between kept
     states, 0: none. keep_every: steps between encoders that are kept for good, 0: none. world_size: processes that
     share each batch. workers: processes that decode images.
-    sum_gradients: over the forward passes of a step, as the published scripts do before they clip; their mean
-    otherwise.
+    sum_gradients: over the forward passes of a step, as the published scripts do before they clip, an epoch's odd last
+    pass in the next one's first step; their mean otherwise, and steps that run on over the ends of epochs.
 
     Of some modes, None for the others. rank, lora_alpha: of W0 + lora_alpha / rank · B A. penalty: its weight in the
     loss. penalty_batch_size: images of each other task. penalty_tasks: all other tasks at each step (strict), or one
@@ -140,7 +140,35 @@ def number_of_steps(training: Training, task: str, batches_per_epoch: int) -> in
     epochs = training.epochs if training.epochs is not None else row.epochs
     if epochs is None:
         raise UsageError(f"--steps: expected a number of steps or of --epochs for {task}, which has none of its own")
+    if _within_epochs(training, batches_per_epoch):
+        return epochs * (batches_per_epoch // training.num_grad_accumulation)
     return epochs * batches_per_epoch // training.num_grad_accumulation
+
+
+def passes_before(training: Training, step: int, batches_per_epoch: int) -> int:
+    """Forward passes that the optimizer steps before `step` take.
+
+    As published, with `sum_gradients`: a step is taken after each full number of passes of an epoch, and passes that
+    are left at an epoch's end join the next one's first step. Otherwise steps run on over the ends of epochs.
+    """
+    accumulated = training.num_grad_accumulation
+    if not step or not _within_epochs(training, batches_per_epoch):
+        return step * accumulated
+    epoch, within = divmod(step - 1, batches_per_epoch // accumulated)  # of the last of these steps
+    return epoch * batches_per_epoch + (within + 1) * accumulated
+
+
+def place_in_schedule(training: Training, step: int, batches_per_epoch: int) -> int:
+    """The step that the learning rate is of: as published, with `sum_gradients`, epochs' left passes count there."""
+    if not _within_epochs(training, batches_per_epoch):
+        return step
+    epoch, within = divmod(step, batches_per_epoch // training.num_grad_accumulation)
+    return within + epoch * batches_per_epoch // training.num_grad_accumulation
+
+
+def _within_epochs(training: Training, batches_per_epoch: int) -> bool:
+    """Whether the steps of an epoch are of its own passes: of a few batches no step could be made otherwise."""
+    return training.sum_gradients and batches_per_epoch >= training.num_grad_accumulation
 
 
 def cosine_lr(step: int, steps: int, peak: float, warmup: int) -> float:

@@ -74,7 +74,12 @@ class Concrete(Adapting):
     mask_file: str | None = None
 
     def reads(self, masks_at: Callable[[str], Path], published_masks: Path | None = None) -> Path | None:
-        return expanded(self.mask_file) if self.mask_file else None
+        return self._given
+
+    @property
+    def _given(self) -> Path | None:
+        """The file of `mask_file`."""
+        return expanded(self.mask_file, "method.mask_file") if self.mask_file else None
 
     def mask(self, problem: Problem, model: MergedModel) -> ConcreteMask:
         """The mask before it is learned, or that of `mask_file`; what is not trained, text-side tensors, has none.
@@ -87,10 +92,8 @@ class Concrete(Adapting):
         masked = {name: problem.shapes[name] for name in problem.keys if name.startswith(VISUAL)}
         like = {name: torch.empty(shape, device="meta") for name, shape in masked.items()}
         where: dict[str, Any] = {"dtype": problem.dtype, "device": model.device}
-        if self.mask_file:
-            logits_file = checkpoints.Checkpoint(
-                expanded(self.mask_file), like=like, kind="mask logits", model=problem.model
-            )
+        if given := self._given:
+            logits_file = checkpoints.Checkpoint(given, like=like, kind="mask logits", model=problem.model)
             expected: dict[str, Any] = {"mode": problem.mode, "adapt_on": self.adapt_on}
             if problem.suite and problem.suite.drawn:
                 expected["seed"] = problem.seed
@@ -112,7 +115,7 @@ class Concrete(Adapting):
     def finished(self, problem: Problem, adaptation: Adaptation, lam: torch.Tensor, mask: ConcreteMask) -> Merge:
         """The Merge of what was learned; it keeps the logits for later runs."""
         model = adaptation.model
-        source = checkpoints.header(expanded(self.mask_file))["settings"] if self.mask_file else adaptation.settings
+        source = checkpoints.header(self._given)["settings"] if self._given else adaptation.settings
         about = {
             "final": self.final,
             "density": mean_of(mask.final(name, self.final) for name in mask.logits),

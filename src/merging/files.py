@@ -13,7 +13,7 @@ from src.checkpoints import VISUAL
 from src.merging.base import Merge, Method, Problem
 from src.merging.registry import METHODS, label, load_methods
 from src.merging.search import with_options
-from src.published.convert import HUGGING_FACE_FILE, read_weights, weights_file
+from src.published.convert import HUGGING_FACE_FILE, check_near, read_weights, weights_file
 from src.runtime.files import file_hash, replacing, require_writable
 from src.runtime.messages import CheckpointError, UsageError, few, nearest
 from src.tensors import Weights, moved_over
@@ -44,10 +44,12 @@ def merge_files(
     options: Mapping[str, str] | None = None,
     alpha: float | None = None,
     overwrite: bool = False,
+    far: bool = False,
 ) -> None:
     """Write θ0 + α·τ to `output` under the names of the pre-trained file, with a model card beside it.
 
     output: a .safetensors, or a folder where the pre-trained model is one. alpha: None for the method's own.
+    far: merge models too that lie farther from the pre-trained one than a fine-tuned CLIP does.
     Raises UsageError and CheckpointError, before anything is written.
     """
     folder = pretrained.is_dir()
@@ -65,6 +67,13 @@ def merge_files(
     weights = {str(path): _read(path) for path in files}
     scope = "visual" if any(name.startswith(VISUAL) for name in start) else "published"
     problem = Problem(start, weights, scope=scope)
+    advice = f"Merge it with the file that it began at in the place of {pretrained}, or add --far"
+    for file, tensors in () if far else weights.items():
+        names = [name for name in problem.keys if tensors[name].is_floating_point()]
+        try:
+            check_near(tensors, start, names, advice)
+        except CheckpointError as error:
+            raise CheckpointError(f"{file}: {error}") from None
     made = chosen.merge(problem)
     setting = setting_of(chosen, made, alpha)
     merged = moved_over(start, dict(made.vector(str(files[0]), setting).vector))

@@ -86,7 +86,10 @@ def load_masks(
     Raises MissingFile that tells the `command` which makes them, and CheckpointError, with both names, for masks
     of another model, mode or scope, or of other tasks.
     """
-    path = expanded(file) if file else kept_or_published(problem.masks_at(name), published)
+    if file:
+        path = expanded(file, "method.mask_file")
+    else:
+        path = kept_or_published(problem.masks_at(name), published)
     if not path.is_file():
         fetched = f", or fetch the published ones with: {DOWNLOAD.format(problem.model)}" if published else ""
         raise MissingFile(f"expected masks in {path}, found no file; make them with: {command}{fetched}")

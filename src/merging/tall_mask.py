@@ -57,7 +57,9 @@ def load_tall_masks(problem: Problem, use_ties: bool, file: str | None) -> tuple
 
 def masks_file(masks_at: Callable[[str], Path], use_ties: bool, file: str | None, published: Path | None) -> Path:
     """The file that `load_tall_masks` reads. published: where the published masks of the problem lie."""
-    return expanded(file) if file else kept_or_published(masks_at(_name(use_ties)), None if use_ties else published)
+    if file:
+        return expanded(file, "method.mask_file")
+    return kept_or_published(masks_at(_name(use_ties)), None if use_ties else published)
 
 
 @dataclass(kw_only=True)

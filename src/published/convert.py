@@ -33,7 +33,7 @@ from src.runtime.files import describe_start, file_hash
 from src.runtime.messages import few
 from src.runtime.program import exit_on_user_error
 from src.store import fingerprints
-from src.tensors import Weights, check_same, shapes
+from src.tensors import Weights, check_same, relative_distance, shapes
 
 HUGGING_FACE_FILE = "model.safetensors"
 SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
@@ -206,14 +206,24 @@ def check_start(weights: Mapping, pretrained: Mapping, text_frozen: bool = True)
                 "checkpoint was fine-tuned from other weights, and its task vector would be none. Give those by "
                 "--pretrained-path, with a --save of their own"
             )
-    trained = [key for key in pretrained if key.startswith(VISUAL)]
-    far = sum(float((weights[key].double() - pretrained[key].double()).square().sum()) for key in trained)
-    norm = sum(float(pretrained[key].double().square().sum()) for key in trained)
-    if far > MOST_MOVED**2 * norm:
+    check_near(
+        weights,
+        pretrained,
+        [key for key in pretrained if key.startswith(VISUAL)],
+        "Give those that it began at: --pretrained, or --pretrained-path with a --save of its own",
+    )
+
+
+def check_near(weights: Mapping, pretrained: Mapping, names: Sequence[str], mended: str) -> None:
+    """Raise CheckpointError for weights that no fine-tuning of `pretrained` reaches.
+
+    names: of the tensors that are compared. mended: what to do, as the end of the message.
+    """
+    far = relative_distance(weights, pretrained, names)
+    if far > MOST_MOVED:
         raise CheckpointError(
-            f"expected weights near those of the pre-trained encoder, found them {math.sqrt(far / norm):.0%} of its "
-            "norm away: the checkpoint was fine-tuned from other weights, or is of another model. Give those that it "
-            "began at: --pretrained, or --pretrained-path with a --save of its own"
+            f"expected weights near those of the pre-trained model, found them {far:.0%} of its norm away: the "
+            f"checkpoint was fine-tuned from other weights, or is of another model. {mended}"
         )
 
 

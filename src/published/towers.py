@@ -38,6 +38,7 @@ TIMM = {
     rf"{_TIMM_BLOCK}mlp\.fc1{_KIND}": r"transformer.resblocks.\1.mlp.c_fc.\2",
     rf"{_TIMM_BLOCK}mlp\.fc2{_KIND}": r"transformer.resblocks.\1.mlp.c_proj.\2",
 }
+SAME_DIRECTION = 0.5  # cosine between a projection and its fine-tuned self: 0.99; of a classifier with it: about 0
 TRUNK = f"{VISUAL}trunk."  # of an open_clip model whose image tower is timm's
 
 
@@ -121,9 +122,23 @@ def from_timm(weights: Weights, pretrained: Mapping | None) -> Weights:
         named[f"{VISUAL}{name}"] = tensor.flatten(0, -2) if name == "positional_embedding" else tensor
     if (name := f"{VISUAL}class_embedding") in named:
         named[name] = named[name].flatten()
-    head, bias = weights.get("head.weight"), weights.get("head.bias")
-    projects = head is not None and (bias is None or not bias.any())
-    if not projects and pretrained is None:
-        raise CheckpointError("expected a projection, found none, as in every timm model; add --pretrained PATH")
-    named[PROJECTION] = head.T.contiguous() if projects else pretrained[PROJECTION]  # type: ignore[union-attr, index]
+    named[PROJECTION] = _projection_of_timm(weights, pretrained)
     return named
+
+
+def _projection_of_timm(weights: Mapping, pretrained: Mapping | None) -> torch.Tensor:
+    """The head, where it is the projection, whose bias timm writes as 0; else that of the pre-trained encoder.
+
+    A head without a bias may be either: one that points elsewhere than the projection, which fine-tuning hardly turns,
+    is a classifier.
+    """
+    head, bias = weights.get("head.weight"), weights.get("head.bias")
+    if pretrained is None:
+        if head is None or bias is None or bias.any():
+            raise CheckpointError("expected a projection, found none, as in every timm model; add --pretrained PATH")
+        return head.T.contiguous()
+    theirs = pretrained[PROJECTION]
+    if head is None or head.T.shape != theirs.shape or (bias is not None and bias.any()):
+        return theirs
+    aligned = torch.nn.functional.cosine_similarity(head.T.flatten().double(), theirs.flatten().double(), dim=0)
+    return head.T.contiguous() if bias is not None or aligned > SAME_DIRECTION else theirs

@@ -97,6 +97,12 @@ def is_primary() -> bool:
     return rank() == 0
 
 
+def warn(text: str) -> None:
+    """A line on standard error, of rank 0 alone: the other ranks find the same."""
+    if is_primary():
+        print(text, file=sys.stderr, flush=True)
+
+
 def world_size() -> int:
     """Among how many processes work is shared out here; 1 within `alone`."""
     return sys.modules["torch.distributed"].get_world_size() if _in_group() and not _alone.get() else 1

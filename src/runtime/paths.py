@@ -13,23 +13,27 @@ METHOD_CONFIGS = ROOT / "config" / "method"
 CORRUPTED = "corrupted"  # folder of results on corrupted test images, beside those on clean ones
 
 
-def expanded(location: str | Path) -> Path:
+def expanded(location: str | Path, key: str = "") -> Path:
     """A location whose `~` is the home folder, wherever it was given.
 
+    key: the flag or key that gave it, for messages.
     Raises UsageError where there is none, for an empty location, and for one that is no UTF-8: safetensors and Hydra
     read no other.
     """
+    said = key and f"{key}: "
     if not isinstance(location, (str, Path)):  # of a key of main.py
-        raise UsageError(f"expected a path, found {location!r}; in quotes it is one: \"'{location}'\"")
+        raise UsageError(f"{said}expected a path, found {location!r}; in quotes it is one: \"'{location}'\"")
     text = str(location)
     if not text:
-        raise UsageError("expected a path, found an empty one")
+        raise UsageError(f"{said}expected a path, found an empty one")
     if text != text.encode(errors="replace").decode():
-        raise UsageError(f"{text!a}: expected a path in UTF-8; rename it, or make a link to it of such a name")
+        raise UsageError(f"{said}{text!a}: expected a path in UTF-8; rename it, or make a link to it of such a name")
     try:
         return Path(location).expanduser()
     except RuntimeError:
-        raise UsageError(f"{location}: expected a home folder, found none; ./{location} is the name itself") from None
+        raise UsageError(
+            f"{said}{location}: expected a home folder, found none; ./{location} is the name itself"
+        ) from None
 
 
 def from_root(location: str | Path) -> Path:
