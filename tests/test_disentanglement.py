@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from src.analysis import disentanglement
 from src.analysis.disentanglement import Disentanglement, Term, WeightPlane, linear_term, nonlinear_term, two_tangents
+from src.runtime import memory
 
 torch.set_num_threads(1)
 WITH_ZERO, WITHOUT_ZERO = np.linspace(-3, 3, 5), np.linspace(-3, 3, 4)
@@ -163,24 +164,30 @@ def test_disentangled_vectors_have_no_error():
 
 @pytest.mark.parametrize("own", [0, 1])
 @pytest.mark.parametrize("alphas, passes", [(WITH_ZERO, 5 * 5), (WITHOUT_ZERO, 4 * 4 + 4)], ids=["zero", "no zero"])
-def test_each_point_of_grid_and_line_is_evaluated_once(problem, own, alphas, passes):
+def test_each_point_of_grid_and_line_is_evaluated_once(problem, own, alphas, passes, monkeypatch):
     """A grid without a zero does not contain the line of the task's vector alone."""
     module, weights, vectors, heads, data = problem
     plane = WeightPlane(module, weights, *vectors)
-    calls, reads = [], []
+    made, calls, reads = [], [], []
 
-    def features(images, alpha1, alpha2):
-        calls.append((alpha1, alpha2))
-        return plane(images, alpha1, alpha2)
+    def model_at(alpha1, alpha2):
+        made.append((alpha1, alpha2))
+        model = plane(alpha1, alpha2)
+        return lambda images: calls.append((alpha1, alpha2)) or model(images)
 
     def stream():
         for batch in batches(data[own], 10):
             reads.append(len(batch[0]))
             yield batch
 
-    nonlinear_term(heads[own], stream(), features, alphas, own, "task")
+    term = nonlinear_term(heads[own], stream(), model_at, alphas, own, "task")
     assert len(calls) == passes * len(reads) and len(set(calls)) == passes
+    assert len(made) == passes  # weights are made once for all batches that are held together
     assert sum(reads) == len(data[own])
+    monkeypatch.setattr(memory, "HELD", 1)  # batch by batch
+    made.clear()
+    apart = nonlinear_term(heads[own], stream(), model_at, alphas, own, "task")
+    assert len(made) == passes * len(reads) / 2 and np.array_equal(apart.disagreement, term.disagreement)
 
 
 def test_linear_grid_costs_two_jvps_per_batch(problem):
@@ -215,8 +222,9 @@ def test_error_box_and_record():
 def test_not_finite_features_name_task_and_coefficients(problem):
     module, weights, vectors, heads, data = problem
 
-    def broken(images, alpha1, alpha2):
-        return torch.full((len(images), 6), np.nan if (alpha1, alpha2) == (-1.0, 1.0) else 1.0, dtype=torch.float64)
+    def broken(alpha1, alpha2):
+        value = np.nan if (alpha1, alpha2) == (-1.0, 1.0) else 1.0
+        return lambda images: torch.full((len(images), 6), value, dtype=torch.float64)
 
     with pytest.raises(FloatingPointError, match=r"signs .*\(-1, 1\)"):
         nonlinear_term(heads[0], batches(data[0]), broken, WITHOUT_ZERO, 0, "signs")
@@ -246,6 +254,6 @@ def test_plane_leaves_the_module_alone(problem):
     module, weights, vectors, _, data = problem
     zero = WeightPlane(module, weights, {}, {})
     partial = WeightPlane(module, weights, {"1.bias": vectors[0]["1.bias"]}, {})
-    torch.testing.assert_close(zero(data[0], 2.0, 2.0), module(data[0]))
-    assert not torch.equal(partial(data[0], 2.0, 0.0), module(data[0]))
+    torch.testing.assert_close(zero(2.0, 2.0)(data[0]), module(data[0]))
+    assert not torch.equal(partial(2.0, 0.0)(data[0]), module(data[0]))
     assert all(torch.equal(weights[name], tensor) for name, tensor in module.state_dict().items())

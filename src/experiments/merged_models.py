@@ -312,7 +312,7 @@ def logits(run: Run, model: Model, vector: TaskVector, split: str, tangent: bool
     line = Line(store.to_device(vector.vector, run.device))
     logits, right = [], []
     for images, labels in loading.evaluation_batches(run, encoder, model.task, split):
-        (at_end,) = features(encoder, images, line, tangent)
+        ((_, _, at_end),) = features(encoder, [images], line, tangent)
         logits.append(head(model.adapter(at_end) if model.adapter else at_end).cpu())
         right.append(labels.cpu())
     return torch.cat(logits), torch.cat(right)

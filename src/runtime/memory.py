@@ -5,11 +5,13 @@ asked, so that results there do not depend on what else the machine does.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+Batch = tuple[Tensor, Tensor]  # images, labels
 
 # float32 numbers that autograd keeps for each unit: inputs of products and norms, queries, keys and values (12), and
 # what activations keep; and for each token and feature before and behind the blocks. tests/test_memory.py counts them.
@@ -18,6 +20,24 @@ PASSING_QUICK, PASSING = 22, 10  # of the tangents of one block, on their way
 # Of a gradient for each sample by torch.func, which keeps the graph of its backward pass too; from peaks on a CPU.
 KEPT_PER_SAMPLE, ATTENTION_PER_SAMPLE, GRADIENTS = 75, 3, 2.5
 SHARE = 0.85  # of the free memory: the rest is for workspaces, and for what the allocator has cut into pieces
+
+
+HELD = 1 << 28  # bytes of images that are on the device at once where each coefficient needs weights of its own
+
+
+def held_together(batches: Iterable[Batch]) -> Iterator[list[Batch]]:
+    """Lists of (images, labels) in order, of HELD bytes of images at most; each of one batch at least.
+
+    What makes weights for a coefficient makes them once for a list, and not once for a batch.
+    """
+    group: list[Batch] = []
+    for batch in batches:
+        if group and bytes_of(images for images, _ in (*group, batch)) > HELD:
+            yield group
+            group = []
+        group.append(batch)
+    if group:
+        yield group
 
 
 def free_memory(device: torch.device | str) -> int | None:
