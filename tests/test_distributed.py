@@ -33,7 +33,7 @@ def test_cores_are_those_of_this_process(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(6)), raising=False)
     assert cores() == 6
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert cores() == 1
+    assert cores() == 1 and cores(shared=False) == 6
     monkeypatch.delattr(os, "sched_getaffinity")
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     assert cores() == 2

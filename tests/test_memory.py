@@ -11,7 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from src.analysis.ntk import kernel
-from src.linearize import LinearizedModel
+from src.datasets import loading
+from src.linearize import LinearizedModel, forward_and_jvp
 from src.modeling import ImageEncoder
 from src.runtime import memory
 
@@ -75,6 +76,27 @@ def most_alive(model: nn.Module, images: torch.Tensor) -> int:
     with Alive() as alive:
         model(images).square().sum().backward()
     return alive.most
+
+
+@pytest.mark.parametrize("quick", [True, False])
+@pytest.mark.parametrize("shape", [(64, 16, 64, 4), (56, 8, 64, 2)])
+def test_an_evaluation_holds_what_is_foreseen_and_takes_as_many_images_as_fit(make_run, monkeypatch, shape, quick):
+    encoder = Tower(*shape, quick)
+    start = dict(encoder.named_parameters())
+    direction = {name: weight.detach() for name, weight in start.items() if "visual" in name}
+    forward_and_jvp(encoder, start, direction, torch.randn(1, 3, shape[0], shape[0]))
+    most = []
+    for count in (40, 56):
+        with Alive() as alive:
+            forward_and_jvp(encoder, start, direction, torch.randn(count, 3, shape[0], shape[0]))
+        most.append(alive.most)
+    each = memory.bytes_of_evaluation(encoder)
+    assert 0.75 * each < (most[1] - most[0]) / 16 < 1.05 * each
+    run = make_run()
+    assert loading.images_at_once(run, encoder) == run.batch_size == 100
+    monkeypatch.setattr(loading, "free_memory", lambda device: int(20 * each / memory.SHARE) + 1)
+    assert loading.images_at_once(run, encoder) == 20
+    assert loading.images_at_once(run, nn.Linear(2, 2)) == 100
 
 
 @pytest.mark.parametrize("quick", [True, False])

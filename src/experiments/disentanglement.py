@@ -151,5 +151,5 @@ def drawn_images(run: Run, dataset: str, split: str, count: int) -> Iterator[tup
     indices = np.sort(np.random.default_rng(run.seed).choice(len(images), min(count, len(images)), replace=False))
     for start in range(0, len(indices), run.batch_size):
         part = indices[start : start + run.batch_size]
-        labels = torch.from_numpy(images.labels[part]).to(run.device)
+        labels = loading.on_device(images.labels[part], run.device)
         yield loading.batch_of(images.pixels[part], encoder, run.device), labels

@@ -342,7 +342,7 @@ def scaled(run: Run, mode: str, there: Sequence[Chosen]) -> dict[str, Scaled]:
     if not coefficients:
         return {}
     alphas = tuple(coefficients.values())
-    lines = {task: (task, Line(store.task_vector(run, task, mode).vector, alphas)) for task in run.tasks}
+    lines = {task: (task, Line(store.stored_vector(run, task, mode), alphas)) for task in run.tasks}
     curves = score_all(run, mode, lines, "test", f"own vectors scaled {mode}")
     return {
         label: {"coefficient": alpha, "accuracy": {task: curves[task].accuracy[index] for task in run.tasks}}

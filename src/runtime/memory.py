@@ -17,6 +17,7 @@ Batch = tuple[Tensor, Tensor]  # images, labels
 # what activations keep; and for each token and feature before and behind the blocks. tests/test_memory.py counts them.
 KEPT, QUICK_GELU, ACTIVATION, TANGENT, AROUND = 12.1, 8, 4, 1, 3
 PASSING_QUICK, PASSING = 22, 10  # of the tangents of one block, on their way
+EVALUATED = 2  # of these, where values are on their way too
 # Of a gradient for each sample by torch.func, which keeps the graph of its backward pass too; from peaks on a CPU.
 KEPT_PER_SAMPLE, ATTENTION_PER_SAMPLE, GRADIENTS = 75, 3, 2.5
 SHARE = 0.85  # of the free memory: the rest is for workspaces, and for what the allocator has cut into pieces
@@ -72,6 +73,15 @@ def bytes_of_pass(encoder: nn.Module, tangent: bool = False) -> float | None:
     pixels = 3 * math.prod(visual.image_size)
     kept = 4 * (tokens * width * (len(blocks) * numbers + AROUND) + pixels)
     return kept + (_bytes_of_tangents(visual, quick) if tangent else 0)
+
+
+def bytes_of_evaluation(encoder: nn.Module) -> float | None:
+    """What an image takes in a pass of values and tangents without a graph, in float32; None as above."""
+    visual = _transformer(encoder)
+    if visual is None:
+        return None
+    quick = type(visual.transformer.resblocks[0].mlp.gelu).__name__ == "QuickGELU"
+    return EVALUATED * _bytes_of_tangents(visual, quick) + 4 * 3 * math.prod(visual.image_size)
 
 
 def _bytes_of_tangents(visual: Any, quick: bool) -> float:
