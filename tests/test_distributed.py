@@ -97,6 +97,20 @@ def test_processes_that_step_together_wait_half_an_hour(monkeypatch):
         assert world == World() and len(groups) == 1
 
 
+def test_a_group_is_told_its_device_and_how_long_the_first_may_work_alone(monkeypatch):
+    asked, group = [], torch.distributed
+    monkeypatch.setattr(group, "rendezvous", lambda *where, timeout: iter([(group.HashStore(), 0, 2)]))
+    monkeypatch.setattr(
+        group, "init_process_group", lambda backend, **told: asked.append((backend, told["device_id"], told["timeout"]))
+    )
+    monkeypatch.setattr(group, "destroy_process_group", lambda: None)
+    for device in ("cpu", "cuda:1"):
+        with distributed._joined(device, "env://", 0, 2):
+            pass
+    patience = distributed.PATIENCE
+    assert asked == [("gloo", None, patience), ("nccl", torch.device("cuda:1"), patience)]
+
+
 SHARING = """
 import json, pickle, sys
 sys.path[:0] = [{root!r}, {tests!r}]

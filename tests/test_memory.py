@@ -15,6 +15,7 @@ from src.datasets import loading
 from src.linearize import LinearizedModel, forward_and_jvp
 from src.modeling import ImageEncoder
 from src.runtime import memory
+from src.runtime.program import exit_on_user_error
 
 
 class Tower(nn.Module):
@@ -121,6 +122,16 @@ def test_a_pass_keeps_what_is_foreseen(shape, quick, tangent):
     few, many = (kept(model, torch.randn(n, 3, shape[0], shape[0])) for n in (1, 5))
     on_their_way = memory._bytes_of_tangents(encoder.model.visual, quick) if tangent else 0
     assert memory.bytes_of_pass(model, tangent) - on_their_way == pytest.approx((many - few) / 4, rel=0.05)
+
+
+def test_a_full_gpu_is_told_in_a_line_with_what_mends_it(capsys):
+    @exit_on_user_error
+    def main(argv=None):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total of 8 GiB. See")
+
+    with pytest.raises(SystemExit, match=r"^error: .*Tried to allocate 2.00 GiB\. .*--num-grad-accumulation=M") as told:
+        main([])
+    assert "\n" not in told.value.code and "See" not in told.value.code
 
 
 def test_other_networks_have_no_forecast():
