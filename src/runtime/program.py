@@ -18,15 +18,16 @@ class GPUFull(UserError, RuntimeError):
 
 
 def user_error(error: BaseException) -> UserError | None:
-    """A UserError, or what the system says of a place or a GPU, which are told in a line; None for a program's fault."""
+    """A UserError, or what the system says of a place or a GPU, to be told in a line; None for a fault of the program."""
     if isinstance(error, UserError):
         return error
     torch = sys.modules.get("torch")  # a script that stops at its flags does not load it
     if torch and isinstance(error, torch.OutOfMemoryError):
         return GPUFull(
             f"expected room in the GPU's memory, found: {'. '.join(str(error).split('. ')[:2])}. Take fewer images at "
-            "once: finetune.py --batch-size=N --num-grad-accumulation=M, of which the product stays; --eval-batch-size; "
-            "eval_ntk_localization.py --chunk-size; main.py method.pass_size. What is finished is kept"
+            "once: finetune.py --batch-size=N --num-grad-accumulation=M, of which the product stays; "
+            "--eval-batch-size; eval_ntk_localization.py --chunk-size; main.py method.pass_size. What is finished is "
+            "kept"
         )
     return in_words(error) if isinstance(error, OSError) else None
 
