@@ -18,7 +18,7 @@ class GPUFull(UserError, RuntimeError):
 
 
 def user_error(error: BaseException) -> UserError | None:
-    """A UserError, or what the system says of a place or a GPU, to be told in a line; None for a fault of the program."""
+    """A UserError, or what the system says of a place or a GPU, told in a line; None for a fault of the program."""
     if isinstance(error, UserError):
         return error
     torch = sys.modules.get("torch")  # a script that stops at its flags does not load it
