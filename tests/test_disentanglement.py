@@ -1,13 +1,17 @@
 """ξ against a double loop over the grid, image by image, in float64."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from drawn_checkpoints import draw_checkpoints
 from torch import nn
 from torch.nn import functional as F
 
 from src.analysis import disentanglement
 from src.analysis.disentanglement import Disentanglement, Term, WeightPlane, linear_term, nonlinear_term, two_tangents
+from src.experiments import disentanglement as experiment
 from src.runtime import memory
 
 torch.set_num_threads(1)
@@ -257,3 +261,22 @@ def test_plane_leaves_the_module_alone(problem):
     torch.testing.assert_close(zero(2.0, 2.0)(data[0]), module(data[0]))
     assert not torch.equal(partial(2.0, 0.0)(data[0]), module(data[0]))
     assert all(torch.equal(weights[name], tensor) for name, tensor in module.state_dict().items())
+
+
+@pytest.mark.parametrize("mode", ["standard", "posthoc"])
+def test_parts_of_a_task_are_dealt_where_there_are_more_processes_than_pairs(make_run, tmp_path, monkeypatch, mode):
+    run = make_run("--tasks", "digits", "signs", f"--save={tmp_path}", "--jobs=1")
+    draw_checkpoints(run)
+    dealt = []
+
+    def here(work, jobs, *rest):
+        dealt.append([share for _, _, share in jobs])
+        return [work(job) for job in jobs]
+
+    monkeypatch.setattr(experiment, "map_tasks", here)
+    alone, five = (
+        experiment._record(replace(run, jobs=jobs), mode, [("digits", "signs")], (-3.0, 3.0), 3, 230) for jobs in (1, 5)
+    )
+    thirds = [(0, 3), (1, 3), (2, 3)]  # 230 images are three batches
+    assert dealt == [[(0, 1)] * 2, thirds * 2] and five == alone
+    assert alone["pairs"][0]["samples"] == [230, 230] and np.max(alone["pairs"][0]["error"]) > 0

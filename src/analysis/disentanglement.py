@@ -50,6 +50,13 @@ class Term:
     disagreement: np.ndarray
     samples: int
 
+    @classmethod
+    def of_parts(cls, parts: Sequence["Term"]) -> "Term":
+        """Of all images, from terms of some of them each: to the bit what one term of all of them is."""
+        changed = sum(np.rint(part.disagreement * part.samples) for part in parts)
+        samples = sum(part.samples for part in parts)
+        return cls(parts[0].task, changed / samples, samples)
+
 
 @dataclass(frozen=True)
 class Disentanglement:

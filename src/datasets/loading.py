@@ -131,8 +131,10 @@ def evaluation_batches(
 
 def images_at_once(run: Run, encoder) -> int:
     """`run.batch_size`, or as many as a GPU's free memory holds in a pass of a tangent model, which takes most."""
-    free, each = free_memory(run.device), bytes_of_evaluation(encoder)
-    return run.batch_size if free is None or each is None else min(run.batch_size, images_that_fit(free, each))
+    free = free_memory(run.device)
+    if free is None or (each := bytes_of_evaluation(encoder)) is None:
+        return run.batch_size
+    return min(run.batch_size, images_that_fit(free, each))
 
 
 def batch_of(pixels: np.ndarray, encoder, device: str) -> torch.Tensor:
