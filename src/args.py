@@ -9,8 +9,8 @@ from src import counterparts
 from src.datasets.corruptions import SEVERITIES
 from src.datasets.registry import BENCHMARKS, SUITES
 from src.modes import EVALUATED, MODES, PENALTY_TASKS, SCOPES, TRAINED
-from src.ranges import RANGES, require
-from src.run import PRECISIONS, Corruption, Run, pair_names
+from src.ranges import RANGES, check, require
+from src.run import BATCH, GPU_BATCH, PRECISIONS, Corruption, Run, pair_names
 from src.runtime.distributed import check_devices, leave_to_the_first, under_torchrun
 from src.runtime.messages import UsageError, nearest
 from src.runtime.paths import Places, expanded
@@ -101,7 +101,8 @@ def base_parser(doc: str | None, modes: Sequence[str] | None = EVALUATED) -> Par
     what.add_argument("--pretrained-path", help="weights of the pre-trained model from a local file")
     machine.add_argument("--device", help="default: cuda where there is a GPU, else cpu")
     machine.add_argument("--jobs", type=int, help="tasks worked on at once; default: the cores, or the GPUs")
-    machine.add_argument("--eval-batch-size", type=int, default=Run.batch_size, help="images of one forward pass")
+    default = f"{BATCH}, on a GPU {GPU_BATCH}"
+    machine.add_argument("--eval-batch-size", type=int, help=f"images of one forward pass; default: {default}")
     machine.add_argument(
         "--precision",
         choices=PRECISIONS,
@@ -291,7 +292,8 @@ def take_run(flags: dict[str, Any]) -> Run:
         if not isinstance(flags[text], str | None):  # 7 and true are none to Hydra
             raise UsageError(f"--{text}: expected a name; got {flags[text]!r}")
     name, severity = flags.pop("corruption"), flags.pop("severity")
-    require(severity=severity, seed=flags["seed"], eval_batch_size=flags["eval_batch_size"])
+    require(severity=severity, seed=flags["seed"])
+    check(eval_batch_size=flags["eval_batch_size"])
     corruption = Corruption(name, severity) if name is not None else None
     batch_size = flags.pop("eval_batch_size")
     own = ("model", "suite", "tasks", "seed", "device", "jobs", "pretrained_path", "skip_corrupt", "precision")

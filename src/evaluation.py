@@ -30,6 +30,7 @@ from src.records import SUFFIXES, Summary
 from src.run import FP32, Run
 from src.runtime import results
 from src.runtime.distributed import world_size
+from src.runtime.memory import held_together
 from src.runtime.messages import NotFinite, few
 from src.runtime.parallel import map_tasks
 from src.runtime.precision import features_at, matmul_precision
@@ -87,23 +88,32 @@ class NonFiniteFeatures(NotFinite):
 
 
 def features(
-    encoder, images: torch.Tensor, line: Line, tangent: bool, precision: str = FP32, jvp: Jvp | None = None
-) -> Iterator[torch.Tensor]:
-    """Features (N, D) at each coefficient of the line, in order.
+    encoder,
+    batches: Sequence[torch.Tensor],
+    line: Line,
+    tangent: bool,
+    precision: str = FP32,
+    jvp: Jvp | None = None,
+) -> Iterator[tuple[int, int, torch.Tensor]]:
+    """(index of the coefficient, index of the batch, features (N, D)); each batch's coefficients come in order.
 
-    precision: "bf16" for no tangent model. jvp: in the place of forward_and_jvp.
+    The weights of a coefficient are made once for all batches. precision: "bf16" for no tangent model.
+    jvp: in the place of forward_and_jvp.
     """
     theta0 = store.start_of(encoder, line.direction, line.offset)
     if tangent and line.direction:
-        f0, slope = (jvp or forward_and_jvp)(encoder, theta0, line.direction, images)
-        if line.offset:
-            f0 = f0 + forward_and_jvp(encoder, theta0, line.offset, images)[1]
-        for alpha in line.coefs:
-            yield f0 + alpha * slope
+        for number, images in enumerate(batches):
+            f0, slope = (jvp or forward_and_jvp)(encoder, theta0, line.direction, images)
+            if line.offset:
+                f0 = f0 + forward_and_jvp(encoder, theta0, line.offset, images)[1]
+            for index, alpha in enumerate(line.coefs):
+                yield index, number, f0 + alpha * slope
         return
     start = moved(theta0, line.offset, 1.0)
-    for alpha in line.coefs:
-        yield features_at(encoder, moved(start, line.direction, alpha), images, precision)
+    for index, alpha in enumerate(line.coefs):
+        weights = moved(start, line.direction, alpha)
+        for number, images in enumerate(batches):
+            yield index, number, features_at(encoder, weights, images, precision)
 
 
 @dataclass(frozen=True)
@@ -151,13 +161,15 @@ def _sums(
     correct = [torch.zeros((len(line.coefs), 0), dtype=torch.bool, device=run.device)]
     loss = torch.zeros(len(line.coefs), dtype=torch.float64, device=run.device)
     finite = torch.ones(len(line.coefs), dtype=torch.bool, device=run.device)
-    for images, labels in loading.evaluation_batches(run, encoder, dataset, split, share):
-        correct.append(torch.empty((len(line.coefs), len(labels)), dtype=torch.bool, device=run.device))
-        for index, at_alpha in enumerate(features(encoder, images, line, tangent, run.precision, jvp)):
+    for group in held_together(loading.evaluation_batches(run, encoder, dataset, split, share)):
+        images, labels = zip(*group)
+        right = [torch.empty((len(line.coefs), len(of)), dtype=torch.bool, device=run.device) for of in labels]
+        for index, number, at_alpha in features(encoder, images, line, tangent, run.precision, jvp):
             logits = head(line.adapter(at_alpha) if line.adapter else at_alpha)
             finite[index] &= torch.isfinite(at_alpha).all()
-            correct[-1][index] = logits.argmax(1) == labels
-            loss[index] += F.cross_entropy(logits, labels, reduction="sum")
+            right[number][index] = logits.argmax(1) == labels[number]
+            loss[index] += F.cross_entropy(logits, labels[number], reduction="sum")
+        correct += right
     if not finite.all():  # asked once: a GPU would be waited for
         alpha = line.coefs[int(finite.int().argmin())]
         raise NonFiniteFeatures(

@@ -16,6 +16,7 @@ from src.runtime.distributed import cores, visible_gpus
 from src.runtime.messages import UsageError, nearest
 from src.runtime.paths import Paths, Places, expanded
 
+BATCH, GPU_BATCH = 100, 256  # images of one forward pass in evaluation; a GPU waits for Python in smaller ones
 PRECISIONS = FP32, TF32, BF16 = ("fp32", "tf32", "bf16")  # of matrix products; see runtime/precision.py
 PLAIN = re.compile(r"[A-Za-z0-9_./:+-]+( [A-Za-z0-9_./:+-]+)*")  # what Hydra reads without quotes
 
@@ -57,7 +58,7 @@ class Run:
     pretrained_path: str | None = None
     device: str = "cpu"
     jobs: int = 1
-    batch_size: int = 100
+    batch_size: int = BATCH
     corruption: Corruption | None = None
     skip_corrupt: bool = False
     precision: str = FP32
@@ -76,6 +77,7 @@ class Run:
         seed: int = 1,
         device: str | None = None,
         jobs: int | None = None,
+        batch_size: int | None = None,
         **fields: Any,
     ) -> "Run":
         """A run in which what is None is filled in: the suite of the model, its model, its tasks, this machine.
@@ -97,7 +99,10 @@ class Run:
         device = known_device(default_device() if device is None else device)
         if jobs is None:
             jobs = cores() if device == "cpu" else len(visible_gpus()) if device == "cuda" else 1
-        return cls(suite, model, seed, task_names(tasks, registry.suite(suite)), device=device, jobs=jobs, **fields)
+        if batch_size is None:
+            batch_size = BATCH if device == "cpu" else GPU_BATCH
+        fields |= {"device": device, "jobs": jobs, "batch_size": batch_size}
+        return cls(suite, model, seed, task_names(tasks, registry.suite(suite)), **fields)
 
     @cached_property
     def paths(self) -> Paths:

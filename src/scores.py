@@ -133,8 +133,13 @@ def coefficient(model: Model, alpha: float, line: Line) -> tuple[Model, float]:
     """The key of a point: at 0 a model that is no tangent one has no direction."""
     if not model.direction or not (alpha or model.tangent):
         return model._replace(direction=""), 0.0
-    wide = any(tensor.dtype == torch.float64 for tensor in line.direction.values())
-    return model, alpha if wide else float(np.float32(alpha))  # as it multiplies τ
+    return model, alpha if _wide(line.direction) else float(np.float32(alpha))  # as it multiplies τ
+
+
+def _wide(vector: Mapping[str, torch.Tensor]) -> bool:
+    """Whether a tensor is float64; a vector on disk says it without reading one."""
+    known = getattr(vector, "wide", None)
+    return any(tensor.dtype == torch.float64 for tensor in vector.values()) if known is None else known
 
 
 def _by_identity(vector: Mapping[str, torch.Tensor]) -> str:

@@ -1,7 +1,7 @@
 """θ0 and the task vectors of a run, from the checkpoints that finetune.py wrote."""
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from src.tensors import difference
 
 PUBLISHED_MODE = "standard"  # nobody publishes linear checkpoints
 SHORT = 12  # characters of a hash in a result
+# As safetensors calls the types that have a difference; one of DOUBLE is in float64.
+FLOATING = DOUBLE, *_ = ("F64", "F32", "F16", "BF16")
 
 
 @lru_cache(maxsize=2)
@@ -186,6 +188,36 @@ def check_start(run: Run, path: Path, header: Mapping) -> None:
             f"{path}: expected a checkpoint that was fine-tuned from {run.paths.pretrained()} (fingerprint "
             f"{theta0}), found one that began at other weights ({began}); {mended}"
         )
+
+
+class StoredVector(Mapping[str, torch.Tensor]):
+    """τ = θ − θ0 of two checkpoints, worked out tensor by tensor when one is asked for: none is held.
+
+    So a process has no more of many vectors in memory than the one that it scores, and others are sent where it lies.
+    shapes: of the tensors. wide: whether one of them is float64.
+    """
+
+    def __init__(self, theta: checkpoints.Checkpoint, theta0: checkpoints.Checkpoint, names: Iterable[str]):
+        self.theta, self.theta0 = theta, theta0
+        self.shapes = {name: theta0.shape(name) for name in names if theta0.stored(name) in FLOATING}
+        self.wide = any(DOUBLE in (file.stored(name) for file in (theta, theta0)) for name in self.shapes)
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        if name not in self.shapes:
+            raise KeyError(name)
+        return difference(self.theta, self.theta0, [name])[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.shapes)
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+
+def stored_vector(run: Run, task: str, mode: str, step: int | None = None) -> StoredVector:
+    """The tensors of `task_vector`, on disk."""
+    start = pretrained(run)
+    return StoredVector(finetuned(run, task, mode, step), start, [name for name in start if name.startswith(VISUAL)])
 
 
 def task_vector(run: Run, task: str, mode: str, step: int | None = None) -> TaskVector:

@@ -519,6 +519,15 @@ def test_a_long_course_is_recorded_in_a_limited_number_of_points(monkeypatch):
     assert course["lambda_layers_curve"] is None and "density" not in course["curves"]
 
 
+def test_lambda_is_waited_for_only_where_it_is_recorded(monkeypatch):
+    monkeypatch.setattr(steps, "KEPT", 2)
+    logged = []
+    given = problem(progress=Progress(log=lambda values, step: logged.append(values["lambda/b"])))
+    course = small(AdaMerging, steps=4, batches=1, granularity="task").merge(given).adaptation
+    assert [type(value) for value in logged] == [float, torch.Tensor, float, torch.Tensor]
+    assert course["curves"]["lambda"]["b"] == logged[::2] and float(logged[3]) != logged[2]
+
+
 def test_the_course_of_the_mask_and_of_every_layer_is_recorded_and_logged():
     logged = {}
     given = problem(progress=Progress(log=lambda values, step: logged.update({step: values})))

@@ -188,7 +188,7 @@ def test_an_architecture_works(run, kind):
         assert words.shape == (2, encoder(images).shape[1])
     linear = LinearizedImageEncoder(given, image_encoder=ImageEncoder(given))
     moved = {n: 1e-3 * torch.randn_like(p) for n, p in encoder.named_parameters() if p.requires_grad}
-    slope = next(iter(features(encoder.eval(), images, Line(moved), tangent=True))) - encoder(images)
+    slope = next(features(encoder.eval(), [images], Line(moved), tangent=True))[2] - encoder(images)
     with torch.no_grad():
         for name, parameter in linear.named_parameters():
             parameter.add_(moved.get(name, 0.0))
@@ -202,7 +202,7 @@ def test_an_architecture_works(run, kind):
     assert any(not torch.equal(before[n], p) for n, p in encoder.named_parameters())
     tau = {n: t - before[n] for n, t in encoder.named_parameters()}
     encoder.eval()
-    assert torch.isfinite(next(iter(features(encoder, images, Line(tau), tangent=False)))).all()
+    assert torch.isfinite(next(features(encoder, [images], Line(tau), tangent=False))[2]).all()
 
 
 def test_the_statistics_of_batch_norm_belong_to_the_task_vector(run):
@@ -215,7 +215,7 @@ def test_the_statistics_of_batch_norm_belong_to_the_task_vector(run):
     tau = {n: t - start.state_dict()[n] for n, t in end.state_dict().items() if t.is_floating_point()}
     assert any("running_mean" in name and moved.any() for name, moved in tau.items())
     with torch.no_grad():
-        torch.testing.assert_close(next(iter(features(start, images, Line(tau), tangent=False))), end(images))
+        torch.testing.assert_close(next(features(start, [images], Line(tau), tangent=False))[2], end(images))
 
 
 def test_every_name_of_open_clip_is_of_a_kind_that_was_tried():

@@ -1,5 +1,7 @@
 """Corruptions of test images: what they do to pixels, whose images they reach, and where results on them lie."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import vision_files as files
@@ -11,6 +13,7 @@ import eval_ntk_localization
 import eval_single_task
 import eval_task_negation
 from src.args import base_parser, parse
+from src.datasets import corruptions
 from src.datasets import loading as data
 from src.datasets.corruptions import CORRUPTIONS, SEVERITIES, CorruptedPixels, corrupt, corrupt_file
 from src.datasets.prepare import prepare
@@ -89,18 +92,27 @@ def test_test_images_alone_are_corrupted_and_only_when_asked(make_run):
     assert milder.pixels[:].std() > shifted.pixels[:].std()
 
 
-def test_images_on_disk_are_corrupted_as_they_are_read(make_run, tmp_path, monkeypatch):
+def test_images_on_disk_are_corrupted_once_into_the_image_cache(make_run, tmp_path, monkeypatch):
     run = make_run("--corruption=jpeg_compression", "--severity=5")
+    made, corrupt = [], corruptions.corrupt
+    monkeypatch.setattr(corruptions, "corrupt", lambda images, *a: made.append(len(images)) or corrupt(images, *a))
     clean = data.evaluation_pixels(make_run(), "digits", "test", 32)
     stored = np.memmap(tmp_path / "pixels", np.uint8, "w+", shape=clean.pixels.shape)
     stored[:] = clean.pixels
+    data._corrupted.cache_clear()
     in_memory = data.evaluation_pixels(run, "digits", "test", 32)
+    run = replace(run, places=replace(run.places, cache=tmp_path))
     monkeypatch.setattr(data, "_decoded", lambda *which: data.Pixels(stored, clean.labels))
+    for _ in range(2):
+        data._corrupted.cache_clear()  # as in another process
+        on_disk = data.evaluation_pixels(run, "digits", "test", 32)
+        assert isinstance(on_disk.pixels, np.memmap) and (on_disk.labels == in_memory.labels).all()
+        assert (on_disk.pixels[:] == in_memory.pixels).all()
+    assert sum(made) == 2 * len(in_memory)  # in memory, and on disk
+    milder = replace(run, corruption=replace(run.corruption, severity=2))
     data._corrupted.cache_clear()
-    on_disk = data.evaluation_pixels(run, "digits", "test", 32)
+    assert (data.evaluation_pixels(milder, "digits", "test", 32).pixels[:] != on_disk.pixels[:]).any()
     data._corrupted.cache_clear()
-    assert isinstance(on_disk.pixels, CorruptedPixels)
-    assert (on_disk.pixels[3:40] == in_memory.pixels[3:40]).all()
 
 
 @pytest.mark.parametrize("name", NAMES)

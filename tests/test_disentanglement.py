@@ -1,9 +1,12 @@
 """ξ against a double loop over the grid, image by image, in float64."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 import vision_files as files
+from drawn_checkpoints import draw_checkpoints
 from torch import nn
 from torch.nn import functional as F
 
@@ -11,7 +14,9 @@ from src.analysis import disentanglement
 from src.analysis.disentanglement import Disentanglement, Term, WeightPlane, linear_term, nonlinear_term, two_tangents
 from src.datasets.prepare import prepare
 from src.datasets.vision import FACTS
+from src.experiments import disentanglement as experiment
 from src.experiments.disentanglement import some_images
+from src.runtime import memory
 
 torch.set_num_threads(1)
 WITH_ZERO, WITHOUT_ZERO = np.linspace(-3, 3, 5), np.linspace(-3, 3, 4)
@@ -167,24 +172,30 @@ def test_disentangled_vectors_have_no_error():
 
 @pytest.mark.parametrize("own", [0, 1])
 @pytest.mark.parametrize("alphas, passes", [(WITH_ZERO, 5 * 5), (WITHOUT_ZERO, 4 * 4 + 4)], ids=["zero", "no zero"])
-def test_each_point_of_grid_and_line_is_evaluated_once(problem, own, alphas, passes):
+def test_each_point_of_grid_and_line_is_evaluated_once(problem, own, alphas, passes, monkeypatch):
     """A grid without a zero does not contain the line of the task's vector alone."""
     module, weights, vectors, heads, data = problem
     plane = WeightPlane(module, weights, *vectors)
-    calls, reads = [], []
+    made, calls, reads = [], [], []
 
-    def features(images, alpha1, alpha2):
-        calls.append((alpha1, alpha2))
-        return plane(images, alpha1, alpha2)
+    def model_at(alpha1, alpha2):
+        made.append((alpha1, alpha2))
+        model = plane(alpha1, alpha2)
+        return lambda images: calls.append((alpha1, alpha2)) or model(images)
 
     def stream():
         for batch in batches(data[own], 10):
             reads.append(len(batch[0]))
             yield batch
 
-    nonlinear_term(heads[own], stream(), features, alphas, own, "task")
+    term = nonlinear_term(heads[own], stream(), model_at, alphas, own, "task")
     assert len(calls) == passes * len(reads) and len(set(calls)) == passes
+    assert len(made) == passes  # weights are made once for all batches that are held together
     assert sum(reads) == len(data[own])
+    monkeypatch.setattr(memory, "HELD", 1)  # batch by batch
+    made.clear()
+    apart = nonlinear_term(heads[own], stream(), model_at, alphas, own, "task")
+    assert len(made) == passes * len(reads) / 2 and np.array_equal(apart.disagreement, term.disagreement)
 
 
 def test_linear_grid_costs_two_jvps_per_batch(problem):
@@ -219,8 +230,9 @@ def test_error_box_and_record():
 def test_not_finite_features_name_task_and_coefficients(problem):
     module, weights, vectors, heads, data = problem
 
-    def broken(images, alpha1, alpha2):
-        return torch.full((len(images), 6), np.nan if (alpha1, alpha2) == (-1.0, 1.0) else 1.0, dtype=torch.float64)
+    def broken(alpha1, alpha2):
+        value = np.nan if (alpha1, alpha2) == (-1.0, 1.0) else 1.0
+        return lambda images: torch.full((len(images), 6), value, dtype=torch.float64)
 
     with pytest.raises(FloatingPointError, match=r"signs .*\(-1, 1\)"):
         nonlinear_term(heads[0], batches(data[0]), broken, WITHOUT_ZERO, 0, "signs")
@@ -250,8 +262,8 @@ def test_plane_leaves_the_module_alone(problem):
     module, weights, vectors, _, data = problem
     zero = WeightPlane(module, weights, {}, {})
     partial = WeightPlane(module, weights, {"1.bias": vectors[0]["1.bias"]}, {})
-    torch.testing.assert_close(zero(data[0], 2.0, 2.0), module(data[0]))
-    assert not torch.equal(partial(data[0], 2.0, 0.0), module(data[0]))
+    torch.testing.assert_close(zero(2.0, 2.0)(data[0]), module(data[0]))
+    assert not torch.equal(partial(2.0, 0.0)(data[0]), module(data[0]))
     assert all(torch.equal(weights[name], tensor) for name, tensor in module.state_dict().items())
 
 
@@ -264,3 +276,22 @@ def test_a_part_of_a_set_that_lies_by_class_is_of_many_classes(make_run, tmp_pat
     labels = [torch.cat([y for _, y in some_images(run, "EuroSAT", "test", count)]).tolist() for count in (6, 6, None)]
     assert len(labels[0]) == 6 and len({*labels[0]}) > 3 and labels[0] == labels[1]
     assert labels[2] == [label for label in range(10) for _ in range(2)]
+
+
+@pytest.mark.parametrize("mode", ["standard", "posthoc"])
+def test_parts_of_a_task_are_dealt_where_there_are_more_processes_than_pairs(make_run, tmp_path, monkeypatch, mode):
+    run = make_run("--tasks", "digits", "signs", f"--save={tmp_path}", "--jobs=1")
+    draw_checkpoints(run)
+    dealt = []
+
+    def here(work, jobs, *rest):
+        dealt.append([share for _, _, share in jobs])
+        return [work(job) for job in jobs]
+
+    monkeypatch.setattr(experiment, "map_tasks", here)
+    alone, five = (
+        experiment._record(replace(run, jobs=jobs), mode, [("digits", "signs")], (-3.0, 3.0), 3, 230) for jobs in (1, 5)
+    )
+    thirds = [(0, 3), (1, 3), (2, 3)]  # 230 images are three batches
+    assert dealt == [[(0, 1)] * 2, thirds * 2] and five == alone
+    assert alone["pairs"][0]["samples"] == [230, 230] and np.max(alone["pairs"][0]["error"]) > 0

@@ -33,7 +33,7 @@ def test_cores_are_those_of_this_process(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(6)), raising=False)
     assert cores() == 6
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert cores() == 1
+    assert cores() == 1 and cores(shared=False) == 6
     monkeypatch.delattr(os, "sched_getaffinity")
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     assert cores() == 2
@@ -95,6 +95,20 @@ def test_processes_that_step_together_wait_half_an_hour(monkeypatch):
     assert groups == [distributed.IN_STEP] and ended == ["group"] and distributed.IN_STEP < distributed.PATIENCE
     with World().in_step() as world:
         assert world == World() and len(groups) == 1
+
+
+def test_a_group_is_told_its_device_and_how_long_the_first_may_work_alone(monkeypatch):
+    asked, group = [], torch.distributed
+    monkeypatch.setattr(group, "rendezvous", lambda *where, timeout: iter([(group.HashStore(), 0, 2)]))
+    monkeypatch.setattr(
+        group, "init_process_group", lambda backend, **told: asked.append((backend, told["device_id"], told["timeout"]))
+    )
+    monkeypatch.setattr(group, "destroy_process_group", lambda: None)
+    for device in ("cpu", "cuda:1"):
+        with distributed._joined(device, "env://", 0, 2):
+            pass
+    patience = distributed.PATIENCE
+    assert asked == [("gloo", None, patience), ("nccl", torch.device("cuda:1"), patience)]
 
 
 SHARING = """

@@ -22,7 +22,7 @@ from src.merging.base import Affine, Drawn, Method, Problem, Scaled
 from src.merging.evaluate import evaluate_merge
 from src.merging.search import Searched
 from src.modeling import ImageEncoder
-from src.runtime import results
+from src.runtime import memory, results
 from src.runtime.cost import measured
 from src.runtime.messages import UsageError
 from src.task_vectors import TaskVector
@@ -107,6 +107,17 @@ def test_images_are_read_once_whatever_the_number_of_coefficients(make_run, monk
     monkeypatch.setattr(data, "batch_of", lambda pixels, *rest: seen.append(len(pixels)) or make(pixels, *rest))
     curve = score(run, "digits", "val", Line(small_vector(run).vector, COEFS), tangent=False)
     assert sum(seen) == 200 and len(curve.accuracy) == len(curve.loss) == 4
+
+
+def test_weights_are_made_once_a_coefficient_and_scores_do_not_depend_on_it(make_run, monkeypatch):
+    run, made, move = make_run(), [], evaluation.moved
+    line = Line(small_vector(run).vector, COEFS)
+    monkeypatch.setattr(evaluation, "moved", lambda *a: made.append(a[2]) or move(*a))
+    together = score(run, "digits", "val", line, tangent=False)
+    assert made == [1.0, *COEFS]  # 1.0: of the offset, which is none
+    monkeypatch.setattr(memory, "HELD", 1)
+    assert score(run, "digits", "val", line, tangent=False) == together
+    assert len(made) == 3 * len([1.0, *COEFS])  # two batches of 100, one after the other
 
 
 def test_a_tangent_line_costs_one_jvp_per_batch(make_run, monkeypatch):

@@ -6,9 +6,10 @@ import pytest
 
 import reproduce
 from src import args as arguments
-from src.experiments.commands import FORWARDED, MERGE, Command, with_forwarded
+from src.experiments.commands import FORWARDED, MERGE, Command, common_flags, with_forwarded
 from src.modes import MODES, TRAINED
-from src.run import known_device
+from src.run import Run, known_device
+from src.runtime import distributed
 from src.runtime.messages import UsageError
 
 GIVEN = {"workers": 3, "compile": "inductor", "num_samples": 7, "chunk_size": 5}
@@ -76,3 +77,12 @@ def test_devices_on_which_nothing_was_tried_are_refused(device):
         known_device(device)
     with pytest.raises(UsageError, match="nothing was tried"):
         arguments.parse(arguments.base_parser(""), [f"--device={device}"])
+
+
+def test_a_gpus_larger_batches_are_its_default_and_no_flag(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr(distributed, "_gpus", lambda: 2)
+    for device, size in (("cpu", 100), ("cuda", 256), ("cuda:1", 256)):
+        run = Run.of(device=device)
+        assert run.batch_size == size and not [flag for flag in common_flags(run) if "batch" in flag]
+        assert "--eval-batch-size=17" in common_flags(Run.of(device=device, batch_size=17))

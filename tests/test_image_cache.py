@@ -74,6 +74,18 @@ def test_subsets_have_their_own(images, tmp_path):
     assert len(list((tmp_path / "cache").glob("*.pixels"))) == 2
 
 
+def test_a_subset_asks_for_no_file_but_its_own(images, monkeypatch):
+    part, other = (Subset(images, np.array(indices)) for indices in ([5, 1], [1, 5]))
+    asked, stat = [], os.stat
+    monkeypatch.setattr(os, "stat", lambda path, **how: asked.append(os.fspath(path)) or stat(path, **how))
+    identity = part.identity()
+    assert asked == [images.paths[5], images.paths[1]] and identity != other.identity()
+    os.utime(images.paths[0], ns=(1, 1))
+    assert part.identity() == identity
+    os.utime(images.paths[1], ns=(1, 1))
+    assert part.identity() != identity
+
+
 def test_a_stale_cache_is_not_read(images, tmp_path):
     """Whatever the pixels depend on, a change of it builds anew."""
     crop = Counting()

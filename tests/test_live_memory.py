@@ -8,11 +8,12 @@ import torch
 
 from src import checkpoints
 from src.checkpoints import PackedMask
+from src.merging import tall_mask
 from src.merging.base import Problem
 from src.merging.mag_masking import MagnitudeMasking
 from src.merging.masked import load_masks
 from src.merging.problem import export
-from src.merging.tall_mask import TallMask
+from src.merging.tall_mask import TallMask, tall_masks
 from src.merging.task_arithmetic import Sum
 from src.task_vectors import Mask
 from src.tensors import moved, moved_over
@@ -114,6 +115,26 @@ def test_chosen_masks_are_packed_one_by_one(method, tmp_path, monkeypatch):
     assert alive == [0, 0, 0]  # the bools of the task before are gone when those of the next are there
     assert all(tensor.nbytes == BITS for task in TASKS for tensor in kept[task].packed.values())
     assert all(Mask(kept[task]) == plain[task] for task in TASKS)
+
+
+def test_no_mask_of_the_chosen_setting_is_made_twice(tmp_path, monkeypatch):
+    """Validation asks for all λ of a task; test, the result and the file take one mask, which is kept as bits."""
+    made = []
+
+    def counted(problem, task, tau, lambdas):
+        made.append((task, len(lambdas)))
+        return tall_masks(problem, task, tau, lambdas)
+
+    monkeypatch.setattr(tall_mask, "tall_masks", counted)
+    merge = TallMask().merge(problem(tmp_path, drawn(0)))
+    validation = {task: [merge.vector(task, setting) for setting in merge.settings] for task in TASKS}
+    assert made == [(task, len(merge.settings)) for task in TASKS]
+    chosen = dict(zip(TASKS, (1, 3, 2)))
+    of_test = {task: merge.vector(task, merge.settings[index]) for task, index in chosen.items()}
+    assert all(of_test[task].vector[n].equal(validation[task][chosen[task]].vector[n]) for task in TASKS for n in NAMES)
+    merge.finish({task: merge.settings[index] for task, index in chosen.items()})
+    assert made[len(TASKS) :] == [("one", 1), ("two", 1)]  # of "three" all were there still
+    assert [tensor.nbytes for mask in merge.chosen.values() for tensor in mask.packed.values()] == [BITS] * 10
 
 
 def test_masks_on_disk_are_packed_in_memory_too(tmp_path, monkeypatch):

@@ -11,9 +11,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from src.analysis.ntk import kernel
-from src.linearize import LinearizedModel
+from src.datasets import loading
+from src.linearize import LinearizedModel, forward_and_jvp
 from src.modeling import ImageEncoder
 from src.runtime import memory
+from src.runtime.program import exit_on_user_error
 
 
 class Tower(nn.Module):
@@ -78,6 +80,27 @@ def most_alive(model: nn.Module, images: torch.Tensor) -> int:
 
 
 @pytest.mark.parametrize("quick", [True, False])
+@pytest.mark.parametrize("shape", [(64, 16, 64, 4), (56, 8, 64, 2)])
+def test_an_evaluation_holds_what_is_foreseen_and_takes_as_many_images_as_fit(make_run, monkeypatch, shape, quick):
+    encoder = Tower(*shape, quick)
+    start = dict(encoder.named_parameters())
+    direction = {name: weight.detach() for name, weight in start.items() if "visual" in name}
+    forward_and_jvp(encoder, start, direction, torch.randn(1, 3, shape[0], shape[0]))
+    most = []
+    for count in (40, 56):
+        with Alive() as alive:
+            forward_and_jvp(encoder, start, direction, torch.randn(count, 3, shape[0], shape[0]))
+        most.append(alive.most)
+    each = memory.bytes_of_evaluation(encoder)
+    assert 0.75 * each < (most[1] - most[0]) / 16 < 1.05 * each
+    run = make_run()
+    assert loading.images_at_once(run, encoder) == run.batch_size == 100
+    monkeypatch.setattr(loading, "free_memory", lambda device: int(20 * each / memory.SHARE) + 1)
+    assert loading.images_at_once(run, encoder) == 20
+    assert loading.images_at_once(run, nn.Linear(2, 2)) == 100
+
+
+@pytest.mark.parametrize("quick", [True, False])
 def test_a_tangent_is_freed_once_it_has_been_used(quick):
     """Else all tangents of a pass would be held beside the activations until its end."""
     encoder = Tower(64, 16, 64, 4, quick)
@@ -99,6 +122,16 @@ def test_a_pass_keeps_what_is_foreseen(shape, quick, tangent):
     few, many = (kept(model, torch.randn(n, 3, shape[0], shape[0])) for n in (1, 5))
     on_their_way = memory._bytes_of_tangents(encoder.model.visual, quick) if tangent else 0
     assert memory.bytes_of_pass(model, tangent) - on_their_way == pytest.approx((many - few) / 4, rel=0.05)
+
+
+def test_a_full_gpu_is_told_in_a_line_with_what_mends_it(capsys):
+    @exit_on_user_error
+    def main(argv=None):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total of 8 GiB. See")
+
+    with pytest.raises(SystemExit, match=r"^error: .*Tried to allocate 2.00 GiB\. .*--num-grad-accumulation=M") as told:
+        main([])
+    assert "\n" not in told.value.code and "See" not in told.value.code
 
 
 def test_other_networks_have_no_forecast():

@@ -253,7 +253,7 @@ MEANT: dict[str, list] = {
     **{key: [True] for key in ("overwrite", "skip_corrupt", "wandb", "tensorboard")},
     **{key: ["no such"] for key in ("save", "results", "data_location", "cache_dir")},
     **{key: [0, 10**20] for key in ("save_every", "eval_every")},
-    **{"seed": [0], "jobs": [None, 10**20], "eval_batch_size": [10**20], "save_seconds": [0, 0.5, 10**20]},
+    **{"seed": [0], "jobs": [None, 10**20], "eval_batch_size": [None, 10**20], "save_seconds": [0, 0.5, 10**20]},
     **{"DATASETS": [None, ""], "unseen": [None, "", []], "eval_every": [None, 0, 10**20]},
     **{"search": [], "encoders": []},
 }

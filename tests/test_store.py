@@ -1,7 +1,10 @@
 """θ0, checkpoints and heads belong together: other pre-trained weights than theirs are refused, or made anew."""
 
+import pickle
+
 import pytest
 import torch
+from drawn_checkpoints import draw_checkpoints
 
 from src import checkpoints, heads, store, training
 from src.vit_mini import clip
@@ -83,3 +86,16 @@ def test_fingerprints_tell_weights_apart():
     assert checkpoints.fingerprint(weights) != checkpoints.fingerprint({**weights, "b": torch.tensor(3.1)})
     assert checkpoints.fingerprint(weights) != checkpoints.fingerprint({**weights, "a": weights["a"] * 1.001})
     assert checkpoints.fingerprint(weights) != checkpoints.fingerprint({**weights, "a": weights["a"].reshape(7, 1000)})
+
+
+def test_a_vector_on_disk_is_the_task_vector_and_holds_none_of_it(make_run, tmp_path):
+    run = make_run("--tasks=signs", f"--save={tmp_path}")
+    draw_checkpoints(run)
+    stored, vector = store.stored_vector(run, "signs", "standard"), store.task_vector(run, "signs", "standard").vector
+    sent = pickle.dumps(stored)
+    assert len(sent) < 50_000 < sum(tensor.nbytes for tensor in vector.values())
+    for read in (stored, pickle.loads(sent)):
+        assert list(read) == list(vector) and all(torch.equal(read[name], vector[name]) for name in vector)
+        assert read.shapes == {name: tuple(tensor.shape) for name, tensor in vector.items()} and not read.wide
+    with pytest.raises(KeyError):
+        stored["model.logit_scale"]

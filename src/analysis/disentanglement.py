@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from typing_extensions import TypedDict
 
+from src.runtime.memory import Batch, held_together
 from src.runtime.messages import NotFinite
 from src.tensors import check_same
 
@@ -48,6 +49,13 @@ class Term:
     task: str
     disagreement: np.ndarray
     samples: int
+
+    @classmethod
+    def of_parts(cls, parts: Sequence["Term"]) -> "Term":
+        """Of all images, from terms of some of them each: to the bit what one term of all of them is."""
+        changed = sum(np.rint(part.disagreement * part.samples) for part in parts)
+        samples = sum(part.samples for part in parts)
+        return cls(parts[0].task, changed / samples, samples)
 
 
 @dataclass(frozen=True)
@@ -96,7 +104,11 @@ def _check_index(index: int) -> None:
 
 def _require_finite(features: Tensor, task: str, where: str) -> None:
     if not features.isfinite().all():
-        raise NotFinite(f"the features of {task} are not finite at {where}")
+        raise NotFinite(_not_finite(task, where))
+
+
+def _not_finite(task: str, where: str) -> str:
+    return f"the features of {task} are not finite at {where}"
 
 
 @torch.no_grad()
@@ -168,15 +180,16 @@ def two_tangents(
 def nonlinear_term(
     head: nn.Module,
     batches: Iterable[tuple[Tensor, Tensor]],
-    features: Callable[[Tensor, float, float], Tensor],
+    model_at: Callable[[float, float], Callable[[Tensor], Tensor]],
     alphas: Alphas,
     index: int,
     task: str,
 ) -> Term:
     """The term of task `index` for any model, one forward pass per batch and grid point; each image is read once.
 
-    features: (images, α1, α2) -> f(images; θ0 + α1 τ1 + α2 τ2), (images, features); see `WeightPlane`. The line
-    θ0 + α_t τ_t costs one pass per coefficient, and none where `alphas` contains 0.
+    model_at: (α1, α2) -> f(·; θ0 + α1 τ1 + α2 τ2), images -> (images, features); see `WeightPlane`. It is asked once
+    for all batches that memory.held_together holds. The line θ0 + α_t τ_t costs one pass per coefficient, and none
+    where `alphas` contains 0.
 
     batches yields (images, labels) of the task, the labels unread. Raises FloatingPointError for features not finite,
     naming the task and the coefficients.
@@ -185,19 +198,28 @@ def nonlinear_term(
     alphas = [float(alpha) for alpha in alphas]
     changed = torch.zeros(len(alphas), len(alphas), dtype=torch.int64)
     samples = 0
-    for images, _ in batches:
+    for group in held_together(batches):
+        finite: dict[tuple[float, float], Tensor] = {}
 
         @cache
-        def predict(alpha1: float, alpha2: float, images: Tensor = images) -> Tensor:
-            out = features(images, alpha1, alpha2)
-            _require_finite(out, task, f"(α1, α2) = ({alpha1:g}, {alpha2:g})")
-            return head(out).argmax(1)
+        def predictions(alpha1: float, alpha2: float, group: Sequence[Batch] = group, finite=finite) -> Tensor:
+            model = model_at(alpha1, alpha2)
+            features = [model(images) for images, _ in group]
+            finite[alpha1, alpha2] = torch.stack([part.isfinite().all() for part in features]).all()
+            return torch.cat([head(part).argmax(1) for part in features])
 
-        for i, alpha1 in enumerate(alphas):
-            for j, alpha2 in enumerate(alphas):
-                alone = predict(0.0, alpha2) if index else predict(alpha1, 0.0)
-                changed[i, j] += (predict(alpha1, alpha2) != alone).sum().item()
-        samples += len(images)
+        alone = [predictions(0.0, alpha) if index else predictions(alpha, 0.0) for alpha in alphas]
+        differing = [
+            (predictions(alpha1, alpha2) != alone[j if index else i]).sum()
+            for i, alpha1 in enumerate(alphas)
+            for j, alpha2 in enumerate(alphas)
+        ]
+        # A GPU is waited for once, here.
+        broken = [point for point, fine in zip(finite, torch.stack([*finite.values()]).tolist()) if not fine]
+        if broken:
+            raise NotFinite(_not_finite(task, "(α1, α2) = ({:g}, {:g})".format(*broken[0])))
+        changed += torch.stack(differing).view_as(changed).cpu()
+        samples += sum(len(images) for images, _ in group)
     return _term(task, changed, samples)
 
 
@@ -208,7 +230,7 @@ def _term(task: str, changed: Tensor, samples: int) -> Term:
 
 
 class WeightPlane:
-    """`features` for `nonlinear_term`: a module at θ0 + α1 τ1 + α2 τ2, its own weights left as they are.
+    """`model_at` for `nonlinear_term`: a module at θ0 + α1 τ1 + α2 τ2, its own weights left as they are.
 
     pretrained holds θ0; what neither vector holds keeps the module's value. Raises ValueError for tensors of a vector
     that θ0 or the module lacks, or has in another shape.
@@ -232,9 +254,9 @@ class WeightPlane:
             {name: vector[name].to(weights[name].device) for name in vector} for vector in (vector1, vector2)
         ]
 
-    def __call__(self, images: Tensor, alpha1: float, alpha2: float) -> Tensor:
+    def __call__(self, alpha1: float, alpha2: float) -> Callable[[Tensor], Tensor]:
         weights = dict(self.pretrained)
         for alpha, vector in zip((alpha1, alpha2), self.vectors, strict=True):
             if alpha:
                 weights |= {name: torch.add(weights[name], tau, alpha=alpha) for name, tau in vector.items()}
-        return functional_call(self.module, weights, (images,))
+        return lambda images: functional_call(self.module, weights, (images,))

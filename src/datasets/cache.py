@@ -111,7 +111,8 @@ def _build(path: Path, key: dict, examples: FileExamples, crop: Crop) -> dict:
     corrupt: dict[str, str] = {}  # position -> name and reason
     shape: tuple[int, ...] = ()
     with replacing(path) as temporary, open(temporary, "wb") as file:
-        for block in _decoded(examples, crop, f"decoding {key['dataset']} {key['split']}"):
+        title = f"decoding {key['dataset']} {key['split']}"
+        for block in _decoded(examples, crop, title, cores(shared=False)):  # who wants the same images waits for them
             corrupt |= _corrupt(block)
             for image in (image for _, image in block if not isinstance(image, CorruptImage)):
                 if not shape:
@@ -127,7 +128,7 @@ def _build(path: Path, key: dict, examples: FileExamples, crop: Crop) -> dict:
 
 
 def _decoded(
-    examples: FileExamples, work: Callable[[Image.Image], Result], title: str
+    examples: FileExamples, work: Callable[[Image.Image], Result], title: str, at_once: int | None = None
 ) -> Iterator[list[tuple[int, Result | CorruptImage]]]:
     """Blocks of (position, `work` of the image or CorruptImage), by a few threads (Pillow works without the GIL)."""
 
@@ -139,7 +140,7 @@ def _decoded(
         except OSError as error:  # a container file that cannot be read; not to be taken for a cache that cannot
             return position, CorruptImage.of(examples.name(position), error)
 
-    with ThreadPoolExecutor(min(16, cores())) as threads:
+    with ThreadPoolExecutor(min(16, cores() if at_once is None else at_once)) as threads:
         with tqdm(total=len(examples), desc=title, disable=None) as bar:
             for start in range(0, len(examples), BLOCK):
                 block = list(threads.map(one, range(start, min(start + BLOCK, len(examples)))))

@@ -21,6 +21,7 @@ import io
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -235,3 +236,27 @@ class CorruptedPixels:
         stream = zlib.crc32(f"{self.dataset} {self.name}".encode())
         seeds = ([stream, position] for position in positions)
         return corrupt(self.pixels[index], self.name, self.severity, seeds)
+
+
+@dataclass(frozen=True)
+class CorruptedCrops:
+    """Corrupted images of a set whose clean pixels lie in a file of the image cache, as examples for that cache."""
+
+    pixels: CorruptedPixels
+    labels: np.ndarray
+    clean: Path  # its name carries a hash of all that its bytes depend on
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> Image.Image:
+        return Image.fromarray(self.pixels[index])
+
+    def name(self, index: int) -> str:
+        return f"{self.clean}[{index}]"
+
+    def raw(self, index: int) -> bytes:
+        return self.pixels[index].tobytes()
+
+    def identity(self) -> str:
+        return self.clean.name

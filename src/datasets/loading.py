@@ -13,6 +13,7 @@ from src.datasets.base import Examples, Pixels
 from src.datasets.cache import cached, without_corrupt
 from src.datasets.record import Record
 from src.run import Corruption, Run
+from src.runtime.memory import bytes_of_evaluation, free_memory, images_that_fit
 
 
 @lru_cache(maxsize=64)
@@ -91,10 +92,7 @@ def evaluation_pixels(run: Run, dataset: str, split: str, side: int) -> Pixels:
 
 @lru_cache(maxsize=16)
 def _corrupted(run: Run, corruption: Corruption, dataset: str, split: str, side: int) -> Pixels:
-    """Small sets, which are held in memory, are corrupted once; those on disk whenever they are read.
-
-    Files that are corrupted in their own size go into the image cache, as clean ones do.
-    """
+    """Small sets are held in memory. Images on disk are corrupted once, into the image cache, as clean ones are."""
     name, severity = corruption.name, corruption.severity
     if corruptions.of_fusion_bench(name):
         images = examples(run, dataset, split)
@@ -105,7 +103,10 @@ def _corrupted(run: Run, corruption: Corruption, dataset: str, split: str, side:
         return cached(images, crop, transform, folder, dataset, split, skip_corrupt=run.skip_corrupt)
     clean = _decoded(run, dataset, split, side)
     pixels = corruptions.CorruptedPixels(clean.pixels, dataset, name, severity)
-    return Pixels(pixels if isinstance(clean.pixels, np.memmap) else pixels[:], clean.labels)
+    if isinstance(clean.pixels, np.memmap):
+        crops = corruptions.CorruptedCrops(pixels, clean.labels, Path(str(clean.pixels.filename)))
+        return cached(crops, np.asarray, f"{name} {severity}", run.paths.images(), dataset, split)
+    return Pixels(pixels[:] if isinstance(clean.pixels, np.ndarray) else pixels, clean.labels)
 
 
 def _corrupted_crop(image: Image.Image, dataset: str, name: str, severity: int, side: int) -> np.ndarray:
@@ -122,9 +123,18 @@ def evaluation_batches(
     images = evaluation_pixels(run, dataset, split, encoder.image_size)
     which, of = share
     first, stop = (len(images) * part // of for part in (which, which + 1))
-    for start in range(first, stop, run.batch_size):
-        part = slice(start, min(start + run.batch_size, stop))
+    size = images_at_once(run, encoder)
+    for start in range(first, stop, size):
+        part = slice(start, min(start + size, stop))
         yield batch_of(images.pixels[part], encoder, run.device), on_device(images.labels[part], run.device)
+
+
+def images_at_once(run: Run, encoder) -> int:
+    """`run.batch_size`, or as many as a GPU's free memory holds in a pass of a tangent model, which takes most."""
+    free = free_memory(run.device)
+    if free is None or (each := bytes_of_evaluation(encoder)) is None:
+        return run.batch_size
+    return min(run.batch_size, images_that_fit(free, each))
 
 
 def batch_of(pixels: np.ndarray, encoder, device: str) -> torch.Tensor:

@@ -330,9 +330,10 @@ def common_flags(run: Run) -> tuple[str, ...]:
     named = run.named()
     if run.device != Run.of().device:
         named["device"] = run.device
-    if run.batch_size != Run.batch_size:
+    usual = Run.of(device=run.device)
+    if run.batch_size != usual.batch_size:
         named["eval_batch_size"] = run.batch_size
-    if run.jobs != Run.of(device=run.device).jobs:
+    if run.jobs != usual.jobs:
         named["jobs"] = run.jobs
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in named.items()]
     if run.tasks != run.suite_row.default:

@@ -312,7 +312,7 @@ def logits(run: Run, model: Model, vector: TaskVector, split: str, tangent: bool
     line = Line(store.to_device(vector.vector, run.device))
     logits, right = [], []
     for images, labels in loading.evaluation_batches(run, encoder, model.task, split):
-        (at_end,) = features(encoder, images, line, tangent)
+        ((_, _, at_end),) = features(encoder, [images], line, tangent)
         logits.append(head(model.adapter(at_end) if model.adapter else at_end).cpu())
         right.append(labels.cpu())
     return torch.cat(logits), torch.cat(right)
@@ -342,7 +342,7 @@ def scaled(run: Run, mode: str, there: Sequence[Chosen]) -> dict[str, Scaled]:
     if not coefficients:
         return {}
     alphas = tuple(coefficients.values())
-    lines = {task: (task, Line(store.task_vector(run, task, mode).vector, alphas)) for task in run.tasks}
+    lines = {task: (task, Line(store.stored_vector(run, task, mode), alphas)) for task in run.tasks}
     curves = score_all(run, mode, lines, "test", f"own vectors scaled {mode}")
     return {
         label: {"coefficient": alpha, "accuracy": {task: curves[task].accuracy[index] for task in run.tasks}}

@@ -109,7 +109,7 @@ def negative(coefs: Sequence[float]) -> tuple[float, ...]:
 def _record(run: Run, mode: str, coefs: tuple[float, ...], threshold: float) -> Record:
     control = run.control
     # θ0 − α τ as the line of τ at −α: its tangents are known where the single tasks were scored just before.
-    taus = {task: store.task_vector(run, task, mode).vector for task in run.tasks}
+    taus = {task: store.stored_vector(run, task, mode) for task in run.tasks}
     loading.examples(run, control, "test")  # mini's are drawn once, before the workers look for them
     pairs = [(task, dataset) for task in run.tasks for dataset in (task, control)]
     lines = {(task, dataset): (dataset, Line(taus[task], negative(coefs))) for task, dataset in pairs}

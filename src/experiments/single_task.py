@@ -173,4 +173,4 @@ def _lines(run: Run, mode: str, encoder: Path | None, at: int | None) -> dict[st
         return dict.fromkeys(run.tasks, Line(difference(end, start)))
     if MODES[mode].trained_as is None:
         return dict.fromkeys(run.tasks, ORIGIN)
-    return {task: Line(store.task_vector(run, task, mode, at).vector) for task in run.tasks}
+    return {task: Line(store.stored_vector(run, task, mode, at)) for task in run.tasks}

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, SupportsFloat, cast
 
 import torch
 
@@ -77,7 +77,7 @@ class Progress:
     """
 
     watch: Callable[[int, str, Callable[[], Watchable]], None] | None = None
-    log: Callable[[dict[str, float], int], None] | None = None
+    log: Callable[[Mapping[str, SupportsFloat], int], None] | None = None
     state: Path | None = None
     save_every: int = 0
     save_seconds: float = 0

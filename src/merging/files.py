@@ -68,12 +68,12 @@ def merge_files(
     scope = "visual" if any(name.startswith(VISUAL) for name in start) else "published"
     problem = Problem(start, weights, scope=scope)
     advice = f"Merge it with the file that it began at in the place of {pretrained}, or add --far"
-    for file, tensors in () if far else weights.items():
+    for source, tensors in () if far else weights.items():
         names = [name for name in problem.keys if tensors[name].is_floating_point()]
         try:
             check_near(tensors, start, names, advice)
         except CheckpointError as error:
-            raise CheckpointError(f"{file}: {error}") from None
+            raise CheckpointError(f"{source}: {error}") from None
     made = chosen.merge(problem)
     setting = setting_of(chosen, made, alpha)
     merged = moved_over(start, dict(made.vector(str(files[0]), setting).vector))

@@ -149,7 +149,7 @@ def labels(run: Run, task: str, batch_size: int, number: int) -> torch.Tensor:
     """Those of the `number`-th batch of validation images that `unlabelled` gives."""
     every = loading.evaluation_pixels(run, task, "val", store.encoder(run).image_size).labels
     indices = batch_indices(len(every), batch_size, number, _order(run, task, "val"))
-    return torch.from_numpy(every[indices]).to(run.device)
+    return loading.on_device(every[indices], run.device)
 
 
 def _order(run: Run, task: str, split: str) -> int:

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NoReturn, Protocol, cast
+from typing import Any, NoReturn, Protocol, SupportsFloat, cast
 
 import torch
 from tqdm import tqdm
@@ -135,9 +135,9 @@ class Steps:
         """Whether the step is one of those that the result tells of."""
         return self.done % math.ceil(self.total / KEPT) == 0
 
-    def _record(self, losses: dict[str, float], **more: dict[str, float]) -> dict[str, float]:
+    def _record(self, losses: dict[str, float], **more: Mapping[str, SupportsFloat]) -> dict[str, SupportsFloat]:
         """Add a step to the curves; gives its scalars. more: further numbers of each task, by the name of a curve."""
-        groups = {self.loss: losses, **more}
+        groups: dict[str, Mapping[str, SupportsFloat]] = {self.loss: losses, **more}
         if self._sampled():
             self.curves["step"].append(self.done)
             for group, named in groups.items():
@@ -242,9 +242,11 @@ class Adaptation(Steps):
             "mask": mask,
         }
 
-    def _record(self, losses: dict[str, float], **more: dict[str, float]) -> dict[str, float]:
+    def _record(self, losses: dict[str, float], **more: Mapping[str, SupportsFloat]) -> dict[str, SupportsFloat]:
         values = self.model.effective(self.lam.detach())
-        scalars = super()._record(losses, **{"lambda": dict(zip(self.problem.tasks, values.mean(1).tolist()))})
+        means = values.mean(1)
+        of_task = means.tolist() if self._sampled() else means.unbind()  # a GPU is waited for where they are recorded
+        scalars = super()._record(losses, **{"lambda": dict(zip(self.problem.tasks, of_task))})
         if self.mask and self._sampled():
             scalars["density"] = self.mask.density()
             self.curves["density"].append(scalars["density"])

@@ -9,10 +9,11 @@ the paper's formula; the masks differ only at weights whose two sides are equal 
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from src.checkpoints import PackedMask
 from src.merging.base import Merge, Method, Problem, Variant
 from src.merging.masked import LoadedMasks, Masked, Masks, kept_or_published, load_masks, save_masks
 from src.merging.registry import register
@@ -64,16 +65,29 @@ def masks_file(masks_at: Callable[[str], Path], use_ties: bool, file: str | None
 
 @dataclass(kw_only=True)
 class TallMasked(Masked):
-    """The settings are λ, ascending; the masks of the chosen λ_t are kept on disk under `name`."""
+    """The settings are λ, ascending; the masks of the chosen λ_t are kept on disk under `name`.
+
+    Validation asks for all λ of a task before it turns to the next. What is asked for after that is what it chose: one
+    mask is made, and kept as bits, for test, the result and the file.
+    """
 
     problem: Problem
     name: str
-    last: tuple[str, dict[float, Mask]] = ("", {})  # validation asks for all λ of a task before it turns to the next
+    last: tuple[str, dict[float, Mask]] = ("", {})
+    searched: set[str] = field(default_factory=set)  # tasks of which every λ was made
+    chosen: dict[tuple[str, float], PackedMask] = field(default_factory=dict)
 
     def mask(self, task: str, setting: float) -> Mask:
-        if self.last[0] != task:
-            self.last = "", {}  # those of the task before go first
-            self.last = task, dict(zip(self.settings, tall_masks(self.problem, task, self.tau, self.settings)))
+        if self.last[0] == task:
+            return self.last[1][setting]
+        if task in self.searched:
+            if (task, setting) not in self.chosen:
+                (mask,) = tall_masks(self.problem, task, self.tau, [setting])
+                self.chosen[task, setting] = PackedMask.of(mask.bits)
+            return Mask(self.chosen[task, setting])
+        self.last = "", {}  # those of the task before go first
+        self.last = task, dict(zip(self.settings, tall_masks(self.problem, task, self.tau, self.settings)))
+        self.searched.add(task)
         return self.last[1][setting]
 
     def keep(self, masks: Masks, chosen: Mapping[str, float]) -> dict[str, Any]:

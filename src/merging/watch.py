@@ -1,9 +1,9 @@
 """Accuracies in the course of an adaptation."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsFloat
 
 from src.evaluation import Line, score_all
 from src.merging.base import Watchable
@@ -23,7 +23,9 @@ class Watch:
 
     split = "val"
 
-    def __init__(self, run: Run, mode: str, every: int, file: Path, log: Callable[[dict[str, float], int], None]):
+    def __init__(
+        self, run: Run, mode: str, every: int, file: Path, log: Callable[[Mapping[str, SupportsFloat], int], None]
+    ):
         self.run, self.mode, self.every, self.file, self.log = run, mode, every, file, log
 
     def __call__(self, step: int, phase: str, model: Callable[[], Watchable]) -> None:

@@ -161,15 +161,18 @@ def broadcast(tensor: torch.Tensor) -> None:
         tensor.detach().copy_(carried)
 
 
-def cores() -> int:
-    """CPU cores for this process: those it may use, shared with torchrun's other processes of this machine."""
+def cores(shared: bool = True) -> int:
+    """CPU cores for this process: those it may use, shared with torchrun's other processes of this machine.
+
+    shared: False while these wait for what this process does.
+    """
     if hasattr(os, "process_cpu_count"):  # Python 3.13
         allowed = os.process_cpu_count()
     elif hasattr(os, "sched_getaffinity"):
         allowed = len(os.sched_getaffinity(0))
     else:
         allowed = os.cpu_count()
-    return max(1, (allowed or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    return max(1, (allowed or 1) // (int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if shared else 1))
 
 
 def under_torchrun() -> bool:

@@ -5,19 +5,40 @@ asked, so that results there do not depend on what else the machine does.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+Batch = tuple[Tensor, Tensor]  # images, labels
+
 # float32 numbers that autograd keeps for each unit: inputs of products and norms, queries, keys and values (12), and
 # what activations keep; and for each token and feature before and behind the blocks. tests/test_memory.py counts them.
 KEPT, QUICK_GELU, ACTIVATION, TANGENT, AROUND = 12.1, 8, 4, 1, 3
 PASSING_QUICK, PASSING = 22, 10  # of the tangents of one block, on their way
+EVALUATED = 2  # of these, where values are on their way too
 # Of a gradient for each sample by torch.func, which keeps the graph of its backward pass too; from peaks on a CPU.
 KEPT_PER_SAMPLE, ATTENTION_PER_SAMPLE, GRADIENTS = 75, 3, 2.5
 SHARE = 0.85  # of the free memory: the rest is for workspaces, and for what the allocator has cut into pieces
+
+
+HELD = 1 << 28  # bytes of images that are on the device at once where each coefficient needs weights of its own
+
+
+def held_together(batches: Iterable[Batch]) -> Iterator[list[Batch]]:
+    """Lists of (images, labels) in order, of HELD bytes of images at most; each of one batch at least.
+
+    What makes weights for a coefficient makes them once for a list, and not once for a batch.
+    """
+    group: list[Batch] = []
+    for batch in batches:
+        if group and bytes_of(images for images, _ in (*group, batch)) > HELD:
+            yield group
+            group = []
+        group.append(batch)
+    if group:
+        yield group
 
 
 def free_memory(device: torch.device | str) -> int | None:
@@ -52,6 +73,15 @@ def bytes_of_pass(encoder: nn.Module, tangent: bool = False) -> float | None:
     pixels = 3 * math.prod(visual.image_size)
     kept = 4 * (tokens * width * (len(blocks) * numbers + AROUND) + pixels)
     return kept + (_bytes_of_tangents(visual, quick) if tangent else 0)
+
+
+def bytes_of_evaluation(encoder: nn.Module) -> float | None:
+    """What an image takes in a pass of values and tangents without a graph, in float32; None as above."""
+    visual = _transformer(encoder)
+    if visual is None:
+        return None
+    quick = type(visual.transformer.resblocks[0].mlp.gelu).__name__ == "QuickGELU"
+    return EVALUATED * _bytes_of_tangents(visual, quick) + 4 * 3 * math.prod(visual.image_size)
 
 
 def _bytes_of_tangents(visual: Any, quick: bool) -> float:

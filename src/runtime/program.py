@@ -17,10 +17,22 @@ Returned = TypeVar("Returned")
 UNREAD = 128 + signal.SIGPIPE
 
 
+class GPUFull(UserError, RuntimeError):
+    """A GPU has no memory for what is asked of it."""
+
+
 def user_error(error: BaseException) -> UserError | None:
-    """A UserError, or what the system says of a place, which are told in a line; None for a fault of the program."""
+    """A UserError, or what the system says of a place or a GPU, told in a line; None for a fault of the program."""
     if isinstance(error, UserError):
         return error
+    torch = sys.modules.get("torch")  # a script that stops at its flags does not load it
+    if torch and isinstance(error, torch.OutOfMemoryError):
+        return GPUFull(
+            f"expected room in the GPU's memory, found: {'. '.join(str(error).split('. ')[:2])}. Take fewer images at "
+            "once: finetune.py --batch-size=N --num-grad-accumulation=M, of which the product stays; "
+            "--eval-batch-size; eval_ntk_localization.py --chunk-size; main.py method.pass_size. What is finished is "
+            "kept"
+        )
     return in_words(error) if isinstance(error, OSError) else None
 
 
