@@ -16,9 +16,11 @@ from src.experiments.merging import variant_result
 from src.experiments.registry import (
     ADDITION,
     ANALOGIES,
+    COURSE,
     DISENTANGLEMENT,
     EXPERIMENTS,
     LAYERWISE,
+    MERGEABILITY,
     MERGED_MODELS,
     NTK,
     SINGLE_TASK,
@@ -36,7 +38,7 @@ FINETUNE, MERGE = "finetune", "main"
 FORWARDED = {
     "workers": (FINETUNE,),
     "compile": (FINETUNE,),
-    "num_samples": tuple(row.script for row in (DISENTANGLEMENT, NTK, LAYERWISE, MERGED_MODELS)),
+    "num_samples": tuple(row.script for row in (DISENTANGLEMENT, NTK, LAYERWISE, MERGEABILITY, MERGED_MODELS)),
     "chunk_size": (NTK.script,),
 }
 SUBSETS = (2, 4, 8, 16)  # numbers of tasks
@@ -344,6 +346,7 @@ def common_flags(run: Run) -> tuple[str, ...]:
 COMMANDS: dict[str, Callable[[Run], list[Command]]] = {
     **{row.stage: partial(_all_choices, experiment=row) for row in EXPERIMENTS.values()},
     ANALOGIES.stage: _analogies,
+    **{row.stage: partial(_each, experiment=row, choices=("standard",)) for row in (COURSE, MERGEABILITY)},
     **{study.stage: partial(_studies, stage=study.stage) for study in studies.STUDIES},
     stages.FINE_TUNING.name: _fine_tune,
     stages.MERGING.name: _merging,
