@@ -447,7 +447,9 @@ def mergeability(mode: str, seed: int) -> paired.Record:
 
     def pair(i: int, j: int) -> paired.Pair:
         good = wobble(i, j, seed)
-        of_weights = {name: 0.3 + 0.1 * wobble(i, j, seed, k) for k, name in enumerate(paired.MEASURES)}
+        of_weights = {
+            name: 0.3 + 0.1 * wobble(i * (3 * k + 5), j * (2 * k + 7), seed) for k, name in enumerate(paired.MEASURES)
+        }
         accuracy = {method: 0.9 + 0.05 * good + 0.01 * wobble(i, j, k) for k, method in enumerate(paired.MERGERS)}
         return {
             "measures": of_weights | {"feature_dot": 5 + good},

@@ -120,7 +120,7 @@ def replace_every(watch: adaptive.CourseWatch, every: int) -> adaptive.CourseWat
     return adaptive.CourseWatch(watch.run, watch.mode, watch.variant, every)
 
 
-def test_a_script_that_was_killed_goes_on_and_leaves_its_result_alone(place, make_run, monkeypatch):
+def test_a_killed_script_goes_on_and_a_finished_one_is_left_alone(place, make_run, monkeypatch):
     run = make_run("--tasks", *PAIR)
     monkeypatch.setitem(adamerging.VARIANTS, "original", adamerging.Published(40, 1, clamp=True))  # 2 steps on mini
     folders = [f"--{flag}={getattr(run.places, name)}" for flag, name in
@@ -155,7 +155,10 @@ def test_a_script_that_was_killed_goes_on_and_leaves_its_result_alone(place, mak
 
 
 def test_table_figure_and_claims_of_courses(tmp_path):
-    runs = Runs("mini", "ViT-Mini", synthetic_results.write(tmp_path, seeds=(1, 2), merges=False))
+    for seed in (1, 2):
+        file = tmp_path / f"mini/ViT-Mini/seed_{seed}/{COURSE.result('standard')}.json"
+        synthetic_results.dump(file, synthetic_results.course_of_adaptations("standard", seed))
+    runs = Runs("mini", "ViT-Mini", tmp_path)
     (table,) = course(runs)
     assert table.name == "course" and [row[0] for row in table.rows] == [
         "AdaMerging, layer-wise", "AdaMerging, layer-wise, expert labels", "AdaRank",

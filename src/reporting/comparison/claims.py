@@ -296,7 +296,8 @@ CLAIMS = (
     ),
     Claim(
         "Mergeability-Bench",
-        f"No measure of weights alone foretells how well a pair of tasks merges: all |r| are below {STRONG:g}.",
+        "No measure of weights alone foretells how well a pair of tasks merges: none correlates with its accuracy by "
+        f"{STRONG:g} or more, either way.",
         (Threshold(STRONG, f"{STRONG:g}"), Foretelling("sum")),
     ),
     *OF_MODES,

@@ -122,7 +122,7 @@ class Foretelling(Plain):
 
     @property
     def title(self) -> str:
-        return f"largest |r| of a measure of weights, {titles()[self.method]}"
+        return f"largest correlation of a measure of weights, {titles()[self.method]}"
 
     def values(self, runs: Runs) -> pd.Series:
         return largest(runs, USUAL, self.method)
