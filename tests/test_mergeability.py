@@ -16,6 +16,7 @@ import main
 from src import store
 from src.analysis import pairs
 from src.datasets import loading
+from src.experiments import commands
 from src.experiments import mergeability as paired
 from src.experiments.registry import MERGEABILITY
 from src.heads import get_classification_head
@@ -160,7 +161,10 @@ def test_a_run_against_main_and_models_built_anew(place, make_run):
 
 def test_two_tasks_are_too_few(make_run):
     with pytest.raises(UsageError, match="--tasks: expected at least 3"):
-        paired.measure_mergeability(make_run("--tasks", "digits", "signs"), "standard")
+        paired.measure_mergeability(run := make_run("--tasks", "digits", "signs"), "standard")
+    assert commands.COMMANDS["mergeability"](run) == []
+    (command,) = commands.COMMANDS["mergeability"](make_run("--tasks", "digits", "signs", "land"))
+    assert command.flags[0] == "--finetuning-mode=standard"
 
 
 def test_table_figure_and_claim_of_mergeability(tmp_path):

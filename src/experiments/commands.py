@@ -21,6 +21,7 @@ from src.experiments.registry import (
     EXPERIMENTS,
     LAYERWISE,
     MERGEABILITY,
+    MERGEABILITY_TASKS,
     MERGED_MODELS,
     NTK,
     SINGLE_TASK,
@@ -173,6 +174,11 @@ def in_order(rows: Iterable[Variant]) -> list[Variant]:
 def _analogies(run: Run) -> list[Command]:
     """Those of the suite, which may have none."""
     return _each(run, ANALOGIES) if run.suite_row.analogies else []
+
+
+def _mergeability(run: Run) -> list[Command]:
+    """Of non-linear fine-tuning, where there are pairs enough."""
+    return _each(run, MERGEABILITY, MERGEABILITY.choices[:1]) if len(run.tasks) >= MERGEABILITY_TASKS else []
 
 
 def _sweeps(run: Run) -> list[Command]:
@@ -346,7 +352,8 @@ def common_flags(run: Run) -> tuple[str, ...]:
 COMMANDS: dict[str, Callable[[Run], list[Command]]] = {
     **{row.stage: partial(_all_choices, experiment=row) for row in EXPERIMENTS.values()},
     ANALOGIES.stage: _analogies,
-    **{row.stage: partial(_each, experiment=row, choices=("standard",)) for row in (COURSE, MERGEABILITY)},
+    COURSE.stage: partial(_each, experiment=COURSE, choices=COURSE.choices[:1]),
+    MERGEABILITY.stage: _mergeability,
     **{study.stage: partial(_studies, stage=study.stage) for study in studies.STUDIES},
     stages.FINE_TUNING.name: _fine_tune,
     stages.MERGING.name: _merging,

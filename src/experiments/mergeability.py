@@ -40,7 +40,7 @@ from src.experiments.base import carry_out
 from src.experiments.layerwise import measured
 from src.experiments.ntk import spread_examples
 from src.experiments.numbers import Number
-from src.experiments.registry import LAYERWISE_SAMPLES, MERGEABILITY, MERGEABILITY_SAMPLES
+from src.experiments.registry import LAYERWISE_SAMPLES, MERGEABILITY, MERGEABILITY_SAMPLES, MERGEABILITY_TASKS
 from src.heads import get_classification_head
 from src.merging.base import Merge, Problem, Setting
 from src.merging.evaluate import score_merge
@@ -56,7 +56,6 @@ from src.runtime.parallel import map_tasks
 from src.runtime.precision import matmul_precision
 
 MERGERS: dict[str, dict[str, Any]] = {"average": {}, "sum": {}, "tsv_m": {"alphas": [1.0]}, "iso_c": {"alphas": [1.0]}}
-LEAST = 3  # tasks: two have one pair
 
 
 class Measure(NamedTuple):
@@ -146,8 +145,10 @@ def measure_mergeability(run: Run, mode: str, num_samples: int = MERGEABILITY_SA
     """
     check(num_samples=num_samples)
     run.require_mantissa("small differences of features")
-    if len(run.tasks) < LEAST:
-        raise UsageError(f"--tasks: expected at least {LEAST}, for correlations over pairs; found {len(run.tasks)}")
+    if len(run.tasks) < MERGEABILITY_TASKS:
+        raise UsageError(
+            f"--tasks: expected at least {MERGEABILITY_TASKS}, for correlations over pairs; found {len(run.tasks)}"
+        )
 
     def made_of() -> dict[str, str]:
         return store.made_of(run, mode, run.tasks) | Denominators.made_of(run, mode, run.tasks)

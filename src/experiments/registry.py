@@ -122,6 +122,7 @@ MERGEABILITY = Experiment(
     extended=True,
 )
 MERGEABILITY_SAMPLES = 200
+MERGEABILITY_TASKS = 3  # at least: two have one pair
 MERGED_MODELS = Experiment(
     "merged_models",
     "eval_merged_models",
