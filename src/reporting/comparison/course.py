@@ -1,5 +1,6 @@
 """The course of adaptations: what the best step on test adds, and whether entropy follows the loss."""
 
+import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ from src.reporting.plots import banded, legend_below
 from src.reporting.runs import Runs, chosen
 from src.reporting.table import Cell, Table
 
+TITLE = 24  # characters of a line above a panel
 USUAL = COURSE.choices[0]
 LAST, BEST, STOPPED = "last", "best", "stopped"
 READINGS = {LAST: "last step", BEST: "best step on test", STOPPED: "best step on validation"}
@@ -96,8 +98,7 @@ def course_figure(runs: Runs) -> Figure:
             banded(axes, steps, curves, ls=line, ms=3.5, label=PROXIES[proxy], **look)
         losses = np.array([over_tasks(one["test"]["loss"]) for one in alike])
         banded(axes, steps, losses, style.BLACK, marker="^", ms=3.5, label="loss with the labels")
-        axes.set(title=titles().get(label, label), xlabel="step", ylim=(0, None))
-        axes.title.set_fontsize(7.5)
+        axes.set(title=textwrap.fill(titles().get(label, label), TITLE), xlabel="step", ylim=(0, None))
     panels[0].set_ylabel("on test images, nats")
     legend_below(fig, panels[0])
     return fig

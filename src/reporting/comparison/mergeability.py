@@ -109,7 +109,7 @@ def mergeability_figure(runs: Runs) -> Figure:
     for end in (-STRONG, STRONG):
         axes.axvline(end, color=style.GREY, lw=0.8, ls=style.DASHED)
     axes.set_yticks(places, [f"{row.title}{'' if row.of_weights else ' *'}" for row in MEASURES.values()])
-    axes.set(xlim=(-1, 1), xlabel="Pearson's r with the normalised accuracy of a pair")
+    axes.set(xlim=(-1.03, 1.03), xlabel="Pearson's r with the normalised accuracy of a pair")
     legend_below(fig, axes)
     return fig
 
