@@ -98,6 +98,7 @@ RANGES: dict[str, Range | Either] = {
     "num_tasks": COUNT,
     "save_every": Range(0, what="steps (0: none)"),
     "save_seconds": Range(0, whole=False, what="seconds (0: by steps alone)"),
+    "every": COUNT,
     "eval_every": Range(0, what="steps (0: none)"),
     "alpha": FINITE,
     "side": COUNT,

@@ -18,9 +18,11 @@ from src.correctness import pack
 from src.datasets import registry
 from src.experiments import analogies as analogous
 from src.experiments import connectivity as connected
+from src.experiments import course as adaptive
 from src.experiments import disentanglement as disentangled
 from src.experiments import geometry as geometric
 from src.experiments import layerwise as layered
+from src.experiments import mergeability as paired
 from src.experiments import merged_models as seen
 from src.experiments import negation as negated
 from src.experiments import ntk as kernel
@@ -29,10 +31,12 @@ from src.experiments.registry import (
     ADDITION,
     ANALOGIES,
     CONNECTIVITY,
+    COURSE,
     DISENTANGLEMENT,
     EXPERIMENTS,
     GEOMETRY,
     LAYERWISE,
+    MERGEABILITY,
     MERGED_MODELS,
     NEGATION,
     NTK,
@@ -98,6 +102,8 @@ def pretrained(seed: int, merges: bool = True) -> dict[str, Mapping[str, Any]]:
         made[CONNECTIVITY.result(mode)] = connectivity(mode, seed)
         made[ANALOGIES.result(mode)] = analogies(mode, seed)
         made[MERGED_MODELS.result(mode)] = merged_models(mode, seed)
+    made[COURSE.result("standard")] = course_of_adaptations("standard", seed)
+    made[MERGEABILITY.result("standard")] = mergeability("standard", seed)
     for reduction in NTK.choices:
         made[NTK.result(reduction)] = ntk(seed, reduction, 6.0 if reduction == "trace" else 4.0)
     if merges:
@@ -397,6 +403,64 @@ def merged_models(mode: str, seed: int) -> seen.Record:
             label: {"coefficient": alpha, "accuracy": confidence(0.9, 1.0)["accuracy"]}
             for label, alpha in (("average", 0.125), ("sum", 0.3))
         },
+    }
+
+
+def course_of_adaptations(mode: str, seed: int) -> adaptive.Record:
+    """AdaRank is best in the middle; entropy turns away from the loss there, the experts' labels follow it."""
+    points = range(6)
+
+    def curve(value: float, *key: int) -> dict[str, list[float]]:
+        """Of each task, highest at the third of the points."""
+        return {
+            t: [value - 0.01 * (p - 3) ** 2 + 0.002 * wobble(i, p, *key) for p in points] for i, t in enumerate(TASKS)
+        }
+
+    def course(level: float, minimised: str) -> adaptive.Course:
+        loss = {t: [2 * (1 - value) for value in of_task] for t, of_task in curve(level).items()}
+        return {
+            "minimised": minimised,
+            "step": [5 * p for p in points],
+            "phase": ["lambda"] * len(points),
+            "val": {"accuracy": curve(level, 1, seed), "loss": loss},
+            "test": {"accuracy": curve(level, 2, seed), "loss": loss},
+            "proxies": {
+                "entropy": {t: [1 / (1 + p) for p in points] for t in TASKS},
+                "expert": {t: [0.9 * value for value in of_task] for t, of_task in loss.items()},
+            },
+        }
+
+    return {
+        "finetuning_mode": mode,
+        "tasks": list(TASKS),
+        "every": 5,
+        "methods": {
+            "adamerging": course(0.85, "entropy"),
+            "adamerging_loss=expert": course(0.88, "expert"),
+            "adarank": course(0.87, "entropy"),
+        },
+    }
+
+
+def mergeability(mode: str, seed: int) -> paired.Record:
+    """The dot product of features foretells accuracy, but for noise; nothing of the weights does."""
+
+    def pair(i: int, j: int) -> paired.Pair:
+        good = wobble(i, j, seed)
+        of_weights = {
+            name: 0.3 + 0.1 * wobble(i * (3 * k + 5), j * (2 * k + 7), seed) for k, name in enumerate(paired.MEASURES)
+        }
+        accuracy = {method: 0.9 + 0.05 * good + 0.01 * wobble(i, j, k) for k, method in enumerate(paired.MERGERS)}
+        return {
+            "measures": of_weights | {"feature_dot": 5 + good},
+            "merged": {m: {"coefficient": 0.5, "accuracy": a, "normalised": a / 0.94} for m, a in accuracy.items()},
+        }
+
+    return {
+        "finetuning_mode": mode,
+        "tasks": list(TASKS),
+        "num_samples": 200,
+        "pairs": {f"{one}-{other}": pair(i, j) for (i, one), (j, other) in combinations(enumerate(TASKS), 2)},
     }
 
 

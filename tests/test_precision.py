@@ -122,7 +122,9 @@ def test_bf16_is_refused_of_tangent_models(make_run, mode):
             work()
 
 
-@pytest.mark.parametrize("script", ["eval_ntk_localization", "eval_disentanglement", "eval_layerwise"])
+@pytest.mark.parametrize(
+    "script", ["eval_ntk_localization", "eval_disentanglement", "eval_layerwise", "eval_mergeability"]
+)
 def test_bf16_is_refused_where_small_differences_count(script):
     module = __import__(script)
     with pytest.raises(SystemExit):

@@ -22,6 +22,8 @@ SAMPLES = {
     "layerwise": synthetic_results.layerwise("linear", 1),
     "analogies": synthetic_results.analogies("linear", 1),
     "connectivity": synthetic_results.connectivity("linear", 1),
+    "course": synthetic_results.course_of_adaptations("standard", 1),
+    "mergeability": synthetic_results.mergeability("standard", 1),
     "merged_models": synthetic_results.merged_models("linear", 1),
     "ntk": synthetic_results.ntk(1, "trace", 4.0, points=2),
     "merging": {

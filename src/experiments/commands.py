@@ -16,9 +16,12 @@ from src.experiments.merging import variant_result
 from src.experiments.registry import (
     ADDITION,
     ANALOGIES,
+    COURSE,
     DISENTANGLEMENT,
     EXPERIMENTS,
     LAYERWISE,
+    MERGEABILITY,
+    MERGEABILITY_TASKS,
     MERGED_MODELS,
     NTK,
     SINGLE_TASK,
@@ -36,7 +39,7 @@ FINETUNE, MERGE = "finetune", "main"
 FORWARDED = {
     "workers": (FINETUNE,),
     "compile": (FINETUNE,),
-    "num_samples": tuple(row.script for row in (DISENTANGLEMENT, NTK, LAYERWISE, MERGED_MODELS)),
+    "num_samples": tuple(row.script for row in (DISENTANGLEMENT, NTK, LAYERWISE, MERGEABILITY, MERGED_MODELS)),
     "chunk_size": (NTK.script,),
 }
 SUBSETS = (2, 4, 8, 16)  # numbers of tasks
@@ -171,6 +174,11 @@ def in_order(rows: Iterable[Variant]) -> list[Variant]:
 def _analogies(run: Run) -> list[Command]:
     """Those of the suite, which may have none."""
     return _each(run, ANALOGIES) if run.suite_row.analogies else []
+
+
+def _mergeability(run: Run) -> list[Command]:
+    """Of non-linear fine-tuning, where there are pairs enough."""
+    return _each(run, MERGEABILITY, MERGEABILITY.choices[:1]) if len(run.tasks) >= MERGEABILITY_TASKS else []
 
 
 def _sweeps(run: Run) -> list[Command]:
@@ -345,6 +353,8 @@ def common_flags(run: Run) -> tuple[str, ...]:
 COMMANDS: dict[str, Callable[[Run], list[Command]]] = {
     **{row.stage: partial(_all_choices, experiment=row) for row in EXPERIMENTS.values()},
     ANALOGIES.stage: _analogies,
+    COURSE.stage: partial(_each, experiment=COURSE, choices=COURSE.choices[:1]),
+    MERGEABILITY.stage: _mergeability,
     **{study.stage: partial(_studies, stage=study.stage) for study in studies.STUDIES},
     stages.FINE_TUNING.name: _fine_tune,
     stages.MERGING.name: _merging,

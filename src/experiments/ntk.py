@@ -135,6 +135,11 @@ def _record(
 
 def spread_images(run: Run, dataset: str, split: str, count: int) -> torch.Tensor:
     """`count` normalised images of a split, drawn without replacement by the run's seed, (count, 3, H, W)."""
+    return spread_examples(run, dataset, split, count)[0]
+
+
+def spread_examples(run: Run, dataset: str, split: str, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same images and their labels, (count,)."""
     encoder = store.encoder(run)
     images = loading.evaluation_pixels(run, dataset, split, encoder.image_size)
     if count > len(images):
@@ -142,7 +147,8 @@ def spread_images(run: Run, dataset: str, split: str, count: int) -> torch.Tenso
             f"--num-samples: expected at most the {len(images)} images of {dataset} ({split}), found {count}"
         )
     indices = np.random.default_rng(run.seed).choice(len(images), count, replace=False)
-    return loading.batch_of(images.pixels[indices], encoder, run.device)
+    pixels, labels = images.pixels[indices], images.labels[indices]
+    return loading.batch_of(pixels, encoder, run.device), loading.on_device(labels, run.device)
 
 
 def kernel_part(

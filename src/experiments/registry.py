@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from types import ModuleType
 
-from src.modes import EVALUATED, MODES, TRAINED
+from src.modes import EVALUATED, MODES, TRAINED, usual
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,29 @@ ANALOGIES = Experiment(
     "analogies", "eval_analogies", MODE, EVALUATED, "analogies", "task analogies", pairs=True, extended=True
 )
 ANALOGY_POINTS = 21
+COURSE = Experiment(
+    "course",
+    "eval_course",
+    MODE,
+    usual(EVALUATED),
+    "course",
+    "courses of adaptations, read twice",
+    benchmark=True,
+    extended=True,
+)
+COURSE_EVERY = 5
+MERGEABILITY = Experiment(
+    "mergeability",
+    "eval_mergeability",
+    MODE,
+    usual(EVALUATED),
+    "mergeability",
+    "what foretells how well a pair merges",
+    benchmark=True,
+    extended=True,
+)
+MERGEABILITY_SAMPLES = 200
+MERGEABILITY_TASKS = 3  # at least: two have one pair
 MERGED_MODELS = Experiment(
     "merged_models",
     "eval_merged_models",
@@ -125,6 +148,8 @@ EXPERIMENTS = {
         LAYERWISE,
         CONNECTIVITY,
         ANALOGIES,
+        COURSE,
+        MERGEABILITY,
         MERGED_MODELS,
     )
 }

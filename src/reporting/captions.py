@@ -38,6 +38,11 @@ CAPTIONS = {
     "connectivity": "Left: mean loss on the test images of two tasks, on the line between the models fine-tuned on "
     "each, over pairs of tasks. Right: accuracy on the task and on the control set on the line from θ0 to the "
     "fine-tuned model (WiSE-FT), over tasks.",
+    "course": "The loss with the labels on the test images while a method adapts to them, and what can be minimised "
+    "there without labels: the entropy of the predictions, and their cross-entropy with those of the tasks' own "
+    "models. Solid: what the method minimises. Means over tasks.",
+    "mergeability": "Correlation over pairs of tasks of measures of a pair with the normalised accuracy of the model "
+    "merged of it. Measures with a star need images, the others weights alone. Dashed: |r| = 0.5.",
     "accuracy_lost": "Task arithmetic: test accuracy of the merged model, what it loses to the other tasks' vectors, "
     "and what each task's own vector loses by the coefficient alone; together the fine-tuned model's.",
     "representation_bias": "How far a merged model's representations are from those of the task's own model, block by "

@@ -203,7 +203,10 @@ class Merged(Quantity):
 
 @dataclass(frozen=True)
 class Claim:
-    """quantities: by the claim, in descending order. margin: how far each may stay below the next all the same."""
+    """quantities: by the claim, in descending order.
+
+    margin: how far each may stay below the next all the same; negative, how far it has to stand above.
+    """
 
     where: str
     sentence: str

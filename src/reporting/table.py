@@ -156,7 +156,7 @@ def _pipe(cells: Sequence[str]) -> str:
 LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_", "$": r"\$", "±": r"$\pm$", "−": "$-$",
     "–": "--", "α": r"$\alpha$", "θ0": r"$\theta_0$", "τ": r"$\tau$", "Σ": r"$\sum$", "ξ": r"$\xi$", "²": r"$^2$",
-    "λ": r"$\lambda$", "≥": r"$\geq$",
+    "λ": r"$\lambda$", "≥": r"$\geq$", "ρ": r"$\rho$",
 }  # fmt: skip
 
 

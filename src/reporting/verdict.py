@@ -27,7 +27,8 @@ EQUAL_WITHIN = 0.5  # points
 class Comparison:
     """A difference and what its claim grants.
 
-    margin: how far the difference may stay below zero. equal_within: None where nothing counts as equal.
+    margin: how far the difference may stay below zero; negative, how far it has to lie above. equal_within: None, or
+    negative, where nothing counts as equal.
     """
 
     difference: Difference

@@ -7,13 +7,16 @@ import pandas as pd
 
 from src.analysis.layerwise import ATTENTION, MLP
 from src.experiments.analogies import ANALOGY, PRETRAINED
+from src.experiments.course import ENTROPY, EXPERT
 from src.modes import MODES
 from src.reporting import answers
 from src.reporting.claim import Claim, Merged, Quantity, Threshold
 from src.reporting.comparison.analogies import ByAnalogy
 from src.reporting.comparison.connectivity import SMALL, Barrier
+from src.reporting.comparison.course import BEST, LAST, Following, Reading
 from src.reporting.comparison.geometry import Spectral
 from src.reporting.comparison.layerwise import FIRST, SECOND, Layered
+from src.reporting.comparison.mergeability import STRONG, Foretelling
 from src.reporting.comparison.merged_models import OfMerged
 from src.reporting.comparison.methods import FURTHER
 from src.reporting.comparison.mode_claims import CLAIMS as OF_MODES
@@ -269,6 +272,12 @@ CLAIMS = (
         (OnSubsets("average", 2), OnSubsets("iso_c", 2, "one_normalised")),
     ),
     Claim("AdaRank", "AdaRank is better than layer-wise AdaMerging.", (_merged("adarank"), _merged("adamerging"))),
+    Claim(
+        "AdaRank",
+        "AdaRank: reporting the best evaluation on test adds more than half a point to the last step.",
+        (Reading("adarank", BEST), Reading("adarank", LAST)),
+        margin=-0.5,
+    ),
     Claim("Surgery", "Surgery improves task arithmetic.", (_merged("surgery"), _merged("sum"))),
     Claim(
         "SyMerge",
@@ -276,9 +285,20 @@ CLAIMS = (
         (_merged("adamerging", loss="expert"), _merged("adamerging")),
     ),
     Claim(
+        "SyMerge",
+        "Entropy follows the test loss less than the experts' labels do, along layer-wise AdaMerging on either.",
+        (Following("adamerging_loss=expert", EXPERT), Following("adamerging", ENTROPY)),
+    ),
+    Claim(
         "aTLAS",
         "Coefficients of every block learned from labels (aTLAS) are better than layer-wise AdaMerging without them.",
         (_merged("atlas"), _merged("adamerging")),
+    ),
+    Claim(
+        "Mergeability-Bench",
+        "No measure of weights alone foretells how well a pair of tasks merges: none correlates with its accuracy by "
+        f"{STRONG:g} or more, either way.",
+        (Threshold(STRONG, f"{STRONG:g}"), Foretelling("sum")),
     ),
     *OF_MODES,
 )

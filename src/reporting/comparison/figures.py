@@ -13,9 +13,11 @@ from matplotlib.ticker import MaxNLocator
 from src.modes import MODES, TRAINED
 from src.reporting import style
 from src.reporting.comparison.connectivity import connectivity_figure
+from src.reporting.comparison.course import course_figure
 from src.reporting.comparison.forest import claims
 from src.reporting.comparison.geometry import alignment, interference
 from src.reporting.comparison.layerwise import layer_interference
+from src.reporting.comparison.mergeability import mergeability_figure
 from src.reporting.comparison.merged_models import accuracy_lost, calibration, representation_bias
 from src.reporting.comparison.plateau import plateaus
 from src.reporting.comparison.prediction import prediction_figure
@@ -174,6 +176,8 @@ FIGURES = (
     Drawing("interference", interference),
     Drawing("layer_interference", layer_interference),
     Drawing("connectivity", connectivity_figure),
+    Drawing("course", course_figure),
+    Drawing("mergeability", mergeability_figure),
     Drawing("accuracy_lost", accuracy_lost),
     Drawing("representation_bias", representation_bias),
     Drawing("calibration", calibration),

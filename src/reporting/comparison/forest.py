@@ -123,7 +123,7 @@ def _handles() -> list[Line2D]:
         Line2D([], [], color=style.GREY, lw=3.2, alpha=0.4, label="over test images and seeds"),
         Line2D([], [], color=style.BLACK, marker="D", mfc="none", ms=4.6, ls="none", label="published difference"),
         Line2D(
-            [], [], color=style.GREY, marker="|", ms=9, mew=1.2, ls="none", label="below zero by the margin granted"
+            [], [], color=style.GREY, marker="|", ms=9, mew=1.2, ls="none", label="the margin granted, or asked for"
         ),
         Line2D([], [], color=style.PALE, lw=7, label=f"±{EQUAL_WITHIN:g} points"),
     ]

@@ -5,8 +5,10 @@ from collections.abc import Iterator
 from src.datasets.corruptions import CORRUPTIONS
 from src.reporting.comparison.analogies import analogies
 from src.reporting.comparison.connectivity import connectivity
+from src.reporting.comparison.course import course
 from src.reporting.comparison.geometry import geometry
 from src.reporting.comparison.layerwise import layerwise
+from src.reporting.comparison.mergeability import mergeability
 from src.reporting.comparison.merged_models import merged_models
 from src.reporting.comparison.methods import (
     methods,
@@ -98,6 +100,8 @@ TABLES = (
     layerwise,
     connectivity,
     analogies,
+    course,
+    mergeability,
     merged_models,
     storage,
     plateau,
