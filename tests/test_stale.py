@@ -220,6 +220,14 @@ def test_accuracies_of_other_weights_are_no_denominators(made):
     Denominators.of(made, "standard", ("digits",))
 
 
+def test_a_given_checkpoint_is_divided_by_its_own_accuracy(made):
+    """And not by that of the run's own, which is made up here."""
+    given = made.paths.checkpoint("signs", "standard").rename(made.paths.save / "mine.safetensors")
+    finetuned = Denominators.of(made, "standard", TASKS, {"signs": str(given)}).finetuned
+    for of_split in finetuned.values():
+        assert of_split["digits"] == 0.5 != of_split["signs"]
+
+
 def test_a_result_over_other_denominators_is_told(made, capsys):
     merge(made, "method=average")
     path = made.paths.single_task("standard")
