@@ -10,7 +10,7 @@ from types import TracebackType
 STOPPED = "stopped; the same command goes on"
 
 
-def _told(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
+def _hook(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
     if issubclass(kind, KeyboardInterrupt):
         print(STOPPED, file=sys.stderr, flush=True)
     else:
@@ -19,4 +19,4 @@ def _told(kind: type[BaseException], error: BaseException, where: TracebackType 
 
 _ROOT = Path(__file__).resolve().parent.parent
 if Path(getattr(sys.modules["__main__"], "__file__", None) or "/").resolve().parent in (_ROOT, _ROOT / "src"):
-    sys.excepthook = _told  # nobody else's: the package may be a library's
+    sys.excepthook = _hook  # nobody else's: the package may be a library's
