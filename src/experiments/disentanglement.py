@@ -136,9 +136,8 @@ def _part_of_term(
     job: tuple[Pair, int, Share], run: Run, mode: str, alphas: np.ndarray, num_samples: int | None
 ) -> Term | None:
     pair, own, (which, of) = job
-    batches: Iterator[tuple[torch.Tensor, torch.Tensor]] = islice(
-        some_images(run, pair[own], "test", num_samples), which, None, of
-    )
+    batches: Iterator[tuple[torch.Tensor, torch.Tensor]]
+    batches = islice(some_images(run, pair[own], "test", num_samples), which, None, of)
     if of > 1:
         first = next(batches, None)
         if first is None:  # images were left out that cannot be decoded
