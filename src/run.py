@@ -19,6 +19,7 @@ from src.runtime.paths import Paths, Places, expanded
 BATCH, GPU_BATCH = 100, 256  # images of one forward pass in evaluation; a GPU waits for Python in smaller ones
 PRECISIONS = FP32, TF32, BF16 = ("fp32", "tf32", "bf16")  # of matrix products; see runtime/precision.py
 PLAIN = re.compile(r"[A-Za-z0-9_./:+-]+( [A-Za-z0-9_./:+-]+)*")  # what Hydra reads without quotes
+SIGNED = re.compile(r"[+-][0-9.].*")  # a number to Hydra, which drops a sign that says nothing
 
 
 @dataclass(frozen=True)
@@ -171,7 +172,7 @@ class Run:
 def override(name: str, value: Any) -> str:
     """`name=value` as Hydra reads it: a value of other characters than words, numbers and paths have is quoted."""
     text = str(value)
-    if PLAIN.fullmatch(text):
+    if PLAIN.fullmatch(text) and (not isinstance(value, str) or not SIGNED.fullmatch(text)):
         return f"{name}={text}"
     escaped = re.sub(r"(\\*)'", r"\1\1\'", text)  # backslashes count before a quote alone
     escaped = re.sub(r"(\\+)$", r"\1\1", escaped).replace("${", r"\${")

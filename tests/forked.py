@@ -18,6 +18,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO
 
+from torch.distributed import TCPStore
+
 from src.runtime.paths import ROOT
 
 
@@ -86,10 +88,13 @@ def torchrun(*command: str | Path, processes: int = 2) -> subprocess.CompletedPr
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "none"}
+    shared |= {"TORCHELASTIC_USE_AGENT_STORE": "True"}
     shared |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
     ranks = []
     for rank in map(str, range(processes)):
         ranks.append(start(*command, env=os.environ | shared | {"RANK": rank, "LOCAL_RANK": rank}))
+    # As torchrun does, this process has the store at which the ranks meet, so that it outlives the first of them.
+    store = TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
     while any(one.poll() is None for one in ranks) and not any(one.poll() for one in ranks):
         time.sleep(0.1)  # as often as torchrun looks, so that ranks which lost one may end by themselves
     failed = next((status for one in ranks if (status := one.poll())), 0)
@@ -97,6 +102,7 @@ def torchrun(*command: str | Path, processes: int = 2) -> subprocess.CompletedPr
         if one.poll() is None:
             one.send_signal(signal.SIGTERM)
         one.wait()
+    del store
     written = ("".join(getattr(one, stream) for one in ranks) for stream in ("stdout", "stderr"))
     return subprocess.CompletedProcess(ranks[0].command, failed, *written)
 

@@ -302,9 +302,7 @@ def test_a_checkpoint_of_another_pretrained_model_is_refused(server, run, paths,
     ):
         run("--tasks=DTD", "--overwrite", f"--downloads={paths.cache / 'elsewhere'}")
     torch.save({k: v for k, v in other.items() if "visual" in k}, server.root / "DTDVal" / "nonlinear_finetuned.pt")
-    with pytest.raises(
-        SystemExit, match=r"expected weights near those of the pre-trained encoder, found them 1\d\d% of"
-    ):
+    with pytest.raises(SystemExit, match=r"expected weights near those of the pre-trained model, found them 1\d\d% of"):
         run("--tasks=DTD", "--overwrite", f"--downloads={paths.cache / 'another'}")
     assert not paths.checkpoint("DTD", "standard").exists()
 

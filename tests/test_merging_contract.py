@@ -296,6 +296,7 @@ def test_vector_geometry_equals_the_flat_vectors():
 # Each chooses among the methods what no method says of itself: what to compute, to draw, or to claim.
 CHOICES = {
     "src/experiments/commands.py": {"sum", "ties", "tall_mask"},  # on random subsets of the tasks
+    "src/experiments/course.py": {"adamerging", "adarank"},  # whose steps are scored unless others are named
     "src/experiments/merged_models.py": {*"average sum ties tall_mask".split()},  # among those that are seen closely
     "src/reporting/comparison/merged_models.py": {"average", "sum", "ties", "tall_mask"},  # among those of a figure
     "src/reporting/comparison/storage.py": {"average", "sum", "tsv_m"},  # of one model, beside the others

@@ -84,7 +84,7 @@ def _reproduce(
         timed = sum(value for value in minutes.values() if value is not None)
         others = ", ".join(title for title, value in minutes.items() if value is None)
         print(
-            f"{program.foreseen} commands would run: about {timed:.0f} minutes with {run.jobs} jobs"
+            f"{program.foreseen} commands are left: about {timed:.0f} minutes with {run.jobs} jobs"
             f"{f'; no time is known of {others}' if others else ''}"
         )
         return
