@@ -66,8 +66,6 @@ SECTIONS: dict[str, tuple[Callable[[Bench, Numbers], None], int]] = {  # in orde
 
 
 CHILDREN = ("ranks", "compiled")  # which may hang, or change the process for good
-
-
 LEAST = 8  # seconds that a section must have left to be begun
 
 

@@ -17,6 +17,15 @@ def _hook(kind: type[BaseException], error: BaseException, where: TracebackType 
         sys.__excepthook__(kind, error, where)
 
 
-_ROOT = Path(__file__).resolve().parent.parent
-if Path(getattr(sys.modules["__main__"], "__file__", None) or "/").resolve().parent in (_ROOT, _ROOT / "src"):
+def _is_of_the_project() -> bool:
+    """Whether the program is a script of the project, or `python -m` of one of its packages."""
+    root = Path(__file__).resolve().parent.parent
+    script = getattr(sys.modules["__main__"], "__file__", None)
+    if script:
+        return Path(script).resolve().parent in (root, root / "src")
+    words = sys.orig_argv
+    return "-m" in words[:-1] and words[words.index("-m") + 1].partition(".")[0] in ("src", "benchmarks")
+
+
+if _is_of_the_project():
     sys.excepthook = _hook  # nobody else's: the package may be a library's

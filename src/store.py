@@ -21,7 +21,8 @@ from src.tensors import difference
 PUBLISHED_MODE = "standard"  # nobody publishes linear checkpoints
 SHORT = 12  # characters of a hash in a result
 # As safetensors calls the types that have a difference; one of DOUBLE is in float64.
-FLOATING = DOUBLE, *_ = ("F64", "F32", "F16", "BF16")
+DOUBLE = "F64"
+FLOATING = (DOUBLE, "F32", "F16", "BF16")
 
 
 @lru_cache(maxsize=2)

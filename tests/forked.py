@@ -1,14 +1,15 @@
 """Programs in processes of their own that need not import PyTorch and open_clip again, which takes seconds of each.
 
 A child is forked from the test's process, and runs the program as the interpreter would: as `__main__`, with its
-arguments, environment and folder, and files in the place of its terminal. What the test has patched is patched there
-too. Programs with worker processes start those as ever; test_scripts.py starts some programs by the interpreter.
+arguments, environment and folder, files in the place of its terminal, and the project's caches empty. What the test has
+patched is patched there too, and what modules read as they were imported is as they read it here. Programs with worker
+processes start those as ever; test_scripts.py starts some programs by the interpreter.
 """
 
+import contextlib
 import os
 import runpy
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -36,6 +37,15 @@ class Forked:
             finally:
                 os._exit(status)
         self.pid = pid
+
+    def __enter__(self) -> "Forked":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing outlives the test."""
+        if self.poll() is None:
+            self.send_signal(signal.SIGKILL)
+            self.wait()
 
     @property
     def stdout(self) -> str:
@@ -84,25 +94,21 @@ def run(*command: str | Path, env: Mapping[str, str] | None = None, cwd: Path = 
 
 def torchrun(*command: str | Path, processes: int = 2) -> subprocess.CompletedProcess:
     """`torchrun --standalone --nproc-per-node=2 *command`: a rank that fails ends the others. Gives what all wrote."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "none"}
+    # As torchrun does, this process has the store at which the ranks meet, so that it outlives the first of them.
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_RUN_ID": "none"}
     shared |= {"TORCHELASTIC_USE_AGENT_STORE": "True"}
     shared |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
-    ranks = []
-    for rank in map(str, range(processes)):
-        ranks.append(start(*command, env=os.environ | shared | {"RANK": rank, "LOCAL_RANK": rank}))
-    # As torchrun does, this process has the store at which the ranks meet, so that it outlives the first of them.
-    store = TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
-    while any(one.poll() is None for one in ranks) and not any(one.poll() for one in ranks):
-        time.sleep(0.1)  # as often as torchrun looks, so that ranks which lost one may end by themselves
-    failed = next((status for one in ranks if (status := one.poll())), 0)
-    for one in ranks:
-        if one.poll() is None:
-            one.send_signal(signal.SIGTERM)
-        one.wait()
-    del store
+    with contextlib.ExitStack() as stack:
+        of_rank = [{"RANK": rank, "LOCAL_RANK": rank} for rank in map(str, range(processes))]
+        ranks = [stack.enter_context(start(*command, env=os.environ | shared | own)) for own in of_rank]
+        while any(one.poll() is None for one in ranks) and not any(one.poll() for one in ranks):
+            time.sleep(0.1)  # as often as torchrun looks, so that ranks which lost one may end by themselves
+        failed = next((status for one in ranks if (status := one.poll())), 0)
+        for one in ranks:
+            if one.poll() is None:
+                one.send_signal(signal.SIGTERM)
+            one.wait()
     written = ("".join(getattr(one, stream) for one in ranks) for stream in ("stdout", "stderr"))
     return subprocess.CompletedProcess(ranks[0].command, failed, *written)
 
@@ -123,6 +129,10 @@ def _program(
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     os.chdir(folder)
+    for module in [module for name, module in sys.modules.items() if name.partition(".")[0] == "src"]:
+        for value in vars(module).values():
+            if clear := getattr(value, "cache_clear", None):
+                clear()
     changed = {name: value for name, value in environment.items() if os.environ.get(name) != value}
     for name in os.environ.keys() - environment.keys():
         del os.environ[name]

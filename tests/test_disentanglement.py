@@ -1,5 +1,6 @@
 """ξ against a double loop over the grid, image by image, in float64."""
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 
 from src.analysis import disentanglement
 from src.analysis.disentanglement import Disentanglement, Term, WeightPlane, linear_term, nonlinear_term, two_tangents
+from src.datasets import loading
 from src.datasets.prepare import prepare
 from src.datasets.vision import FACTS
 from src.experiments import disentanglement as experiment
@@ -294,4 +296,10 @@ def test_parts_of_a_task_are_dealt_where_there_are_more_processes_than_pairs(mak
     )
     thirds = [(0, 3), (1, 3), (2, 3)]  # 230 images are three batches
     assert dealt == [[(0, 1)] * 2, thirds * 2] and five == alone
+    sizes = itertools.cycle((7, 100, 33))  # as many at once as each process has memory for
+    monkeypatch.setattr(loading, "images_at_once", lambda *which: next(sizes))
+    pairs = [("digits", "signs")]
+    (pair,) = experiment._record(replace(run, jobs=5), mode, pairs, (-3.0, 3.0), 3, 230)["pairs"]
+    assert pair["samples"] == [230, 230]
+    np.testing.assert_allclose(pair["error"], alone["pairs"][0]["error"], atol=2 / 230)  # another order of sums
     assert alone["pairs"][0]["samples"] == [230, 230] and np.max(alone["pairs"][0]["error"]) > 0

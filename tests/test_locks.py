@@ -1,5 +1,6 @@
 """Two runs at once: one works, the other says so and waits; a lock ends with the process that holds it."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -131,9 +132,10 @@ def ended(processes: list[subprocess.Popen]) -> list[str]:
 
 def at_once(command: tuple[str, ...], number: int) -> None:
     """The same command in several processes, all of which must succeed."""
-    for process in [forked.start(*command) for _ in range(number)]:
-        done = process.completed()
-        assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    with contextlib.ExitStack() as stack:
+        for process in [stack.enter_context(forked.start(*command)) for _ in range(number)]:
+            done = process.completed()
+            assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
 
 
 def test_two_fine_tunings_at_once_make_what_one_makes(make_training, tmp_path):

@@ -221,6 +221,21 @@ def test_a_signal_while_processes_start_is_not_lost():
     assert not reached and signal.SIGINT not in mask(None)
 
 
+def test_a_second_ctrl_c_does_not_wait_for_an_import(monkeypatch):
+    monkeypatch.setattr(signals, "_in_the_midst", lambda frame: True)
+    earlier = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(signals.Stopped), signals.caught(signal.SIGINT):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(4 * signals.SOON)  # its repetitions wait too
+            first = True
+            os.kill(os.getpid(), signal.SIGINT)
+            pytest.fail("went on")
+    finally:
+        signal.signal(signal.SIGINT, earlier)
+    assert first
+
+
 def _until(condition) -> None:
     while not condition():  # pytest's own limit ends what is in vain
         time.sleep(0.1)

@@ -85,14 +85,19 @@ def test_a_dry_run_tells_the_minutes_of_the_shipped_results(folders, capsys):
         record = json.loads(other.read_text())
         other.write_text(json.dumps(record | {"provenance": {**record["provenance"], "seconds": 30.0}}))
     assert "seed 1, addition: about 2.5 min" in dry_run()  # result by result
-    for jobs in (2, 4):  # those of a quiet run count before those of single results, and the last number of jobs
-        durations.record(ours / "mini", "ViT-Mini", jobs, "cpu", {"addition": 66.0, "merging": 120.0})
+    # Those of a whole run count before those of single results.
+    durations.record(ours / "mini", "ViT-Mini", 4, "cpu", {"addition": 66.0, "merging": 120.0})
     durations.record(ours / "mini", "ViT-Mini", 4, "cpu", {"merging": 240.0})
+    durations.record(ours / "mini", "ViT-Mini", 1, "cpu", {"addition": 60.0})
     out = dry_run()
     assert "seed 1, addition: about 2.2 min" in out and "seed 1, merging: about 8.0 min" in out
-    assert "about 10 minutes with 2 jobs\n" in out and "addition: about 4.4 min" in dry_run("--jobs=1")
-    (ours / "mini" / durations.NAME).write_text("{")
-    assert "merging: no time is known" in dry_run()
+    assert "about 10 minutes with 2 jobs\n" in out and "addition: about 1.0 min" in dry_run("--jobs=1")
+    assert "merging: no time is known" in dry_run("--tasks=2")  # they are of the usual tasks
+    for damaged in ("{", "[]", '{"ViT-Mini": 3}', '{"ViT-Mini": [{"jobs": 2}]}'):
+        (ours / "mini" / durations.NAME).write_text(damaged)
+        assert "merging: no time is known" in dry_run()
+    durations.record(ours / "mini", "ViT-Mini", 2, "cpu", {"merging": 60.0})
+    assert "merging: about 1.0 min" in dry_run()
 
 
 def test_a_reproduction_records_what_its_whole_stages_took(folders, monkeypatch):
@@ -102,7 +107,7 @@ def test_a_reproduction_records_what_its_whole_stages_took(folders, monkeypatch)
     monkeypatch.setattr(reproduction, "compared_with_shipped", lambda *which: "")
     run, options = _parsed(["--only", "addition", "tables", "--seeds=7,8", "--jobs=3", f"--results={theirs}/none"])
     reproduction.reproduce(run, **options)
-    entry = json.loads((theirs / "none/mini" / durations.NAME).read_text())["ViT-Mini"]
+    (entry,) = json.loads((theirs / "none/mini" / durations.NAME).read_text())["ViT-Mini"]
     assert len(called) == 7 and entry["jobs"] == 3 and {*entry["seconds"]} == {"addition", "tables"}
     (theirs / "none/mini" / durations.NAME).unlink()
     for command in called[:1]:  # of one seed a command is finished
@@ -111,7 +116,7 @@ def test_a_reproduction_records_what_its_whole_stages_took(folders, monkeypatch)
             output.write_text("{}")
     monkeypatch.setattr(reproduction.time, "time", iter(range(0, 9000, 10)).__next__)
     reproduction.reproduce(run, **options)
-    entry = json.loads((theirs / "none/mini" / durations.NAME).read_text())["ViT-Mini"]
+    (entry,) = json.loads((theirs / "none/mini" / durations.NAME).read_text())["ViT-Mini"]
     assert entry["seconds"] == {"addition": 10.0, "tables": 10.0}  # of the other seed alone
 
 

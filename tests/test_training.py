@@ -305,12 +305,11 @@ def test_a_killed_run_ends_bit_identical(make_training, tmp_path, mode, capsys):
         f"--save={broken.places.save}",
         f"--cache-dir={broken.places.cache}",
     )
-    process = forked.start("finetune.py", *same)
-    until = time.time() + 300
-    while not state.exists() and time.time() < until:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    with forked.start("finetune.py", *same) as process:  # which is killed at the end
+        until = time.time() + 300
+        while not state.exists() and time.time() < until:
+            time.sleep(0.01)
+    assert process.returncode == -signal.SIGKILL
     assert state.exists() and not broken.paths.checkpoint("signs", mode).exists()
     script.main(same)
     assert "goes on from step" in capsys.readouterr().out

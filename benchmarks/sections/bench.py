@@ -37,14 +37,8 @@ TINY_CONFIG = {
     "vision_cfg": {"image_size": 32, "patch_size": 16, "width": 32, "layers": 2, "head_width": 16},
     "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
 }
-
-
 TASK = "EuroSAT"  # 10 classes: its names and prompts make the head; none of its images is read
-
-
 CLASSES = (196, 47, 10, 43, 10, 45, 397, 10)  # of the papers' eight tasks
-
-
 SHARE = 0.04  # |τ| / |θ0|
 
 

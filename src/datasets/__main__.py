@@ -151,7 +151,8 @@ def _check(names: Sequence[str], root: Path, flags: dict[str, Any]) -> int:
             row["validation"] = prepared.other_validation or "the published images"
             official = FACTS[name].train_labels
             agrees = f"{'as' if prepared.train_labels == official else 'not as'} official" if official else "not known"
-            row["label order"] = f"{prepared.train_labels[:SHOWN]}, {agrees}"
+            if prepared.train_labels:  # older records have none
+                row["label order"] = f"{prepared.train_labels[:SHOWN]}, {agrees}"
             row["remarks"], row["class names"] = "; ".join(prepared.remarks), prepared.class_names
         rows.append(row)
     print(table(rows, CHECKED))

@@ -33,6 +33,7 @@ from src.runtime.messages import UsageError, nearest
 SPLIT = "test"
 SEVERITIES = (1, 2, 3, 4, 5)
 SMALL = 64  # pixels
+VERSION = 1  # of the corrupted pixels: caches on disk name it, so raise it where these change
 FUSION_BENCH = "fusion_bench_"  # how the names of that protocol's corruptions begin
 NATIVE_PIXELS = 32  # of CIFAR-10, whose constants it takes
 EMBOSS = np.array([[-2, -1, 0], [-1, 1, 1], [0, 1, 2]])

@@ -92,20 +92,21 @@ def evaluation_pixels(run: Run, dataset: str, split: str, side: int) -> Pixels:
 
 @lru_cache(maxsize=16)
 def _corrupted(run: Run, corruption: Corruption, dataset: str, split: str, side: int) -> Pixels:
-    """Small sets are held in memory. Images on disk are corrupted once, into the image cache, as clean ones are."""
+    """Small sets are held in memory. Sets in the image cache are corrupted once, into it, as clean ones are."""
     name, severity = corruption.name, corruption.severity
+    stamp = f"{name} {severity}, version {corruptions.VERSION}"
     if corruptions.of_fusion_bench(name):
         images = examples(run, dataset, split)
         crop = partial(_corrupted_crop, dataset=dataset, name=name, severity=severity, side=side)
         if isinstance(images, Pixels):
             return Pixels(np.stack([crop(images[index]) for index in range(len(images))]), images.labels)
-        transform, folder = f"{name} {severity}, centre_crop {side}", run.paths.images()
+        transform, folder = f"{stamp}, centre_crop {side}", run.paths.images()
         return cached(images, crop, transform, folder, dataset, split, skip_corrupt=run.skip_corrupt)
     clean = _decoded(run, dataset, split, side)
     pixels = corruptions.CorruptedPixels(clean.pixels, dataset, name, severity)
     if isinstance(clean.pixels, np.memmap):
         crops = corruptions.CorruptedCrops(pixels, clean.labels, Path(str(clean.pixels.filename)))
-        return cached(crops, np.asarray, f"{name} {severity}", run.paths.images(), dataset, split)
+        return cached(crops, np.asarray, stamp, run.paths.images(), dataset, split)
     return Pixels(pixels[:] if isinstance(clean.pixels, np.ndarray) else pixels, clean.labels)
 
 

@@ -1,4 +1,4 @@
-"""The course of an adaptation: two readings of one run, and whether what it minimises follows the loss.
+"""The course of an adaptation: three readings of one run, and whether what it minimises follows the loss.
 
 A method that learns is run as main.py runs it. Every few steps the merged model is scored on validation and on test
 images, and on the same test images stands the mean of what a method can minimise there without labels:
@@ -159,14 +159,14 @@ def measure_course(
 
 def minimised(variant: Variant) -> str:
     """The proxy that a method minimises. Raises UsageError where it is none of PROXIES."""
-    found = _proxy(variant)
-    if found is None:
+    proxy = _proxy(variant)
+    if proxy is None:
         known = [variant_label(other) for other in variants() if _proxy(other)]
         raise UsageError(
             "--methods: expected methods that minimise the entropy of predictions, or their cross-entropy with those "
             f"of the tasks' own models; {variant_label(variant)} does not. Known: {few(known, 80)}"
         )
-    return found
+    return proxy
 
 
 def _proxy(variant: Variant) -> str | None:
@@ -201,8 +201,8 @@ class CourseWatch(Watch):
             experts = map_tasks(partial(_expert, run=run, mode=self.mode), run.tasks, run.jobs, "experts", run.device)
             self._experts = dict(zip(run.tasks, experts))
         work = [(task, models[task], self._experts[task]) for task in run.tasks]
-        found = map_tasks(partial(_scored, run=run, tangent=tangent), work, run.jobs, f"step {step}", run.device)
-        return {measure: {task: of[measure] for task, of in zip(run.tasks, found)} for measure in self.measures}
+        scored = map_tasks(partial(_scored, run=run, tangent=tangent), work, run.jobs, f"step {step}", run.device)
+        return {measure: {task: of[measure] for task, of in zip(run.tasks, scored)} for measure in self.measures}
 
     def finish(self, step: int, phase: str, model: Watchable) -> None:
         """Keep the point of the finished model too, where `every` steps do not end with it."""

@@ -135,10 +135,9 @@ def part_of_term(
 def _part_of_term(
     job: tuple[Pair, int, Share], run: Run, mode: str, alphas: np.ndarray, num_samples: int | None
 ) -> Term | None:
-    pair, own, (which, of) = job
-    batches: Iterator[tuple[torch.Tensor, torch.Tensor]]
-    batches = islice(some_images(run, pair[own], "test", num_samples), which, None, of)
-    if of > 1:
+    pair, own, share = job
+    batches = some_images(run, pair[own], "test", num_samples, share)
+    if share[0]:  # the first part tells of a task without images
         first = next(batches, None)
         if first is None:  # images were left out that cannot be decoded
             return None
@@ -154,30 +153,25 @@ def _part_of_term(
     return nonlinear_term(head, batches, plane, alphas, own, pair[own])
 
 
-def some_images(run: Run, dataset: str, split: str, most: int | None) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Evaluation batches of `most` images (None: all).
+def some_images(
+    run: Run, dataset: str, split: str, most: int | None, share: Share = (0, 1)
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Evaluation batches of `most` images (None: all), or of a share of these, in whole batches of `run.batch_size`.
 
     The images of a drawn set lie in random order, and the first are taken. Real sets often lie by class: theirs are
-    drawn without replacement, by the run's seed.
+    drawn without replacement, by the run's seed. A pass is of fewer images than a batch where memory holds no more.
     """
-    total = len(loading.examples(run, dataset, split))
-    if most is not None and most < total and not run.suite_row.drawn:
-        yield from drawn_images(run, dataset, split, most)
-        return
-    left = total if most is None else most
-    for images, labels in loading.evaluation_batches(run, store.encoder(run), dataset, split):
-        if left <= 0:
-            return
-        yield images[:left], labels[:left]
-        left -= len(images)
-
-
-def drawn_images(run: Run, dataset: str, split: str, count: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Batches of `count` images in random order."""
     encoder = store.encoder(run)
     images = loading.evaluation_pixels(run, dataset, split, encoder.image_size)
-    indices = np.sort(np.random.default_rng(run.seed).choice(len(images), min(count, len(images)), replace=False))
-    for start in range(0, len(indices), run.batch_size):
-        part = indices[start : start + run.batch_size]
+    count = len(images) if most is None else min(most, len(images))
+    chosen = np.arange(count)
+    if count < len(images) and not run.suite_row.drawn:
+        chosen = np.sort(np.random.default_rng(run.seed).choice(len(images), count, replace=False))
+    which, of = share
+    batches = math.ceil(count / run.batch_size)
+    first, stop = (min(count, run.batch_size * (batches * part // of)) for part in (which, which + 1))
+    size = loading.images_at_once(run, encoder)
+    for start in range(first, stop, size):
+        part = chosen[start : min(start + size, stop)]
         labels = loading.on_device(images.labels[part], run.device)
         yield loading.batch_of(images.pixels[part], encoder, run.device), labels

@@ -3,9 +3,12 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypedDict
+
+from pydantic import TypeAdapter
+from typing_extensions import TypedDict
 
 from src.runtime.files import read_json, replacing
+from src.runtime.locks import only_one
 from src.runtime.paths import Places, from_root
 from src.runtime.results import device_name
 
@@ -13,36 +16,45 @@ NAME = "stages.json"
 
 
 class Durations(TypedDict):
-    """Of a model. jobs: so many tasks were worked on at once. seconds: of each stage, a seed's, or once for all."""
+    """jobs: so many tasks were worked on at once. seconds: of each stage, a seed's, or once for all."""
 
     device: str
     jobs: int
     seconds: dict[str, float]
 
 
+_FILE = TypeAdapter(dict[str, list[Durations]])  # by model, one entry for each device and number of jobs
+
+
 def record(folder: Path, model: str, jobs: int, device: str, seconds: Mapping[str, float]) -> None:
-    """Add those of a run to the folder's file, where they take the place of what other numbers of jobs took."""
-    path = folder / NAME
-    by_model = _read(path)
-    entry = Durations(device=device_name(device), jobs=jobs, seconds={})
-    before = by_model.get(model, entry)
-    if {**before, "seconds": {}} == entry:
-        entry = before
-    entry["seconds"] |= {stage: round(value, 1) for stage, value in seconds.items()}
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(by_model | {model: entry}, indent=1) + "\n")
+    """Add those of a run to the folder's file."""
+    path, name = folder / NAME, device_name(device)
+    with only_one(path):
+        by_model = _read(path)
+        entries = by_model.setdefault(model, [])
+        alike = [entry for entry in entries if (entry["device"], entry["jobs"]) == (name, jobs)]
+        entry = alike[0] if alike else Durations(device=name, jobs=jobs, seconds={})
+        entry["seconds"] |= {stage: round(value, 1) for stage, value in seconds.items()}
+        entries += [] if alike else [entry]
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(by_model, indent=1) + "\n")
 
 
 def foreseen(suite: str, model: str, jobs: int) -> dict[str, float]:
-    """Seconds of each stage with so many jobs, by what the shipped results took; empty where nothing is known."""
-    entry = _read(from_root(Places.results) / suite / NAME).get(model)
-    return {stage: value * entry["jobs"] / jobs for stage, value in entry["seconds"].items()} if entry else {}
+    """Seconds of each stage with so many jobs, by what the shipped results took; empty where nothing is known.
+
+    Of several entries the one of as many jobs counts, or else that of the most stages.
+    """
+    entries = _read(from_root(Places.results) / suite / NAME).get(model, [])
+    if not entries:
+        return {}
+    entry = max(entries, key=lambda entry: (entry["jobs"] == jobs, len(entry["seconds"])))
+    return {stage: value * entry["jobs"] / jobs for stage, value in entry["seconds"].items()}
 
 
-def _read(path: Path) -> dict[str, Durations]:
-    """By model. A damaged file is as good as none: no number of a table hangs on it."""
+def _read(path: Path) -> dict[str, list[Durations]]:
+    """A damaged file is as good as none: no number of a table hangs on it."""
     try:
-        by_model = read_json(path) if path.is_file() else {}
+        return _FILE.validate_python(read_json(path)) if path.is_file() else {}
     except ValueError:
         return {}
-    return by_model if isinstance(by_model, dict) else {}

@@ -166,8 +166,8 @@ def measure_mergeability(run: Run, mode: str, num_samples: int = MERGEABILITY_SA
 
 def largest(record: Record, method: str) -> float:
     """The largest |r| of Pearson's of the measures of weights alone; nan where there is none."""
-    found = [abs(correlations(record, name, method).pearson) for name, row in MEASURES.items() if row.of_weights]
-    return max((r for r in found if not math.isnan(r)), default=math.nan)
+    sizes = [abs(correlations(record, name, method).pearson) for name, row in MEASURES.items() if row.of_weights]
+    return max((r for r in sizes if not math.isnan(r)), default=math.nan)
 
 
 def _record(run: Run, mode: str, num_samples: int) -> Record:
@@ -177,32 +177,32 @@ def _record(run: Run, mode: str, num_samples: int) -> Record:
     weights = of_weights(read_problem(run, Source(mode)))
     look = partial(on_task, run=run, mode=mode, num_samples=num_samples)
     images = of_images(map_tasks(look, run.tasks, run.jobs, f"mergeability {mode}", run.device))
-    found: dict[str, Pair] = {}
+    by_name: dict[str, Pair] = {}
     with scores.kept():  # averaging is one of the coefficients of task arithmetic
         for one, other in combinations(range(len(run.tasks)), 2):
             part = replace(run, tasks=(run.tasks[one], run.tasks[other]))
-            found["-".join(part.tasks)] = {
+            by_name["-".join(part.tasks)] = {
                 "measures": weights[one, other] | images[one, other],
                 "merged": merged_pair(part, mode, denominators),
             }
-    return {"finetuning_mode": mode, "tasks": list(run.tasks), "num_samples": num_samples, "pairs": found}
+    return {"finetuning_mode": mode, "tasks": list(run.tasks), "num_samples": num_samples, "pairs": by_name}
 
 
 def merged_pair(run: Run, mode: str, denominators: Denominators) -> dict[str, Merged]:
     """By method, of the run's two tasks."""
     problem = read_problem(run, Source(mode))
-    found: dict[str, Merged] = {}
+    by_method: dict[str, Merged] = {}
     for method, options in MERGERS.items():
         made = METHODS[method](**options).merge(problem)
         setting = chosen(run, mode, made, denominators)
         curves = score_merge(run, made, mode, "test", dict.fromkeys(run.tasks, [setting]))
         summary = denominators.summary({task: curve.accuracy[0] for task, curve in curves.items()})
-        found[method] = {
+        by_method[method] = {
             "coefficient": float(setting),
             "accuracy": summary["mean_accuracy"],
             "normalised": summary["mean_normalised"],
         }
-    return found
+    return by_method
 
 
 def chosen(run: Run, mode: str, made: Merge, denominators: Denominators) -> Setting:
@@ -223,11 +223,11 @@ def of_weights(problem: Problem) -> dict[Indices, dict[str, float]]:
         for deltas in matrices:
             k, svds = max(1, deltas.r // count), deltas.svds(deltas.r)
             for (one, other), values in by_matrix.items():
-                found = pairs.spaces(svds[one], svds[other], k)
-                if found:
+                of_pair = pairs.spaces(svds[one], svds[other], k)
+                if of_pair:
                     tops = [svds[index].top(k) for index in (one, other)]
-                    found["singular_interference"] = spectra.interference(tops)
-                for measure, value in found.items():
+                    of_pair["singular_interference"] = spectra.interference(tops)
+                for measure, value in of_pair.items():
                     values.setdefault(measure, []).append(value)
     return {
         (one, other): {
@@ -254,16 +254,16 @@ class OnTask(NamedTuple):
 
 def of_images(by_task: Sequence[OnTask]) -> dict[Indices, dict[str, float]]:
     """The measures of images, by pair: means of both tasks. by_task: in the order of the tasks."""
-    found = {}
+    by_pair = {}
     for one, other in combinations(range(len(by_task)), 2):
         on_one, on_other = by_task[one], by_task[other]
-        found[one, other] = {
+        by_pair[one, other] = {
             "feature_distance": mean(on.distance[one][other] for on in (on_one, on_other)),
             "feature_dot": mean(on.dot[one][other] for on in (on_one, on_other)),
             "cross_task_accuracy": mean((on_one.accuracy[other], on_other.accuracy[one])),
             "tangent_interference": math.sqrt(on_one.interference[other] * on_other.interference[one]),
         }
-    return found
+    return by_pair
 
 
 def on_task(task: str, run: Run, mode: str, num_samples: int) -> OnTask:

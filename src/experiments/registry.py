@@ -106,7 +106,7 @@ COURSE = Experiment(
     MODE,
     usual(EVALUATED),
     "course",
-    "courses of adaptations, read twice",
+    "courses of adaptations, read three times",
     benchmark=True,
     extended=True,
 )

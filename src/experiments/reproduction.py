@@ -55,7 +55,10 @@ def _reproduce(
     forwarded: Mapping[str, Any],
 ) -> None:
     began, program = time.time(), Program(dry_run, overwrite, run.paths.results, run.jobs, run.device)
-    folder, known = run.places.results / run.suite, durations.foreseen(run.suite, run.model, run.jobs)
+    folder = run.places.results / run.suite
+    # Only what the usual flags take is recorded, and foreseen.
+    usual = scope == SCOPES[0] and run.tasks == run.suite_row.default and not {*forwarded.values()} - {None}
+    known = durations.foreseen(run.suite, run.model, run.jobs) if usual else {}
     took: dict[str, list[float]] = {}
     minutes: dict[str, float | None] = {}
     for seed in seeds or [run.seed]:
@@ -89,7 +92,8 @@ def _reproduce(
         )
         return
     print(f"all stages finished in {(time.time() - began) / 60:.1f} minutes; results in {folder}")
-    durations.record(folder, run.model, run.jobs, run.device, {stage: fmean(each) for stage, each in took.items()})
+    if usual and {*took} - {stage.name for stage in stages.REPORT}:
+        durations.record(folder, run.model, run.jobs, run.device, {stage: fmean(each) for stage, each in took.items()})
     if comparison := compared_with_shipped(run.suite, run.model, run.places.results):
         print(comparison)
 
@@ -100,10 +104,9 @@ class Program:
     def __init__(self, dry_run: bool, overwrite: bool, results: Path, jobs: int = 1, device: str = "cpu"):
         self.dry_run, self.overwrite, self.results = dry_run, overwrite, results
         self.jobs, self.device = jobs, device
-        self.waiting: list[
-            float | None
-        ] = []  # seconds of a stage's commands that a dry run names, where they are known
-        self.foreseen = 0  # commands of all stages that would run
+        # Of a dry run: seconds of the commands of a stage that are left, where they are known; and commands in all.
+        self.waiting: list[float | None] = []
+        self.foreseen = 0
         self.failed: list[Command] = []
 
     def run_all(self, commands: Sequence[Command], apart: bool = False, always: bool = False) -> int:

@@ -28,9 +28,9 @@ from src.runtime.results import MissingResult
 
 # Entries of a result's configuration that decide none of its numbers, or that tell results apart.
 UNCOUNTED = frozenset(
-    "seed tasks jobs device batch_size eval_batch_size save results cache data cache_dir data_location skip_corrupt "
-    "save_every save_seconds eval_every output overwrite wandb tensorboard method search encoders unseen corruption "
-    "severity DATASETS num_tasks".split()
+    "seed tasks jobs device workers compile chunk_size pretrained_path batch_size eval_batch_size save results cache "
+    "data cache_dir data_location skip_corrupt save_every save_seconds eval_every output overwrite wandb tensorboard "
+    "method search encoders unseen corruption severity DATASETS num_tasks".split()
 )
 DESIGN_SEED = 0  # settings were chosen on it, so it stays out of what is reported
 FIRST_SEED = 1
@@ -250,7 +250,10 @@ class Runs:
         """The command that makes a result again, without options of its own."""
         row = EXPERIMENTS.get(result.experiment)
         choice = result.record["reduction"] if row == NTK else result.mode
-        return f"{self.command(row, choice, result.seed)} --overwrite" if row and choice else "overwrite=True"
+        if row and choice:
+            return f"{self.command(row, choice, result.seed)} --overwrite"
+        words = (f"method={result.record['method']}", "overwrite=True")
+        return self.merge_command(words, tuple(result.tasks), result.mode or "standard", [result.seed])
 
     def stage_command(self, stage: str, seeds: Sequence[int]) -> str:
         """The command that runs a stage of reproduce.py."""

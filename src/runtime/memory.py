@@ -21,8 +21,6 @@ EVALUATED = 2  # of these, where values are on their way too
 # Of a gradient for each sample by torch.func, which keeps the graph of its backward pass too; from peaks on a CPU.
 KEPT_PER_SAMPLE, ATTENTION_PER_SAMPLE, GRADIENTS = 75, 3, 2.5
 SHARE = 0.85  # of the free memory: the rest is for workspaces, and for what the allocator has cut into pieces
-
-
 HELD = 1 << 28  # bytes of images that are on the device at once where each coefficient needs weights of its own
 
 

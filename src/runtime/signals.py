@@ -25,6 +25,7 @@ _caught = False  # whether the signals are this module's
 _asked: int | None = None  # the signal that came
 _in_step = False  # whether the end of a step has to be waited for
 _late: tuple[int, threading.Timer] | None = None  # a signal that came at a wrong time, and what repeats it
+_repeated = False  # whether the signal that comes is such a repetition
 
 
 class Stopped(KeyboardInterrupt):
@@ -96,11 +97,12 @@ def check() -> None:
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
-    global _asked, _late
-    if _in_the_midst(frame):
+    global _asked, _late, _repeated
+    first, _repeated = _repeated or not _late or number != signal.SIGINT, False
+    if first and _in_the_midst(frame):
         if _late:
             _late[1].cancel()
-        timer = threading.Timer(SOON, os.kill, (os.getpid(), number))
+        timer = threading.Timer(SOON, _repeat, (number,))
         timer.daemon = True
         timer.start()
         _late = number, timer
@@ -113,6 +115,12 @@ def _stop(number: int, frame: FrameType | None) -> None:
         return
     end_children(0 if again else GRACE)
     raise Stopped(number)
+
+
+def _repeat(number: int) -> None:
+    global _repeated
+    _repeated = True
+    os.kill(os.getpid(), number)
 
 
 def _in_the_midst(frame: FrameType | None) -> bool:

@@ -87,8 +87,8 @@ def correlation(runs: Runs, mode: str, name: str, measure: str, method: str) -> 
 def largest(runs: Runs, mode: str, method: str) -> pd.Series:
     """For each seed the largest |r| of the measures of weights alone."""
     of_weights = [measure for measure, row in MEASURES.items() if row.of_weights]
-    found = {measure: correlation(runs, mode, "pearson", measure, method).abs() for measure in of_weights}
-    return pd.DataFrame(found).max(axis=1).dropna()
+    by_measure = {measure: correlation(runs, mode, "pearson", measure, method).abs() for measure in of_weights}
+    return pd.DataFrame(by_measure).max(axis=1).dropna()
 
 
 def mergeability_figure(runs: Runs) -> Figure:
