@@ -21,6 +21,7 @@ from src.analysis.representations import Blocks, bias, representations
 from src.checkpoints import VISUAL
 from src.experiments import commands, studies
 from src.experiments import layerwise as layered
+from src.experiments.ntk import spread_examples
 from src.experiments.registry import LAYERWISE, MERGED_MODELS
 from src.experiments.stages import NAMES
 from src.merging.names import folder
@@ -32,6 +33,7 @@ from src.reporting.methods import Group, variant_row
 from src.reporting.runs import Runs
 from src.run import Run
 from src.runtime import results
+from src.runtime.messages import UsageError
 from src.runtime.paths import ROOT
 from src.task_vectors import TaskVector
 
@@ -333,6 +335,13 @@ def test_a_stage_finds_methods_that_nothing_has_loaded_yet():
 
 
 # ---- the experiments on drawn checkpoints near θ0
+
+
+def test_more_images_than_there_are_are_refused(make_run):
+    with pytest.raises(
+        UsageError, match=r"--num-samples: expected at most the 600 images of digits \(test\), found 5000"
+    ):
+        spread_examples(make_run(), "digits", "test", 5000)
 
 
 def test_layerwise_interference_of_a_run(place, make_run):

@@ -453,6 +453,19 @@ def test_a_file_that_lies_is_named(reader, place, little_memory, monkeypatch):
         refused(read, path, damage)
 
 
+def test_a_mat_file_of_arrays_that_no_memory_holds_is_refused(tmp_path):
+    path = tmp_path / "train_32x32.mat"
+    savemat(path, {"X": np.zeros((2, 3), np.uint8)}, do_compression=False)
+    data, told, promised = (
+        path.read_bytes(),
+        *(np.array(shape, "<i4").tobytes() for shape in ((2, 3), (1 << 20, 1 << 15))),
+    )
+    assert data.count(told) == 1
+    path.write_bytes(data.replace(told, promised))
+    with pytest.raises(DataError, match=r"train_32x32.mat: expected at most \d+ numbers in 'X', found a header of"):
+        official._check_mat(path)
+
+
 def test_tensors_that_are_no_numbers_are_no_weights(tmp_path):
     """Of the right names and shapes, but with nothing to subtract."""
     path = tmp_path / "w.safetensors"

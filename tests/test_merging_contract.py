@@ -10,7 +10,7 @@ from merging_problems import Counted
 
 from src import checkpoints
 from src.experiments.stages import OF_METHODS
-from src.merging import registry
+from src.merging import masked, registry
 from src.merging.base import Merge, Method, Problem, Progress, part_of_state, scaled
 from src.merging.consensus import Consensus
 from src.merging.geometry import describe, vector_geometry
@@ -155,6 +155,19 @@ def test_masks_of_another_problem_are_refused_with_both_names(tmp_path, other, n
         with pytest.raises(checkpoints.CheckpointError) as refused:
             method.merge(problem(tmp_path, **other))
         assert all(name in str(refused.value) for name in named)
+
+
+def test_masks_of_other_tensors_are_refused(tmp_path, monkeypatch):
+    """Also those which do not tell, as older ones, of which checkpoints they were made."""
+    monkeypatch.setattr(masked.results, "changed", lambda *made_of: [])
+    start, ends = {W: torch.zeros(3, 2)}, {task: {W: torch.randn(3, 2)} for task in "ab"}
+    kept = TallMask().merge(Problem(start, ends, model="tiny", mask_path=lambda name: tmp_path / name))
+    file = str(kept.finish({"a": 0.2, "b": 0.5})["mask_file"])
+    more = {f"{W}.more": torch.randn(4)}
+    wider = Problem(start | more, {task: end | more for task, end in ends.items()}, model="tiny")
+    for method in (TallMask(mask_file=file), Consensus(mask_file=file)):
+        with pytest.raises(checkpoints.CheckpointError, match="the task vectors and the masks"):
+            method.merge(wider)
 
 
 def test_published_mask_files_serve_both_scopes(tmp_path):
