@@ -19,6 +19,7 @@ from src.reporting.methods import Group, adapts, registered_rows, results_of, va
 from src.reporting.plots import method_looks
 from src.reporting.result import VECTORS
 from src.reporting.runs import Runs
+from src.reporting.tangent.figures import row_step
 from src.run import Run
 from src.runtime.results import MissingResult
 
@@ -250,3 +251,8 @@ def test_each_task_is_on_one_of_the_two_sheets(monkeypatch):
         plt.close(sheet)
     with pytest.raises(MissingResult, match="vision has no tasks but those"):
         pictures.contact_more(Run.of(suite="vision", device="cpu"))
+
+
+@pytest.mark.parametrize("columns", [3, 5, 11, 30])
+def test_markers_of_a_task_stay_in_its_row(columns):
+    assert 0 < columns * row_step(columns) < 1

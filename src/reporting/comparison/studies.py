@@ -33,6 +33,7 @@ def studies(runs: Runs) -> Iterator[Table]:
     if set(there) <= {USUAL}:
         return
     group = Group(runs.main_tasks)
+    odd = any(study.one and study.title in there for study in STUDIES)
     shown = list(map(Row.registered, compared()))
     entries: list[list[str | Cell]] = [
         [row.title(), *(Cell(_accuracy(study_runs(runs, name), row)) for name in there.values())] for row in shown
@@ -46,7 +47,7 @@ def studies(runs: Runs) -> Iterator[Table]:
         ["method", *there],
         entries,
         runs.seeds,
-        notes=("The expert that is trained longer is drawn by the seed.",),
+        notes=("The expert that is trained longer is drawn by the seed.",) if odd else (),
     )
 
 

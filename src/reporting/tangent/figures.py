@@ -117,7 +117,8 @@ def negation(runs: Runs) -> Figure:
     """Target against control accuracy along α on validation, and each task's target accuracy on test."""
     by_mode = _by_mode(runs, NEGATION)
     runs.require(SINGLE_TASK, "none")
-    fig, (left, right) = plt.subplots(1, 2, figsize=(style.WIDTH, 3.2))
+    markers = len(_first(by_mode)["tasks"]) * (1 + len(by_mode))
+    fig, (left, right) = plt.subplots(1, 2, figsize=(style.WIDTH, max(3.2, 1.2 + 0.05 * markers)))
     _forgetting_curves(left, by_mode)
     _forgotten_tasks(right, runs, by_mode)
     handles = [mode_handle(mode) for mode in ("none", *by_mode)]
@@ -144,19 +145,27 @@ def _forgetting_curves(axes: Axes, by_mode: Mapping[str, Mapping[int, Any]]) -> 
     axes.set_ylim(0, None)
 
 
+def row_step(columns: int) -> float:
+    """Between the markers of a task, whose row is 1 high: all of them stay in it."""
+    return min(0.17, 0.85 / columns)
+
+
 def _forgotten_tasks(axes: Axes, runs: Runs, by_mode: Mapping[str, Mapping[int, Any]]) -> None:
     tasks = list(_first(by_mode)["tasks"])
     start = {"experiment": SINGLE_TASK.name, "mode": "none", "metric": "accuracy"}
     order = sorted(tasks, key=lambda task: -runs.values(task=task, **start).mean())
     heights = np.arange(len(order))[::-1]
     columns = {mode: {"experiment": NEGATION.name, "mode": mode, "metric": "target_accuracy"} for mode in by_mode}
+    step = row_step(len(columns))
     for column, (mode, what) in enumerate({"none": start, **columns}.items()):
         values = [100 * runs.values(task=task, **what) for task in order]
         row = MODES[mode]
         look: dict[str, Any] = dict(color=row.colour, marker=row.marker, ls="none", ms=6, mec="white", mew=0.6)
         spread = [sd(v) or 0 for v in values]
-        shifted = heights + 0.17 * (len(columns) / 2 - column)  # else equal accuracies hide each other
+        shifted = heights + step * (len(columns) / 2 - column)  # else equal accuracies hide each other
         axes.errorbar([v.mean() for v in values], shifted, xerr=spread, elinewidth=0.8, **look)
+    for height in heights[:-1]:
+        axes.axhline(height - 0.5, color=style.GREY, lw=0.4)
     axes.set_yticks(heights, [printed(task) for task in order])
     axes.set(xlabel="target accuracy, test (%)", title="At the chosen α", xlim=(0, 100))
 
