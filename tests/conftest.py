@@ -20,7 +20,7 @@ from src import checkpoints, store
 from src.datasets.mini import draw
 from src.finetuning.settings import Training
 from src.run import Run
-from src.runtime import results
+from src.runtime import loggers, results
 
 ROOT = Path(__file__).resolve().parent.parent
 settings.register_profile("suite", deadline=None)  # no test depends on how busy the machine is
@@ -80,6 +80,13 @@ def mini_cache() -> Path:
     folder = ROOT / "cache"
     draw.cached(folder, seed=0)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def no_sweep(monkeypatch) -> None:
+    """A test that starts a sweep leaves the name of its group to no other."""
+    monkeypatch.setenv(loggers.GROUP, "")
+    monkeypatch.delenv(loggers.GROUP)
 
 
 @pytest.fixture

@@ -46,8 +46,6 @@ def test_wandb_offline_keeps_the_run_here(tmp_path, monkeypatch):
 
 
 def test_runs_of_a_sweep_are_a_group(tmp_path, monkeypatch):
-    monkeypatch.setenv(loggers.GROUP, "")  # so that it is as before after the test
-    monkeypatch.delenv(loggers.GROUP)
     loggers.begin_group()
     name = os.environ[loggers.GROUP]
     loggers.begin_group()  # of a job of the sweep

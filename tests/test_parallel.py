@@ -173,6 +173,7 @@ def mask(item: object) -> set[int]:
 
 def write_mask(folder: Path, world: distributed.World) -> None:
     (folder / str(world.rank)).write_text(str(sorted(map(int, mask(None)))))
+    world.barrier()  # a rank that ended before the other has joined would break its connection
 
 
 @pytest.mark.parametrize("kind", ["workers", "ranks"])
