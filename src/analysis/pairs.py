@@ -17,7 +17,6 @@ from torch import Tensor
 from src.merging.matrices import SVD
 
 Vector = Mapping[str, Tensor]
-SPACES = ("top_left", "top_right", "bottom_left", "bottom_right")
 
 
 def sign_agreement(one: Vector, other: Vector) -> float:
@@ -36,7 +35,10 @@ def overlap(one: Tensor, other: Tensor) -> float:
 
 
 def spaces(one: SVD, other: SVD, k: int) -> dict[str, float]:
-    """SPACES -> overlap, of at most k vectors of those whose singular values are not 0; empty where there are none."""
+    """top_left, top_right, bottom_left, bottom_right -> overlap, of at most k vectors with singular values above 0.
+
+    Empty where there are none.
+    """
     one, other = one.directions(), other.directions()
     k = min(k, len(one.s), len(other.s))
     if k == 0:

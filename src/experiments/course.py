@@ -32,7 +32,7 @@ from src.experiments.merged_models import Model, known_variants, logits
 from src.experiments.numbers import Number
 from src.experiments.registry import COURSE, COURSE_EVERY
 from src.merging import names
-from src.merging.adaptation import IMAGES, Adapting, entropy
+from src.merging.adaptation import IMAGES, LOSSES, Adapting, entropy
 from src.merging.base import Progress, Variant, Watchable
 from src.merging.problem import Source, read_problem
 from src.merging.registry import METHODS, variant_label, variants
@@ -48,7 +48,7 @@ from src.runtime.precision import matmul_precision
 from src.task_vectors import TaskVector
 
 USUAL = ("adamerging", "adamerging_loss=expert", "adarank")  # names of results of main.py; others by --methods
-PROXIES = ENTROPY, EXPERT = ("entropy", "expert")
+PROXIES = ENTROPY, EXPERT = LOSSES[:2]  # those that need no label
 ByTask = Mapping[str, Sequence[float]]  # at each point
 
 

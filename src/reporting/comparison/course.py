@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from src.experiments.course import ENTROPY, EXPERT, Course, Record, over_tasks
+from src.experiments.course import ENTROPY, EXPERT, Course, Readings, Record, over_tasks
 from src.experiments.registry import COURSE
 from src.merging.registry import variant_label, variants
 from src.modes import MODES
@@ -22,7 +22,7 @@ from src.reporting.table import Cell, Table
 
 TITLE = 24  # characters of a line above a panel
 USUAL = COURSE.choices[0]
-LAST, BEST, STOPPED = "last", "best", "stopped"
+LAST, BEST, STOPPED = Readings._fields
 READINGS = {LAST: "last step", BEST: "best step on test", STOPPED: "best step on validation"}
 PROXIES = {ENTROPY: "entropy of the predictions", EXPERT: "cross-entropy with the experts"}
 MINIMISED = {ENTROPY: "entropy", EXPERT: "experts' labels"}
