@@ -1,6 +1,7 @@
 """What several test files share: the mini suite's drawn images, and arguments as the scripts parse them."""
 
 import os
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -83,10 +84,25 @@ def mini_cache() -> Path:
 
 
 @pytest.fixture(autouse=True)
-def no_sweep(monkeypatch) -> None:
+def no_sweep() -> Iterator[None]:
     """A test that starts a sweep leaves the name of its group to no other."""
-    monkeypatch.setenv(loggers.GROUP, "")
-    monkeypatch.delenv(loggers.GROUP)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(loggers.GROUP, "")
+        patch.delenv(loggers.GROUP)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays_patched() -> Iterator[None]:
+    """A function or class of src that a test replaced is back at its end, in whatever order fixtures are undone."""
+    before = {name: dict(vars(module)) for name, module in sys.modules.items() if name.partition(".")[0] == "src"}
+    yield
+    for name, attributes in before.items():
+        module = vars(sys.modules[name])
+        replaced = [key for key, value in attributes.items() if callable(value) and module.get(key) is not value]
+        for key in replaced:  # or every later test of this process fails too
+            module[key] = attributes[key]
+        assert not replaced, f"{name} has others in the place of {', '.join(replaced)}"
 
 
 @pytest.fixture
