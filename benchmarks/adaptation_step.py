@@ -168,10 +168,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         measured: dict[str, list[dict]] = {way: [] for way in ways}
         for _ in range(options.repeats):
             for way in ways:
-                found = measure.in_process("benchmarks.adaptation_step", [*shared, "--work", way, method], way)
-                base = measured[ways[0]][0] if measured[ways[0]] else found
-                np.testing.assert_allclose(found["answer"], base["answer"], rtol=1e-3, atol=1e-6)
-                measured[way].append(found)
+                costs = measure.in_process("benchmarks.adaptation_step", [*shared, "--work", way, method], way)
+                base = measured[ways[0]][0] if measured[ways[0]] else costs
+                np.testing.assert_allclose(costs["answer"], base["answer"], rtol=1e-3, atol=1e-6)
+                measured[way].append(costs)
         record[method] = measure.costs_compared(measured)
     measure.write(options.output, record, vars(options), started)
 

@@ -49,12 +49,12 @@ def merging(run: Run, options: dict[str, Any]) -> Grown:
     """Of each method: CPU seconds, and bytes above those of the libraries."""
     costs: dict[str, list[float]] = {}
     for tasks in options["tasks_of"]:
-        with tempfile.TemporaryDirectory() as place:
-            prepare(Path(place), tasks, options["scale"], "visual")
+        with tempfile.TemporaryDirectory() as folder:
+            prepare(Path(folder), tasks, options["scale"], "visual")
             for method in METHODS:
-                (found,) = in_turn(["streaming"], method, Path(place), "visual", 1)["streaming"]
-                costs.setdefault(f"{method}: s", []).append(found["seconds"])
-                above = (found["bytes"] - found["libraries"]) / 1e6
+                (cost,) = in_turn(["streaming"], method, Path(folder), "visual", 1)["streaming"]
+                costs.setdefault(f"{method}: s", []).append(cost["seconds"])
+                above = (cost["bytes"] - cost["libraries"]) / 1e6
                 costs.setdefault(f"{method}: MB", []).append(max(above, 0.1))
     return grown(options["tasks_of"], costs)
 

@@ -80,8 +80,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     rows = measure.compared(seconds, "standard")
     for name, row in rows.items():
-        told = f"{measure.times(row)} x the standard step"
-        print(f"{name:14s} {1000 * row['seconds']:7.1f} ms of CPU time per step, {told}")
+        ratio = f"{measure.times(row)} x the standard step"
+        print(f"{name:14s} {1000 * row['seconds']:7.1f} ms of CPU time per step, {ratio}")
     measure.write(options["output"], {"steps": rows, "gradients differ by": difference}, options, started)
 
 

@@ -79,20 +79,20 @@ def compared(seconds: Mapping[str, Sequence[float]], base: str) -> dict[str, dic
 COSTS = ("seconds", "bytes")
 
 
-def costs_compared(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
+def costs_compared(costs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
     """A row for each way, which is told: median seconds and bytes, and those of the first way / its own.
 
-    found: what the rounds of each way cost, of which the i-th were measured one after the other.
+    costs: what the rounds of each way cost, of which the i-th were measured one after the other.
     """
-    first, rows = next(iter(found)), {}
-    for way, rounds in found.items():
+    first, rows = next(iter(costs)), {}
+    for way, rounds in costs.items():
         row: dict[str, Any] = {cost: statistics.median(one[cost] for one in rounds) for cost in COSTS}
-        told = f"  {way:16} {1000 * row['seconds']:9.0f} ms {row['bytes'] / 1e6:8.0f} MB"
+        line = f"  {way:16} {1000 * row['seconds']:9.0f} ms {row['bytes'] / 1e6:8.0f} MB"
         if way != first:
-            ratios = [Ratio.of([one[cost] for one in found[first]], [one[cost] for one in rounds]) for cost in COSTS]
-            told += "   {} / this: {} of the time, {} of the memory".format(first, *ratios)
+            ratios = [Ratio.of([one[cost] for one in costs[first]], [one[cost] for one in rounds]) for cost in COSTS]
+            line += "   {} / this: {} of the time, {} of the memory".format(first, *ratios)
             row["ratios"] = {cost: asdict(ratio) for cost, ratio in zip(COSTS, ratios)}
-        print(told, flush=True)
+        print(line, flush=True)
         rows[way] = row
     return rows
 
@@ -124,10 +124,10 @@ def spent(command: Sequence[str], folder: Path, threads: int = 1) -> dict[str, f
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     started = [sys.executable, "-c", LAUNCHER, str(note), *command]
     done = subprocess.run(started, check=True, env=environment, stderr=subprocess.PIPE, text=True)
-    found = json.loads(note.read_text())
-    if found.pop("status"):
+    answer = json.loads(note.read_text())
+    if answer.pop("status"):
         raise SystemExit(f"expected a command that runs; {' '.join(command)} failed:\n{done.stderr[-1000:]}")
-    return found
+    return answer
 
 
 def slope(sizes: Sequence[float], costs: Sequence[float]) -> float:
@@ -169,10 +169,10 @@ def write(path: Path | None, record: Mapping[str, Any], settings: Mapping[str, A
 
 def forget_places(document: dict[str, Any]) -> None:
     """Take the flags that name folders of this machine out of the command that a result tells of."""
-    kept: list[str] = []
+    words: list[str] = []
     for word in shlex.split(document["provenance"]["command"]):
         if word.startswith("/"):
-            kept.pop()  # the flag before it
+            words.pop()  # the flag before it
         elif "=/" not in word:
-            kept.append(word)
-    document["provenance"]["command"] = shlex.join(kept)
+            words.append(word)
+    document["provenance"]["command"] = shlex.join(words)

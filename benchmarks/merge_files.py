@@ -85,8 +85,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"{options.peer}: not found, so that ours is measured alone; --peer says where it lies")
     if options.folder:
         options.folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=options.folder) as place:
-        folder = Path(place)
+    with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
+        folder = Path(temporary)
         models = []
         for number, weights in enumerate(drawn(options.tasks, options.scale)):
             models.append(folder / f"model{number}.safetensors")

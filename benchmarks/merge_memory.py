@@ -164,13 +164,13 @@ def work(way: Callable[[str, Path, str], Answer], method: str, folder: Path, sco
 
 def in_turn(ways: Sequence[str], method: str, folder: Path, scope: str, rounds: int) -> dict[str, list[dict]]:
     """Measurements of each way, which must come to the same answers."""
-    found: dict[str, list[dict]] = {way: [] for way in ways}
+    costs: dict[str, list[dict]] = {way: [] for way in ways}
     for _ in range(rounds):
         for way in ways:
             arguments = ["--work", way, method, str(folder), "--scope", scope]
-            found[way].append(measure.in_process("benchmarks.merge_memory", arguments, f"{way} {method}"))
-            np.testing.assert_allclose(found[way][-1]["answer"], found[ways[0]][0]["answer"], rtol=1e-5)
-    return found
+            costs[way].append(measure.in_process("benchmarks.merge_memory", arguments, f"{way} {method}"))
+            np.testing.assert_allclose(costs[way][-1]["answer"], costs[ways[0]][0]["answer"], rtol=1e-5)
+    return costs
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -186,21 +186,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--work", nargs=3, metavar=("WAY", "METHOD", "FOLDER"), help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     if options.work:
-        way, method, place = options.work
+        way, method, folder = options.work
         torch.set_num_threads(1)
         function = {"streaming": streaming, "published": published}[way]
-        print(json.dumps(work(function, method, Path(place), options.scope)))
+        print(json.dumps(work(function, method, Path(folder), options.scope)))
         return
     record: dict = {}
     if options.folder:
         options.folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=options.folder) as place:
-        prepare(Path(place), options.tasks, options.scale, options.scope)
-        record["parameters"] = read(Path(place), options.scope).num_parameters
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        prepare(Path(folder), options.tasks, options.scale, options.scope)
+        record["parameters"] = read(Path(folder), options.scope).num_parameters
         print(f"{options.tasks} tasks, {record['parameters'] / 1e6:.1f}M weights, scope {options.scope}")
         for method in options.methods:
             print(method)
-            measured = in_turn(options.ways, method, Path(place), options.scope, options.rounds)
+            measured = in_turn(options.ways, method, Path(folder), options.scope, options.rounds)
             record[method] = measure.costs_compared(measured)
     measure.write(options.output, record, vars(options), started)
 

@@ -175,13 +175,13 @@ def tables() -> str:
 def sizes(read_per_second: float) -> dict[str, float]:
     suite = registry.suite("vision")
     every = [Images.of(name) for name in (*suite.tasks[:TASKS], suite.control)]
-    kept = sum(images.val + images.test for images in every)
+    evaluated = sum(images.val + images.test for images in every)
     vectors = TASKS * rate("a task vector")
     return {
         "disk: checkpoints of all tasks, modes and seeds": TASKS * len(MODES) * SEEDS * rate("a checkpoint"),
         "disk: mirrors, with the Arrow copy of each": 2
         * (rate("the mirrors of 20 data sets") + rate("the mirror of ImageNet")),
-        "disk: decoded evaluation images": kept * rate("a decoded image"),
+        "disk: decoded evaluation images": evaluated * rate("a decoded image"),
         f"disk: states of {GPUS} fine-tunings at once": GPUS * 3 * rate("a task vector"),
         "a GPU's memory: fine-tuning, standard, batch 64": rate("fine-tuning, standard: memory"),
         "a GPU's memory: fine-tuning, linear, batch 64": rate("fine-tuning, linear: memory"),

@@ -92,25 +92,25 @@ class Scores:
         return [self.points[coefficient(model, alpha, line)] for alpha in line.coefs]
 
 
-_kept: ContextVar[Scores | None] = ContextVar("_kept", default=None)
+_shared: ContextVar[Scores | None] = ContextVar("_shared", default=None)
 
 
 @contextmanager
-def kept() -> Iterator[Scores]:
-    """Within, every score is kept for later calls of score_all."""
-    earlier = _kept.get()
-    token = _kept.set(earlier or Scores(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // FEATURE_SHARE))
+def shared() -> Iterator[Scores]:
+    """Within, calls of score_all share the scores of all of them."""
+    earlier = _shared.get()
+    token = _shared.set(earlier or Scores(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // FEATURE_SHARE))
     try:
-        scores = _kept.get()
+        scores = _shared.get()
         assert scores is not None
         yield scores
     finally:
-        _kept.reset(token)
+        _shared.reset(token)
 
 
 def scores_of(run: Run, tangent: bool, split: str) -> tuple[Scores, Callable[[str, Line], Model]]:
     """The scores that are known here, and what names a line on a data set in them."""
-    scores = _kept.get()
+    scores = _shared.get()
     name = _by_identity if scores is None else _digest
     names: dict[int, str] = {}  # a vector that several lines share is read once
     alone = replace(run, tasks=run.tasks[:1], jobs=1)  # neither decides a score

@@ -88,7 +88,7 @@ def finetuned(run: Run, task: str, mode: str, step: int | None = None) -> checkp
     if step is None:
         path = run.paths.checkpoint(task, trained_as)
     else:
-        path, expected["step"] = run.paths.kept(task, trained_as, step), step
+        path, expected["step"] = run.paths.encoder_at(task, trained_as, step), step
         if not path.is_file():
             raise MissingFile(
                 f"{path}: expected the encoder after step {step}, found none; keep it with: python finetune.py "

@@ -114,7 +114,7 @@ class FineTuning:
         examples = loading.training_examples(run, task)
         self.batches = Batches(run, training, self.encoder, examples, world, task)
         self.steps = number_of_steps(training, task, self.batches.per_epoch)
-        self.kept = kept_steps(training, self.steps)
+        self.steps_kept = kept_steps(training, self.steps)
         self.trained = [p for p in self.classifier.parameters() if p.requires_grad]
         self.on_gpu = world.device.startswith("cuda")
         # On a CPU the fused kernel rounds otherwise: the shipped results are those of the loop over tensors.
@@ -170,7 +170,7 @@ class FineTuning:
             loss = self.step(step, stream, penalties)
             bar.update()
             logger.log({"loss": loss * world.size, "lr": self.optimizer.param_groups[0]["lr"]}, step)
-            looking, keeping = self._looks_after(step), step + 1 in self.kept
+            looking, keeping = self._looks_after(step), step + 1 in self.steps_kept
             saving = training.checkpoint_every > 0 and (step + 1) % training.checkpoint_every == 0
             if looking or keeping or saving:
                 self._look()
@@ -178,8 +178,8 @@ class FineTuning:
                 bar.set_postfix(loss=f"{self.tally.last_loss * world.size:.3f}", accuracy=f"{self.tally.accuracy:.3f}")
                 saving |= 0 < training.checkpoint_seconds < time.monotonic() - saved
             if keeping and world.is_primary:
-                kept = self.run.paths.kept(self.task, training.mode, step + 1)
-                write_encoder(kept, self.encoder, self.header | {"step": step + 1, "processes": world.size})
+                path = self.run.paths.encoder_at(self.task, training.mode, step + 1)
+                write_encoder(path, self.encoder, self.header | {"step": step + 1, "processes": world.size})
             if saving and step + 1 < self.steps:
                 self._save(step)
                 saved = time.monotonic()
@@ -232,9 +232,9 @@ class FineTuning:
     def step(self, step: int, stream: Iterator[Batch], penalties: Iterator[torch.Tensor] | None = None) -> torch.Tensor:
         """One optimizer step; gives this process's share of its loss, which stays on the device."""
         training = self.training
-        place, places = (place_in_schedule(training, k, self.batches.per_epoch) for k in (step, self.steps))
+        step_in_schedule, last = (place_in_schedule(training, k, self.batches.per_epoch) for k in (step, self.steps))
         for group in self.optimizer.param_groups:
-            group["lr"] = cosine_lr(place, places, training.lr, training.warmup_length)
+            group["lr"] = cosine_lr(step_in_schedule, last, training.lr, training.warmup_length)
         before, after = (passes_before(training, k, self.batches.per_epoch) for k in (step, step + 1))
         passes: Sequence[Batch] | Iterator[Batch] = islice(stream, after - before)
         with matmul_precision(training.precision):
@@ -282,10 +282,12 @@ class FineTuning:
         return torch.stack(losses).sum() / number, norm
 
     def _diagnosis(self, step: int, loss: float) -> str:
-        kept = f"the last good state is kept in {self.state}" if self.state.is_file() else "no state had been saved yet"
+        state = (
+            f"the last good state is kept in {self.state}" if self.state.is_file() else "no state had been saved yet"
+        )
         return (
             f"{self.task} {self.training.mode}: the loss is {loss}, or its gradient is no number, at step {step} of "
-            f"{self.steps}; {kept}. Start again with a smaller --lr and --overwrite: {' '.join(['python', *sys.argv])}"
+            f"{self.steps}; {state}. Start again with a smaller --lr and --overwrite: {' '.join(['python', *sys.argv])}"
         )
 
 

@@ -67,7 +67,7 @@ def test_merges_on_additions_line_take_no_pass_that_it_took(place, passes, flags
         command()
         apart.append(passes() // (3 * IMAGES))
     expected = results_of(run)
-    with scores.kept():
+    with scores.shared():
         eval_single_task.main([*flags, "--finetuning-mode=none", "--overwrite"])
         together = []
         for command in commands:
@@ -95,7 +95,7 @@ def test_negation_has_the_tangents_of_the_single_tasks(place, passes, flags, mak
     eval_task_negation.main(negate)
     alone = passes()
     expected = results_of(run)
-    with scores.kept():
+    with scores.shared():
         eval_single_task.main([*flags, "--finetuning-mode=none", "--overwrite"])
         eval_single_task.main(single)
         passes()
@@ -129,7 +129,7 @@ def test_other_weights_images_and_models_are_other_scores(make_run, passes, plac
     run = make_run("--tasks", "digits", "signs", "letters")
     tau = {name: 0.01 * torch.ones_like(p) for name, p in store.encoder(run).named_parameters() if "visual" in name}
     other = {name: tensor.clone() for name, tensor in tau.items()}
-    with scores.kept():
+    with scores.shared():
         passes()
         score_all(run, "standard", {0: ("digits", Line(tau))}, "val", "")
         score_all(run, "standard", {0: ("digits", Line(other))}, "val", "")  # equal, and another object
@@ -149,7 +149,7 @@ def test_other_weights_images_and_models_are_other_scores(make_run, passes, plac
 def test_features_are_kept_within_their_room(make_run, passes, place, monkeypatch):
     run = make_run("--tasks", "digits", "signs", "letters")
     tau = {name: 0.01 * torch.ones_like(p) for name, p in store.encoder(run).named_parameters() if "visual" in name}
-    with scores.kept() as known:
+    with scores.shared() as known:
         known.room = 2 * IMAGES * 64 * 4  # of one split, or less
         for alpha, expected in ((0.5, IMAGES), (0.6, 0)):
             score_all(run, "linear", {0: ("digits", Line(tau, (alpha,)))}, "val", "")

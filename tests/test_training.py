@@ -394,7 +394,7 @@ def test_encoders_are_kept_along_the_training(make_training, tmp_path):
     plain, _ = make_training(*flags, f"--save={tmp_path}/plain")
     finetune(plain, make_training(*flags)[1])
     assert_same(weights(run), weights(plain))
-    start, kept = store.pretrained(run), [run.paths.kept("signs", "standard", step) for step in (3, 6)]
+    start, kept = store.pretrained(run), [run.paths.encoder_at("signs", "standard", step) for step in (3, 6)]
     assert [*kept[0].parent.iterdir()] in (kept, kept[::-1])
     lengths = []
     for step, path in zip((3, 6), kept):

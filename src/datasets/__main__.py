@@ -156,10 +156,10 @@ def _check(names: Sequence[str], root: Path, flags: dict[str, Any]) -> int:
             row["remarks"], row["class names"] = "; ".join(prepared.remarks), prepared.class_names
         rows.append(row)
     print(table(rows, CHECKED))
-    told = [text for mode, record in records.items() for text in doubts(run, mode, record)]
-    told = [text for text in told if text.partition(":")[0] in names]
-    print("\n".join(told), file=sys.stderr)
-    return 1 if told else 0
+    doubtful = [text for mode, record in records.items() for text in doubts(run, mode, record)]
+    doubtful = [text for text in doubtful if text.partition(":")[0] in names]
+    print("\n".join(doubtful), file=sys.stderr)
+    return 1 if doubtful else 0
 
 
 def _forecast(names: Sequence[str], root: Path, source: str | None) -> int:

@@ -60,7 +60,7 @@ def cached(
     except OSError as error:
         warnings.warn(f"no image cache in {folder} ({error}): every pass decodes {dataset} again", stacklevel=2)
         return _uncached(examples, crop, dataset, split, skip_corrupt)
-    decodable = _kept(description["corrupt"], len(examples), dataset, split, skip_corrupt)
+    decodable = _whole(description["corrupt"], len(examples), dataset, split, skip_corrupt)
     pixels = np.memmap(path, np.uint8, "r", shape=tuple(description["shape"]))
     return Pixels(pixels, examples.labels if len(decodable) == len(examples) else examples.labels[decodable])
 
@@ -71,7 +71,7 @@ def without_corrupt(examples: Examples, dataset: str, split: str, skip_corrupt: 
         return examples
     tried = _decoded(examples, lambda image: None, f"checking {dataset} {split}")
     corrupt = dict(pair for block in tried for pair in _corrupt(block))
-    return Subset(examples, _kept(corrupt, len(examples), dataset, split, skip_corrupt)) if corrupt else examples
+    return Subset(examples, _whole(corrupt, len(examples), dataset, split, skip_corrupt)) if corrupt else examples
 
 
 def _key(examples: FileExamples, transform: str, dataset: str, split: str) -> dict:
@@ -148,7 +148,7 @@ def _decoded(
                 yield block
 
 
-def _kept(corrupt: dict[str, str], total: int, dataset: str, split: str, skip_corrupt: bool) -> np.ndarray:
+def _whole(corrupt: dict[str, str], total: int, dataset: str, split: str, skip_corrupt: bool) -> np.ndarray:
     """Positions of the whole images; raises DataError when some are corrupt and may not be skipped, or all are."""
     if corrupt:
         names = list(corrupt.values())
@@ -177,7 +177,7 @@ def _uncached(examples: FileExamples, crop: Crop, dataset: str, split: str, skip
         corrupt = [
             pair for block in _decoded(examples, crop, f"checking {dataset} {split}") for pair in _corrupt(block)
         ]
-        decodable = _kept(dict(corrupt), len(examples), dataset, split, skip_corrupt)
+        decodable = _whole(dict(corrupt), len(examples), dataset, split, skip_corrupt)
     shape = crop(examples[int(decodable[0])]).shape
     return Pixels(OnDemand(examples, crop, decodable, (len(decodable), *shape)), examples.labels[decodable])
 

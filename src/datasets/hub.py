@@ -88,8 +88,8 @@ class Snapshot:
                     raise ValueError(f"a file outside of the folder, {file!r}")
             return snapshot
         except ValueError as error:
-            told = " ".join(str(error).splitlines()[:3])
-            raise BadFile(path, "the record of a fetched snapshot", f"{told}; remove it and fetch again") from error
+            reason = " ".join(str(error).splitlines()[:3])
+            raise BadFile(path, "the record of a fetched snapshot", f"{reason}; remove it and fetch again") from error
 
     def write(self, folder: Path) -> None:
         with replacing(folder / "snapshot.json") as temporary:
@@ -155,14 +155,16 @@ def _from_shared_cache(snapshot: Snapshot, name: str, folder: Path) -> bool:
     """Take a file that the hub's client has in its own cache (HF_HOME) already; whether there was one."""
     import huggingface_hub
 
-    kept = huggingface_hub.try_to_load_from_cache(snapshot.repo, name, revision=snapshot.revision, repo_type="dataset")
-    if not isinstance(kept, str) or Path(kept).stat().st_size != snapshot.files[name]["size"]:
+    cached = huggingface_hub.try_to_load_from_cache(
+        snapshot.repo, name, revision=snapshot.revision, repo_type="dataset"
+    )
+    if not isinstance(cached, str) or Path(cached).stat().st_size != snapshot.files[name]["size"]:
         return False
     with replacing(folder / name) as temporary:
         try:
-            os.link(Path(kept).resolve(), temporary)
+            os.link(Path(cached).resolve(), temporary)
         except OSError:  # another file system
-            shutil.copyfile(kept, temporary)
+            shutil.copyfile(cached, temporary)
     return True
 
 

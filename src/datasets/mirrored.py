@@ -151,8 +151,8 @@ def _file_names(table, column: str) -> list[str]:
     """The names that the rows' files had, "" for one that the mirror does not keep; none where a column has none."""
     names: list[str] = []
     for chunk in table.data.column(column).chunks:
-        kept = chunk.field("path").to_pylist() if chunk.type.num_fields == 2 else []
-        names += [(name or "").rpartition("/")[2] for name in kept]
+        paths = chunk.field("path").to_pylist() if chunk.type.num_fields == 2 else []
+        names += [(name or "").rpartition("/")[2] for name in paths]
     return names
 
 

@@ -65,7 +65,7 @@ def class_folders(base: Path, part: str, classes: int, *, folders: dict[str, str
         raise BadFile(where, f"folders named as the classes: {few(first)}", f"{len(strange)} others: {few(strange)}")
     if len(set(labels)) != classes:
         raise BadFile(where, "a folder of each class", f"two of one class among {few(images.classes)}")
-    return Files.of((path, cast(int, labels[place])) for path, place in images.samples)
+    return Files.of((path, cast(int, labels[index])) for path, index in images.samples)
 
 
 def cars(base: Path, part: str, classes: int) -> Files:

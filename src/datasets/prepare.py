@@ -76,12 +76,12 @@ def _checked(facts: Facts, root: Path, source: str, as_is: bool) -> Record:
         remarks.append("no image stands in two splits")
     elif leaks:
         shown = "\n  ".join(" = ".join(pair) for pair in leaks[:5])
-        told = f"{len(leaks)} images stand in two splits"
+        leak = f"{len(leaks)} images stand in two splits"
         few_enough = len(leaks) <= MOST_LEAKS * split_size(counts, splits["test"])
-        (remarks if few_enough else notes).append(told)
+        (remarks if few_enough else notes).append(leak)
         if not (as_is or few_enough):
             raise DataError(
-                f"{facts.name} from {origin} leaks: {told}, so its test accuracy would say nothing:\n  {shown}\n"
+                f"{facts.name} from {origin} leaks: {leak}, so its test accuracy would say nothing:\n  {shown}\n"
                 f"Take another copy: {facts.command(root, 'hub' if source == 'official' else 'official')}"
             )
     order = digest([np.ascontiguousarray(parts[next(iter(parts))].labels, dtype=np.int64).tobytes()])

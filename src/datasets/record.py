@@ -62,8 +62,10 @@ class Record:
             raise DataError(f"{facts.name} is not prepared in {root}. Run: {facts.command(root)}") from error
         except ValueError as error:
             first = str(error).splitlines()
-            told = " ".join(first[1:3]) if isinstance(error, ValidationError) else first[0]
-            raise DataError(f"{path} is damaged or of another version ({told}). Run: {facts.command(root)}") from error
+            reason = " ".join(first[1:3]) if isinstance(error, ValidationError) else first[0]
+            raise DataError(
+                f"{path} is damaged or of another version ({reason}). Run: {facts.command(root)}"
+            ) from error
         return record
 
     def check(self, facts: Facts) -> None:
@@ -125,10 +127,10 @@ def ready(facts: Facts, root: Path, source: str | None, as_is: bool) -> Record |
         asked = source in (None, record.source) and (record.published or as_is)
         if not (whole and asked):
             return None
-        found = {part: by_class(facts.read(record.source, root, part), facts) for part in record.counts}
+        counts = {part: by_class(facts.read(record.source, root, part), facts) for part in record.counts}
     except DataError:
         return None
-    return record if found == record.counts else None
+    return record if counts == record.counts else None
 
 
 def split_size(counts: dict[str, list[int]], split: Piece) -> int:

@@ -17,19 +17,19 @@ def leftovers(facts: Facts, root: Path) -> list[Path]:
         folders.add(facts.mirror.folder(root))
     if facts.name not in CLASSNAMES:  # a folder of one's own is not ours to clean
         return []
-    found = {p for folder in folders for kind in ("*.bad*", "*.part") for p in _below(folder, kind, root)}
+    paths = {p for folder in folders for kind in ("*.bad*", "*.part") for p in _below(folder, kind, root)}
     if facts.mirror:
-        found |= {*stale_copies(facts.mirror, root)}
+        paths |= {*stale_copies(facts.mirror, root)}
     if facts.layout(root):
         loads = (*facts.downloads, *facts.otherwise)
-        found |= {p for load in loads if load.is_archive and (p := load.path(root)).exists()}
-    return sorted(found)
+        paths |= {p for load in loads if load.is_archive and (p := load.path(root)).exists()}
+    return sorted(paths)
 
 
 def _below(folder: Path, pattern: str, root: Path) -> list[Path]:
     """Files in a folder and those below; of the data root itself, which all sets share, those of this folder alone."""
-    found = folder.glob(pattern) if folder == root else folder.rglob(pattern)
-    return [path for path in found if path.is_file()]
+    paths = folder.glob(pattern) if folder == root else folder.rglob(pattern)
+    return [path for path in paths if path.is_file()]
 
 
 def state(facts: Facts, root: Path) -> dict[str, str]:

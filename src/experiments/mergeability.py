@@ -178,7 +178,7 @@ def _record(run: Run, mode: str, num_samples: int) -> Record:
     look = partial(on_task, run=run, mode=mode, num_samples=num_samples)
     images = of_images(map_tasks(look, run.tasks, run.jobs, f"mergeability {mode}", run.device))
     by_name: dict[str, Pair] = {}
-    with scores.kept():  # averaging is one of the coefficients of task arithmetic
+    with scores.shared():  # averaging is one of the coefficients of task arithmetic
         for one, other in combinations(range(len(run.tasks)), 2):
             part = replace(run, tasks=(run.tasks[one], run.tasks[other]))
             by_name["-".join(part.tasks)] = {

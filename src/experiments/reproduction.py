@@ -40,7 +40,7 @@ def reproduce(
     """
     run.require_mantissa("the tangent models of the suite")
     check(**{name: value for name, value in forwarded.items() if name in RANGES})
-    with scores.kept():
+    with scores.shared():
         _reproduce(run, seeds, only, extended, dry_run, scope, overwrite, forwarded)
 
 
@@ -170,7 +170,7 @@ class Program:
 def _outcome(command: Command, overwrite: bool) -> str | None:
     """None of a command that came to its end; else the traceback of what it has not told itself, or nothing."""
     try:
-        with scores.kept():
+        with scores.shared():
             _call(command, overwrite)
     except SystemExit as error:
         return _told(error) if error.code else None

@@ -111,7 +111,7 @@ def _no_control(run: Run, control: str) -> str:
 def _made_of(run: Run, mode: str, encoder: Path | None, at: int | None) -> dict[str, str]:
     encoders = dict.fromkeys((*run.tasks, run.control), str(encoder)) if encoder else {}
     if at is not None:
-        encoders = {task: str(run.paths.kept(task, MODES[mode].checkpoint, at)) for task in run.tasks}
+        encoders = {task: str(run.paths.encoder_at(task, MODES[mode].checkpoint, at)) for task in run.tasks}
     return store.made_of(run, mode, (*run.tasks, run.control), encoders)
 
 

@@ -29,11 +29,11 @@ def check_finished(run: Run, task: str, training: Training) -> None:
             f"{target}: expected a checkpoint of these settings, found one that was trained with {other}; "
             "repeat those, train anew with --overwrite, or keep both with --save=ANOTHER_FOLDER"
         )
-    kept = kept_steps(training, header["step"] if steps is None else steps)
-    if missing := [step for step in kept if not run.paths.kept(task, training.mode, step).is_file()]:
+    after = kept_steps(training, header["step"] if steps is None else steps)
+    if missing := [step for step in after if not run.paths.encoder_at(task, training.mode, step).is_file()]:
         raise checkpoints.CheckpointError(
-            f"{run.paths.kept(task, training.mode, missing[0])}: expected the encoder after step {missing[0]}, found "
-            f"none, for {target} was made without --keep-every={training.keep_every}; train anew with --overwrite"
+            f"{run.paths.encoder_at(task, training.mode, missing[0])}: expected the encoder after step {missing[0]}, "
+            f"found none, for {target} was made without --keep-every={training.keep_every}; train anew with --overwrite"
         )
 
 
@@ -46,8 +46,8 @@ def kept_steps(training: Training, steps: int) -> range:
 def remove(run: Run, task: str, mode: str) -> None:
     """Remove the checkpoint of a task, what is beside it, and its training state."""
     target = run.paths.checkpoint(task, mode)
-    kept = run.paths.kept(task, mode, 0).parent.glob("*.safetensors")
-    for path in (target, factors_beside(target), run.paths.training_state(task, mode), *kept):
+    steps = run.paths.encoder_at(task, mode, 0).parent.glob("*.safetensors")
+    for path in (target, factors_beside(target), run.paths.training_state(task, mode), *steps):
         path.unlink(missing_ok=True)
 
 

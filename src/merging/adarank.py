@@ -86,15 +86,15 @@ class ComponentMask:
         if name not in self.logits:
             return None
         soft = torch.sigmoid(self.logits[name] / self.temperature)
-        return self.kept(name).to(soft.dtype) + (soft - soft.detach())
+        return self.chosen(name).to(soft.dtype) + (soft - soft.detach())
 
-    def kept(self, name: str) -> Tensor:
+    def chosen(self, name: str) -> Tensor:
         """B as truth values: σ(b / T) > 1/2 where b > 0."""
         return self.logits[name].detach() > 0
 
     def density(self) -> float:
         """Share of all components that are kept."""
-        chosen = [self.kept(name) for name in self.logits]
+        chosen = [self.chosen(name) for name in self.logits]
         return sum(int(k.sum()) for k in chosen) / max(1, sum(k.numel() for k in chosen))
 
 
@@ -196,7 +196,7 @@ class AdaRank(Adapting, MatrixMethod):
 
 def about(mask: ComponentMask, tasks: Sequence[str]) -> dict[str, Any]:
     """What was kept, for the result: shares of the components, of all, by tensor and by task."""
-    bits = {name: mask.kept(name).double() for name in mask.logits}  # (matrices, tasks, r)
+    bits = {name: mask.chosen(name).double() for name in mask.logits}  # (matrices, tasks, r)
     size = sum(b[:, 0].numel() for b in bits.values())
     soft = [torch.sigmoid(b.detach() / mask.temperature) for b in mask.logits.values()]
     return {

@@ -169,19 +169,19 @@ class Deltas:
     def svds(self, k: int, centred: bool = False) -> list[SVD]:
         """The leading k triplets of each Δ_t, or of each Δ_t less their mean. Raises NoDecomposition."""
         names = [("centred" if centred else "own", task) for task in self.problem.tasks]
-        stored = [self._kept(name, k) for name in names]
+        stored = [self._remembered(name, k) for name in names]
         if all(stored):
             return [svd for svd in stored if svd]
         mean = self.total() / len(self) if centred else None
         return [
-            svd or self._keep(name, self.svd(delta if mean is None else delta - mean).top(k))
+            svd or self._remember(name, self.svd(delta if mean is None else delta - mean).top(k))
             for name, svd, delta in zip(names, stored, self)
         ]
 
     def svd_of_total(self) -> SVD:
         """Of Σ_t Δ_t, whole. Raises NoDecomposition."""
         name = ("total", "")
-        return self._kept(name, self.r) or self._keep(name, self.svd(self.total()))
+        return self._remembered(name, self.r) or self._remember(name, self.svd(self.total()))
 
     def svd(self, matrix: Tensor) -> SVD:
         """Of a matrix that is made from Δ_t. Raises NoDecomposition, naming the tasks whose weights are no numbers."""
@@ -207,11 +207,11 @@ class Deltas:
         svd = self.svd(matrix).directions()
         return svd.u @ svd.vh
 
-    def _kept(self, name: tuple[str, str], k: int) -> SVD | None:
+    def _remembered(self, name: tuple[str, str], k: int) -> SVD | None:
         svd = self.problem.memo.get((self.matrix, *name))
         return svd.top(k) if svd and len(svd.s) >= k else None
 
-    def _keep(self, name: tuple[str, str], svd: SVD) -> SVD:
+    def _remember(self, name: tuple[str, str], svd: SVD) -> SVD:
         memo = self.problem.memo
         if svd.nbytes + sum(other.nbytes for other in memo.values() if isinstance(other, SVD)) <= BUDGET:
             memo[self.matrix, *name] = svd.copy()  # a view would keep the whole in memory

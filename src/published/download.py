@@ -133,10 +133,10 @@ class Request:
             return [f"{DRIVE}/drive/folders/{self.drive_folder}"]
         return [f"{huggingface_hub.constants.ENDPOINT}/{repo}" for repo in self.repositories]
 
-    def recognise(self, place: str, origin: str, *facts: Any) -> Published | None:
-        """The published file at `place`, or None for one of another kind, model or task. facts: Published's others."""
+    def recognise(self, published_path: str, origin: str, *facts: Any) -> Published | None:
+        """The published file at a path; None for one of another kind, model or task. facts: Published's others."""
         spelled = {name.lower(): name for name in MODELS} | {name: ours for ours, name in FUSION_BENCH_MODELS.items()}
-        path = re.sub(r"models--([^/]+?)--([^/]+)/snapshots/[^/]+/", r"\1/\2/", place)  # the client's cache
+        path = re.sub(r"models--([^/]+?)--([^/]+)/snapshots/[^/]+/", r"\1/\2/", published_path)  # the client's cache
         folders = [re.sub(r"^clip-vit-(\w+-patch\d+)_.*", r"\1", folder) for folder in path.lower().split("/")]
         models = {spelled[folder] for folder in folders if folder in spelled}  # the hub has one called VIT-B-16
         if models and self.model not in models:
@@ -145,7 +145,7 @@ class Request:
             if match := re.search(pattern, path):
                 name = match[1] if self.publisher == "tall" else FUSION_BENCH_TASKS.get(match[1])
                 if name and (what == "masks" or task_of(name) in self.tasks):
-                    return Published(place, what, name, origin, *facts)
+                    return Published(published_path, what, name, origin, *facts)
         return None
 
 
@@ -170,9 +170,9 @@ def listed(request: Request) -> list[Published]:
     if not files:
         source = request.folder or request.pages[0]
         patterns = ", ".join(PATTERNS[request.publisher][request.kind].values())
-        told = f", among {few([path.name for path in paths])}" if request.folder and paths else ""
+        others = f", among {few([path.name for path in paths])}" if request.folder and paths else ""
         raise DownloadError(
-            f"expected {request.kind} of {request.model} in {source}, found no path that matches {patterns}{told}; "
+            f"expected {request.kind} of {request.model} in {source}, found no path that matches {patterns}{others}; "
             "folders that are called by another model's name are left out"
         )
     return files
@@ -324,9 +324,9 @@ def download(
         check_network(request)
     folder = folder or paths.cache / "published" / request.publisher / request.model
     files = [(file, target(file, paths)) for file in listed(request)]
-    left = [(file, place) for file, place in files if overwrite or not installed(request, file, place)]
-    told = f"{len(files)} files, {len(files) - len(left)} there already"
-    print(f"{request.kind} of {request.model} ({request.publisher}): {told}")
+    left = [(file, target) for file, target in files if overwrite or not installed(request, file, target)]
+    counts = f"{len(files)} files, {len(files) - len(left)} there already"
+    print(f"{request.kind} of {request.model} ({request.publisher}): {counts}")
     for file, destination in left:
         raw = fetch(request, file, folder)
         # The others bring all their tensors; they are compared with the pre-trained encoder where that is at hand.

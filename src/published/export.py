@@ -54,10 +54,10 @@ def merge_of(path: Path) -> dict[str, Any]:
     """`label` and `tasks` of the merge that `export_for_others` wrote to a file; nothing for any other file."""
     try:
         with safe_open(path, "pt") as file:
-            told = json.loads((file.metadata() or {}).get("merge", "{}"))
+            merge = json.loads((file.metadata() or {}).get("merge", "{}"))
     except (OSError, SafetensorError, ValueError):
         return {}
-    return told if isinstance(told, dict) else {}
+    return merge if isinstance(merge, dict) else {}
 
 
 def export_for_others(run: Run, weights: Mapping, output: Path, kind: str, record: Mapping[str, Any]) -> list[Path]:

@@ -32,8 +32,8 @@ def only_one(path: Path, each: bool = False) -> Iterator[None]:
         return
     name = os.fsdecode(os.fsencode(path.name)[: LONGEST - 6])
     new = [folder for folder in path.absolute().parents if not folder.exists()]  # the innermost first
-    place = path.with_name(f".{name}.lock")
-    lock = FileLock(place, poll_interval=OFTEN)
+    marker = path.with_name(f".{name}.lock")
+    lock = FileLock(marker, poll_interval=OFTEN)
     try:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -46,7 +46,7 @@ def only_one(path: Path, each: bool = False) -> Iterator[None]:
         yield
     finally:
         if lock.is_locked:
-            place.unlink(missing_ok=True)  # before the release: who waits finds it gone, and locks a new one
+            marker.unlink(missing_ok=True)  # before the release: who waits finds it gone, and locks a new one
             lock.release()
         for folder in new:
             with suppress(OSError):  # not empty

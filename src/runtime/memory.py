@@ -69,8 +69,8 @@ def bytes_of_pass(encoder: nn.Module, tangent: bool = False) -> float | None:
     quick = type(blocks[0].mlp.gelu).__name__ == "QuickGELU"
     numbers = KEPT + (QUICK_GELU if quick else ACTIVATION) + (TANGENT if tangent else 0)
     pixels = 3 * math.prod(visual.image_size)
-    kept = 4 * (tokens * width * (len(blocks) * numbers + AROUND) + pixels)
-    return kept + (_bytes_of_tangents(visual, quick) if tangent else 0)
+    activations = 4 * (tokens * width * (len(blocks) * numbers + AROUND) + pixels)
+    return activations + (_bytes_of_tangents(visual, quick) if tangent else 0)
 
 
 def bytes_of_evaluation(encoder: nn.Module) -> float | None:

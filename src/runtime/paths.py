@@ -94,7 +94,7 @@ class Paths:
         """θ of a task; `mode` is one that finetune.py trains."""
         return self.save / self._seed / task / f"{mode}.safetensors"
 
-    def kept(self, task: str, mode: str, step: int) -> Path:
+    def encoder_at(self, task: str, mode: str, step: int) -> Path:
         """θ of a task after a step of its fine-tuning, where finetune.py was asked to keep it."""
         return self.save / self._seed / task / f"{mode}_steps" / f"{step}.safetensors"
 

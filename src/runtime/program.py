@@ -97,11 +97,11 @@ def exit_on_user_error(main: Callable[..., Returned]) -> Callable[..., Returned]
                 _end_unread()
             if not isinstance(error, SystemExit) or isinstance(error.code, str):  # a number was told of before
                 distributed.leave_to_the_first()
-            if (told := user_error(error)) is None:
+            if (message := user_error(error)) is None:
                 raise
-            if isinstance(told, UsageError):
-                print(f"error: {told}", file=sys.stderr, flush=True)
+            if isinstance(message, UsageError):
+                print(f"error: {message}", file=sys.stderr, flush=True)
                 raise SystemExit(2) from None
-            raise SystemExit(f"error: {told}") from None
+            raise SystemExit(f"error: {message}") from None
 
     return run
