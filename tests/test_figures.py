@@ -4,9 +4,11 @@ import shutil
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import pytest
 import synthetic_results
 from matplotlib import pyplot as plt
+from matplotlib.container import BarContainer
 from PIL import Image
 
 import make_figures
@@ -16,7 +18,7 @@ from src.merging.base import Method
 from src.modes import TRAINED
 from src.reporting import figures, pictures, style, tables
 from src.reporting.methods import Group, adapts, registered_rows, results_of, variant_row
-from src.reporting.plots import method_looks
+from src.reporting.plots import bars, method_looks
 from src.reporting.result import VECTORS
 from src.reporting.runs import Runs
 from src.reporting.tangent.figures import row_step
@@ -138,6 +140,15 @@ def test_no_two_methods_of_a_figure_look_alike(folder):
         lines = [line for line in drawn.axes[0].lines if not line.get_label().startswith("_")]
         assert len(lines) > 6 and len({line.get_color() for line in lines}) == len(lines)
         plt.close(drawn)
+
+
+def test_series_of_bars_never_look_alike():
+    axes = plt.figure().subplots()
+    for index, color in enumerate(("C0", "C1", "C0", "C0")):
+        bars(axes, [pd.Series([1.0, 2.0])], index, 4, color, str(index))
+    series = [series for series in axes.containers if isinstance(series, BarContainer)]
+    assert len({(bar[0].get_facecolor(), bar[0].get_hatch()) for bar in series}) == len(series) == 4
+    plt.close()
 
 
 def test_a_new_method_is_in_the_figures_that_compare_methods(tmp_path):

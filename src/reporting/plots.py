@@ -13,6 +13,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.colors import same_color
+from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator
@@ -23,6 +25,8 @@ from src.reporting import style
 from src.reporting.methods import Row, adapts, in_order, registered_rows
 from src.reporting.runs import Runs
 from src.reporting.table import printed
+
+HATCHES = ("", "////", "....", "xxxx")
 
 
 @dataclass(frozen=True)
@@ -53,12 +57,15 @@ def banded(axes: Axes, x: Sequence[float] | np.ndarray, curves: np.ndarray, colo
 
 
 def bars(axes: Axes, values: Sequence[pd.Series], index: int, of: int, color: str, label: str) -> None:
-    """Series `index` of `of` series of bars side by side, with error bars over seeds."""
+    """Series `index` of `of` series of bars side by side, error bars over seeds, hatched where a colour returns."""
     width = 0.8 / of
+    before = [bar[0].get_facecolor() for bar in axes.containers if isinstance(bar, BarContainer)]
+    hatch = HATCHES[sum(same_color(color, other) for other in before) % len(HATCHES)]
     positions = np.arange(len(values)) + (index - (of - 1) / 2) * width
     spread = [sd(value) or 0 for value in values] if len(values[0]) > 1 else None
     heights = [value.mean() for value in values]
-    axes.bar(positions, heights, 0.92 * width, yerr=spread, color=color, label=label, error_kw=dict(lw=0.8))
+    look: dict[str, Any] = dict(color=color, hatch=hatch, edgecolor="white", lw=0, error_kw=dict(lw=0.8))
+    axes.bar(positions, heights, 0.92 * width, yerr=spread, label=label, **look)
 
 
 def legend_below(fig: Figure, axes: Axes, columns: int = 4) -> None:

@@ -180,7 +180,8 @@ def representation_bias(runs: Runs) -> Figure:
             of_label = [100 * _mean_bias(record, label) for record in records if label in record["methods"]]
             if of_label:
                 axes.plot(range(len(layers)), np.mean(of_label, 0), label=row.title(), ms=4, **looks[row])
-        axes.set_xticks(range(len(layers)), layers, rotation=60, ha="right", fontsize=7)
+        turned: dict[str, Any] = dict(rotation=60, ha="right") if len(layers) * len(modes) > 8 else {}
+        axes.set_xticks(range(len(layers)), layers, fontsize=7, **turned)
         axes.set(title=MODES[mode].title, ylim=(0, None))
     panels[0][0].set_ylabel("representation bias (%)")
     legend_below(fig, panels[0][0])

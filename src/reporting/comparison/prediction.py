@@ -12,6 +12,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
 from scipy.stats import rankdata
 
 from src.datasets.registry import BENCHMARKS
@@ -236,5 +237,6 @@ def _points(axes: Axes, order: Order) -> None:
 def _named(axes: Axes, name: str, point: tuple[float, float], above: bool, right: bool) -> None:
     """Above a point that stands too high, below one that stands too low. right: whether it is in the right half."""
     look: dict[str, Any] = dict(ha="right" if right else "left", va="bottom" if above else "top", fontsize=6)
+    look["path_effects"] = [withStroke(linewidth=1.5, foreground="white")]  # legible over other points
     text = axes.annotate(name, point, (6 if right else -6, 3 if above else -3), textcoords="offset points", **look)
     text.set_in_layout(False)  # else a long name makes its panel narrow
