@@ -20,7 +20,7 @@ NOT_SETTINGS = (
     "mode", "steps", "checkpoint_every", "checkpoint_seconds", "keep_every", "world_size", "workers", "loggers"
 )  # fmt: skip
 FROM_PROTOCOL = ("wd", "ls", "warmup_length", "batch_size", "num_grad_accumulation", "clip")
-# In settings, of sums: older files, whose steps ran on over the ends of epochs, say True. Of one pass both are the same.
+# In settings, of sums: older files say True, and their steps ran on over epochs. Of one pass both are the same.
 EPOCH_BY_EPOCH = "epoch by epoch"
 OF_SOME_MODES = tuple(name for options in OPTIONS.values() for name in options)
 
