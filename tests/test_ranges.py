@@ -212,6 +212,7 @@ WRONG = [
     (main, "method.tall_mask_lambda=[-1]"),
 ]
 MEANS = {"DATASETS": "tasks"}  # what a key is called where it comes to the same as a flag
+OF_MODES = {"rank": "lora", "lora-alpha": "lora", "penalty": "tau_jp", "penalty-batch-size": "tau_jp", "rho": "sam"}
 OF_OPTIONS = {"k": "ties", "tall_mask_lambda": "tall_mask"}  # whose option it is; those of sum else
 
 
@@ -230,6 +231,7 @@ def test_a_wrong_number_ends_with_its_name_and_writes_nothing(script, flag, no_w
     if script is not main:
         places = ["--" + place.replace("_", "-") for place in places]
     name = flag.lstrip("-").removeprefix("method.").partition("=")[0]
+    places += [f"--finetuning-mode={OF_MODES[name]}"] if name in OF_MODES else []
     with pytest.raises(SystemExit) as stop:
         script.main([*places, *([f"method={OF_OPTIONS.get(name, 'sum')}"] if script is main else []), flag])
     told = capsys.readouterr().err.replace("_", "-")
