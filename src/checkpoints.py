@@ -14,6 +14,7 @@ import os
 import re
 import struct
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Required
@@ -86,18 +87,28 @@ class Checkpoint(Mapping):
             try:
                 check_same(like, self, "the encoder and the checkpoint")
             except ValueError as error:
-                raise CheckpointError(f"{path}: {error}; make it again: {_command(self.header)}") from None
-        try:
-            with safe_open(path, framework="pt"):
-                pass
-        except SafetensorError as error:
-            raise CheckpointError(f"{path}: damaged ({error}); make it again: {_command(self.header)}") from None
+                raise CheckpointError(f"{path}: {error}; {_again(self.header)}") from None
+        with self._opened():
+            pass
 
     def __getitem__(self, key: str) -> torch.Tensor:
+        """Raises KeyError, and CheckpointError or FileNotFoundError where the file is not what was opened any more."""
         if key not in self._specs:
             raise KeyError(f"{self.path} has no tensor {key!r}")
-        with safe_open(self.path, framework="pt") as file:  # one open for long would keep all that was read in memory
+        with self._opened() as file:  # one open for long would keep all that was read in memory
             return file.get_tensor(key)
+
+    @contextmanager
+    def _opened(self) -> Iterator[Any]:
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                yield file
+        except FileNotFoundError:
+            raise MissingFile(
+                f"expected the checkpoint {self.path}, found no file; make it with: {_command(self.header)}"
+            ) from None
+        except SafetensorError as error:
+            raise CheckpointError(f"{self.path}: damaged ({error}); {_again(self.header)}") from None
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._specs)
@@ -216,7 +227,7 @@ def _fingerprint_at(path: Path, kind: str, *stamp: int) -> str:
 @lru_cache(maxsize=256)
 def _check_finite_at(path: Path, kind: str, *stamp: int) -> None:
     file = Checkpoint(path, kind=kind)
-    _check_finite(file, path, f"make it again: {_command(file.header)} --overwrite")
+    _check_finite(file, path, _again(file.header))
 
 
 def _check_finite(weights: Mapping[str, torch.Tensor], path: Path, mend: str) -> None:
@@ -283,10 +294,10 @@ def load_masks(path: Path, **expect: Any) -> dict[str, PackedMask]:
     sizes = {f"{task}/{name}": (-(-math.prod(shape) // 8),) for task in tasks for name, shape in shapes.items()}
     if wrong := [key for key, size in sizes.items() if file.shapes.get(key) != size or file.stored(key) != "U8"]:
         raise CheckpointError(
-            f"{path}: expected one bit for each weight of every task, found none or others for {few(wrong)}; make it "
-            f"again: {_command(file.header)} overwrite=True"
+            f"{path}: expected one bit for each weight of every task, found none or others for {few(wrong)}; "
+            f"{_again(file.header)}"
         )
-    with safe_open(path, framework="pt") as opened:  # once: every opening reads all names, and lasts as its tensor
+    with file._opened() as opened:  # once: every opening reads all names, and lasts as its tensor
         bits = {key: opened.get_tensor(key).clone() for key in sizes}
     return {task: PackedMask({name: bits[f"{task}/{name}"] for name in shapes}, shapes) for task in tasks}
 
@@ -303,9 +314,9 @@ def require(file: Checkpoint, *fields: str) -> None:
 def _read_header(path: Path, expect: Mapping) -> tuple[dict, dict]:
     """The JSON header and the tensors' specifications, after checking that the file is whole and as expected."""
     expect = {field: list(v) if isinstance(v, tuple) else v for field, v in expect.items() if v is not None}
-    mend = _command(expect)
+    mend = _again(expect)
     if not path.is_file():
-        raise MissingFile(f"expected the checkpoint {path}, found no file; make it with: {mend}")
+        raise MissingFile(f"expected the checkpoint {path}, found no file; make it with: {_command(expect)}")
     with open(path, "rb") as file:
         start = file.read(9)
         length = struct.unpack("<Q", start[:8])[0] if len(start) == 9 else 0
@@ -322,7 +333,7 @@ def _read_header(path: Path, expect: Mapping) -> tuple[dict, dict]:
     size = path.stat().st_size
     if size != expected:
         fault = "cut short" if size < expected else "damaged"
-        raise CheckpointError(f"{path}: expected {expected} bytes, found {size}: it is {fault}; make it again: {mend}")
+        raise CheckpointError(f"{path}: expected {expected} bytes, found {size}: it is {fault}; {mend}")
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise CheckpointError(
             f"expected a checkpoint in {path}, found safetensors without this project's header (format {FORMAT}); "
@@ -334,18 +345,17 @@ def _read_header(path: Path, expect: Mapping) -> tuple[dict, dict]:
         first = error.errors(include_url=False)[0]
         raise CheckpointError(
             f"{path}: expected this project's header, found {'.'.join(map(str, first['loc']))}: "
-            f"{first['msg'].lower()}; make it again: {mend}"
+            f"{first['msg'].lower()}; {mend}"
         ) from None
     if strange := [name for name, spec in specs.items() if spec["dtype"] not in NUMBERS and header["kind"] in WEIGHTS]:
         raise CheckpointError(
-            f"{path}: expected numbers in every tensor, found {specs[strange[0]]['dtype']} in {few(strange)}; "
-            f"make it again: {mend}"
+            f"{path}: expected numbers in every tensor, found {specs[strange[0]]['dtype']} in {few(strange)}; {mend}"
         )
     for field, value in expect.items():
         if header.get(field) != value:
-            mend = _command(header | expect)
             raise CheckpointError(
-                f"{path}: expected {field} {value!r}, found {header.get(field)!r}; make the expected one with: {mend}"
+                f"{path}: expected {field} {value!r}, found {header.get(field)!r}; make the expected one with: "
+                f"{_command(header | expect)}"
             )
     return header, specs
 
@@ -372,6 +382,11 @@ def _command(fields: Mapping) -> str:
         del flags["mode"]
     known = [f"{flag}={fields[field]}" for field, flag in flags.items() if fields.get(field) is not None]
     return " ".join(["python finetune.py", *known])
+
+
+def _again(fields: Mapping) -> str:
+    """How to mend a file that is there: its command by itself would come to it again, or skip what it is beside."""
+    return f"remove it and make it again: {_command(fields)}" + " overwrite=True" * (fields.get("kind") == "masks")
 
 
 def _convert_command(path: Path, fields: Mapping) -> str:

@@ -81,7 +81,8 @@ def pretrained(run: Run) -> checkpoints.Checkpoint:
 def finetuned(run: Run, task: str, mode: str, step: int | None = None) -> checkpoints.Checkpoint:
     """θ of a task for an evaluation mode; with `step`, as it was after that step of its fine-tuning.
 
-    Raises FileNotFoundError that names the fine-tuning command, or CheckpointError where θ began at another θ0.
+    Raises FileNotFoundError that names the fine-tuning command, or CheckpointError where θ began at another θ0, or has
+    other tensors.
     """
     trained_as = MODES[mode].checkpoint
     expected: dict[str, Any] = dict(model=run.model, task=task, mode=trained_as, seed=run.seed)
@@ -94,7 +95,9 @@ def finetuned(run: Run, task: str, mode: str, step: int | None = None) -> checkp
                 f"{path}: expected the encoder after step {step}, found none; keep it with: python finetune.py "
                 f"--finetuning-mode={trained_as} {run.flags()} --tasks={task} --keep-every={step} --overwrite"
             )
-    checkpoint = checkpoints.Checkpoint(path, **expected)
+    theta0 = run.paths.pretrained()
+    like = checkpoints.Checkpoint(theta0, model=run.model) if theta0.is_file() else None
+    checkpoint = checkpoints.Checkpoint(path, like=like, **expected)
     check_start(run, path, checkpoint.header)
     checkpoints.require_finite(checkpoint)
     return checkpoint

@@ -1,6 +1,7 @@
 """Files of any damage: every reader answers with an error that names the file, and takes no memory without bound."""
 
 import gzip
+import io
 import json
 import re
 import resource
@@ -8,6 +9,7 @@ import struct
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,8 @@ from scipy.io import savemat
 from src import checkpoints, state_files
 from src.datasets import hub, mirrored, official
 from src.datasets.examples import DataError
+from src.datasets.mini import draw
+from src.datasets.mini.drawn import load as load_drawn
 from src.datasets.prepare import prepare
 from src.datasets.record import Record
 from src.datasets.status import state
@@ -29,6 +33,7 @@ from src.evaluation import Denominators
 from src.finetuning.states import resume
 from src.merging.watch import Watch
 from src.published.convert import convert
+from src.published.download import Published, verify
 from src.run import Run
 from src.runtime import results
 from src.runtime.files import parse_json
@@ -167,6 +172,31 @@ def write_torch(path: Path) -> None:
     torch.save(dict(WEIGHTS), path)
 
 
+def write_drawn(path: Path) -> None:
+    """A split of a mini set, all black, beside folders of the others."""
+    for name, folder in drawn_folders(path.parents[2]).items():
+        folder.mkdir(parents=True, exist_ok=True)
+        if name == DRAWN:
+            n = draw.FAMILIES[name].sizes["val"]
+            np.save(folder / "val_x.npy", np.zeros((n, draw.PIXELS, draw.PIXELS, 3), np.uint8))
+            np.save(folder / "val_y.npy", np.zeros(n, np.int64))
+
+
+def drawn_folders(cache: Path) -> dict[str, Path]:
+    return {name: cache / f"mini_seed0/{name}_{draw.stamp(name)}" for name in draw.TOGETHER}
+
+
+def write_verified(path: Path) -> None:
+    path.write_text(json.dumps({"a": {"size": 1, "sha256": "0"}}))
+
+
+def read_verified(path: Path) -> None:
+    file = path.with_name("fetched")
+    file.write_bytes(b"whole")
+    verify(Published("b", "head", "digits", "here"), file, path)
+
+
+DRAWN = "digits"
 SEED = "mini/ViT-Mini/seed_1"
 FOLDER = FACTS["MNIST"].mirror.folder(Path("hub_root")).relative_to("hub_root")
 READERS: dict[str, tuple[str, Callable[[Path], None], Callable[[Path], object]]] = {
@@ -178,6 +208,15 @@ READERS: dict[str, tuple[str, Callable[[Path], None], Callable[[Path], object]]]
     "watched": ("w.watched.state", write_watched, read_watched),
     "record": ("prepared/MNIST.json", write_record, read_record),
     "snapshot": (f"{FOLDER}/snapshot.json", write_snapshot, read_mirror),
+    "drawn": (
+        f"{drawn_folders(Path('cache'))[DRAWN]}/val_x.npy", write_drawn,
+        lambda path: load_drawn(DRAWN, "val", path.parents[2], 0),
+    ),
+    "drawn labels": (
+        f"{drawn_folders(Path('cache'))[DRAWN]}/val_y.npy", write_drawn,
+        lambda path: load_drawn(DRAWN, "val", path.parents[2], 0),
+    ),
+    "verified": ("verified.json", write_verified, read_verified),
     "idx": ("train-images-idx3-ubyte", lambda path: write_idx(path), read_mnist),
     "idx.gz": ("train-images-idx3-ubyte.gz", lambda path: write_idx(path), read_mnist),
     "mat": ("train_32x32.mat", write_mat, lambda path: official.svhn(path.parent, "train", 10)),
@@ -332,6 +371,12 @@ def idx_header(*sizes: int) -> Callable[[bytes], bytes]:
     return lambda whole: bytes((0, 0, 8, 3)) + struct.pack(">3I", *sizes) + bytes(100)
 
 
+def npy(array: np.ndarray) -> Callable[[bytes], bytes]:
+    file = io.BytesIO()
+    np.save(file, array)
+    return lambda whole: file.getvalue()
+
+
 MAT_BOMB = zlib.compress(bytes(1 << 24))
 PROJ = "model.visual.proj"
 SPECIFIC: dict[str, dict[str, Callable[[bytes], bytes]]] = {
@@ -413,6 +458,9 @@ SPECIFIC: dict[str, dict[str, Callable[[bytes], bytes]]] = {
         "another source": entry("source", to="elsewhere"),
         "another format": entry("format", to=99),
     },
+    "drawn": {"other shape": npy(np.zeros(3, np.uint8)), "floats": npy(np.zeros((2, 3)))},
+    "drawn labels": {"fewer": npy(np.zeros(3, np.int64)), "bytes": npy(np.zeros(3, np.uint8))},
+    "verified": {"a list": lambda whole: b"[1]", "facts of text": entry("a", to="1")},
     "snapshot": {
         "a file outside": entry("files", to={"../../x": {"size": 1, "sha256": None}}),
         "an absolute file": entry("files", to={"/etc/passwd": {"size": 1, "sha256": None}}),
@@ -501,6 +549,22 @@ def test_a_parquet_file_of_any_damage_is_named(place, monkeypatch):
         with pytest.raises(DataError) as caught:
             mirrored.read(FACTS["MNIST"].mirror, place, "train", FACTS["MNIST"].classnames)
         assert path.name in str(caught.value), (damage, str(caught.value))
+
+
+@pytest.mark.parametrize("which", ["*.arrow", "dataset_info.json"])
+def test_an_arrow_copy_of_any_damage_is_named(which, place):
+    """And not the files that it is a copy of, which are whole."""
+    files.hub("MNIST", place)
+    read = partial(mirrored.read, FACTS["MNIST"].mirror, place, "train", FACTS["MNIST"].classnames)
+    read()
+    ((path, *_),) = (sorted(copy.glob(which)) for copy in (place / "hub/.arrow").glob("*-train-*") if copy.is_dir())
+    whole = path.read_bytes()
+    for damage, change in DAMAGES.items():
+        path.unlink()  # it may be mapped
+        path.write_bytes(change(whole))
+        with pytest.raises(DataError, match=f"{path.parent}: expected .*; remove it, and it is made anew"):
+            read()
+            pytest.fail(damage)
 
 
 def test_a_record_is_never_overwritten_by_its_reader(place):

@@ -123,7 +123,18 @@ def test_arrays_are_known_by_their_files(tmp_path):
     assert crop.calls == 8
 
 
-@pytest.mark.parametrize("damage", ["cut", "no description", "broken description", "another key"])
+DESCRIBED = {
+    "broken description": lambda text: text[:-20],
+    "another key": lambda text: json.dumps(json.loads(text) | {"key": {}}),
+    "a list": lambda text: f"[{text}]",
+    "nested": lambda text: "[" * 100_000,
+    "no UTF-8": lambda text: "\udce9",
+    "shape of text": lambda text: json.dumps(json.loads(text) | {"shape": "wide"}),
+    "no list of corrupt images": lambda text: json.dumps(json.loads(text) | {"corrupt": 7}),
+}
+
+
+@pytest.mark.parametrize("damage", ["cut", "no description", *DESCRIBED])
 def test_half_a_cache_is_built_again(damage, images, tmp_path):
     read(images, tmp_path)
     (pixels,) = (tmp_path / "cache").glob("*.pixels")
@@ -132,10 +143,8 @@ def test_half_a_cache_is_built_again(damage, images, tmp_path):
         pixels.write_bytes(pixels.read_bytes()[:-1])
     elif damage == "no description":
         description.unlink()
-    elif damage == "broken description":
-        description.write_text(description.read_text()[:-20])
     else:
-        description.write_text(json.dumps(json.loads(description.read_text()) | {"key": {}}))
+        description.write_text(DESCRIBED[damage](description.read_text()), errors="surrogateescape")
     crop = Counting()
     assert np.array_equal(read(images, tmp_path, crop).pixels, plain(images)) and crop.calls == 9
 

@@ -10,10 +10,15 @@ from pathlib import Path
 
 import forked
 import pytest
+import synthetic_results
 import torch
 from drawn_checkpoints import draw_checkpoints
 
 from src import checkpoints, training
+from src.merging import names
+from src.merging.adamerging import AdaMerging
+from src.merging.registry import label
+from src.reporting import tables
 from src.runtime import results
 from src.runtime.distributed import World
 from src.runtime.files import StorageError
@@ -37,12 +42,12 @@ AT_WORK = "another run is at work on it; waiting for its end"
 
 @pytest.fixture
 def holder(tmp_path):
-    """holder(seconds) -> a process that holds the lock of `made`, and makes it at its end."""
+    """holder(seconds) -> a process that holds the lock of `made`, or of a path, and makes it at its end."""
     started = []
 
-    def start(seconds: float) -> subprocess.Popen:
+    def start(seconds: float, path: Path = tmp_path / "made") -> subprocess.Popen:
         program = [sys.executable, "-c", HOLDER.format(root=str(ROOT))]
-        process = subprocess.Popen([*program, str(tmp_path / "made"), str(tmp_path / "begun"), str(seconds)])
+        process = subprocess.Popen([*program, str(path), str(tmp_path / "begun"), str(seconds)])
         started.append(process)
         while not (tmp_path / "begun").exists():  # pytest's own limit ends what is in vain
             assert process.poll() is None
@@ -136,6 +141,37 @@ def at_once(command: tuple[str, ...], number: int) -> None:
         for process in [stack.enter_context(forked.start(*command)) for _ in range(number)]:
             done = process.completed()
             assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+
+
+MAKERS = ("finetune.py", "eval_single_task.py", "main.py", "make_tables.py")
+
+
+@pytest.mark.parametrize("script", MAKERS)
+def test_a_script_waits_for_another_run_that_is_at_its_file(script, holder, make_run, tmp_path, monkeypatch):
+    run = make_run("--tasks=digits,signs")
+    draw_checkpoints(run)
+    places = {"save": run.places.save, "results": run.places.results, "cache_dir": run.places.cache}
+    flags = [f"--{name.replace('_', '-')}={place}" for name, place in places.items()]
+    flags += ["--seed=0", "--jobs=1", "--device=cpu", "--tasks=digits,signs"]
+    if script == "finetune.py":
+        path, flags = run.paths.checkpoint("digits", "standard"), [*flags, "--steps=1", "--overwrite"]
+    elif script == "eval_single_task.py":
+        path, flags = run.paths.single_task("none"), [*flags, "--finetuning-mode=none", "--overwrite"]
+    elif script == "main.py":
+        folder = names.folder(run.suite, run.tasks, "standard", "visual")
+        path = run.paths.result(f"{folder}/{label(AdaMerging(steps=2))}")
+        flags = ["method=adamerging", "method.steps=2", "eval_every=0", "DATASETS=[digits,signs]", "seed=0", "jobs=1"]
+        flags += ["device=cpu", *(f"{name}={place}" for name, place in places.items())]
+    else:
+        synthetic_results.write(tmp_path / "made up", seeds=(1,), merges=False)
+        path, flags = tmp_path / "made up/mini/claims.md", [f"--results={tmp_path / 'made up'}"]
+        monkeypatch.setattr(tables, "make", lambda runs: [])  # which take half a minute
+        monkeypatch.setattr(tables, "examine_all", lambda runs: {})
+    holder(500, path)
+    with forked.start(script, *flags) as second:
+        while AT_WORK not in second.stderr and second.poll() is None:  # pytest's own limit ends what is in vain
+            time.sleep(0.05)
+        assert second.stderr.endswith(f"{path}: {AT_WORK}\n") and second.poll() is None
 
 
 def test_two_fine_tunings_at_once_make_what_one_makes(make_training, tmp_path):

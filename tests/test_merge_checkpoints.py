@@ -89,6 +89,7 @@ def test_nothing_is_replaced_unasked(files, tmp_path, capsys):
     [
         (["--method=tie"], "'tie' does not exist; did you mean ties"),
         (["--method=ties", "--options", "kk=3"], "ties has no option kk; did you mean k"),
+        (["--method=ties", "--options", f"k={'[' * 2000}"], "--options: expected NAME=VALUE"),
         (["--method=adamerging"], "adamerging needs .*: merge with main.py"),
         (["--method=mag_masking"], "makes a model for each task"),
         (["nowhere.pt"], "found none at nowhere.pt"),

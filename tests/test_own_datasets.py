@@ -63,6 +63,7 @@ def test_it_is_a_task_of_the_vision_suite(shapes, monkeypatch):
     ("text", "told"),
     [
         ("train: [", "expected YAML, found"),
+        ("[" * 2000, "expected YAML, found RecursionError"),
         ("- a\n", "expected keys such as train and test, found list"),
         ("train: a\n", "expected the folders train and test, or hub: owner/name; found train"),
         ("train: a\ntest: b\n", "expected a folder of images for each class in .*a, found none"),

@@ -18,8 +18,10 @@ import eval_task_negation
 import finetune
 import main
 import reproduce
+from src import modeling
 from src.args import shared_flags
 from src.datasets import registry
+from src.datasets.mini import draw
 from src.experiments.merging import take_options
 from src.finetuning.settings import Training
 from src.merging.registry import registered
@@ -210,17 +212,26 @@ WRONG = [
     (main, "method.tall_mask_lambda=[-1]"),
 ]
 MEANS = {"DATASETS": "tasks"}  # what a key is called where it comes to the same as a flag
+OF_MODES = {"rank": "lora", "lora-alpha": "lora", "penalty": "tau_jp", "penalty-batch-size": "tau_jp", "rho": "sam"}
 OF_OPTIONS = {"k": "ties", "tall_mask_lambda": "tall_mask"}  # whose option it is; those of sum else
 
 
+@pytest.fixture
+def no_work(monkeypatch):
+    """A test fails where a program begins: with a model, or with images."""
+    for module, name in ((modeling, "build_clip"), (draw, "cached")):
+        monkeypatch.setattr(module, name, lambda *given, **named: pytest.fail("the work began"))
+
+
 @pytest.mark.parametrize("script, flag", WRONG, ids=lambda value: getattr(value, "__name__", value))
-def test_a_wrong_number_ends_with_its_name_and_writes_nothing(script, flag, tmp_path, capsys):
+def test_a_wrong_number_ends_with_its_name_and_writes_nothing(script, flag, no_work, tmp_path, capsys):
     places = [f"save={tmp_path}/c", f"results={tmp_path}/r", f"cache_dir={tmp_path}/i"]
     if script is demo:
         places = [f"folder={tmp_path}"]
     if script is not main:
         places = ["--" + place.replace("_", "-") for place in places]
     name = flag.lstrip("-").removeprefix("method.").partition("=")[0]
+    places += [f"--finetuning-mode={OF_MODES[name]}"] if name in OF_MODES else []
     with pytest.raises(SystemExit) as stop:
         script.main([*places, *([f"method={OF_OPTIONS.get(name, 'sum')}"] if script is main else []), flag])
     told = capsys.readouterr().err.replace("_", "-")
@@ -275,7 +286,7 @@ def test_every_key_of_main_takes_what_is_meant_and_refuses_the_rest_in_a_sentenc
         assert "\n" not in str(refused.value)
 
 
-def test_a_grid_without_the_box_is_refused(tmp_path, capsys):
+def test_a_grid_without_the_box_is_refused(no_work, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         eval_disentanglement.main([f"--results={tmp_path}", "--range", "2", "3"])
     assert stop.value.code == 2 and "--range: expected an interval that contains the box" in capsys.readouterr().err

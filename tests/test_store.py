@@ -7,6 +7,7 @@ import torch
 from drawn_checkpoints import draw_checkpoints
 
 from src import checkpoints, heads, store, training
+from src.runtime.messages import CheckpointError, MissingFile
 from src.vit_mini import clip
 
 
@@ -99,3 +100,29 @@ def test_a_vector_on_disk_is_the_task_vector_and_holds_none_of_it(make_run, tmp_
         assert read.shapes == {name: tuple(tensor.shape) for name, tensor in vector.items()} and not read.wide
     with pytest.raises(KeyError):
         stored["model.logit_scale"]
+
+
+def test_a_vector_of_other_tensors_than_the_pretrained_model_is_told(make_run, tmp_path):
+    """When it is opened; and when a tensor is read, where the file is another one by then."""
+    run = make_run("--tasks=signs", f"--save={tmp_path}")
+    draw_checkpoints(run)
+    path = run.paths.checkpoint("signs", "standard")
+    whole, header = checkpoints.load(path), dict(model=run.model, task="signs", mode="standard", seed=0)
+    name = next(name for name in whole if name.startswith(checkpoints.VISUAL))
+    less = {other: tensor for other, tensor in whole.items() if other != name}
+    opened = store.stored_vector(run, "signs", "standard")
+    again = "remove it and make it again: python finetune.py --model=ViT-Mini --tasks=signs"
+    for other, fault in ((less, f"missing {name}"), (less | {name: whole[name].flatten()[:2]}, r"found \(2,\)")):
+        checkpoints.save(path, other, header)
+        for read in (store.stored_vector, store.task_vector, store.finetuned):
+            with pytest.raises(CheckpointError, match=f"{path}: .*{fault}.*; {again}"):
+                read(run, "signs", "standard")
+    checkpoints.save(path, less, header)
+    with pytest.raises(CheckpointError, match=f"{path}: damaged .*{name}.*; {again}"):
+        opened[name]
+    path.write_bytes(b"cut short")
+    with pytest.raises(CheckpointError, match=f"{path}: damaged .*; {again}"):
+        opened[name]
+    path.unlink()
+    with pytest.raises(MissingFile, match=f"{path}, found no file; make it with: python finetune.py"):
+        opened[name]

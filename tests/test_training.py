@@ -25,7 +25,7 @@ from src.experiments import finetuning
 from src.finetuning import batches
 from src.finetuning import settings as settings_of_training
 from src.finetuning.curvature import Curvature, measure
-from src.finetuning.settings import OF_SOME_MODES
+from src.finetuning.settings import EPOCH_BY_EPOCH, OF_SOME_MODES
 from src.finetuning.tally import Tally
 from src.finetuning.trained import attention_weights
 from src.heads import get_classification_head
@@ -675,6 +675,30 @@ def test_a_state_of_other_settings_is_refused(make_training, monkeypatch):
     other = make_training(*TRAIN, "--lr=0.01")
     with pytest.raises(checkpoints.CheckpointError, match=r"lr 0.00025 \(now 0.01\)"):
         finetune(*other)
+
+
+def test_sums_whose_steps_ran_on_over_the_ends_of_epochs_are_other_settings(make_training, tmp_path):
+    """Older files say True of them. Means, and sums of one pass, were made of the same images then as now."""
+    sums, two = "--sum-gradients", "--num-grad-accumulation=2"
+    for number, (flags, alike) in enumerate([((sums, two), False), ((two,), True), ((sums,), True)]):
+        run, settings = make_training(
+            "--steps=2", "--tasks=signs", "--batch-size=8", f"--save={tmp_path}/{number}", *flags
+        )
+        finetune(run, settings)
+        path, state = run.paths.checkpoint("signs", "standard"), run.paths.training_state("signs", "standard")
+        file = checkpoints.Checkpoint(path)
+        assert file.header["settings"]["sum_gradients"] == (settings.sum_gradients if alike else EPOCH_BY_EPOCH)
+        told = file.header["settings"] | {"sum_gradients": settings.sum_gradients}
+        older = {name: value for name, value in file.header.items() if name != "kind"} | {"settings": told}
+        checkpoints.save(path, dict(file), older)
+        if alike:
+            finetune(run, settings)  # finished before
+            continue
+        for other in (path, state):
+            with pytest.raises(checkpoints.CheckpointError, match=f"{other.name}.* sum_gradients True .now epoch by"):
+                finetune(run, settings)
+            path.unlink(missing_ok=True)
+            checkpoints.save(state, {"model/x": torch.zeros(1)}, older | {"step": 1}, kind="training state")
 
 
 def test_a_loss_that_is_no_number_stops_and_keeps_the_state(make_training, monkeypatch):

@@ -62,13 +62,6 @@ def rows_of(files: list[str], part: str, name: str, folders: list[Path]):
         if copy is None:
             copy = next((c for c in copies if _may_be_made(c)), copies[-1])
             kind(cache_dir=str(copy.parent), data_files={part: files}).download_and_prepare(str(copy))
-        shards = [Dataset.from_file(str(shard)) for shard in sorted(copy.glob("*.arrow"))]
-        expected = read_json(copy / COMPLETE)["splits"][part]["num_examples"]
-        if sum(map(len, shards)) != expected:
-            raise BadFile(copy, f"{expected} rows", f"{sum(map(len, shards))}; remove it, and it is made anew")
-        return concatenate_datasets(shards)
-    except BadFile:
-        raise
     except OSError as error:
         raise DataError(
             f"cannot make or read the Arrow copy of {files[0]} in {copy}: {error}. It needs a folder that may be "
@@ -77,6 +70,16 @@ def rows_of(files: list[str], part: str, name: str, folders: list[Path]):
     except Exception as error:  # Arrow and the builders promise no types
         reason = f"{type(error).__name__}: {error.__cause__ or error}".splitlines()[0]
         raise BadFile(Path(files[0]), f"whole {Path(files[0]).suffix[1:]} files", reason) from error
+    try:
+        shards = [Dataset.from_file(str(shard)) for shard in sorted(copy.glob("*.arrow"))]
+        expected = read_json(copy / COMPLETE)["splits"][part]["num_examples"]
+        rows = concatenate_datasets(shards)
+    except Exception as error:  # as above
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise BadFile(copy, "a whole Arrow copy", f"{reason}; remove it, and it is made anew") from error
+    if len(rows) != expected:
+        raise BadFile(copy, f"{expected} rows", f"{len(rows)}; remove it, and it is made anew")
+    return rows
 
 
 def _may_be_made(copy: Path) -> bool:

@@ -7,6 +7,7 @@ last: without it the pixels do not count. At 224 x 224 an image takes 147 KiB.
 
 import errno
 import json
+import math
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -14,16 +15,18 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image, features
+from pydantic import NonNegativeInt, TypeAdapter
 from tqdm import tqdm
+from typing_extensions import TypedDict  # Python's own does not serve pydantic before 3.12
 
 from src.datasets.base import Examples, FileExamples, Pixels
 from src.datasets.examples import CorruptImage, DataError, Subset, digest
 from src.runtime.distributed import cores
-from src.runtime.files import replacing
+from src.runtime.files import read_json, replacing
 from src.runtime.locks import only_one
 
 FORMAT = 2  # 1: 16-bit images were clipped
@@ -31,6 +34,17 @@ BLOCK = 256  # images decoded before they are written: bounds the memory, keeps 
 SHOWN = 10  # names of corrupt images in a message
 Crop = Callable[[Image.Image], np.ndarray]
 Result = TypeVar("Result")
+
+
+class Description(TypedDict):
+    """Of a file of pixels. key: what its bytes depend on. corrupt: position -> name and reason."""
+
+    key: dict[str, Any]
+    shape: list[NonNegativeInt]
+    corrupt: dict[str, str]
+
+
+_DESCRIPTION = TypeAdapter(Description)
 
 
 def cached(
@@ -87,17 +101,17 @@ def _key(examples: FileExamples, transform: str, dataset: str, split: str) -> di
     }
 
 
-def _read(path: Path, key: dict) -> dict | None:
+def _read(path: Path, key: dict) -> Description | None:
     """The description of a whole file with that key, or None."""
     try:
-        description = json.loads(_description(path).read_text(encoding="utf-8"))
-        whole = path.stat().st_size == int(np.prod(description["shape"], dtype=np.int64))
-    except (FileNotFoundError, ValueError, KeyError):
+        description = _DESCRIPTION.validate_python(read_json(_description(path)))
+        whole = path.stat().st_size == math.prod(description["shape"])
+    except (FileNotFoundError, ValueError):
         return None
     return description if whole and description["key"] == key else None
 
 
-def _build_once(path: Path, key: dict, examples: FileExamples, crop: Crop) -> dict:
+def _build_once(path: Path, key: dict, examples: FileExamples, crop: Crop) -> Description:
     """Build unless another process did while this one waited."""
     with only_one(path, each=True):
         if description := _read(path, key):
@@ -105,7 +119,7 @@ def _build_once(path: Path, key: dict, examples: FileExamples, crop: Crop) -> di
         return _build(path, key, examples, crop)
 
 
-def _build(path: Path, key: dict, examples: FileExamples, crop: Crop) -> dict:
+def _build(path: Path, key: dict, examples: FileExamples, crop: Crop) -> Description:
     """Decode and write all images; a corrupt one leaves no row, and its name in the description."""
     _description(path).unlink(missing_ok=True)
     corrupt: dict[str, str] = {}  # position -> name and reason
@@ -121,7 +135,7 @@ def _build(path: Path, key: dict, examples: FileExamples, crop: Crop) -> dict:
                 if image.dtype != np.uint8 or image.shape != shape:
                     raise ValueError(f"expected uint8 crops of shape {shape}, found {image.dtype} {image.shape}")
                 file.write(image.tobytes())  # not through a mapping: a full disk must raise, not kill the process
-    description = {"key": key, "shape": [len(examples) - len(corrupt), *shape], "corrupt": corrupt}
+    description: Description = {"key": key, "shape": [len(examples) - len(corrupt), *shape], "corrupt": corrupt}
     with replacing(_description(path)) as temporary:
         temporary.write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
     return description

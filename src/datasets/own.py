@@ -55,7 +55,7 @@ def read(path: Path) -> tuple[Facts, Dataset]:
 
     try:
         given = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise UsageError(f"{path}: expected YAML, found {type(error).__name__}: {error}") from None
     _check(path, given)
     templates, name = tuple(given.get("templates", TEMPLATES)), path.stem

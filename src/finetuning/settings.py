@@ -20,6 +20,8 @@ NOT_SETTINGS = (
     "mode", "steps", "checkpoint_every", "checkpoint_seconds", "keep_every", "world_size", "workers", "loggers"
 )  # fmt: skip
 FROM_PROTOCOL = ("wd", "ls", "warmup_length", "batch_size", "num_grad_accumulation", "clip")
+# In settings, of sums: older files say True, and their steps ran on over epochs. Of one pass both are the same.
+EPOCH_BY_EPOCH = "epoch by epoch"
 OF_SOME_MODES = tuple(name for options in OPTIONS.values() for name in options)
 
 
@@ -112,6 +114,8 @@ class Training:
         """What a training state must share with the run that goes on from it; no options of other modes."""
         foreign = [name for name in OF_SOME_MODES if name not in MODES[self.mode].options]
         fields = {name: value for name, value in asdict(self).items() if name not in (*NOT_SETTINGS, *foreign)}
+        if self.sum_gradients and self.num_grad_accumulation > 1:
+            fields["sum_gradients"] = EPOCH_BY_EPOCH
         return fields | {"load": self.load and str(self.load)}
 
 

@@ -123,7 +123,7 @@ def method_of(name: str, options: Mapping[str, str]) -> Method:
         raise UsageError(f"{name} needs {cls.needs}: merge with main.py, which has data")
     try:
         values = {option: yaml.safe_load(value) for option, value in options.items()}
-    except yaml.YAMLError:
+    except (RecursionError, yaml.YAMLError):
         raise UsageError(f"--options: expected NAME=VALUE, as in k=20 or alphas=[0.3]; got {dict(options)}") from None
     return with_options(cls(), values, "--options")
 

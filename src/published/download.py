@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import gdown
 import huggingface_hub
 from huggingface_hub.errors import HTTPError, RepositoryNotFoundError  # HTTPError: of whichever library the hub uses
+from pydantic import TypeAdapter
 
 from src import checkpoints, store
 from src.checkpoints import CheckpointError
@@ -35,11 +36,12 @@ from src.published.sources import (
     TALL_REPO,
 )
 from src.run import Run
-from src.runtime.files import file_hash, replacing
+from src.runtime.files import file_hash, read_json, replacing
 from src.runtime.messages import UsageError, few
 from src.runtime.paths import Paths
 
 Answer = TypeVar("Answer")
+_VERIFIED = TypeAdapter(dict[str, dict[str, int | str]])  # path -> size and sha256
 
 
 class DownloadError(CheckpointError):
@@ -243,7 +245,13 @@ def verify(file: Published, path: Path, record: Path) -> None:
 
     Raises DownloadError after setting a file that differs aside.
     """
-    known = json.loads(record.read_text()) if record.is_file() else {}
+    try:
+        known = _VERIFIED.validate_python(read_json(record)) if record.is_file() else {}
+    except ValueError as error:
+        raise DownloadError(
+            f"{record}: expected the sizes and hashes of earlier downloads, found a damaged file ({error}); remove it, "
+            "and they are noted anew"
+        ) from None
     facts = {"size": path.stat().st_size, "sha256": file_hash(path)}
     stated = {"size": file.size, "sha256": file.sha256}
     expected = known.get(file.path, {}) | {key: value for key, value in stated.items() if value is not None}

@@ -3,7 +3,8 @@
 from functools import partial
 
 from src.datasets.base import Dataset
-from src.datasets.mini.draw import FAMILIES, FIRST, TASKS, load
+from src.datasets.mini.draw import FAMILIES, FIRST, TASKS
+from src.datasets.mini.drawn import load
 
 __all__ = ["FIRST", "ROWS", "TASKS"]
 
