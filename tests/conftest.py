@@ -1,5 +1,6 @@
 """What several test files share: the mini suite's drawn images, and arguments as the scripts parse them."""
 
+import operator
 import os
 import sys
 import time
@@ -8,6 +9,7 @@ from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # of torch here, and of the processes that tests start: these share the cores
 
+import numpy as np
 import pytest
 import torch
 from few_images import few_images
@@ -83,6 +85,18 @@ def mini_cache() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def small_cache(mini_cache, tmp_path_factory) -> Path:
+    """The first 50 images of each split: for scripts in processes of their own, to which `few_images` does not reach."""
+    folder = tmp_path_factory.mktemp("small_cache")
+    for drawn in draw.cached(mini_cache, seed=0).values():
+        place = folder / drawn.relative_to(mini_cache)
+        place.mkdir(parents=True)
+        for file in drawn.iterdir():
+            np.save(place / file.name, np.load(file, mmap_mode="r")[:50])
+    return folder
+
+
 @pytest.fixture(autouse=True)
 def no_sweep() -> Iterator[None]:
     """A test that starts a sweep leaves the name of its group to no other."""
@@ -92,12 +106,26 @@ def no_sweep() -> Iterator[None]:
         yield
 
 
+_attributes: dict[str, dict[str, object]] = {}  # of each module of src, as it was when it was last looked at
+
+
+def _changed() -> list[tuple[str, dict[str, object]]]:
+    """The modules of src that are not as they were when this was last called, with the attributes of then."""
+    changed = []
+    for name in [name for name in sys.modules if name.startswith("src.")]:
+        before, now = _attributes.get(name, {}), vars(sys.modules[name])
+        if len(before) != len(now) or not all(map(operator.is_, before.values(), now.values())):
+            changed.append((name, before))
+            _attributes[name] = dict(now)
+    return changed
+
+
 @pytest.fixture(autouse=True)
 def nothing_stays_patched() -> Iterator[None]:
     """A function or class of src that a test replaced is back at its end, in whatever order fixtures are undone."""
-    before = {name: dict(vars(module)) for name, module in sys.modules.items() if name.partition(".")[0] == "src"}
+    _changed()
     yield
-    for name, attributes in before.items():
+    for name, attributes in _changed():
         module = vars(sys.modules[name])
         replaced = [key for key, value in attributes.items() if callable(value) and module.get(key) is not value]
         for key in replaced:  # or every later test of this process fails too

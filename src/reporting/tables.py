@@ -1,6 +1,6 @@
 """All tables, the ledger of claims and the table of numbers, made from results and written. Loads no model."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from src.reporting import frame
@@ -17,9 +17,14 @@ from src.runtime.paths import from_root
 
 def make(runs: Runs) -> list[Table]:
     """Every table, under the file name that tells the model."""
+    return [*one_by_one(runs)]
+
+
+def one_by_one(runs: Runs) -> Iterator[Table]:
+    """The same, each made when it is asked for."""
     notes = leaks(runs)
-    every = (table for tables in offered("tables") for table in tables(runs))
-    return [replace(table, name=runs.stem(table.name), notes=(*table.notes, *notes)) for table in every]
+    for table in (table for tables in offered("tables") for table in tables(runs)):
+        yield replace(table, name=runs.stem(table.name), notes=(*table.notes, *notes))
 
 
 def leaks(runs: Runs) -> tuple[str, ...]:
