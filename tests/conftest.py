@@ -87,7 +87,7 @@ def mini_cache() -> Path:
 
 @pytest.fixture(scope="session")
 def small_cache(mini_cache, tmp_path_factory) -> Path:
-    """The first 50 images of each split: for scripts in processes of their own, to which `few_images` does not reach."""
+    """The first 50 images of each split, for scripts in processes of their own, which `few_images` does not reach."""
     folder = tmp_path_factory.mktemp("small_cache")
     for drawn in draw.cached(mini_cache, seed=0).values():
         place = folder / drawn.relative_to(mini_cache)
