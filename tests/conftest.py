@@ -154,7 +154,7 @@ def make_run(tmp_path, mini_cache):
 
 @pytest.fixture
 def place(make_run) -> Iterator[list[str]]:
-    """Checkpoints near θ0 of three tasks, accuracies that normalise, 30 images a split; returns main's overrides."""
+    """Checkpoints near θ0 of three tasks, accuracies that normalise, 12 images a split; returns main's overrides."""
     run = make_run("--tasks", "digits", "signs", "letters")
     start = dict(store.pretrained(run))
     for number, task in enumerate(run.tasks):
@@ -166,7 +166,7 @@ def place(make_run) -> Iterator[list[str]]:
         record = {task + suffix: 0.5 for task in run.tasks for suffix in ("", "Val")}
         results.write(run.paths.single_task(mode), record, run.config(), started=time.time())
     places = {"save": run.places.save, "results": run.places.results, "cache_dir": run.places.cache}
-    with few_images(30):
+    with few_images(12):
         yield ["seed=0", "jobs=1", "device=cpu", *(f"{key}={value}" for key, value in places.items())]
 
 

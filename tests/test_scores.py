@@ -12,7 +12,7 @@ import main
 from src import evaluation, scores, store
 from src.evaluation import ORIGIN, Line, score, score_all
 
-IMAGES = 30  # of a split, of which `place` makes three tasks
+IMAGES = 12  # of a split, of which `place` makes three tasks
 
 
 @pytest.fixture

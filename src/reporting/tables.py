@@ -8,7 +8,7 @@ from src.reporting.claim import examine_all
 from src.reporting.ledger import ledger
 from src.reporting.papers import offered
 from src.reporting.runs import Runs, every_number
-from src.reporting.table import Table, embedded, printed, write, write_text
+from src.reporting.table import Table, block_of, embedded, printed, write, write_text
 from src.runtime.files import require_writable
 from src.runtime.locks import only_one
 from src.runtime.messages import UsageError
@@ -45,6 +45,7 @@ def make_tables(runs: Runs, pages: Sequence[str] = ()) -> None:
     for page in pages:
         if not from_root(page).is_file():
             raise UsageError(f"--readme: expected a page with markers for tables, found no file {page}")
+        block_of(from_root(page))
     runs.check()
     tables, numbers = make(runs), every_number(runs.suite, runs.results)
     findings = examine_all(runs)
