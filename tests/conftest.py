@@ -70,6 +70,12 @@ FAST = (
 )
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """`make check` imports no other files: that takes longer than the fast tests do."""
+    others = collection_path.name.startswith("test_") and collection_path.name not in FAST
+    return True if config.option.markexpr == "fast" and others else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.name in FAST:
@@ -83,6 +89,16 @@ def mini_cache() -> Path:
     folder = ROOT / "cache"
     draw.cached(folder, seed=0)
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def as_users_have_it(tmp_path_factory) -> Iterator[None]:
+    """Processes that tests start find no `transformers`, which only tests need: open_clip would import it in each."""
+    folder = tmp_path_factory.mktemp("absent")
+    (folder / "transformers.py").write_text("raise ImportError('as for a user')\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
+        yield
 
 
 @pytest.fixture(scope="session")
