@@ -68,6 +68,10 @@ FAST = (
     "test_tensors.py",
     "test_unpickle.py",
 )
+NOT_FAST = (  # of those files: starts processes, makes every table
+    "test_commands_that_need_nothing_of_each_other_run_at_once",
+    "test_the_tables_of_the_repository_are_those_of_its_results",
+)
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -78,7 +82,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if item.path.name in FAST:
+        if item.path.name in FAST and item.name not in NOT_FAST:
             item.add_marker(pytest.mark.fast)
     items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
 
