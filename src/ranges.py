@@ -166,7 +166,8 @@ def check_options(method: Any) -> None:
 
     A number whose field is no `option` is finite.
     """
-    types = _types(type(method))
+    cls: Any = type(method)
+    types = _types(cls)
     for one in fields(method):
         value, members = getattr(method, one.name), _members(types[one.name])
         allowed = one.metadata.get("range", FINITE)
@@ -176,7 +177,7 @@ def check_options(method: Any) -> None:
             check_value(one.name, value, allowed)
 
 
-_types = cache(get_type_hints)  # of a class: methods are made by the thousand, for their names in results
+_types = cache(get_type_hints)  # methods are made by the thousand, for their names in results
 
 
 def given(value: Given | None, usual: Given) -> Given:
