@@ -7,6 +7,7 @@ a merging method has its range where it is declared, as `option(default, range)`
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
+from functools import cache
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -165,7 +166,8 @@ def check_options(method: Any) -> None:
 
     A number whose field is no `option` is finite.
     """
-    types = get_type_hints(type(method))
+    cls: Any = type(method)
+    types = _types(cls)
     for one in fields(method):
         value, members = getattr(method, one.name), _members(types[one.name])
         allowed = one.metadata.get("range", FINITE)
@@ -173,6 +175,9 @@ def check_options(method: Any) -> None:
             check_values(one.name, value, allowed)
         elif not members.isdisjoint((int, float)):
             check_value(one.name, value, allowed)
+
+
+_types = cache(get_type_hints)  # methods are made by the thousand, for their names in results
 
 
 def given(value: Given | None, usual: Given) -> Given:

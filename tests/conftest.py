@@ -1,5 +1,6 @@
 """What several test files share: the mini suite's drawn images, and arguments as the scripts parse them."""
 
+import operator
 import os
 import sys
 import time
@@ -8,6 +9,7 @@ from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # of torch here, and of the processes that tests start: these share the cores
 
+import numpy as np
 import pytest
 import torch
 from few_images import few_images
@@ -66,11 +68,21 @@ FAST = (
     "test_tensors.py",
     "test_unpickle.py",
 )
+NOT_FAST = (  # of those files: starts processes, makes every table
+    "test_commands_that_need_nothing_of_each_other_run_at_once",
+    "test_the_tables_of_the_repository_are_those_of_its_results",
+)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """`make check` imports no other files: that takes longer than the fast tests do."""
+    others = collection_path.name.startswith("test_") and collection_path.name not in FAST
+    return True if config.option.markexpr == "fast" and others else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if item.path.name in FAST:
+        if item.path.name in FAST and item.name not in NOT_FAST:
             item.add_marker(pytest.mark.fast)
     items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
 
@@ -83,6 +95,28 @@ def mini_cache() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def as_users_have_it(tmp_path_factory) -> Iterator[None]:
+    """Processes that tests start find no `transformers`, which only tests need: open_clip would import it in each."""
+    folder = tmp_path_factory.mktemp("absent")
+    (folder / "transformers.py").write_text("raise ImportError('as for a user')\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
+        yield
+
+
+@pytest.fixture(scope="session")
+def small_cache(mini_cache, tmp_path_factory) -> Path:
+    """The first 50 images of each split, for scripts in processes of their own, which `few_images` does not reach."""
+    folder = tmp_path_factory.mktemp("small_cache")
+    for drawn in draw.cached(mini_cache, seed=0).values():
+        place = folder / drawn.relative_to(mini_cache)
+        place.mkdir(parents=True)
+        for file in drawn.iterdir():
+            np.save(place / file.name, np.load(file, mmap_mode="r")[:50])
+    return folder
+
+
 @pytest.fixture(autouse=True)
 def no_sweep() -> Iterator[None]:
     """A test that starts a sweep leaves the name of its group to no other."""
@@ -92,12 +126,26 @@ def no_sweep() -> Iterator[None]:
         yield
 
 
+_attributes: dict[str, dict[str, object]] = {}  # of each module of src, as it was when it was last looked at
+
+
+def _changed() -> list[tuple[str, dict[str, object]]]:
+    """The modules of src that are not as they were when this was last called, with the attributes of then."""
+    changed = []
+    for name in [name for name in sys.modules if name.startswith("src.")]:
+        before, now = _attributes.get(name, {}), vars(sys.modules[name])
+        if len(before) != len(now) or not all(map(operator.is_, before.values(), now.values())):
+            changed.append((name, before))
+            _attributes[name] = dict(now)
+    return changed
+
+
 @pytest.fixture(autouse=True)
 def nothing_stays_patched() -> Iterator[None]:
     """A function or class of src that a test replaced is back at its end, in whatever order fixtures are undone."""
-    before = {name: dict(vars(module)) for name, module in sys.modules.items() if name.partition(".")[0] == "src"}
+    _changed()
     yield
-    for name, attributes in before.items():
+    for name, attributes in _changed():
         module = vars(sys.modules[name])
         replaced = [key for key, value in attributes.items() if callable(value) and module.get(key) is not value]
         for key in replaced:  # or every later test of this process fails too
@@ -126,7 +174,7 @@ def make_run(tmp_path, mini_cache):
 
 @pytest.fixture
 def place(make_run) -> Iterator[list[str]]:
-    """Checkpoints near θ0 of three tasks, accuracies that normalise, 30 images a split; returns main's overrides."""
+    """Checkpoints near θ0 of three tasks, accuracies that normalise, 12 images a split; returns main's overrides."""
     run = make_run("--tasks", "digits", "signs", "letters")
     start = dict(store.pretrained(run))
     for number, task in enumerate(run.tasks):
@@ -138,7 +186,7 @@ def place(make_run) -> Iterator[list[str]]:
         record = {task + suffix: 0.5 for task in run.tasks for suffix in ("", "Val")}
         results.write(run.paths.single_task(mode), record, run.config(), started=time.time())
     places = {"save": run.places.save, "results": run.places.results, "cache_dir": run.places.cache}
-    with few_images(30):
+    with few_images(12):
         yield ["seed=0", "jobs=1", "device=cpu", *(f"{key}={value}" for key, value in places.items())]
 
 

@@ -24,6 +24,7 @@ from src.experiments import layerwise as layered
 from src.experiments.ntk import spread_examples
 from src.experiments.registry import LAYERWISE, MERGED_MODELS
 from src.experiments.stages import NAMES
+from src.merging import surgery
 from src.merging.names import folder
 from src.reporting.comparison.plateau import plateau_of
 from src.reporting.comparison.storage import bits, keeping
@@ -357,7 +358,8 @@ def test_layerwise_interference_of_a_run(place, make_run):
     assert {"interference_stem", "interference_together_3_MLP"} <= by_name
 
 
-def test_merged_models_are_those_of_the_results(place, make_run, capsys):
+def test_merged_models_are_those_of_the_results(place, make_run, capsys, monkeypatch):
+    monkeypatch.setattr(surgery, "STEPS", 60)  # which the suite shortens to 3
     run = make_run("--tasks", "digits", "signs", "letters")
     methods = ("sum", "emr", "dare", "surgery")  # one model, one each, a random one, one with adapters
     named = ["--tasks", *run.tasks, "--num-samples=4", "--methods", *methods, "svc_base=sum", *_flags(run)]

@@ -102,8 +102,8 @@ def shrunk(name: str, folder: Path) -> dict:
     config = copy.deepcopy(open_clip.factory._MODEL_CONFIGS[name])
     vision, text = config["vision_cfg"], config["text_cfg"]
     if timm := vision.get("timm_model_name"):
-        vision["timm_model_name"] = small_timm(timm)
-        model = create_timm(vision["timm_model_name"], num_classes=0)
+        tiny = vision["timm_model_name"] = small_timm(timm)
+        model = create_timm(tiny, num_classes=0, **shallow(tiny))
         vision["image_size"] = model.pretrained_cfg["input_size"][-1]
         if str(vision.get("timm_proj")).lower() == "none":
             config["embed_dim"] = model.num_features
@@ -139,8 +139,10 @@ def small_timm(name: str) -> str:
 
 def shallow(name: str) -> dict:
     """Arguments of a timm model that leave it few blocks, where its family takes them."""
-    if name.startswith(("vit_", "eva")):
+    if name.startswith(("vit_", "vitamin_", "eva")):
         return {"depth": 2}
+    if name.startswith("fastvit_"):
+        return {"layers": (1, 1, 1, 1)}
     return {"depths": (1, 1, 1, 1)} if name.startswith(("swin", "convnext")) else {}
 
 

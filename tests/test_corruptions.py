@@ -183,9 +183,9 @@ def test_wrong_names_and_severities_say_what_exists(make_run, flags, message):
         Corruption("contrast", 6)
 
 
-def test_a_script_scores_corrupted_images_and_others_ask_for_it(make_run, tmp_path, mini_cache):
+def test_a_script_scores_corrupted_images_and_others_ask_for_it(make_run, tmp_path, small_cache):
     shared = ["--finetuning-mode=none", "--seed=0", "--tasks=digits", "--device=cpu", "--jobs=1"]
-    shared += [f"--save={tmp_path}/checkpoints", f"--results={tmp_path}/results", f"--cache-dir={mini_cache}"]
+    shared += [f"--save={tmp_path}/checkpoints", f"--results={tmp_path}/results", f"--cache-dir={small_cache}"]
     shifted = ["--corruption=gaussian_noise", "--severity=5"]
     run = make_run("--tasks=digits", *shifted)
     eval_single_task.main(shared)
@@ -202,9 +202,9 @@ def test_a_script_scores_corrupted_images_and_others_ask_for_it(make_run, tmp_pa
     assert Denominators.of(run, "none", run.tasks).zeroshot["test"] == {"digits": noisy["digits"]}
 
 
-def test_results_of_every_script_on_corrupted_images_say_so_and_lie_apart(tmp_path, mini_cache):
+def test_results_of_every_script_on_corrupted_images_say_so_and_lie_apart(tmp_path, small_cache):
     shared = ["--seed=0", "--device=cpu", "--jobs=1", "--corruption=contrast", "--severity=5"]
-    shared += [f"--save={tmp_path}/checkpoints", f"--results={tmp_path}/results", f"--cache-dir={mini_cache}"]
+    shared += [f"--save={tmp_path}/checkpoints", f"--results={tmp_path}/results", f"--cache-dir={small_cache}"]
     pair = ["--pairs", "digits-signs", "--num-samples=6"]
     eval_ntk_localization.main([*shared, *pair, "--reduction=sum", "--ranks", "2"])
     run = parse(base_parser(""), [*shared, "--tasks=digits,signs"])[0]

@@ -236,8 +236,8 @@ def test_a_process_without_images_takes_one_that_does_not_count(make_training, s
 
 
 @two_cores
-def test_evaluation_scripts_under_torchrun(tmp_path, mini_cache):
-    places = (f"--save={tmp_path}/checkpoints", f"--cache-dir={mini_cache}")
+def test_evaluation_scripts_under_torchrun(tmp_path, small_cache):
+    places = (f"--save={tmp_path}/checkpoints", f"--cache-dir={small_cache}")
     flags = ("--model=ViT-Mini", "--seed=0", "--device=cpu", "--tasks=digits", *places)
 
     def run(script: str, *own: str) -> subprocess.CompletedProcess:
@@ -260,7 +260,7 @@ def test_evaluation_scripts_under_torchrun(tmp_path, mini_cache):
 
 
 @two_cores
-def test_ranks_adapt_as_one_process_does(make_run, tmp_path, capsys):
+def test_ranks_adapt_as_one_process_does(make_run, tmp_path, capsys, small_cache):
     """Rank 0 adapts, watches and saves; the others get what it learned."""
     run = make_run("--tasks=digits,signs")
     found, heard = {}, {}
@@ -268,7 +268,7 @@ def test_ranks_adapt_as_one_process_does(make_run, tmp_path, capsys):
         own = replace(run, places=replace(run.places, results=tmp_path / name))
         draw_checkpoints(own)
         flags = ("method=concrete_task_arithmetic", "method.mask_steps=3", "eval_every=2", "save_every=1", "jobs=1")
-        places = (f"save={own.places.save}", f"results={own.places.results}", f"cache_dir={own.places.cache}")
+        places = (f"save={own.places.save}", f"results={own.places.results}", f"cache_dir={small_cache}")
         overrides = [*flags, *places, "tasks=[digits,signs]", "seed=0", "device=cpu"]
         if name == "one":
             capsys.readouterr()

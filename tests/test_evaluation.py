@@ -3,6 +3,7 @@
 import json
 import time
 from dataclasses import dataclass
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -299,11 +300,12 @@ def test_a_missing_checkpoint_names_its_command(make_run):
         store.task_vector(make_run(), "signs", "posthoc")
 
 
-def test_a_single_task_result_grows_by_the_tasks_that_it_lacks(make_run, capsys):
-    few, more = make_run("--tasks", "digits,signs"), make_run("--tasks", "textures,digits")
+def test_a_single_task_result_grows_by_the_tasks_that_it_lacks(make_run, small_cache, capsys):
+    make = partial(make_run, f"--cache-dir={small_cache}", "--tasks")
+    few, more = make("digits,signs"), make("textures,digits")
     evaluate_single_tasks(few, "none")
     first = results.read(few.paths.single_task("none"))
-    evaluate_single_tasks(make_run("--tasks", "signs"), "none")
+    evaluate_single_tasks(make("signs"), "none")
     assert "there already, skipped" in capsys.readouterr().out
     evaluate_single_tasks(more, "none")
     assert "lacks textures; it is made anew with all of 3 tasks" in capsys.readouterr().out

@@ -98,7 +98,7 @@ def test_a_ratio_over_no_energy_has_no_point_and_no_cell(tmp_path):
     assert [len(line.get_ydata()) - np.isnan(line.get_ydata()).sum() for line in drawn.axes[0].lines[:2]] == [3, 4]
     plt.close(drawn)
     plt.close(figures.FIGURES["fig06_eigenfunctions"](runs))
-    table = next(table for table in tables.make(runs) if table.name == "ntk_localization")
+    table = next(table for table in tables.one_by_one(runs) if table.name == "ntk_localization")
     assert [text == "" for text in table.texts()[0][1:]] == [False, True, False, False]
 
 

@@ -76,7 +76,7 @@ def works(make_run, make_training, mini_cache, tmp_path, monkeypatch) -> Iterato
 
     def tables(folder: Path) -> None:
         if not (folder / "mini").exists():
-            synthetic_results.write(folder, seeds=(1,))
+            synthetic_results.write(folder, seeds=(1,), merges=False)
         make_tables(Runs("mini", "ViT-Mini", folder))
 
     adapting = ("method.steps=3", "method.batch_size=2", "save_every=1", "eval_every=1")

@@ -1,6 +1,7 @@
 """Everything downstream of fine-tuning, for real, in every further mode: two tasks, a few steps, ten images a split."""
 
 import json
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -32,13 +33,7 @@ from src.runtime.paths import Places
 TASKS = registry.suite("mini").tasks[:2]
 IMAGES = 10  # of each split
 FURTHER = tuple(mode for mode in TRAINED if MODES[mode].extended)
-FEWER = {  # what would take longer than all the others
-    "fisher": ["method.images=8"],
-    "tangent_matching": ["method.images=8"],
-    "dare": ["method.draws=2"],
-    "della": ["method.draws=2"],
-    "wudi": ["method.steps=2"],  # of Adam
-}
+FEWER = {"steps": 3, "mask_steps": 3, "images": 8}  # of options that a method has
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +82,9 @@ def test_a_method_of_each_file_merges_vectors_of_low_rank_that_are_zero_in_most_
     every = [*variants("merging"), *variants("methods")]
     by_file = {METHODS[variant.method].__module__: variant for variant in reversed(every)}  # the first of each
     for variant in sorted(by_file.values(), key=lambda variant: METHODS[variant.method].after is not None):
-        fewer = [option for option in FEWER.get(variant.method, []) if "steps" not in variant.options]
+        options = {field.name for field in fields(METHODS[variant.method])} - variant.options.keys()
+        fewer = [f"method.{name}={value}" for name, value in FEWER.items() if name in options]
+        fewer += ["method.draws=2"] if variant.method in ("dare", "della") else []
         main.main([*overrides, *variant.overrides, *fewer])
     main.main([*overrides, "method=adamerging", "method.steps=2"])
     made = [json.loads(path.read_text()) for path in run.paths.seed_results().rglob(f"{mode}-visual/*.json")]

@@ -18,7 +18,7 @@ KEPT = "made before"
 @pytest.fixture
 def folder(tmp_path) -> Path:
     """A seed's results, and tables, figures and claims that were made before."""
-    synthetic_results.write(tmp_path, seeds=(1,))
+    synthetic_results.write(tmp_path, seeds=(1,), merges=False)
     for name in ("tables/merging.md", "figures/addition.png", "claims.md", "accuracies.csv"):
         (tmp_path / "mini" / name).parent.mkdir(exist_ok=True)
         (tmp_path / "mini" / name).write_text(KEPT)

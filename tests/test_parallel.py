@@ -132,6 +132,8 @@ from src.runtime.parallel import map_tasks
 
 def work(seconds):
     Path({folder!r}, f"{{os.getpid()}}.pid").touch()
+    while len([*Path({folder!r}).glob("*.pid")]) < 2:  # or one worker does both, before the other has begun
+        time.sleep(0.01)
     time.sleep(seconds)
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import vision_files as files
 from drawn_checkpoints import draw_checkpoints
 from safetensors import safe_open
 
+import finetune
 from src import STOPPED, checkpoints, training
 from src.datasets.prepare import prepare
 from src.datasets.vision import FACTS
@@ -78,10 +79,10 @@ class Workplace:
 
 
 @pytest.fixture
-def drawn(make_run, tmp_path, mini_cache) -> Workplace:
+def drawn(make_run, tmp_path, small_cache) -> Workplace:
     """Checkpoints and single-task results that took no time to make."""
     draw_checkpoints(make_run("--tasks=digits,signs"))
-    return Workplace(tmp_path, mini_cache)
+    return Workplace(tmp_path, small_cache)
 
 
 ONE_AFTER_ANOTHER = """
@@ -110,12 +111,12 @@ def in_small_shm(size: str, program: list[str], folder: Path) -> subprocess.Comp
 
 
 @two_cores
-def test_scripts_run_where_few_files_may_be_open_and_shared_memory_is_small(tmp_path, mini_cache):
+def test_scripts_run_where_few_files_may_be_open_and_shared_memory_is_small(tmp_path, small_cache):
     """One after another in one process and with the same workers, as reproduce.py runs them: none leaves files open.
 
     /dev/shm, where it may be mounted: one megabyte, where a container has 64; semaphores go there, and no tensor.
     """
-    place = Workplace(tmp_path, mini_cache)
+    place = Workplace(tmp_path, small_cache)
     commands = [(script.removesuffix(".py"), *place.arguments(script), *more) for script, *more in COMMANDS]
     program = [sys.executable, "-c", ONE_AFTER_ANOTHER.format(root=str(ROOT)), json.dumps(commands, default=str)]
     limited = ["sh", "-c", f'ulimit -n {OPEN_FILES} && exec "$@"', "sh", *program]
@@ -128,18 +129,21 @@ def test_scripts_run_where_few_files_may_be_open_and_shared_memory_is_small(tmp_
 
 @two_cores
 @pytest.mark.skipif(not may_mount(), reason="needs user namespaces, to mount a small /dev/shm")
-def test_decoding_processes_send_by_value_where_shared_memory_is_small(tmp_path, mini_cache):
+def test_decoding_processes_send_by_value_where_shared_memory_is_small(tmp_path, small_cache):
     """The same checkpoint as with room for the batches."""
     files.class_folders("EuroSAT", tmp_path / "data/eurosat", {"2750": 20}, files.EUROSAT)
     prepare(FACTS["EuroSAT"], tmp_path / "data", as_is=True)
     written = []
-    for size in ("100k", "64m"):
-        place = Workplace(tmp_path / size, mini_cache)
+    for name in ("small", "usual"):
+        place = Workplace(tmp_path / name, small_cache)
         place.flags |= {"tasks": "EuroSAT", "jobs": "1", "data_location": tmp_path / "data", "suite": "vision"}
         steps = ("--steps=3", "--batch-size=64", "--workers=2", "--model=ViT-Mini")
-        done = in_small_shm(size, place.command("finetune.py", *steps), tmp_path)
-        assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
-        (checkpoint,) = (tmp_path / size).rglob("EuroSAT/standard.safetensors")
+        if name == "small":
+            done = in_small_shm("100k", place.command("finetune.py", *steps), tmp_path)
+            assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+        else:
+            finetune.main([*place.arguments("finetune.py"), *steps])
+        (checkpoint,) = (tmp_path / name).rglob("EuroSAT/standard.safetensors")
         written.append(checkpoints.load(checkpoint))
     assert all(torch.equal(tensor, written[1][name]) for name, tensor in written[0].items())
 
@@ -193,9 +197,9 @@ def test_a_signal_ends_a_script_with_a_line_and_all_its_processes(drawn, number,
 
 
 @two_cores
-def test_a_schedulers_signal_ends_the_decoding_processes_last(tmp_path, mini_cache):
+def test_a_schedulers_signal_ends_the_decoding_processes_last(tmp_path, small_cache):
     """SIGTERM to every process: the training ends its step, for which it needs the others, and saves."""
-    place = Workplace(tmp_path, mini_cache)
+    place = Workplace(tmp_path, small_cache)
     files.class_folders("EuroSAT", tmp_path / "data/eurosat", {"2750": 20}, files.EUROSAT)
     prepare(FACTS["EuroSAT"], tmp_path / "data", as_is=True)
     place.flags |= {"tasks": "EuroSAT", "jobs": "1", "data_location": tmp_path / "data", "suite": "vision"}

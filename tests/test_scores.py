@@ -12,7 +12,7 @@ import main
 from src import evaluation, scores, store
 from src.evaluation import ORIGIN, Line, score, score_all
 
-IMAGES = 30  # of a split, of which `place` makes three tasks
+IMAGES = 12  # of a split, of which `place` makes three tasks
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_merges_on_additions_line_take_no_pass_that_it_took(place, passes, flags
     for mode in ("none", "standard"):  # those of `place` are made up
         eval_single_task.main([*flags, f"--finetuning-mode={mode}", "--overwrite"])
     commands = [
-        lambda: eval_task_addition.main([*flags, "--n-eval-points=21", "--overwrite"]),
+        lambda: eval_task_addition.main([*flags, "--n-eval-points=11", "--overwrite"]),
         *(
             lambda method=method: main.main([*place, tasks, f"method={method}", "overwrite=True"])
             for method in ("zeroshot", "average", "sum")
@@ -75,12 +75,12 @@ def test_merges_on_additions_line_take_no_pass_that_it_took(place, passes, flags
             command()
             together.append(passes() // (3 * IMAGES))
     found = results_of(run)
-    # Passes over a split of all tasks: 21 coefficients, the chosen one and 1; 1 and 1; 1 and 1; 10, and at most 3.
+    # Passes over a split of all tasks: 11 coefficients, the chosen one and 1; 1 and 1; 1 and 1; 10, and at most 3.
     chosen = [found[name]["chosen"]["digits"] for name in ("addition_standard.json", "sum.json")]
     tested = [{chosen[0], 1.0}, {0.0}, {1 / 3}, {chosen[1], 0.3, 1.0}]
-    assert apart == [21 + len(tested[0]), 2, 2, 10 + len(tested[3])]
+    assert apart == [11 + len(tested[0]), 2, 2, 10 + len(tested[3])]
     known = {0.0}  # of single tasks
-    assert together == [20 + len(tested[0] - known), 0, 2, len(tested[3] - tested[0] - known)]
+    assert together == [10 + len(tested[0] - known), 0, 2, len(tested[3] - tested[0] - known)]
     assert found == expected
 
 

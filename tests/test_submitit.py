@@ -15,7 +15,7 @@ from src.runtime.paths import ROOT
 pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
 
 
-def test_jobs_of_a_multirun_run_in_processes_of_their_own(make_run, tmp_path):
+def test_jobs_of_a_multirun_run_in_processes_of_their_own(make_run, tmp_path, small_cache):
     run = make_run("--tasks=digits")
     store.write_pretrained(run)
     path = run.paths.checkpoint("digits", "standard")
@@ -28,7 +28,7 @@ def test_jobs_of_a_multirun_run_in_processes_of_their_own(make_run, tmp_path):
             *(sys.executable, str(ROOT / "main.py"), "--multirun", "hydra/launcher=submitit_local"),
             *(f"hydra.sweep.dir={tmp_path}/jobs", "hydra.launcher.timeout_min=10", "hydra.launcher.cpus_per_task=1"),
             *("method=zeroshot,average", "tasks=[digits]", "seed=0", "device=cpu", "jobs=1"),
-            *(f"save={run.places.save}", f"results={run.places.results}", f"cache_dir={run.places.cache}"),
+            *(f"save={run.places.save}", f"results={run.places.results}", f"cache_dir={small_cache}"),
         ],
         capture_output=True,
         text=True,
@@ -45,10 +45,10 @@ def test_jobs_of_a_multirun_run_in_processes_of_their_own(make_run, tmp_path):
     assert len(logs) == 2 and all("% absolute" in log for log in logs)
 
 
-def test_combinations_of_flags_are_jobs(make_run, tmp_path):
+def test_combinations_of_flags_are_jobs(make_run, tmp_path, small_cache):
     run = make_run()
     flags = [*("--finetuning-mode=none", "--tasks=digits", "--control=never", "--seed=0", "--device=cpu", "--jobs=1")]
-    flags += [f"--save={run.places.save}", f"--results={run.places.results}", f"--cache-dir={run.places.cache}"]
+    flags += [f"--save={run.places.save}", f"--results={run.places.results}", f"--cache-dir={small_cache}"]
     launcher = ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=10", "hydra.launcher.cpus_per_task=1"]
     models = "--model=ViT-Mini,ViT-Mini__init__"
     done = subprocess.run(

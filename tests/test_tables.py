@@ -81,7 +81,7 @@ def test_the_larger_benchmarks_come_in_with_their_scores(tmp_path):
 
 
 def table(runs: Runs, name: str) -> writing.Table:
-    return next(table for table in tables.make(runs) if table.name == name)
+    return next(table for table in tables.one_by_one(runs) if table.name == name)
 
 
 def row(made: writing.Table, name: str) -> list[str]:
@@ -247,14 +247,14 @@ def test_other_models_have_files_of_their_own(tmp_path):
     assert row(table(Runs("vision", "ViT-L-14", tmp_path), "single_task_ViT-L-14"), "DTD")[1].startswith("[")
 
 
-def test_readme_gets_the_tables_between_its_markers(made, tmp_path):
-    readme = tmp_path / "README.md"
+def test_readme_gets_the_tables_between_its_markers(tmp_path):
+    readme, results = tmp_path / "README.md", synthetic_results.write(tmp_path / "results", seeds=(1,))
     readme.write_text(f"before\n{writing.BEGIN}\nold\n{writing.END}\nafter\n")
-    make_tables.main(["--results", str(made.parent), "--readme", str(readme)])
+    make_tables.main(["--results", str(results), "--readme", str(readme)])
     text = readme.read_text()
     assert text.startswith(f"before\n{writing.BEGIN}\n**Single-task") and text.endswith(f"{writing.END}\nafter\n")
     assert "\nold\n" not in text and "| **holds** |" in text and "Task negation (Table 2)" in text
-    make_tables.main(["--results", str(made.parent), "--readme", str(readme)])
+    make_tables.main(["--results", str(results), "--readme", str(readme)])
     assert readme.read_text() == text
 
 
@@ -276,12 +276,12 @@ def test_a_page_without_its_markers_is_refused_and_nothing_is_written(tmp_path, 
     assert not (results / "mini/tables").exists()
 
 
-def test_a_page_names_the_tables_that_it_shows(made, tmp_path):
-    page = tmp_path / "page.md"
+def test_a_page_names_the_tables_that_it_shows(tmp_path):
+    page, results = tmp_path / "page.md", synthetic_results.write(tmp_path / "results", seeds=(1,), merges=False)
     begin = "<!-- tables:begin merging single_task -->"
     page.write_text(f"before\n{begin}\n{writing.END}\nafter\n")
     for _ in range(2):
-        make_tables.main(["--results", str(made.parent), "--readme", str(page)])
+        make_tables.main(["--results", str(results), "--readme", str(page)])
         text = page.read_text()
         assert text.startswith(f"before\n{begin}\n**Merging 8 tasks") and text.endswith(f"{writing.END}\nafter\n")
         assert text.count("\n**") == 2 and "Claims" not in text

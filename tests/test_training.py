@@ -2,10 +2,11 @@
 
 import dataclasses
 import itertools
+import os
 import signal
 import subprocess
 import sys
-import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -246,9 +247,12 @@ def test_matrices_are_drawn_to_orthogonal_ones(make_training):
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory, mini_cache):
-    """Where two processes have trained every mode; they are started once."""
+    """Where two processes have trained every mode; they are started once, and forked: they need import nothing."""
     folder = tmp_path_factory.mktemp("two")
-    launch(partial(_every_mode, folder, mini_cache), "cpu", 2)
+    with pytest.MonkeyPatch.context() as patch:
+        forking = partial(torch.multiprocessing.start_processes, start_method="fork")
+        patch.setattr(torch.multiprocessing, "spawn", forking)
+        launch(partial(_every_mode, folder, mini_cache), "cpu", 2)
     return folder
 
 
@@ -284,35 +288,21 @@ def test_torchrun_gives_the_weights_of_one(make_training, tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["standard", "linear", "tak"])
-def test_a_killed_run_ends_bit_identical(make_training, tmp_path, mode, capsys):
-    flags = (
-        "--steps=60",
-        "--checkpoint-every=4",
-        "--batch-size=16",
-        f"--finetuning-mode={mode}",
-        *OPTIONS.get(mode, ()),
-    )
-    flags = (*flags, "--tasks", "signs", *(["digits"] if MODES[mode].needs_others else []))
+def test_a_killed_run_ends_bit_identical(make_training, tmp_path, monkeypatch, mode, capsys):
+    flags = ("--steps=8", "--checkpoint-every=2", "--batch-size=8", f"--finetuning-mode={mode}")
+    flags = (*flags, *OPTIONS.get(mode, ()), "--tasks", "signs", *(["digits"] if MODES[mode].needs_others else []))
     whole, settings = make_training(*flags)
     finetune(whole, settings)
     broken, _ = make_training(*flags, f"--save={tmp_path}/broken")
     state = broken.paths.training_state("signs", mode)
-    same = (
-        *flags,
-        "--seed=0",
-        "--device=cpu",
-        "--jobs=1",
-        f"--save={broken.places.save}",
-        f"--cache-dir={broken.places.cache}",
-    )
-    with forked.start("finetune.py", *same) as process:  # which is killed at the end
-        until = time.time() + 300
-        while not state.exists() and time.time() < until:
-            time.sleep(0.01)
-    assert process.returncode == -signal.SIGKILL
+    places = (f"--save={broken.places.save}", f"--cache-dir={broken.places.cache}")
+    same = (*flags, "--seed=0", "--device=cpu", "--jobs=1", *places)
+    with monkeypatch.context() as patch:  # of the process that is started, too
+        _break_after(patch, 5, lambda: os.kill(os.getpid(), signal.SIGKILL))
+        assert forked.run("finetune.py", *same).returncode == -signal.SIGKILL
     assert state.exists() and not broken.paths.checkpoint("signs", mode).exists()
     script.main(same)
-    assert "goes on from step" in capsys.readouterr().out
+    assert "goes on from step 4" in capsys.readouterr().out
     assert_same(weights(whole, mode), weights(broken, mode))
     assert not state.exists()
 
@@ -717,13 +707,17 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_state(make_training, monke
     assert state.header["step"] == 3 and all(torch.isfinite(state[key]).all() for key in state)
 
 
-def _break_after(monkeypatch, steps: int) -> None:
+def _interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+def _break_after(monkeypatch, steps: int, end: Callable[[], None] = _interrupt) -> None:
     rate, calls = training.cosine_lr, []
 
     def counted(*arguments):
         calls.append(1)
         if len(calls) > steps:
-            raise KeyboardInterrupt
+            end()
         return rate(*arguments)
 
     monkeypatch.setattr(training, "cosine_lr", counted)

@@ -37,19 +37,26 @@ from src.runtime.paths import Places
 FUSION_BENCH = (*TASKS[:-2], "EMNIST_letters", "KMNIST")
 
 
-@pytest.fixture
-def place(tmp_path, tiny_run, monkeypatch):  # noqa: F811
-    """Every set prepared from official files, and a random tiny CLIP; one prompt for each class."""
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """Every set prepared from official files."""
     pytest.importorskip("h5py")
+    folder = tmp_path_factory.mktemp("data")
+    for name in {*TASKS, *FUSION_BENCH}:
+        files.OFFICIAL[name](folder)
+        prepare(FACTS[name], folder, "official", as_is=True)
+    return folder
+
+
+@pytest.fixture
+def place(data, tmp_path, tiny_run, monkeypatch):  # noqa: F811
+    """The sets, and a random tiny CLIP; one prompt for each class."""
     given = tiny_run("vit-quickgelu")
     for name in {*TASKS, *FUSION_BENCH}:
-        files.OFFICIAL[name](tmp_path / "data")
-    for name in {*TASKS, *FUSION_BENCH}:
-        prepare(FACTS[name], tmp_path / "data", "official", as_is=True)
         one = dataclasses.replace(registry.ROWS[name], templates=registry.ROWS[name].templates[:1])
         monkeypatch.setitem(registry.ROWS, name, one)
     yield dataclasses.replace(
-        given, tasks=TASKS, places=Places(*(tmp_path / p for p in ("save", "results", "cache", "data")))
+        given, tasks=TASKS, places=Places(*(tmp_path / p for p in ("save", "results", "cache")), data)
     )
     for cached in (store.encoder, loading.examples, loading._decoded):
         cached.cache_clear()

@@ -232,6 +232,13 @@ BEGIN, END = "<!-- tables:begin -->", "<!-- tables:end -->"
 BLOCK = re.compile(r"<!-- tables:begin ?(?P<names>.*?) ?-->.*?<!-- tables:end -->", re.DOTALL)
 
 
+def block_of(page: Path) -> re.Match:
+    """What stands between a page's markers. Raises UsageError where they are not there, once each."""
+    if len(blocks := list(BLOCK.finditer(page.read_text(encoding="utf-8")))) != 1:
+        raise UsageError(f"{page}: expected one block between {BEGIN} and {END}, found {len(blocks)}")
+    return blocks[0]
+
+
 def embedded(page: Path, tables: Iterable[Table], claims: str) -> str:
     """The text of a page with what stands between its markers made anew.
 
@@ -239,10 +246,7 @@ def embedded(page: Path, tables: Iterable[Table], claims: str) -> str:
     are those with `in_readme`, and the claims. Raises UsageError for markers that are not there, once each, and for a
     name that is none.
     """
-    text = page.read_text(encoding="utf-8")
-    if len(blocks := list(BLOCK.finditer(text))) != 1:
-        raise UsageError(f"{page}: expected one block between {BEGIN} and {END}, found {len(blocks)}")
-    (block,) = blocks
+    text, block = page.read_text(encoding="utf-8"), block_of(page)
     by_name = {table.name: table for table in tables}
     names = block["names"].split()
     for name in names:

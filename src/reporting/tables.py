@@ -1,6 +1,6 @@
 """All tables, the ledger of claims and the table of numbers, made from results and written. Loads no model."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from src.reporting import frame
@@ -8,7 +8,7 @@ from src.reporting.claim import examine_all
 from src.reporting.ledger import ledger
 from src.reporting.papers import offered
 from src.reporting.runs import Runs, every_number
-from src.reporting.table import Table, embedded, printed, write, write_text
+from src.reporting.table import Table, block_of, embedded, printed, write, write_text
 from src.runtime.files import require_writable
 from src.runtime.locks import only_one
 from src.runtime.messages import UsageError
@@ -17,9 +17,14 @@ from src.runtime.paths import from_root
 
 def make(runs: Runs) -> list[Table]:
     """Every table, under the file name that tells the model."""
+    return [*one_by_one(runs)]
+
+
+def one_by_one(runs: Runs) -> Iterator[Table]:
+    """The same, each made when it is asked for."""
     notes = leaks(runs)
-    every = (table for tables in offered("tables") for table in tables(runs))
-    return [replace(table, name=runs.stem(table.name), notes=(*table.notes, *notes)) for table in every]
+    for table in (table for tables in offered("tables") for table in tables(runs)):
+        yield replace(table, name=runs.stem(table.name), notes=(*table.notes, *notes))
 
 
 def leaks(runs: Runs) -> tuple[str, ...]:
@@ -40,6 +45,7 @@ def make_tables(runs: Runs, pages: Sequence[str] = ()) -> None:
     for page in pages:
         if not from_root(page).is_file():
             raise UsageError(f"--readme: expected a page with markers for tables, found no file {page}")
+        block_of(from_root(page))
     runs.check()
     tables, numbers = make(runs), every_number(runs.suite, runs.results)
     findings = examine_all(runs)

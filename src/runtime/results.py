@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -178,9 +179,12 @@ def provenance(config: Mapping[str, Any], started: float) -> dict[str, Any]:
     }
 
 
+_version = cache(metadata.version)  # every checkpoint and result has all of them
+
+
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide numbers or pixels, read without importing them."""
-    return {"python": platform.python_version()} | {name: metadata.version(dist) for name, dist in PACKAGES.items()}
+    return {"python": platform.python_version()} | {name: _version(dist) for name, dist in PACKAGES.items()}
 
 
 def command_line() -> str:

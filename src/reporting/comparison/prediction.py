@@ -112,8 +112,7 @@ def _order(runs: Runs, title: str, count: int, where: tuple[str, str, str, str],
     named: list[tuple[Row, float, pd.Series]] = []
     for row in registered_rows():
         theirs = published(runs.model, paper, table, row.published_name(paper, table), setting, their_metric)
-        values = runs.values(metric=metric, **group.columns, **row.columns)
-        if theirs is not None and not values.empty:
+        if theirs is not None and not (values := runs.values(metric=metric, **group.columns, **row.columns)).empty:
             named.append((row, theirs, values))
     columns = pd.DataFrame({index: values for index, (*_, values) in enumerate(named)}).dropna()
     kinds = ["several" if row in several else "adapting" if adapts(runs, row) else "single" for row, *_ in named]
