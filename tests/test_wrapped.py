@@ -222,6 +222,16 @@ def test_a_wrapped_merge_tells_what_its_base_tells():
     assert SVC(base="tsv_m", alpha=1.0).merge(problem).info == {"without_rank": [W]}
 
 
+def test_a_base_that_is_one_model_is_scaled_once():
+    """What the base chose, 1/T or its α, is in its vector already."""
+    problem = draw(3)
+    for options in ({}, {"base": "sum", "alpha": 0.3}):
+        base = SVC(**options).merge(problem)
+        ours = SVC(base="svc", base_options=options).merge(problem)
+        assert ours.settings == (1.0,)
+        assert_equal(ours.vector("", 1.0).vector[REST], base.vector("", base.settings[0]).vector[REST])
+
+
 def test_svc_depends_on_the_orientation():
     deltas = [random(8, 6, seed=seed) for seed in range(3)]
     one = SVC().merge(one_matrix(*deltas)).vector("", 1 / 3).vector[W]
