@@ -33,7 +33,7 @@ from src.datasets.base import Pixels
 from src.experiments import merging
 from src.linearize import LinearizedModel
 from src.merging import adaptation, steps, watch
-from src.merging.adamerging import AdaMerging, AdaMergingPP
+from src.merging.adamerging import AdaMerging, AdaMergingPP, elected
 from src.merging.adaptation import MergedModel, NonFiniteLoss, entropy
 from src.merging.base import Problem, Progress
 from src.merging.concrete import ConcreteTaskArithmetic, LayerWiseConcreteAdaMerging, TaskWiseConcreteAdaMerging
@@ -233,6 +233,13 @@ def test_the_plus_plus_vectors_are_what_ties_merges():
         )
 
 
+def test_a_weight_whose_sum_is_zero_has_the_sign_of_most():
+    one = {"w": torch.tensor([[1.0, 2.0], [-1.0, 3.0]])}
+    assert elected({"w": one["w"].clone()}, [0.0, 0.0])["w"].tolist() == [[1, 2], [0, 3]]
+    assert elected({"w": -one["w"]}, [0.0, 0.0])["w"].tolist() == [[-1, -2], [0, -3]]
+    assert elected({"w": one["w"].clone()}, [1.5, 0.0])["w"].tolist() == [[0, 2], [-1, 3]]
+
+
 # ---- options
 
 
@@ -240,11 +247,15 @@ def test_variants_have_the_published_settings_and_options_override_them():
     load_methods()
     steps = {"adamerging": {"lambda": 500}, "concrete_task_arithmetic": {"mask": 2000}}
     steps["concrete_layer_wise_adamerging"] = {"meta": 2000, "lambda": 1000}
+    fusion_bench = {"adamerging": 1000, "concrete_layer_wise_adamerging": 1000}
     tiny = problem(batch=lambda task, split, batch_size, number: images(task, split, 1, number))
     for name, phases in steps.items():
         stopped = problem(batch=lambda *a: torch.full((1, 4), float("nan")).double())
         with pytest.raises(NonFiniteLoss, match=f"step 0 of {next(iter(phases.values()))} "):
             small(METHODS[name]).merge(stopped)
+        if name in fusion_bench:
+            with pytest.raises(NonFiniteLoss, match=f"step 0 of {fusion_bench[name]} "):
+                small(METHODS[name], variant="fusion_bench").merge(stopped)
     found = small(AdaMerging, steps=1, clamp=False).merge(tiny).adaptation["settings"]
     assert (found["batches"], found["clamp"], found["lr"], found["coef"]) == (2, False, 1e-3, 0.3)
     shorter = small(AdaMerging, batch_size=1).merge(replace(tiny, suite=registry.suite("mini"))).adaptation["settings"]

@@ -14,7 +14,7 @@ import main
 from src.datasets import loading, registry
 from src.datasets.base import Pixels
 from src.merging.adamerging import AdaMerging
-from src.merging.adaptation import MergedModel, entropy
+from src.merging.adaptation import MergedModel, NonFiniteLoss, entropy
 from src.merging.adarank import AdaRank
 from src.merging.atlas import Atlas
 from src.merging.base import Labelled, Problem, Progress
@@ -145,6 +145,9 @@ def test_atlas_begins_at_the_pretrained_weights_with_the_published_settings():
     assert found.vector("a", 1.0).norm() == 0
     settings = small(Atlas, steps=1).merge(given).adaptation["settings"]
     assert (settings["weight_decay"], settings["clip"], settings["lr"], settings["coef"]) == (0.1, 1.0, 1e-3, 0.0)
+    stopped = replace(labelled(batch=lambda *which: torch.full((5, 4), float("nan")).double()), suite=given.suite)
+    with pytest.raises(NonFiniteLoss, match="step 0 of 480 "):
+        small(Atlas).merge(stopped)
 
 
 # ---- who sees labels

@@ -24,7 +24,7 @@ from src.datasets import registry
 from src.linearize import LinearizedModel
 from src.merging.adaptation import NonFiniteLoss, entropy
 from src.merging.adarank import AdaRank, ComponentModel
-from src.merging.base import Problem, Progress, Unlabelled
+from src.merging.base import Labelled, Problem, Progress, Unlabelled
 from src.merging.matrices import SVD
 from src.merging.registry import METHODS, load_methods, variants
 from src.merging.spectral import Cart
@@ -400,6 +400,22 @@ def test_a_killed_command_goes_on_and_writes_the_same_result(place, monkeypatch)
 def test_wrong_options_say_what_exists(options, message):
     with pytest.raises(UsageError, match=message):
         small(**options).merge(problem())
+
+
+def test_every_method_that_needs_images_says_so_where_there_are_none():
+    """In the problem, or in the split: by name or by task, before a loop without an end or a loss that is no number."""
+    load_methods()
+    names = {cls.name for cls in METHODS.values() if cls.needs != "weights"}
+    assert len(names) > 10
+    for name in sorted(names):
+        options = {"base": "average"} if name in ("featcal", "surgery") else {}
+        method = METHODS[name](**options)
+        given = replace(problem(), validation=Labelled(lambda *which: torch.zeros(0, dtype=torch.long)))
+        with pytest.raises(UsageError, match=f"{name} needs unlabelled images; the problem comes without them"):
+            method.merge(replace(given, images=None))
+        empty = replace(given.images, batch=lambda *which: torch.zeros(0, 4).double())
+        with pytest.raises(UsageError, match="a: expected unlabelled images of split (train|test|val), found none"):
+            method.merge(replace(given, images=empty))
 
 
 def test_a_model_without_such_matrices_is_refused_with_the_option_that_has_some():

@@ -248,6 +248,15 @@ def test_lot_is_regmean_without_shrinkage_but_for_the_scales_of_layernorms():
         assert_equal(scaled[key], sum(e * g for e, g in zip(energies, gammas)) / sum(energies))
 
 
+@pytest.mark.parametrize("rest, factor", [("mean", 1 / 3), ("sum", 1.0), ("zero", 0.0)])
+def test_the_rest_of_regmean_is_the_mean_the_sum_or_zero(rest, factor):
+    given = problem()
+    ours, expected = merged(RegMean(rest=rest, images=2), given), total(given)
+    assert {key for key in ours if "embedding" in key or "bias" in key} <= {
+        key for key, tensor in ours.items() if torch.allclose(tensor, factor * expected[key])
+    }
+
+
 def test_regmean_plusplus_runs_each_block_of_a_task_on_the_merged_models_inputs():
     given, shrink = problem(), 0.95
     ours = merged(RegMeanPlusPlus(), given)
@@ -392,6 +401,14 @@ def test_wudi_closed_form_has_no_gradient_and_adam_goes_towards_it():
     assert distances == sorted(distances, reverse=True) and distances[-1] < 1e-3 * distances[0]
 
 
+def test_wudis_ridge_is_a_share_of_the_mean_diagonal_and_draws_to_the_sum():
+    """tr Δ_tᵀ Δ_t / ‖Δ_t‖² is 1, so the mean diagonal of three tasks' left side is 3/4 for [5, 4] matrices."""
+    deltas = [random(5, 4, seed=t) * (1 + t) for t in range(3)]
+    at = merged(Wudi(matrices="all", ridge=0.2), one_matrix(*deltas))[f"{VISUAL}w"].requires_grad_()
+    loss = wudi_loss(at, deltas) + 0.2 * 3 / 4 * (at - sum(deltas)).square().sum()
+    assert torch.autograd.grad(loss, at)[0].abs().max() < 1e-12
+
+
 def test_wudis_ridge_and_rate_know_no_scale():
     deltas = [random(5, 4, seed=t) for t in range(3)]
     for method in (Wudi(matrices="all", ridge=0.1), Wudi(matrices="all", solver="adam")):
@@ -412,6 +429,13 @@ def test_wudi_with_much_ridge_is_the_sum_and_actmat_is_not_normalised():
     grams = [g / g.trace() for g in grams]
     expected = sum(d @ g for d, g in zip(deltas, grams)) @ torch.linalg.inv(sum(grams))
     assert_equal(merged(Wudi(matrices="all", ridge=0.0), given)[key], expected)
+
+
+@pytest.mark.parametrize("method", [Wudi(matrices="all", ridge=0.0), ActMat(matrices="all"), Wudi(matrices="all")])
+def test_a_task_that_does_not_move_a_matrix_does_not_count(method):
+    delta = random(5, 4)
+    ours = merged(method, one_matrix(delta, torch.zeros_like(delta)))[f"{VISUAL}w"]
+    assert_equal(ours, delta)
 
 
 def test_the_two_released_wudis_merge_other_tensors():

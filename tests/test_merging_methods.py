@@ -224,6 +224,23 @@ def test_settings_are_the_papers():
     assert MagnitudeMasking().merge(problem).settings == (1.0,)
 
 
+def test_magnitude_masking_cuts_the_sum_of_the_whole_vectors():
+    problem = draw(3)
+    total, merge = flat(multi_task_vector(problem).vector), MagnitudeMasking(k=25).merge(problem)
+    for task in problem.tasks:
+        mask = flat(magnitude_mask(problem, task, 25).bits)
+        assert torch.equal(flat(merge.vector(task, 1.0).vector), total * mask)
+
+
+def test_consensus_of_ties_masks_cuts_the_vector_of_ties(tmp_path):
+    problem = draw(3, mask_path=lambda name: tmp_path / f"{name}.safetensors", model="tiny")
+    TallMask(use_ties=True).merge(problem).finish(dict.fromkeys(problem.tasks, 0.4))
+    tau = tau_mtl(problem, True)
+    masks = [flat(tall_masks(problem, task, tau, [0.4])[0].bits) for task in problem.tasks]
+    two = Consensus(use_ties=True).merge(problem).vector("task0", 1.0)
+    assert torch.equal(flat(two.vector), flat(tau.vector) * (torch.stack(masks).sum(0) >= 2))
+
+
 def test_average_is_the_mean_of_the_weights():
     problem = draw(4)
     merge = Average().merge(problem)

@@ -314,6 +314,35 @@ def test_tasks_lose_different_weights():
     assert set(total.tolist()) == {0.0, 2.0, 4.0}
 
 
+WIDE = dict(density=0.5, epsilon=0.3)
+
+
+@pytest.mark.parametrize(
+    "method, of_tensor",
+    [
+        (Dare(p=0.4, rescale=False), partial(dropped, p=0.4, rescale=False)),
+        (Dare(p=0.4), partial(dropped, p=0.4, rescale=True)),
+        (Della(then="sum", density=0.5, epsilon=0.3, rescale="l1"), partial(magnitude_dropped, rescale="l1", **WIDE)),
+        (
+            Della(then="sum", density=0.5, epsilon=0.3, rescale="none"),
+            partial(magnitude_dropped, rescale="none", **WIDE),
+        ),
+        (Breadcrumbs(density=0.4, gamma=0.2, by="row"), lambda tau, generator: middle(tau, 0.4, 0.2, "row")),
+        (Breadcrumbs(density=0.3, gamma=0.1), lambda tau, generator: middle(tau, 0.3, 0.1, "tensor")),
+    ],
+)
+def test_the_options_of_a_method_are_those_of_each_tensor(method, of_tensor):
+    load_methods()
+    problem = draw(3, seed=2)
+    expected = 0.0
+    for task in problem.tasks:
+        seeds = {key: event_seed(0, method.name, 0, task, key) for key in problem.keys}
+        generators = {key: torch.Generator().manual_seed(seed) for key, seed in seeds.items()}
+        tau = {key: of_tensor(problem.tensor(task, key), generator=generators[key]) for key in problem.keys}
+        expected = expected + flat(tau)
+    torch.testing.assert_close(flat(method.merge(problem).vector("task0", 1.0)), expected)
+
+
 @pytest.mark.parametrize("k, reduce", [(100, "mean"), (20, "sum")])
 def test_sparse_vectors_are_merged_as_if_they_lay_on_disk(k, reduce):
     """TIES reads a tensor twice, for the threshold and for the sum, and must meet the same draw."""
@@ -411,6 +440,7 @@ def test_a_convolution_has_a_row_for_each_output():
     q = keep_probabilities(torch.randn(4, 3, 2, 2), 0.5, 0.2).flatten(1)
     torch.testing.assert_close(q.amin(1), torch.full((4,), 0.3))
     torch.testing.assert_close(q.amax(1), torch.full((4,), 0.7))
+    assert all(len(row.unique()) == 12 for row in q)
     assert keep_probabilities(torch.tensor(3.0), 0.5, 0.2) == 0.5
 
 
@@ -508,6 +538,8 @@ def test_model_stock_stays_between_theta0_and_the_mean():
     assert cosine == pytest.approx(-0.6)
     assert interpolation(cosine, 2, clamp=True) == 0
     assert interpolation(cosine, 2, clamp=False) == pytest.approx(-3)
+    assert interpolation(0.5, 4, True) == pytest.approx(0.8)  # 4 · .5 / (3 · .5 + 1)
+    assert mean_cosine(torch.tensor([[2.0, 0.0], [3.0, 0.0], [0.0, 1.0]])) == pytest.approx(1 / 3)
     assert all(0 <= interpolation(c, 8, True) <= 1 for c in torch.linspace(-1, 1, 21).tolist())
 
 
@@ -633,6 +665,18 @@ def test_a_sampled_class_gives_the_exact_mean():
     generator = torch.Generator().manual_seed(0)
     total = fisher_module.diagonal(logits, theta, one, "sampled", 1000, generator)
     torch.testing.assert_close(flat(total) / 3000, exact, rtol=0.1, atol=0.1 * float(exact.max()))
+
+
+def test_sampled_classes_are_functions_of_the_seed_and_the_task():
+    same = tower().state_dict()
+    given = Problem(same, {"task0": same, "task1": same}, seed=3)
+    given = replace(
+        given, images=Unlabelled(tower, lambda task, *which: images("one", *which), lambda task: head("one"))
+    )
+    method = Fisher(images=8, batch_size=8)
+    first, again, other = (flat(method.information(given, task, tower())) for task in ("task0", "task0", "task1"))
+    assert torch.equal(first, again) and not torch.allclose(first, other)
+    assert not torch.allclose(first, flat(method.information(replace(given, seed=4), "task0", tower())))
 
 
 def test_the_published_estimator_squares_a_sum():

@@ -35,7 +35,7 @@ from merging_problems import (
 
 from src.merging import matrices
 from src.merging.base import Method, Problem
-from src.merging.matrices import Deltas, Layout, Matrix, NoDecomposition
+from src.merging.matrices import Deltas, Layout, Matrix, NoDecomposition, share
 from src.merging.problem import Source, read_problem
 from src.merging.search import Searched
 from src.merging.spectral import TSVC, TSVM, Cart, IsoC, IsoCTS, iso_c, iso_cts, iso_spaces, tsv_m
@@ -215,6 +215,28 @@ def test_the_rank_is_r_over_t_rounded_down():
     assert_equal(compressed.vector("task3", 1.0).vector[W], truncated(deltas[3], 3))
     with pytest.raises(ValueError, match="rank: expected a share .* above 0 and at most 1; got 0.0"):
         TSVM(rank=0.0).merge(one_matrix(*deltas))
+
+
+def test_a_share_of_the_rank_is_rounded_down_to_one_at_least():
+    assert [share(rank, 6) for rank in (0.3, 0.34, 0.5, 0.99, 1.0)] == [1, 2, 3, 5, 6]
+    assert share(0.01, 6) == 1
+
+
+@pytest.mark.parametrize("method", [TSVM(), TSVC(rank=0.5), IsoC(), IsoCTS(), Cart()])
+def test_a_merge_has_the_scale_of_its_vectors(method):
+    """However short they are: what counts as 0 is measured by the largest singular value."""
+    problem = draw(3)
+    short = problem_of([{key: 1e-9 * tau for key, tau in ends.items()} for ends in problem.finetuned.values()])
+    for key, tensor in merged(method, short).items():
+        assert_equal(1e9 * tensor, merged(method, problem)[key])
+
+
+def test_decompositions_of_the_tasks_and_of_their_residuals_are_kept_apart():
+    expected, problem = merged(Cart(rank=0.34), draw(3), 1.7), draw(3)
+    merged(TSVC(rank=1.0), problem)
+    assert problem.memo
+    for key, tensor in merged(Cart(rank=0.34), problem, 1.7).items():
+        assert torch.equal(tensor, expected[key])
 
 
 def test_more_directions_than_there_is_room_for():
@@ -406,6 +428,14 @@ def test_positions_are_a_matrix_as_released():
     assert Layout().of(POSITIONS, torch.Size((5, 6))) == [Matrix(POSITIONS)]
     assert Layout(matrices="linear").of(POSITIONS, torch.Size((5, 6))) == []
     assert Layout(transpose=True).of(PROJ, torch.Size((6, 4))) == [Matrix(PROJ, transposed=True)]
+
+
+def test_neither_the_text_side_nor_what_else_a_block_has_is_a_matrix():
+    """Even where a fine-tuning has moved it: TSV and Iso leave text_projection out, CART all but attention and MLPs."""
+    square = torch.Size((6, 6))
+    assert Layout().of("model.text_projection", square) == []
+    other = BLOCK_MATRICES[0].replace("attn.in_proj_weight", "adapter.weight")
+    assert Layout(matrices="blocks").of(other, square) == [] and Layout().of(other, square) == [Matrix(other)]
 
 
 def test_what_one_merge_has_worked_out_serves_the_next_of_the_same_files(make_run):

@@ -83,6 +83,18 @@ def test_it_starts_as_the_base_with_a_uniform_down_projection():
     assert not torch.equal(found.adapters["a"].down, found.adapters["b"].down)
 
 
+def test_down_projections_are_drawn_by_the_seed():
+    first, again, other = (small(steps=0).merge(problem(seed=seed)).adapters["a"].down for seed in (3, 3, 4))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_the_only_coefficient_of_a_base_is_taken():
+    given = problem()
+    found = small(steps=0, base="average").merge(given)
+    assert found.settings == (1 / 3,)
+    torch.testing.assert_close(flat(found.vector("a", 1 / 3).vector), flat((1 / 3 * multi_task_vector(given)).vector))
+
+
 def test_it_is_the_loop_written_by_hand():
     given = problem()
     start = small(steps=0).merge(given)

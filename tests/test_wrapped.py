@@ -178,6 +178,13 @@ def test_svc_does_not_depend_on_the_scale_of_a_merge_that_it_does_not_clip():
         assert_equal(merge.vector("", alpha).vector[W], first)
 
 
+def test_svc_has_the_scale_of_its_vectors():
+    """However short they are: what counts as nothing along a direction is measured by the task's own norm."""
+    deltas = [random(8, 6, seed=seed) for seed in range(3)]
+    long, short = (SVC().merge(one_matrix(*(c * delta for delta in deltas))).vector("", 1 / 3) for c in (1.0, 1e-9))
+    assert_equal(1e9 * short.vector[W], long.vector[W])
+
+
 def test_svc_depends_on_the_clip_relative_to_the_scale():
     problem = draw(3)
     one = SVC(base="sum", clip=0.5).merge(problem).vector("", 1.0).vector
@@ -198,6 +205,31 @@ def test_untuned_svc_has_one_setting_and_its_matrices_are_those_of_the_sum():
     assert all(torch.allclose(ours[key], total[key]) for key in MATRICES)
     assert_equal(ours[REST], total[REST] / 3)
     assert 0 < merge.finish(dict.fromkeys(problem.tasks, 1 / 3))["clipped"] < 1
+
+
+def test_clipped_is_the_share_of_responses_below_the_clip_at_the_chosen_coefficient():
+    """Three orthogonal tasks: along each of six directions one has s = α and the others 0."""
+    space, sizes = torch.linalg.qr(random(6, 6))[0], torch.arange(1.0, 7.0, dtype=torch.float64)
+    deltas = [space[:, r] * sizes[r] @ space[:, r].T for r in (slice(0, 2), slice(2, 4), slice(4, 6))]
+    merge = SVC(base="sum", clip=0.5).merge(one_matrix(*deltas))
+    for alpha, share in ((1.0, 2 / 3), (0.4, 1.0)):
+        assert merge.finish({"task0": alpha}) == {"clipped": pytest.approx(share)}
+
+
+def test_a_wrapped_merge_tells_what_its_base_tells():
+    problem = one_matrix(*(random(8, 6, seed=seed) for seed in range(7)))  # seven tasks share six directions
+    assert SVC(base="cart", base_options={"lambdas": [1.0]}).merge(problem).info == {}
+    assert SVC(base="tsv_m", alpha=1.0).merge(problem).info == {"without_rank": [W]}
+
+
+def test_a_base_that_is_one_model_is_scaled_once():
+    """What the base chose, 1/T or its α, is in its vector already."""
+    problem = draw(3)
+    for options in ({}, {"base": "sum", "alpha": 0.3}):
+        base = SVC(**options).merge(problem)
+        ours = SVC(base="svc", base_options=options).merge(problem)
+        assert ours.settings == (1.0,)
+        assert_equal(ours.vector("", 1.0).vector[REST], base.vector("", base.settings[0]).vector[REST])
 
 
 def test_svc_depends_on_the_orientation():

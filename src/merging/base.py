@@ -152,12 +152,20 @@ class Problem:
         return self.mask_path(name)
 
     def unlabelled(self, method: "Method") -> Unlabelled:
-        """The images. Raises UsageError where the problem comes without them."""
-        if self.images is None:
+        """The images. Raises UsageError where the problem comes without them; so does a batch without an image."""
+        if (images := self.images) is None:
             raise UsageError(
                 f"{method.name} needs unlabelled images; the problem comes without them: pass images=Unlabelled(...)"
             )
-        return self.images
+
+        def batch(task: str, split: str, batch_size: int, number: int) -> torch.Tensor:
+            if not len(batch := images.batch(task, split, batch_size, number)):
+                raise UsageError(
+                    f"{task}: expected unlabelled images of split {split}, found none; choose another split"
+                )
+            return batch
+
+        return replace(images, batch=batch)
 
     def labelled(self, method: "Method") -> Labelled:
         """The labels of validation images. Raises UsageError where the problem comes without them."""
