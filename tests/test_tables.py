@@ -287,10 +287,11 @@ def test_a_page_names_the_tables_that_it_shows(tmp_path):
         assert text.count("\n**") == 2 and "Claims" not in text
 
 
-def test_the_forwarder_runs_from_elsewhere_and_builds_no_model(made, tmp_path):
+def test_the_forwarder_runs_from_elsewhere_and_builds_no_model(tmp_path):
+    results = synthetic_results.write(tmp_path / "results", seeds=(1, 2), merges=False)
     check = f"import sys; sys.argv = sys.argv[1:]; sys.path[0] = {str(ROOT / 'src')!r}; import forward; "
     check += "import open_clip; open_clip.create_model = None; forward.run('make_tables.py')"
-    command = [sys.executable, "-c", check, "make_tables.py", "--results", str(made.parent), "--seeds=2"]
+    command = [sys.executable, "-c", check, "make_tables.py", "--results", str(results), "--seeds=2"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0 and "over seeds 2" in done.stdout, done.stderr
 
