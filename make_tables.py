@@ -3,6 +3,7 @@
     python make_tables.py                                   # mini
     python make_tables.py --suite vision --model ViT-B-32
     python make_tables.py --readme README.md docs/results.md    # also put them between the markers of these pages
+    python make_tables.py --errors se                       # mean ± standard error, in the place of the sd
     python make_tables.py --compare tsv_m iso_c             # two merging methods, task by task, with intervals
     python make_tables.py --compare sum@linear "TIES"       # by the label of a result or by title, @mode
 
@@ -24,6 +25,7 @@ from src.runtime.program import exit_on_user_error
 def main(argv: Sequence[str] | None = None) -> None:
     parser = reporting_parser(__doc__)
     parser.add_argument("--readme", nargs="+", default=[], metavar="PAGE", help="whose block of tables is replaced")
+    parser.add_argument("--errors", choices=("sd", "se"), default="sd", help="after ±: of a seed, or of the mean")
     parser.add_argument("--compare", nargs=2, metavar=("ONE", "OTHER"), help="labels of merging results, or titles")
     parser.add_argument("--out", type=Path, metavar="FILE", help="of --compare: .md, .tex or .csv")
     run, options = parse_reporting(parser, argv)
@@ -38,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     elif options["out"]:
         raise UsageError("--out: expected --compare ONE OTHER beside it; without it the files have names of their own")
     else:
-        make_tables(runs, options["readme"])
+        make_tables(runs, options["readme"], options["errors"])
 
 
 if __name__ == "__main__":

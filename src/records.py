@@ -211,8 +211,8 @@ class Storage(TypedDict):
     files: NotRequired[Mapping[str, float]]
 
 
-class Cost(TypedDict):
-    """Of merging alone, without evaluation: seconds, and bytes at the peak beyond what was there (None: not told)."""
+class MergingCost(TypedDict):
+    """Of making the chosen models, not of scoring them: seconds, and bytes at the peak beyond those before, if told."""
 
     seconds: float
     peak_memory: int | None
@@ -232,7 +232,7 @@ class Merging(Addition):
     divided_by: NotRequired[str]
     parameters: Mapping[str, int]
     storage: Storage
-    cost: NotRequired[Cost]
+    cost: NotRequired[MergingCost]
     adaptation: NotRequired[Adaptation]
     unseen: NotRequired[Unseen]
     output: NotRequired[Sequence[str | Path]]

@@ -2,6 +2,7 @@
 
 import json
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
@@ -14,17 +15,18 @@ from src import evaluation, store
 from src.correctness import pack, unpack
 from src.datasets import loading as data
 from src.evaluation import ORIGIN, Curve, Denominators, Line, score, select, select_negation
+from src.experiments import merging
 from src.experiments.merging import fixed_settings
 from src.experiments.single_task import evaluate_single_tasks
 from src.heads import get_classification_head
 from src.linearize import LinearizedImageEncoder
 from src.merging import evaluate
-from src.merging.base import Affine, Drawn, Method, Problem, Scaled
+from src.merging.base import Affine, Drawn, Merge, Method, Problem, Scaled
 from src.merging.evaluate import evaluate_merge
 from src.merging.search import Searched
 from src.modeling import ImageEncoder
 from src.runtime import memory, results
-from src.runtime.cost import measured
+from src.runtime.cost import Cost, measured
 from src.runtime.messages import UsageError
 from src.task_vectors import TaskVector
 
@@ -350,6 +352,37 @@ def test_only_methods_with_a_coefficient_have_fixed_settings():
     assert fixed_settings(Untuned(), scaled) == {"untuned": 0.3, "one": 1.0}
     assert fixed_settings(Untuned(), affine) == {"untuned": 0.3}
     assert fixed_settings(Untuned(), one) == {}
+
+
+def test_models_that_are_made_as_they_are_scored_are_in_the_cost(make_run, monkeypatch):
+    """Draws of a random merge, and models of single tasks: asked for, all of them, while the cost is measured."""
+    measuring, made = [], []
+
+    @contextmanager
+    def watched(device):
+        measuring.append(device)
+        cost = Cost()
+        yield cost
+        cost.seconds, cost.peak_memory = 2.0, 30
+        measuring.pop()
+
+    @dataclass(kw_only=True)
+    class Late(Merge):
+        def vector(self, task, setting):
+            made.append((task, setting, len(measuring)))
+            return TaskVector(vector={})
+
+    monkeypatch.setattr(merging, "measured", watched)
+    run, early = make_run("--tasks", "digits", "signs"), Cost()
+    early.seconds, early.peak_memory = 0.5, 70
+    shared = dict(settings=(1.0, 2.0), storage_bits=0)
+    random = Drawn(draw=lambda number: Late(**shared), draws=2, **shared)
+    expected = {"seconds": 2.5, "peak_memory": 70}
+    assert merging.cost_of(run, random, {"digits": 2.0, "signs": 2.0}, early) == expected
+    assert made == [("digits", 2.0, 1)]
+    each = Late(**shared, per_task=True)
+    assert merging.cost_of(run, each, {"digits": 1.0, "signs": 2.0}, early) == expected
+    assert made[1:] == [("digits", 1.0, 1), ("signs", 2.0, 1)]
 
 
 def test_a_cost_has_seconds_and_the_peak_above_the_start():

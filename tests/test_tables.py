@@ -11,6 +11,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 if __name__ == "__main__":
@@ -285,6 +286,20 @@ def test_a_page_names_the_tables_that_it_shows(tmp_path):
         text = page.read_text()
         assert text.startswith(f"before\n{begin}\n**Merging 8 tasks") and text.endswith(f"{writing.END}\nafter\n")
         assert text.count("\n**") == 2 and "Claims" not in text
+
+
+def test_errors_are_of_a_seed_or_of_the_mean(made, monkeypatch):
+    cell = writing.Cell(pd.Series({1: 70.0, 2: 74.0, 3: 78.0, 4: 74.0}))  # variance 32 / 3
+    table = writing.Table("t", "Caption.", ["method", "value"], [["a", cell]], (1, 2, 3, 4))
+    text = writing.markdown(table)
+    assert "| a | 74.0 ± 3.3 |" in text and "Mean ± sd over 4" in text
+    monkeypatch.setattr(tables, "make", lambda runs: [table])
+    monkeypatch.setattr(tables, "write", lambda several, folder: written.extend(several))
+    written: list[writing.Table] = []
+    make_tables.main(["--results", str(made.parent), "--errors", "se"])
+    text = writing.markdown(written[0])
+    assert "| a | 74.0 ± 1.6 |" in text and "Mean ± standard error over 4" in text
+    assert r"74.0 $\pm$ 1.6" in writing.latex(written[0])
 
 
 def test_the_forwarder_runs_from_elsewhere_and_builds_no_model(tmp_path):

@@ -19,7 +19,7 @@ from src.experiments.base import unchanged
 from src.experiments.leaks import leaks_record
 from src.experiments.numbers import Number, score_numbers, summary_numbers
 from src.merging import names
-from src.merging.base import Affine, Drawn, Merge, Method, Problem, Progress, Scaled, Variant, states_of
+from src.merging.base import Affine, Drawn, Merge, Method, Problem, Progress, Scaled, Setting, Variant, states_of
 from src.merging.evaluate import evaluate_merge, evaluate_unseen
 from src.merging.geometry import vector_geometry
 from src.merging.problem import Source, export, masks_path, published_masks, read_problem, storage
@@ -29,10 +29,10 @@ from src.merging.watch import Watch
 from src.modes import EVALUATED, SCOPES
 from src.published.export import FORMATS, export_for_others, files_for_others, merge_of
 from src.ranges import check, require
-from src.records import Adaptation, Merging, checked
+from src.records import Adaptation, Merging, MergingCost, checked
 from src.run import FP32, Run, task_names
 from src.runtime import results
-from src.runtime.cost import measured
+from src.runtime.cost import Cost, measured
 from src.runtime.distributed import from_primary, is_primary
 from src.runtime.files import file_hash, require_writable
 from src.runtime.locks import only_one
@@ -224,8 +224,8 @@ def _merge(run: Run, method: Method, options: Options, name: str) -> None:
         "divided_by": "the merged checkpoints",
         "parameters": {"scope": problem.num_parameters, "encoder": problem.num_parameters_total},
         "storage": storage(problem, made),
-        "cost": {"seconds": round(cost.seconds, 3), "peak_memory": cost.peak_memory},
     }
+    record["cost"] = cost_of(run, made, record["chosen"], cost)
     if course := made.course(record["chosen"]):
         record["adaptation"] = cast(Adaptation, course | {"watched": watch.record()})
     if options.unseen:
@@ -243,6 +243,15 @@ def _merge(run: Run, method: Method, options: Options, name: str) -> None:
         f"{100 * test['mean_accuracy']:.1f} % absolute, {100 * test['mean_normalised']:.1f} % normalised, "
         f"{made.storage_bits / 1e9:.2f} Gb -> {target}"
     )
+
+
+def cost_of(run: Run, made: Merge, chosen: Mapping[str, Setting], merging: Cost) -> MergingCost:
+    """With the chosen vectors, since draws of a random merge and models of single tasks are made as they are scored."""
+    with measured(run.device) as late, matmul_precision(FP32):
+        for task in run.tasks if made.per_task else run.tasks[:1]:
+            made.vector(task, chosen[task])
+    peaks = [peak for cost in (merging, late) if (peak := cost.peak_memory) is not None]
+    return {"seconds": round(merging.seconds + late.seconds, 3), "peak_memory": max(peaks, default=None)}
 
 
 def write_merged(run: Run, options: Options, problem: Problem, made: Merge, record: Merging) -> list[Path]:

@@ -1,6 +1,6 @@
 """Tables of numbers over seeds beside published ones, as Markdown, LaTeX and CSV.
 
-A cell is a number for each seed, printed as mean ± sd, with the published one in brackets.
+A cell is a number for each seed, printed as mean ± sd, or ± standard error, with the published one in brackets.
 """
 
 import csv
@@ -19,6 +19,8 @@ from src.reporting.runs import Runs
 from src.runtime.files import replacing
 from src.runtime.messages import UsageError, nearest
 
+ERRORS = {"sd": "sd", "se": "standard error"}  # over seeds: of one seed, and of their mean
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -36,13 +38,14 @@ class Cell:
     def filled(self) -> bool:
         return not self.ours.empty
 
-    def text(self, seeds: int) -> str:
-        """`81.0 ± 0.3 [76.5]`; a mean over fewer than all `seeds` says over how many."""
+    def text(self, seeds: int, errors: str = "sd") -> str:
+        """`81.0 ± 0.3 [76.5]`; a mean over fewer than all `seeds` says over how many. errors: of ERRORS."""
         parts = []
         if self.filled:
             parts.append(f"{mean(self.ours):.{self.digits}f}")
             if len(self.ours) > 1 and self.spread:
-                parts.append(f"± {self.ours.std():.{self.digits}f}")
+                error = self.ours.std() if errors == "sd" else self.ours.sem()
+                parts.append(f"± {error:.{self.digits}f}")
             parts += [fewer] if (fewer := of_fewer(len(self.ours), seeds)) else []
         if self.published is not None:
             parts.append(f"[{self.published:.1f}]" if self.digits <= 1 else f"[{round(self.published, 2):g}]")
@@ -61,7 +64,7 @@ class Cell:
 class Table:
     """rows: the first entry of each is its name, the others are Cells or texts. missing: commands that fill gaps.
 
-    averaged: whether its numbers are over seeds.
+    averaged: whether its numbers are over seeds. errors: what stands behind the ±, of ERRORS.
     """
 
     name: str
@@ -73,10 +76,11 @@ class Table:
     missing: tuple[str, ...] = ()
     in_readme: bool = False
     averaged: bool = True
+    errors: str = "sd"
 
     @property
     def full_caption(self) -> str:
-        return f"{self.caption} {seeds_text(self.seeds)}" if self.averaged else self.caption
+        return f"{self.caption} {seeds_text(self.seeds, self.errors)}" if self.averaged else self.caption
 
     @property
     def paired_rows(self) -> list[list[Any]]:
@@ -84,8 +88,8 @@ class Table:
         return [_paired(row) for row in self.rows]
 
     def texts(self) -> list[list[str]]:
-        count = len(self.seeds)
-        return [[entry.text(count) if isinstance(entry, Cell) else entry for entry in row] for row in self.paired_rows]
+        shown = len(self.seeds), self.errors
+        return [[entry.text(*shown) if isinstance(entry, Cell) else entry for entry in row] for row in self.paired_rows]
 
 
 def _paired(row: Sequence[Any]) -> list[Any]:
@@ -116,13 +120,13 @@ def span(ends: tuple[float, float] | None, digits: int) -> str:
     return "" if ends is None else f"{ends[0]:+.{digits}f} to {ends[1]:+.{digits}f}"
 
 
-def seeds_text(seeds: Sequence[int]) -> str:
-    """How many seeds numbers are of."""
+def seeds_text(seeds: Sequence[int], errors: str = "sd") -> str:
+    """How many seeds numbers are of, and with which of ERRORS."""
     if not seeds:
         return "No results yet."
     if len(seeds) == 1:
         return f"One seed ({seeds[0]})."
-    return f"Mean ± sd over {len(seeds)} seeds ({', '.join(map(str, seeds))})."
+    return f"Mean ± {ERRORS[errors]} over {len(seeds)} seeds ({', '.join(map(str, seeds))})."
 
 
 def percent(runs: Runs, published: float | None = None, **columns: Any) -> Cell:

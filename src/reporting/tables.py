@@ -36,10 +36,10 @@ def leaks(runs: Runs) -> tuple[str, ...]:
     return (f"Not clean, because published checkpoints may have been fine-tuned on images that score them. {sets}.",)
 
 
-def make_tables(runs: Runs, pages: Sequence[str] = ()) -> None:
+def make_tables(runs: Runs, pages: Sequence[str] = (), errors: str = "sd") -> None:
     """Write the tables of a model, its ledger of claims, and accuracies.csv of the whole suite.
 
-    pages: files between whose markers tables go too; see table.embedded.
+    pages: files between whose markers tables go too; see table.embedded. errors: of table.ERRORS.
     Raises UsageError, and writes nothing, where there are no results; ResultError for a result unlike its schema.
     """
     for page in pages:
@@ -47,7 +47,8 @@ def make_tables(runs: Runs, pages: Sequence[str] = ()) -> None:
             raise UsageError(f"--readme: expected a page with markers for tables, found no file {page}")
         block_of(from_root(page))
     runs.check()
-    tables, numbers = make(runs), every_number(runs.suite, runs.results)
+    tables = [replace(table, errors=errors) for table in make(runs)]
+    numbers = every_number(runs.suite, runs.results)
     findings = examine_all(runs)
     claims, short = ledger(findings, runs), ledger(findings, runs, "####")
     texts = {from_root(page): embedded(from_root(page), tables, short) for page in pages}

@@ -137,7 +137,7 @@ def cached(folder: Path, seed: int, names: Iterable[str] = TOGETHER) -> dict[str
     places = {name: folder / f"mini_seed{seed}" / f"{name}_{stamp(name)}" for name in names}
     if all(folder.is_dir() for folder in places.values()):
         return places
-    sizes = [n for name, folder in places.items() if not folder.is_dir() for n in FAMILIES[name].sizes.values()]
+    sizes = [n for name, place in places.items() if not place.is_dir() for n in FAMILIES[name].sizes.values()]
     require_writable(folder / "mini", sum(sizes) * PIXELS * PIXELS * 3)
     with only_one(folder / "mini", each=True):
         missing = [name for name, folder in places.items() if not folder.is_dir()]
