@@ -1,4 +1,4 @@
-"""Flags of the command-line scripts. The only file that sees argparse: out of it come a `Run` and plain options."""
+"""Flags of the command-line scripts. No other file of src parses them: out come a `Run` and plain options."""
 
 import argparse
 from collections.abc import Sequence
@@ -132,22 +132,37 @@ def add_pairs(parser: Parser) -> None:
     parser.add_argument("--pairs", nargs="+", metavar="TASK-TASK", help="default: the papers', or mini's counterparts")
 
 
+def _usual(field: str, key: str | None = None) -> str:
+    """What the suites' protocols say: `default: 32, on vision 128`."""
+    values = [getattr(suite.protocol, field) for suite in SUITES.values()]
+    first, *others = values if key is None else [value[key] for value in values]
+    return f"default: {first}" + "".join(
+        f", on {name} {value}" for name, value in zip([*SUITES][1:], others) if value != first
+    )
+
+
 def finetuning_parser(doc: str | None) -> Parser:
-    """The flags of every script and the fields of training.Training; None stands for what the suite's protocol says."""
+    """The flags of every script and the fields of settings.Training; None stands for what the suite's protocol says."""
     parser = base_parser(doc, TRAINED)
     training = parser.add_argument_group("training")
-    training.add_argument("--lr", type=float, help="peak learning rate")
-    training.add_argument("--wd", type=float, help="weight decay")
-    training.add_argument("--ls", type=float, help="label smoothing")
-    training.add_argument("--warmup_length", type=int, help="steps of linear warm-up")
+    training.add_argument("--lr", type=float, help=f"peak learning rate; {_usual('lr', 'standard')}, each mode its own")
+    training.add_argument("--wd", type=float, help=f"weight decay; {_usual('wd')}")
+    training.add_argument("--ls", type=float, help=f"label smoothing; {_usual('ls')}")
+    training.add_argument("--warmup_length", type=int, help=f"steps of linear warm-up; {_usual('warmup_length')}")
     training.add_argument("--epochs", type=int, help="default: the registry's, per task")
     training.add_argument("--steps", type=int, help="optimizer steps, in the place of epochs; default on mini: 250")
-    training.add_argument("--batch-size", type=int, help="images per forward pass over all processes")
-    training.add_argument("--num-grad-accumulation", type=int, help="forward passes per optimizer step")
+    training.add_argument(
+        "--batch-size", type=int, help=f"images per forward pass over all processes; {_usual('batch_size')}"
+    )
+    training.add_argument(
+        "--num-grad-accumulation",
+        type=int,
+        help=f"forward passes per optimizer step; {_usual('num_grad_accumulation')}",
+    )
     training.add_argument(
         "--sum-gradients", action="store_true", help="of a step's passes, epoch by epoch, as published; default: mean"
     )
-    training.add_argument("--clip", type=float, help="largest norm of the gradient")
+    training.add_argument("--clip", type=float, help=f"largest norm of the gradient; {_usual('clip')}")
     training.add_argument(
         "--checkpoint-every", type=int, default=0, help="steps between saved states; 0: by time alone"
     )

@@ -136,13 +136,13 @@ def _layer_norm(
         return None
     y, mean, rstd = torch.native_layer_norm(x, normalized_shape, w, b, eps)
     with torch.no_grad():
-        moved = torch.ops.aten.native_layer_norm_backward(
+        normalised = torch.ops.aten.native_layer_norm_backward(
             dx, x, normalized_shape, mean, rstd, None, None, [True, False, False]
         )[0]
         if dw is None:  # frozen
-            dy = moved.mul_(w) if db is None else torch.addcmul(db, moved, w)
+            dy = normalised.mul_(w) if db is None else torch.addcmul(db, normalised, w)
         else:
-            dy = layer_norm(x, normalized_shape, dw, db, eps).addcmul_(moved, w)
+            dy = layer_norm(x, normalized_shape, dw, db, eps).addcmul_(normalised, w)
     return forward_ad.make_dual(y, dy)
 
 
@@ -176,7 +176,7 @@ def _mul(input: Tensor, other: Any) -> Tensor | None:
         return None
     y = a * b
     with torch.no_grad():
-        terms = [factor * moved for factor, moved in ((a, db), (b, da)) if moved is not None]
+        terms = [factor * tangent for factor, tangent in ((a, db), (b, da)) if tangent is not None]
         dy = terms[0] + terms[1] if len(terms) == 2 else terms[0]
     return forward_ad.make_dual(y, dy)
 

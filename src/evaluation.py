@@ -1,4 +1,4 @@
-"""Accuracies of many settings from one pass over the images, and `select`, the only reader of validation.
+"""Accuracies of many settings from one pass over the images; `select` and `select_negation` choose on validation.
 
 A model θ0 + α·τ is scored along a *line*: a direction τ and its coefficients. A non-linear model takes one forward pass
 per coefficient, each image being decoded once. The linear model's features are affine in α,

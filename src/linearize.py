@@ -130,7 +130,7 @@ class LinearizedModel(nn.Module):
                 return self._plain(params, inputs, {})[1]
             f0, jd = self._fused(params, inputs, {})
         # The graph of f0 is that of the sum: its value leaves, its gradient stays.
-        return tree_map(lambda start, moved: moved + (start - start.detach()), f0, jd)
+        return tree_map(lambda start, tangent: tangent + (start - start.detach()), f0, jd)
 
     def _plain(self, params: Weights, inputs: tuple, kwargs: dict[str, Any]) -> tuple[Any, Any]:
         """f(x; θ0) and J(x; θ0) (θ − θ0), the latter with a graph to θ."""
@@ -140,11 +140,11 @@ class LinearizedModel(nn.Module):
     def _fused(self, params: Weights, inputs: tuple, kwargs: dict[str, Any]) -> tuple[Any, Any]:
         """The same two terms, the former with the graph of their sum to θ."""
         # A frozen parameter that is where it started needs neither gradient nor tangent.
-        moved = {n: p for n, p in params.items() if p.requires_grad or not self._as_at_start(n, p)}
+        moving = {n: p for n, p in params.items() if p.requires_grad or not self._as_at_start(n, p)}
         with torch.no_grad():
-            direction = {name: p - self.params0[name] for name, p in moved.items()}
-        start = {name: _AtStart.apply(p, self.params0[name]) for name, p in moved.items()}
-        fixed = {name: p0 for name, p0 in self.params0.items() if name not in moved}
+            direction = {name: p - self.params0[name] for name, p in moving.items()}
+        start = {name: _AtStart.apply(p, self.params0[name]) for name, p in moving.items()}
+        fixed = {name: p0 for name, p0 in self.params0.items() if name not in moving}
         return fused_jvp(self._function, start, direction, {**self.buffers0, **fixed}, inputs, kwargs)
 
     def _as_at_start(self, name: str, parameter: torch.Tensor) -> bool:

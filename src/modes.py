@@ -6,6 +6,7 @@ adds to the loss that no other mode does.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 # What a mode trains, where it is not the whole image tower.
 ATTENTION, LOW_RANK, NO_EMBEDDINGS = "attention", "low-rank", "no embeddings"
@@ -70,6 +71,15 @@ class Mode:
         return self.trained_as
 
 
+DASHED = (0, (5, 1.5))
+
+
+def _further(name: str, title: str, short: str, *, tangent: bool = False, **facts: Any) -> Mode:
+    """A row that the tangent paper does not have: trained under its own name, and made in a stage of its own."""
+    single_task = f"{name}_ft_accuracies"
+    return Mode(name, title, short, "", single_task, trained_as=name, tangent=tangent, extended=True, **facts)
+
+
 MODES: dict[str, Mode] = {
     mode.name: mode
     for mode in (
@@ -105,7 +115,7 @@ MODES: dict[str, Mode] = {
             tangent=True,
             colour="#009E73",
             marker="^",
-            line=(0, (5, 1.5)),
+            line=DASHED,
         ),
         Mode(
             "linear",
@@ -118,48 +128,83 @@ MODES: dict[str, Mode] = {
             colour="#0072B2",
             marker="s",
         ),
-        *(
-            Mode(
-                name,
-                title,
-                short,
-                published="",
-                single_task=f"{name}_ft_accuracies",
-                trained_as=name,
-                tangent=tangent,
-                colour=colour,
-                marker=marker,
-                line=line,
-                trains=trains,
-                minimises=minimises,
-                extended=True,
-            )
-            for name, title, short, tangent, trains, minimises, colour, marker, line in (
-                # Jin et al., arXiv:2407.07089: the weights of attention alone, without biases.
-                ("attention", "attention-only", "attention", False, ATTENTION, "", "#CC79A7", "v", "-"),
-                (
-                    "attention_linear",
-                    "attention-only, linear",
-                    "attention, linear",
-                    True,
-                    ATTENTION,
-                    "",
-                    "#AA4499",
-                    "<",
-                    (0, (5, 1.5)),
-                ),
-                # Yoshida et al., ICLR 2025: linear, with a penalty on what τ does to other tasks' features.
-                ("tau_jp", "linear, τJp penalty", "τJp", True, "", TAU_JP, "#332288", "P", "-"),
-                # arXiv:2602.17385: the same with Kronecker factors of the other tasks in the place of their images.
-                ("tak", "linear, TAK penalty", "TAK", True, NO_EMBEDDINGS, TAK, "#44AA99", "d", (0, (5, 1.5))),
-                # arXiv:2604.17078: each matrix of τ is drawn to orthogonal columns, or rows, of norm 1.
-                ("ortho", "OrthoReg", "OrthoReg", False, "", ORTHO, "#999933", "*", "-"),
-                # Hu et al., arXiv:2106.09685, and its linearization, Tang et al., arXiv:2310.04742.
-                ("lora", "LoRA", "LoRA", False, LOW_RANK, "", "#E69F00", "X", "-"),
-                ("l_lora", "linearized LoRA", "L-LoRA", True, LOW_RANK, "", "#117733", "p", (0, (5, 1.5))),
-                # Foret et al., arXiv:2010.01412: the loss at the worst weights nearby.
-                ("sam", "sharpness-aware", "SAM", False, "", SAM, "#882255", "h", "-"),
-            )
+        # Jin et al., arXiv:2407.07089: the weights of attention alone, without biases.
+        _further(
+            "attention",
+            "attention-only",
+            "attention",
+            trains=ATTENTION,
+            colour="#CC79A7",
+            marker="v",
+        ),
+        _further(
+            "attention_linear",
+            "attention-only, linear",
+            "attention, linear",
+            tangent=True,
+            trains=ATTENTION,
+            colour="#AA4499",
+            marker="<",
+            line=DASHED,
+        ),
+        # Yoshida et al., ICLR 2025: linear, with a penalty on what τ does to other tasks' features.
+        _further(
+            "tau_jp",
+            "linear, τJp penalty",
+            "τJp",
+            tangent=True,
+            minimises=TAU_JP,
+            colour="#332288",
+            marker="P",
+        ),
+        # arXiv:2602.17385: the same with Kronecker factors of the other tasks in the place of their images.
+        _further(
+            "tak",
+            "linear, TAK penalty",
+            "TAK",
+            tangent=True,
+            trains=NO_EMBEDDINGS,
+            minimises=TAK,
+            colour="#44AA99",
+            marker="d",
+            line=DASHED,
+        ),
+        # arXiv:2604.17078: each matrix of τ is drawn to orthogonal columns, or rows, of norm 1.
+        _further(
+            "ortho",
+            "OrthoReg",
+            "OrthoReg",
+            minimises=ORTHO,
+            colour="#999933",
+            marker="*",
+        ),
+        # Hu et al., arXiv:2106.09685, and its linearization, Tang et al., arXiv:2310.04742.
+        _further(
+            "lora",
+            "LoRA",
+            "LoRA",
+            trains=LOW_RANK,
+            colour="#E69F00",
+            marker="X",
+        ),
+        _further(
+            "l_lora",
+            "linearized LoRA",
+            "L-LoRA",
+            tangent=True,
+            trains=LOW_RANK,
+            colour="#117733",
+            marker="p",
+            line=DASHED,
+        ),
+        # Foret et al., arXiv:2010.01412: the loss at the worst weights nearby.
+        _further(
+            "sam",
+            "sharpness-aware",
+            "SAM",
+            minimises=SAM,
+            colour="#882255",
+            marker="h",
         ),
     )
 }

@@ -1,4 +1,4 @@
-"""What a computation is about: network, images, places. Every function of the library takes a `Run`."""
+"""What a computation is about: network, images, places; what works on files takes a `Run`."""
 
 import re
 import shlex

@@ -1,6 +1,7 @@
 """Results: plain numbers with provenance, written whole; a damaged or missing one says how it is made."""
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -123,6 +124,18 @@ def test_the_tables_of_the_repository_are_those_of_its_results():
     made = {table.name: markdown(table) for table in tables.make(runs)}
     folder = ROOT / "results/mini/tables"
     assert made == {file.stem: file.read_text(encoding="utf-8") for file in folder.glob("*.md")}
+
+
+def test_the_pages_of_the_repository_have_the_ledgers_verdicts():
+    folder = ROOT / "results/mini"
+    ledger = (folder / "claims.md").read_text(encoding="utf-8")
+    plain, differences, corrected = re.search(
+        r"ViT-Mini: (\d+ claims: .*?)\. (\d+ differences are tested at once); .*? method: (.*?)\.", ledger
+    ).groups()
+    index, page = ((folder / name).read_text(encoding="utf-8") for name in ("README.md", "report.html"))
+    assert f" {plain.replace('claims:', 'claims of the papers:')}." in index
+    assert differences in page and f"{corrected}." in page and f"tests {plain.split()[0]} of them" in page
+    assert plain in (ROOT / "docs/results.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), np.float32("nan"), torch.tensor([1.0, float("nan")])])

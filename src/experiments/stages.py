@@ -22,7 +22,9 @@ class Stage:
 
 
 FINE_TUNING = Stage("fine-tuning", "every task in every mode")
-MERGING = Stage("merging", "the three papers' methods on the first 8, 14 and 20 tasks", methods=True)
+MERGING = Stage(
+    "merging", "the three papers' methods on the first 8 tasks; of a run of more, on 14 and 20 too", methods=True
+)
 ADAPTATION = Stage("adaptation", "methods that learn from unlabelled images", apart=True, methods=True)
 RANDOM_INIT = Stage("random-init", "fine-tuning, single tasks and addition without pre-training")
 MODES = Stage("modes", "further ways of fine-tuning: every task, single tasks, addition, negation, ...", extended=True)

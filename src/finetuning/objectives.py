@@ -82,11 +82,11 @@ class WeightPenalty(ABC):
     def stream(self, first: int, stop: int) -> Iterator[Tensor]:
         theta = dict(self.encoder.named_parameters())
         for _ in range(first, stop):
-            moved = {name: theta[name] - start for name, start in self.theta0.items()}
-            yield self.weight * self.of(moved) / self.processes
+            tau = {name: theta[name] - start for name, start in self.theta0.items()}
+            yield self.weight * self.of(tau) / self.processes
 
     @abstractmethod
-    def of(self, moved: Weights) -> Tensor:
+    def of(self, tau: Weights) -> Tensor:
         """θ − θ0 by name to a scalar, with its graph."""
 
 
@@ -129,8 +129,8 @@ class CurvaturePenalty(WeightPenalty):
                 f"{run.model} also trains {few(missing)}. Expected a vision transformer, as --model=ViT-B-32"
             )
 
-    def of(self, moved: Weights) -> Tensor:
-        return self.curvature.of(moved)
+    def of(self, tau: Weights) -> Tensor:
+        return self.curvature.of(tau)
 
 
 class OrthogonalityPenalty(WeightPenalty):
@@ -149,8 +149,8 @@ class OrthogonalityPenalty(WeightPenalty):
             if parameter.requires_grad and parameter.dim() == 2 and not is_embedding(name)
         }
 
-    def of(self, moved: Weights) -> Tensor:
-        return torch.stack([_from_orthogonal(delta) for delta in moved.values()]).sum()
+    def of(self, tau: Weights) -> Tensor:
+        return torch.stack([_from_orthogonal(delta) for delta in tau.values()]).sum()
 
 
 def _from_orthogonal(delta: Tensor) -> Tensor:

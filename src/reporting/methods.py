@@ -1,6 +1,7 @@
 """Results of merging as rows of tables and lines of figures: named and ordered as the methods are registered."""
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -100,7 +101,12 @@ class Row:
         order = [(variant.method, variant.title) for variant in variants()]
         key = (self.variant.method, self.variant.title) if self.variant else None
         index = order.index(key) if key in order else len(order)
-        return not self.exact, bool(self.encoders), index, self.title(), self.encoders
+        return not self.exact, bool(self.encoders), index, _natural(self.title()), self.encoders
+
+
+def _natural(title: str) -> tuple[str | float, ...]:
+    """k=5 before k=20: texts and numbers in turn, each compared with its like."""
+    return tuple(float(part) if part[:1].isdigit() else part for part in re.split(r"(\d+(?:\.\d+)?)", title))
 
 
 def trims(row: Row) -> bool:

@@ -243,22 +243,27 @@ def block_of(page: Path) -> re.Match:
     return blocks[0]
 
 
-def embedded(page: Path, tables: Iterable[Table], claims: str) -> str:
+def embedded(page: Path, tables: Iterable[Table], claims: str, figures: str = "") -> str:
     """The text of a page with what stands between its markers made anew.
 
     The first marker names the tables, as in `<!-- tables:begin table1_addition merging -->`; where it names none, they
-    are those with `in_readme`, and the claims. Raises UsageError for markers that are not there, once each, and for a
-    name that is none.
+    are those with `in_readme`, and the claims; for `*`, all of them, the claims and the figures. Raises UsageError for
+    markers that are not there, once each, and for a name that is none.
     """
     text, block = page.read_text(encoding="utf-8"), block_of(page)
     by_name = {table.name: table for table in tables}
     names = block["names"].split()
-    for name in names:
+    everything = names == ["*"]
+    for name in [] if everything else names:
         if name not in by_name:
             raise UsageError(
                 f"{page}: table {name!r} does not exist{nearest(name, by_name)} Known: {', '.join(by_name)}"
             )
-    shown = [by_name[name] for name in names] or [table for table in by_name.values() if table.in_readme]
-    pieces = [*map(markdown, shown), *([] if names else ["### Claims", "", claims])]
+    if everything:
+        pieces = [*map(markdown, by_name.values()), "### Claims", "", claims, "### Figures", "", figures]
+    elif names:
+        pieces = [markdown(by_name[name]) for name in names]
+    else:
+        pieces = [*(markdown(table) for table in by_name.values() if table.in_readme), "### Claims", "", claims]
     begin = BEGIN.replace(" -->", f" {block['names']} -->") if names else BEGIN
     return text.replace(block[0], "\n".join([begin, "\n".join(pieces).strip(), END]))

@@ -1,9 +1,12 @@
 """All tables, the ledger of claims and the table of numbers, made from results and written. Loads no model."""
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from src.reporting import frame
+from src.reporting.captions import CAPTIONS
 from src.reporting.claim import examine_all
 from src.reporting.ledger import ledger
 from src.reporting.papers import offered
@@ -36,6 +39,13 @@ def leaks(runs: Runs) -> tuple[str, ...]:
     return (f"Not clean, because published checkpoints may have been fine-tuned on images that score them. {sets}.",)
 
 
+def _figures(runs: Runs, page: Path) -> str:
+    """The figures that there are, each with its caption, as the page reaches them."""
+    files = {text: runs.paths.figures() / f"{runs.stem(name)}.png" for name, text in CAPTIONS.items()}
+    there = {text: os.path.relpath(file, page.parent) for text, file in files.items() if file.is_file()}
+    return "\n\n".join(f"![{text}]({path})\n\n{text}" for text, path in there.items())
+
+
 def make_tables(runs: Runs, pages: Sequence[str] = (), errors: str = "sd") -> None:
     """Write the tables of a model, its ledger of claims, and accuracies.csv of the whole suite.
 
@@ -51,7 +61,8 @@ def make_tables(runs: Runs, pages: Sequence[str] = (), errors: str = "sd") -> No
     numbers = every_number(runs.suite, runs.results)
     findings = examine_all(runs)
     claims, short = ledger(findings, runs), ledger(findings, runs, "####")
-    texts = {from_root(page): embedded(from_root(page), tables, short) for page in pages}
+    files = [from_root(page) for page in pages]
+    texts = {file: embedded(file, tables, short, _figures(runs, file)) for file in files}
     path = runs.paths.claims().with_stem(runs.stem("claims"))
     texts[path] = f"# Claims of the papers, tested\n\n{claims}"
     for file in (*texts, runs.paths.tables() / "tables", runs.paths.accuracies()):

@@ -53,21 +53,12 @@ def tangent_kernel(
     Raises ValueError for a module in training mode or without parameters that require grad, and FloatingPointError for
     outputs that are not finite.
     """
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"unknown reduction {reduction!r}; there are {', '.join(REDUCTIONS)}")
-    if module.training:
-        raise ValueError("the module is in training mode; call .eval(): samples must not depend on each other")
-    parameters = {name: value.detach() for name, value in module.named_parameters() if value.requires_grad}
-    if not parameters:
-        raise ValueError("no parameter of the module requires a gradient: the tangent kernel would be zero")
-    if not len(images):
-        raise ValueError("the kernel needs at least one image, got none")
-    device = next(iter(parameters.values())).device
+    parameters = _moving(module, images, reduction)
+    device, n = next(iter(parameters.values())).device, len(images)
     if chunk_size is None:
         chunk_size = usual_chunk(module, parameters.values(), device)
     if chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
-    n = len(images)
     chunks = [(slice(i, min(i + chunk_size, n)), images[i : i + chunk_size]) for i in range(0, n, chunk_size)]
     read = [(slice(0, n), slice(0, n))] if blocks is None else blocks
 
@@ -105,6 +96,20 @@ def tangent_kernel(
                         )
                         kernel[left, right] += products
     return (kernel.tril() + kernel.tril(-1).T).cpu()
+
+
+def _moving(module: nn.Module, images: Tensor, reduction: str) -> dict[str, Tensor]:
+    """The parameters that the kernel is over. Raises ValueError for what has no tangent kernel."""
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"unknown reduction {reduction!r}; there are {', '.join(REDUCTIONS)}")
+    if module.training:
+        raise ValueError("the module is in training mode; call .eval(): samples must not depend on each other")
+    parameters = {name: value.detach() for name, value in module.named_parameters() if value.requires_grad}
+    if not parameters:
+        raise ValueError("no parameter of the module requires a gradient: the tangent kernel would be zero")
+    if not len(images):
+        raise ValueError("the kernel needs at least one image, got none")
+    return parameters
 
 
 def usual_chunk(module: nn.Module, parameters: Collection[Tensor], device: torch.device) -> int:

@@ -87,6 +87,7 @@ def page_of(runs: Runs) -> str:
         slug=SLUGS.__getitem__,
         forest=ledger,
         counts=ledger.counts(),
+        differences=sum(len(claim.bars) for claim in ledger.claims),
         corrected_text=", ".join(f"{n} {verdict}" for verdict, n in ledger.counts(corrected=True).items() if n),
         setup=setup(runs),
         methods=methods,
