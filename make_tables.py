@@ -35,6 +35,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     runs = Runs(run.suite, run.model, run.paths.results, options["seeds"])
     if options["compare"]:
+        if options["errors"] != "sd":
+            raise UsageError("--errors: expected the tables of a run; --compare prints intervals, and no ±")
         one, other = options["compare"]
         compare(runs, one, other, options["out"])
     elif options["out"]:

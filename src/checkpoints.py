@@ -96,7 +96,13 @@ class Checkpoint(Mapping):
         if key not in self._specs:
             raise KeyError(f"{self.path} has no tensor {key!r}")
         with self._opened() as file:  # one open for long would keep all that was read in memory
-            return file.get_tensor(key)
+            tensor = file.get_tensor(key)
+        if list(tensor.shape) != (expected := list(self._specs[key]["shape"])):
+            raise CheckpointError(
+                f"{self.path}: expected {key} of shape {expected}, found {list(tensor.shape)}: another file has come "
+                "to this place since it was opened; give the command again"
+            )
+        return tensor
 
     @contextmanager
     def _opened(self) -> Iterator[Any]:
@@ -386,7 +392,12 @@ def _command(fields: Mapping) -> str:
 
 def _again(fields: Mapping) -> str:
     """How to mend a file that is there: its command by itself would come to it again, or skip what it is beside."""
-    return f"remove it and make it again: {_command(fields)}" + " overwrite=True" * (fields.get("kind") == "masks")
+    if "provenance" in fields:  # it was published: no command of ours makes it
+        return "it was converted from a published file; fetch it anew with download_checkpoints.py --overwrite"
+    command = _command(fields) + " overwrite=True" * (fields.get("kind") == "masks")
+    if fields.get("task") or fields.get("kind") == "masks":
+        return f"remove it and make it again: {command}"
+    return f"give another file; or, where it is the suite's own, remove it and make it again: {command}"
 
 
 def _convert_command(path: Path, fields: Mapping) -> str:

@@ -75,7 +75,7 @@ DASHED = (0, (5, 1.5))
 
 
 def _further(name: str, title: str, short: str, *, tangent: bool = False, **facts: Any) -> Mode:
-    """A row that the tangent paper does not have: trained under its own name, and made in a stage of its own."""
+    """A row that the tangent paper does not have: trained under its own name, and made in the stage `modes`."""
     single_task = f"{name}_ft_accuracies"
     return Mode(name, title, short, "", single_task, trained_as=name, tangent=tangent, extended=True, **facts)
 

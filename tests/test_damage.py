@@ -458,7 +458,14 @@ SPECIFIC: dict[str, dict[str, Callable[[bytes], bytes]]] = {
         "another source": entry("source", to="elsewhere"),
         "another format": entry("format", to=99),
     },
-    "drawn": {"other shape": npy(np.zeros(3, np.uint8)), "floats": npy(np.zeros((2, 3)))},
+    "drawn": {
+        "other shape": npy(np.zeros(3, np.uint8)),
+        "floats": npy(np.zeros((2, 3))),
+        "none": npy(np.zeros((0, 32, 32, 3), np.uint8)),
+        "header of 2**70": lambda whole: whole.replace(b"(200, ", f"({1 << 70}, ".encode()),
+        "header of brackets": lambda whole: whole[:10] + b"(" * (len(whole) - 10),
+        "header of signs": lambda whole: whole[:10] + b"-" * (len(whole) - 10),
+    },
     "drawn labels": {"fewer": npy(np.zeros(3, np.int64)), "bytes": npy(np.zeros(3, np.uint8))},
     "verified": {"a list": lambda whole: b"[1]", "facts of text": entry("a", to="1")},
     "snapshot": {

@@ -355,7 +355,7 @@ def test_only_methods_with_a_coefficient_have_fixed_settings():
 
 
 def test_models_that_are_made_as_they_are_scored_are_in_the_cost(make_run, monkeypatch):
-    """Draws of a random merge, and models of single tasks: asked for, all of them, while the cost is measured."""
+    """A draw of a random merge, and the models of single tasks: made while the cost is measured."""
     measuring, made = [], []
 
     @contextmanager
@@ -373,16 +373,11 @@ def test_models_that_are_made_as_they_are_scored_are_in_the_cost(make_run, monke
             return TaskVector(vector={})
 
     monkeypatch.setattr(merging, "measured", watched)
-    run, early = make_run("--tasks", "digits", "signs"), Cost()
-    early.seconds, early.peak_memory = 0.5, 70
-    shared = dict(settings=(1.0, 2.0), storage_bits=0)
-    random = Drawn(draw=lambda number: Late(**shared), draws=2, **shared)
-    expected = {"seconds": 2.5, "peak_memory": 70}
-    assert merging.cost_of(run, random, {"digits": 2.0, "signs": 2.0}, early) == expected
-    assert made == [("digits", 2.0, 1)]
-    each = Late(**shared, per_task=True)
-    assert merging.cost_of(run, each, {"digits": 1.0, "signs": 2.0}, early) == expected
-    assert made[1:] == [("digits", 1.0, 1), ("signs", 2.0, 1)]
+    run, shared = make_run("--tasks", "digits", "signs"), dict(settings=(1.0, 2.0), storage_bits=0)
+    random = Drawn(draw=lambda number: made.append((number, len(measuring))), draws=2, **shared)
+    for merge in (random, Late(**shared, per_task=True), Late(**shared)):
+        assert merging.made_and_measured(run, lambda merge=merge: merge) == (merge, {"seconds": 2.0, "peak_memory": 30})
+    assert made == [(0, 1), ("digits", 1.0, 1), ("signs", 1.0, 1)]
 
 
 def test_a_cost_has_seconds_and_the_peak_above_the_start():

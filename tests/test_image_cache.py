@@ -131,6 +131,8 @@ DESCRIBED = {
     "no UTF-8": lambda text: "\udce9",
     "shape of text": lambda text: json.dumps(json.loads(text) | {"shape": "wide"}),
     "no list of corrupt images": lambda text: json.dumps(json.loads(text) | {"corrupt": 7}),
+    "a corrupt image without a number": lambda text: json.dumps(json.loads(text) | {"corrupt": {"x": "a"}}),
+    "a corrupt image too many": lambda text: json.dumps(json.loads(text) | {"corrupt": {"3": "a"}}),
 }
 
 

@@ -135,7 +135,11 @@ def test_the_pages_of_the_repository_have_the_ledgers_verdicts():
     index, page = ((folder / name).read_text(encoding="utf-8") for name in ("README.md", "report.html"))
     assert f" {plain.replace('claims:', 'claims of the papers:')}." in index
     assert differences in page and f"{corrected}." in page and f"tests {plain.split()[0]} of them" in page
-    assert plain in (ROOT / "docs/results.md").read_text(encoding="utf-8")
+    everything = (ROOT / "docs/results.md").read_text(encoding="utf-8")
+    assert plain in everything
+    shown = re.findall(r"!\[(\w+)\]\(\.\./results/mini/figures/\1\.png\)", everything)
+    assert {*shown} == {file.stem for file in (folder / "figures").glob("*.png")}
+    assert all(table.read_text(encoding="utf-8").strip() in everything for table in (folder / "tables").glob("*.md"))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), np.float32("nan"), torch.tensor([1.0, float("nan")])])

@@ -117,6 +117,9 @@ def test_a_vector_of_other_tensors_than_the_pretrained_model_is_told(make_run, t
         for read in (store.stored_vector, store.task_vector, store.finetuned):
             with pytest.raises(CheckpointError, match=f"{path}: .*{fault}.*; {again}"):
                 read(run, "signs", "standard")
+    checkpoints.save(path, whole | {name: whole[name].flatten()[:2]}, header)
+    with pytest.raises(CheckpointError, match=rf"{path}: expected {name} of shape .*, found \[2\]: another file"):
+        opened[name]
     checkpoints.save(path, less, header)
     with pytest.raises(CheckpointError, match=f"{path}: damaged .*{name}.*; {again}"):
         opened[name]

@@ -288,15 +288,16 @@ def test_a_page_names_the_tables_that_it_shows(tmp_path):
         assert text.count("\n**") == 2 and "Claims" not in text
 
 
-def test_errors_are_of_a_seed_or_of_the_mean(made, monkeypatch):
+def test_errors_are_of_a_seed_or_of_the_mean(tmp_path, monkeypatch):
     cell = writing.Cell(pd.Series({1: 70.0, 2: 74.0, 3: 78.0, 4: 74.0}))  # variance 32 / 3
     table = writing.Table("t", "Caption.", ["method", "value"], [["a", cell]], (1, 2, 3, 4))
+    synthetic_results.write(tmp_path, seeds=(1,))
     text = writing.markdown(table)
     assert "| a | 74.0 ± 3.3 |" in text and "Mean ± sd over 4" in text
     monkeypatch.setattr(tables, "make", lambda runs: [table])
     monkeypatch.setattr(tables, "write", lambda several, folder: written.extend(several))
     written: list[writing.Table] = []
-    make_tables.main(["--results", str(made.parent), "--errors", "se"])
+    make_tables.main(["--results", str(tmp_path), "--errors", "se"])
     text = writing.markdown(written[0])
     assert "| a | 74.0 ± 1.6 |" in text and "Mean ± standard error over 4" in text
     assert r"74.0 $\pm$ 1.6" in writing.latex(written[0])

@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -247,18 +247,20 @@ def test_matrices_are_drawn_to_orthogonal_ones(make_training):
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory, mini_cache):
-    """Where two processes have trained every mode; they are started once, and forked: they need import nothing."""
+    """Where two processes have trained every mode: one started as a user's are, the others forked, which is quick."""
     folder = tmp_path_factory.mktemp("two")
+    first, *others = TRAINED
+    launch(partial(_train, folder, mini_cache, [first]), "cpu", 2)
     with pytest.MonkeyPatch.context() as patch:
         forking = partial(torch.multiprocessing.start_processes, start_method="fork")
         patch.setattr(torch.multiprocessing, "spawn", forking)
-        launch(partial(_every_mode, folder, mini_cache), "cpu", 2)
+        launch(partial(_train, folder, mini_cache, others), "cpu", 2)
     return folder
 
 
-def _every_mode(folder: Path, cache: Path, world: World) -> None:
+def _train(folder: Path, cache: Path, modes: Sequence[str], world: World) -> None:
     places = ("--seed=0", "--device=cpu", "--jobs=1", f"--save={folder}", f"--cache-dir={cache}")
-    for mode in TRAINED:
+    for mode in modes:
         run, options = arguments.parse(arguments.finetuning_parser(""), [*flags_of(mode), *places])
         for name in ("overwrite", "wandb", "tensorboard"):
             del options[name]

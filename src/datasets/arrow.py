@@ -64,7 +64,7 @@ def rows_of(files: list[str], part: str, name: str, folders: list[Path]):
             kind(cache_dir=str(copy.parent), data_files={part: files}).download_and_prepare(str(copy))
     except OSError as error:
         raise DataError(
-            f"cannot make or read the Arrow copy of {files[0]} in {copy}: {error}. It needs a folder that may be "
+            f"cannot make the Arrow copy of {files[0]} in {copy}: {error}. It needs a folder that may be "
             f"written to, with room for as much as the files take: {' or '.join(map(str, folders))}"
         ) from error
     except Exception as error:  # Arrow and the builders promise no types
@@ -74,6 +74,10 @@ def rows_of(files: list[str], part: str, name: str, folders: list[Path]):
         shards = [Dataset.from_file(str(shard)) for shard in sorted(copy.glob("*.arrow"))]
         expected = read_json(copy / COMPLETE)["splits"][part]["num_examples"]
         rows = concatenate_datasets(shards)
+    except OSError as error:  # of the system, not of the file; Arrow's own for a damaged one have no number
+        if error.errno is not None:
+            raise DataError(f"cannot read the Arrow copy {copy}: {error}") from error
+        raise BadFile(copy, "a whole Arrow copy", f"{error}; remove it, and it is made anew") from error
     except Exception as error:  # as above
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise BadFile(copy, "a whole Arrow copy", f"{reason}; remove it, and it is made anew") from error

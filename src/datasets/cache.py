@@ -41,7 +41,7 @@ class Description(TypedDict):
 
     key: dict[str, Any]
     shape: list[NonNegativeInt]
-    corrupt: dict[str, str]
+    corrupt: dict[NonNegativeInt, str]
 
 
 _DESCRIPTION = TypeAdapter(Description)
@@ -70,7 +70,7 @@ def cached(
     key = _key(examples, transform, dataset, split)
     path = folder / f"{dataset}-{split}-{digest([json.dumps(key, sort_keys=True)])[:16]}.pixels"
     try:
-        description = _read(path, key) or _build_once(path, key, examples, crop)
+        description = _read(path, key, len(examples)) or _build_once(path, key, examples, crop)
     except OSError as error:
         warnings.warn(f"no image cache in {folder} ({error}): every pass decodes {dataset} again", stacklevel=2)
         return _uncached(examples, crop, dataset, split, skip_corrupt)
@@ -101,11 +101,12 @@ def _key(examples: FileExamples, transform: str, dataset: str, split: str) -> di
     }
 
 
-def _read(path: Path, key: dict) -> Description | None:
-    """The description of a whole file with that key, or None."""
+def _read(path: Path, key: dict, count: int) -> Description | None:
+    """The description of a whole file with that key, of `count` images; or None."""
     try:
         description = _DESCRIPTION.validate_python(read_json(_description(path)))
-        whole = path.stat().st_size == math.prod(description["shape"])
+        shape = description["shape"]
+        whole = path.stat().st_size == math.prod(shape) and shape[:1] == [count - len(description["corrupt"])]
     except (FileNotFoundError, ValueError):
         return None
     return description if whole and description["key"] == key else None
@@ -114,7 +115,7 @@ def _read(path: Path, key: dict) -> Description | None:
 def _build_once(path: Path, key: dict, examples: FileExamples, crop: Crop) -> Description:
     """Build unless another process did while this one waited."""
     with only_one(path, each=True):
-        if description := _read(path, key):
+        if description := _read(path, key, len(examples)):
             return description
         return _build(path, key, examples, crop)
 
@@ -122,7 +123,7 @@ def _build_once(path: Path, key: dict, examples: FileExamples, crop: Crop) -> De
 def _build(path: Path, key: dict, examples: FileExamples, crop: Crop) -> Description:
     """Decode and write all images; a corrupt one leaves no row, and its name in the description."""
     _description(path).unlink(missing_ok=True)
-    corrupt: dict[str, str] = {}  # position -> name and reason
+    corrupt: dict[int, str] = {}  # position -> name and reason
     shape: tuple[int, ...] = ()
     with replacing(path) as temporary, open(temporary, "wb") as file:
         title = f"decoding {key['dataset']} {key['split']}"
@@ -162,7 +163,7 @@ def _decoded(
                 yield block
 
 
-def _whole(corrupt: dict[str, str], total: int, dataset: str, split: str, skip_corrupt: bool) -> np.ndarray:
+def _whole(corrupt: dict[int, str], total: int, dataset: str, split: str, skip_corrupt: bool) -> np.ndarray:
     """Positions of the whole images; raises DataError when some are corrupt and may not be skipped, or all are."""
     if corrupt:
         names = list(corrupt.values())
@@ -171,7 +172,7 @@ def _whole(corrupt: dict[str, str], total: int, dataset: str, split: str, skip_c
         if not skip_corrupt or len(names) == total:
             raise DataError(f"{message}\nFetch them again: python -m src.datasets prepare {dataset}; or --skip-corrupt")
         warnings.warn(f"{message}\nThey are skipped.", stacklevel=3)
-    return np.setdiff1d(np.arange(total), [int(position) for position in corrupt])
+    return np.setdiff1d(np.arange(total), list(corrupt))
 
 
 def _require_room(folder: Path, needed: int) -> None:
@@ -196,8 +197,8 @@ def _uncached(examples: FileExamples, crop: Crop, dataset: str, split: str, skip
     return Pixels(OnDemand(examples, crop, decodable, (len(decodable), *shape)), examples.labels[decodable])
 
 
-def _corrupt(block: Sequence[tuple[int, object]]) -> list[tuple[str, str]]:
-    return [(str(position), str(image)) for position, image in block if isinstance(image, CorruptImage)]
+def _corrupt(block: Sequence[tuple[int, object]]) -> list[tuple[int, str]]:
+    return [(position, str(image)) for position, image in block if isinstance(image, CorruptImage)]
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import glob
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +19,7 @@ from src.experiments.base import unchanged
 from src.experiments.leaks import leaks_record
 from src.experiments.numbers import Number, score_numbers, summary_numbers
 from src.merging import names
-from src.merging.base import Affine, Drawn, Merge, Method, Problem, Progress, Scaled, Setting, Variant, states_of
+from src.merging.base import Affine, Drawn, Merge, Method, Problem, Progress, Scaled, Variant, states_of
 from src.merging.evaluate import evaluate_merge, evaluate_unseen
 from src.merging.geometry import vector_geometry
 from src.merging.problem import Source, export, masks_path, published_masks, read_problem, storage
@@ -32,7 +32,7 @@ from src.ranges import check, require
 from src.records import Adaptation, Merging, MergingCost, checked
 from src.run import FP32, Run, task_names
 from src.runtime import results
-from src.runtime.cost import Cost, measured
+from src.runtime.cost import measured
 from src.runtime.distributed import from_primary, is_primary
 from src.runtime.files import file_hash, require_writable
 from src.runtime.locks import only_one
@@ -206,8 +206,9 @@ def _merge(run: Run, method: Method, options: Options, name: str) -> None:
         denominators = Denominators.of(run, source.mode, run.tasks, dict(source.encoders))
         if options.unseen:
             Denominators.of(run, source.mode, options.unseen)
-        with measured(run.device) as cost, matmul_precision(FP32):
-            made = Searched.over(method, search, problem) if search else method.merge(problem)
+        made, cost = made_and_measured(
+            run, lambda: Searched.over(method, search, problem) if search else method.merge(problem)
+        )
     if options.unseen and made.per_task:
         raise UsageError(f"unseen: {method.name} makes a model for each merged task, and none for {options.unseen[0]}")
     if options.output and options.format != FORMATS[0] and made.per_task:
@@ -224,8 +225,8 @@ def _merge(run: Run, method: Method, options: Options, name: str) -> None:
         "divided_by": "the merged checkpoints",
         "parameters": {"scope": problem.num_parameters, "encoder": problem.num_parameters_total},
         "storage": storage(problem, made),
+        "cost": cost,
     }
-    record["cost"] = cost_of(run, made, record["chosen"], cost)
     if course := made.course(record["chosen"]):
         record["adaptation"] = cast(Adaptation, course | {"watched": watch.record()})
     if options.unseen:
@@ -245,13 +246,16 @@ def _merge(run: Run, method: Method, options: Options, name: str) -> None:
     )
 
 
-def cost_of(run: Run, made: Merge, chosen: Mapping[str, Setting], merging: Cost) -> MergingCost:
-    """With the chosen vectors, since draws of a random merge and models of single tasks are made as they are scored."""
-    with measured(run.device) as late, matmul_precision(FP32):
-        for task in run.tasks if made.per_task else run.tasks[:1]:
-            made.vector(task, chosen[task])
-    peaks = [peak for cost in (merging, late) if (peak := cost.peak_memory) is not None]
-    return {"seconds": round(merging.seconds + late.seconds, 3), "peak_memory": max(peaks, default=None)}
+def made_and_measured(run: Run, merging: Callable[[], Merge]) -> tuple[Merge, MergingCost]:
+    """A merge and its cost, with what it makes only as it is scored: a random draw, the models of single tasks."""
+    with measured(run.device) as cost, matmul_precision(FP32):
+        made = merging()
+        if isinstance(made, Drawn):
+            made.draw(0)
+        elif made.per_task:
+            for task in run.tasks:
+                made.vector(task, made.settings[0])
+    return made, {"seconds": round(cost.seconds, 3), "peak_memory": cost.peak_memory}
 
 
 def write_merged(run: Run, options: Options, problem: Problem, made: Merge, record: Merging) -> list[Path]:

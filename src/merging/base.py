@@ -159,11 +159,12 @@ class Problem:
             )
 
         def batch(task: str, split: str, batch_size: int, number: int) -> torch.Tensor:
-            if not len(batch := images.batch(task, split, batch_size, number)):
+            if not len(tensor := images.batch(task, split, batch_size, number)):
                 raise UsageError(
-                    f"{task}: expected unlabelled images of split {split}, found none; choose another split"
+                    f"{task}: expected unlabelled images of split {split}, found none; choose another by method.split, "
+                    "or of a method that learns by method.adapt_on"
                 )
-            return batch
+            return tensor
 
         return replace(images, batch=batch)
 

@@ -145,5 +145,5 @@ def _until_seen(weights: Mapping[str, Tensor], see: See) -> Iterator[None]:
 
 
 def gather(images: Unlabelled, task: str, split: str, count: int) -> Tensor:
-    """`count` images of a task, no image twice; all that there are where there are fewer."""
+    """`count` images of a task, no image twice; all that there are where there are fewer. UsageError for none."""
     return images.batch(task, split, count, 0)  # a round through the images never repeats one

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import gdown
 import huggingface_hub
 from huggingface_hub.errors import HTTPError, RepositoryNotFoundError  # HTTPError: of whichever library the hub uses
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from src import checkpoints, store
 from src.checkpoints import CheckpointError
@@ -248,9 +248,10 @@ def verify(file: Published, path: Path, record: Path) -> None:
     try:
         known = _VERIFIED.validate_python(read_json(record)) if record.is_file() else {}
     except ValueError as error:
+        reason = error.errors(include_url=False)[0]["msg"] if isinstance(error, ValidationError) else error
         raise DownloadError(
-            f"{record}: expected the sizes and hashes of earlier downloads, found a damaged file ({error}); remove it, "
-            "and they are noted anew"
+            f"{record}: expected the sizes and hashes of earlier downloads, found a damaged file ({reason}); remove "
+            "it, and they are noted anew"
         ) from None
     facts = {"size": path.stat().st_size, "sha256": file_hash(path)}
     stated = {"size": file.size, "sha256": file.sha256}
@@ -332,7 +333,7 @@ def download(
         check_network(request)
     folder = folder or paths.cache / "published" / request.publisher / request.model
     files = [(file, target(file, paths)) for file in listed(request)]
-    left = [(file, target) for file, target in files if overwrite or not installed(request, file, target)]
+    left = [pair for pair in files if overwrite or not installed(request, *pair)]
     counts = f"{len(files)} files, {len(files) - len(left)} there already"
     print(f"{request.kind} of {request.model} ({request.publisher}): {counts}")
     for file, destination in left:

@@ -27,15 +27,15 @@ NO_BITS = (
 )
 
 
-def ledger(findings: Mapping[Paper, Sequence[Finding]], runs: Runs, heading: str = "##") -> str:
-    """Every claim that `claim.examine_all` has examined."""
+def ledger(findings: Mapping[Paper, Sequence[Finding]], runs: Runs, heading: str = "##", errors: str = "sd") -> str:
+    """Every claim that `claim.examine_all` has examined. errors: of table.ERRORS."""
     every = [finding for of_paper in findings.values() for finding in of_paper]
     comparisons = [comparison for finding in every for comparison in finding.comparisons]
     after = corrected_verdicts(findings)
     lines = [
         f"{runs.model}: {len(every)} claims: {verdict_counts(finding.verdict for finding in every)}. "
         f"{len(comparisons)} differences are tested at once; corrected for that by Holm's method: "
-        f"{verdict_counts(after.values())}. {seeds_text(runs.seeds)} Numbers in %, ratios as they are"
+        f"{verdict_counts(after.values())}. {seeds_text(runs.seeds, errors)} Numbers in %, ratios as they are"
         f"{beside(runs.model)}. {LEGEND}",
     ]
     if any(map(_lacks_bits, every)):

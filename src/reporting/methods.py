@@ -106,7 +106,8 @@ class Row:
 
 def _natural(title: str) -> tuple[str | float, ...]:
     """k=5 before k=20: texts and numbers in turn, each compared with its like."""
-    return tuple(float(part) if part[:1].isdigit() else part for part in re.split(r"(\d+(?:\.\d+)?)", title))
+    parts = re.split(r"([0-9]+(?:\.[0-9]+)?)", title)
+    return tuple(float(part) if index % 2 else part for index, part in enumerate(parts))
 
 
 def trims(row: Row) -> bool:

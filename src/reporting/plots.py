@@ -60,7 +60,7 @@ def bars(axes: Axes, values: Sequence[pd.Series], index: int, of: int, color: st
     """Series `index` of `of` series of bars side by side, error bars over seeds, hatched where a colour returns."""
     width = 0.8 / of
     before = [bar[0].get_facecolor() for bar in axes.containers if isinstance(bar, BarContainer)]
-    hatch = HATCHES[sum(same_color(color, other) for other in before) % len(HATCHES)]
+    hatch = HATCHES[sum(same_color(color, other) for other in before)]
     positions = np.arange(len(values)) + (index - (of - 1) / 2) * width
     spread = [sd(value) or 0 for value in values] if len(values[0]) > 1 else None
     heights = [value.mean() for value in values]

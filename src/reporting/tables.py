@@ -41,9 +41,9 @@ def leaks(runs: Runs) -> tuple[str, ...]:
 
 def _figures(runs: Runs, page: Path) -> str:
     """The figures that there are, each with its caption, as the page reaches them."""
-    files = {text: runs.paths.figures() / f"{runs.stem(name)}.png" for name, text in CAPTIONS.items()}
-    there = {text: os.path.relpath(file, page.parent) for text, file in files.items() if file.is_file()}
-    return "\n\n".join(f"![{text}]({path})\n\n{text}" for text, path in there.items())
+    files = {name: runs.paths.figures() / f"{runs.stem(name)}.png" for name in CAPTIONS}
+    there = {name: os.path.relpath(file, page.parent) for name, file in files.items() if file.is_file()}
+    return "\n\n".join(f"![{name}]({path})\n\n{CAPTIONS[name]}" for name, path in there.items())
 
 
 def make_tables(runs: Runs, pages: Sequence[str] = (), errors: str = "sd") -> None:
@@ -60,7 +60,7 @@ def make_tables(runs: Runs, pages: Sequence[str] = (), errors: str = "sd") -> No
     tables = [replace(table, errors=errors) for table in make(runs)]
     numbers = every_number(runs.suite, runs.results)
     findings = examine_all(runs)
-    claims, short = ledger(findings, runs), ledger(findings, runs, "####")
+    claims, short = (ledger(findings, runs, heading, errors) for heading in ("##", "####"))
     files = [from_root(page) for page in pages]
     texts = {file: embedded(file, tables, short, _figures(runs, file)) for file in files}
     path = runs.paths.claims().with_stem(runs.stem("claims"))

@@ -26,10 +26,10 @@ def _length(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> int:
     """How many there are. Reads the header alone: a mapping takes no memory for what a header promises."""
     try:
         array = np.lib.format.open_memmap(path, mode="r")
-    except (OSError, ValueError) as error:
+    except Exception as error:  # NumPy promises no types for what a header may hold
         found = f"{type(error).__name__}: {error}"
     else:
-        if array.dtype == dtype and array.ndim == 1 + len(shape) and array.shape[1:] == shape:
+        if array.dtype == dtype and array.ndim == 1 + len(shape) and array.shape[1:] == shape and len(array):
             return len(array)
         found = f"{array.dtype} {array.shape}"
     raise BadFile(path, f"{dtype} (n{''.join(f', {side}' for side in shape)})", f"{found}; {ANEW.format(path.parent)}")
