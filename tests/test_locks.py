@@ -84,7 +84,7 @@ draw.cached(folder, 0, ("toys",))
         """
 from src.datasets import cache
 cache._build = lambda path, *which: path.write_text("decoded")
-cache._build_once(folder / "made", {}, None, None)
+cache._build_once(folder / "made", {}, [], None)
 """,
     ),
 }
