@@ -128,11 +128,14 @@ def made_of(run: Run, mode: str, tasks: Iterable[str], encoders: Mapping[str, st
         return {}
     made = {"theta0": f"{known['image']}-{checkpoints.header(run.paths.pretrained()).get('digest', '')}"}
     for task in tasks:
-        path = Path(encoders[task]) if encoders and task in encoders else _weights_of(run, task, mode)
+        path = _weights_of(run, task, mode)
+        expected: dict[str, Any] = dict(task=task, mode=MODES[mode].trained_as, seed=run.seed)
+        if encoders and task in encoders:
+            path, expected = Path(encoders[task]), {}
         try:
             of_weights = f"{known['image']}-"
             if path:
-                of_weights = checkpoints.known_hashes(checkpoints.Checkpoint(path, model=run.model))
+                of_weights = checkpoints.known_hashes(checkpoints.Checkpoint(path, model=run.model, **expected))
         except FileNotFoundError:
             continue
         weights, _, digest = of_weights.partition("-")

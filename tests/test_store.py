@@ -126,6 +126,8 @@ def test_a_vector_of_other_tensors_than_the_pretrained_model_is_told(make_run, t
     path.write_bytes(b"cut short")
     with pytest.raises(CheckpointError, match=f"{path}: damaged .*; {again}"):
         opened[name]
+    with pytest.raises(CheckpointError, match=f"{path}, found a foreign file; {again}"):
+        store.made_of(run, "standard", ["signs"])
     path.unlink()
     with pytest.raises(MissingFile, match=f"{path}, found no file; make it with: python finetune.py"):
         opened[name]
