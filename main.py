@@ -29,8 +29,6 @@ from src.runtime.distributed import leave_to_the_first, spmd, world_size
 from src.runtime.loggers import begin_group
 from src.runtime.program import UNREAD, exit_on_user_error, exit_status, unread, user_error
 
-_stored: dict[tuple[str, str], Any] = {}
-
 
 @exit_on_user_error
 @spmd
@@ -44,11 +42,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     if "--methods" in words:
         return print(names.listing())
-    ConfigStore.instance().store(name="flags", node=shared_flags())
-    for group, name, schema in registry.config_schemas():
-        if _stored.get((group, name)) is not schema:  # reproduce.py calls this some hundred times
-            ConfigStore.instance().store(group=group, name=name, node=schema)
-            _stored[group, name] = schema
+    for group, name, schema in ((None, "flags", shared_flags()), *registry.new_config_schemas()):
+        ConfigStore.instance().store(group=group, name=name, node=schema)
     names.refuse_foreign(words)
     if {"-m", "--multirun"} & {*words}:
         begin_group()

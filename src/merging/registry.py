@@ -19,6 +19,7 @@ LONGEST_LABEL = 160  # bytes: names of files have at most 255, and masks and sta
 
 METHODS: dict[str, type[Method]] = {}  # by every spelling of `method=`; filled by `register`
 SCHEMAS: dict[str, type[Method] | Method] = {}  # of main.py's configuration: a class, or an instance of other defaults
+_given: dict[tuple[str, str], type[Method] | Method] = {}  # by group and name: what Hydra has already
 
 
 def register(
@@ -110,6 +111,14 @@ def config_schemas() -> Iterator[tuple[str, str, type[Method] | Method]]:
     for spelling, schema in SCHEMAS.items():
         group, _, name = f"method/{spelling}".rpartition("/")
         yield group, f"base_{name}" if (METHOD_CONFIGS / f"{spelling}.yaml").exists() else name, schema
+
+
+def new_config_schemas() -> Iterator[tuple[str, str, type[Method] | Method]]:
+    """Those that were not given before, or are others by now: reproduce.py calls main.py some hundred times."""
+    for group, name, schema in config_schemas():
+        if _given.get((group, name)) is not schema:
+            _given[group, name] = schema
+            yield group, name, schema
 
 
 def variants(stage: str | None = None) -> list[Variant]:
