@@ -15,6 +15,7 @@ from src.merging.base import Merge, Method, Problem, Progress, part_of_state, sc
 from src.merging.consensus import Consensus
 from src.merging.geometry import describe, vector_geometry
 from src.merging.mag_masking import MagnitudeMasking
+from src.merging.names import file_doc, own_doc
 from src.merging.registry import label, load_methods, register
 from src.merging.search import Searched
 from src.merging.tall_mask import TallMask
@@ -334,3 +335,14 @@ def test_facts_of_methods_and_names_of_stages_stand_where_they_are_registered():
     assert {name: words for name, words in lists.items() if name not in CHOICES} == {}
     assert {name for name, words in lists.items() if len(words) > 1} == set()
     assert {name for name in CHOICES if not CHOICES[name] <= {*lists.get(name, [[]])[0]}} == set()
+
+
+def test_every_method_says_in_one_line_what_it_does():
+    """`main.py --methods` shows the first line of the class or of its file: neither another method's nor an option's."""
+    load_methods()
+    ours = [cls for cls in registry.registered() if cls.__module__.startswith("src.merging.")]
+    lines = {cls.name: (own_doc(cls) or file_doc(cls)).partition("\n")[0] for cls in ours}
+    assert len(set(lines.values())) == len(lines)
+    for cls in ours:
+        assert lines[cls.name].endswith(".")
+        assert not any(lines[cls.name].startswith(f"{option}:") for option in cls.defaults()), lines[cls.name]

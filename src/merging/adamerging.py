@@ -123,7 +123,10 @@ class AdaMerging(Adapting):
 )
 @dataclass
 class AdaMergingPP(AdaMerging):
-    """AdaMerging++. k: percent of each τ_t that is kept."""
+    """AdaMerging++: AdaMerging of vectors that TIES has trimmed and elected.
+
+    k: percent of each τ_t that is kept.
+    """
 
     trims = True
 

@@ -142,7 +142,10 @@ class ComponentModel(MergedModel):
 )
 @dataclass
 class AdaRank(Adapting, MatrixMethod):
-    """rank: share of the components that are on at the start. mask_lr: Adam's rate on b; by default that on λ, lr."""
+    """AdaRank: λ, and which singular components of each task count, learned at test time.
+
+    rank: share of the components that are on at the start. mask_lr: Adam's rate on b; by default that on λ, lr.
+    """
 
     matrices: str = "blocks"
     start: str = "task_arithmetic"

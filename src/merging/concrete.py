@@ -192,6 +192,8 @@ def fixed(mask: ConcreteMask, kind: str, draw: int = 0) -> Callable[[str], torch
 )
 @dataclass
 class ConcreteTaskArithmetic(Concrete):
+    """Concrete task arithmetic: the task vectors' sum under one mask, learned at test time."""
+
     def merge(self, problem: Problem) -> Merge:
         usual_steps, usual_rate = schedule(problem, self.mask_steps, MASK_STEPS, "concrete")
         steps = given(self.mask_steps, 0 if self.mask_file else usual_steps)
@@ -330,6 +332,8 @@ def detached(mask: torch.Tensor | None) -> torch.Tensor | None:
 )
 @dataclass
 class TaskWiseConcreteAdaMerging(ConcreteAdaMerging):
+    """Concrete AdaMerging with one λ per task: a shared mask learned together with λ."""
+
     granularity: ClassVar[str] = "task"
 
 
@@ -345,4 +349,6 @@ class TaskWiseConcreteAdaMerging(ConcreteAdaMerging):
 )
 @dataclass
 class LayerWiseConcreteAdaMerging(ConcreteAdaMerging):
+    """Concrete AdaMerging with one λ per task and tensor: a shared mask learned together with λ."""
+
     granularity: ClassVar[str] = "layer"

@@ -34,7 +34,7 @@ def listing() -> str:
     """Every method: name, title, paper, what it needs, its first line, and its options with their defaults."""
     lines = []
     for cls in registered():
-        first = next(iter(listing_doc(cls).splitlines()), "")
+        first = next(iter((own_doc(cls) or file_doc(cls)).splitlines()), "")
         paper = f", arXiv:{cls.paper}" if cls.paper else ""
         lines += [f"{cls.name}: {cls.title}{paper} (needs {cls.needs})", f"    {first}"]
         lines += [f"    method.{option}={value}" for option, value in cls.defaults().items()]
@@ -52,7 +52,12 @@ def refuse_foreign(overrides: Sequence[str]) -> None:
         raise UsageError(f"{instead} (other projects' options: docs/vision.md has a table)")
 
 
-def listing_doc(cls: type) -> str:
-    """What a method says of itself: its class, or where that has no docstring of its own, its file."""
-    own = cls.__doc__ if not (cls.__doc__ or "").startswith(f"{cls.__name__}(") else None  # a dataclass's signature
-    return inspect.cleandoc(own or sys.modules[cls.__module__].__doc__ or "")
+def own_doc(cls: type) -> str:
+    """The docstring of a method's class; empty where it has none, or its signature alone, which dataclasses write."""
+    doc = cls.__doc__ or ""
+    return "" if doc.startswith(f"{cls.__name__}(") else inspect.cleandoc(doc)
+
+
+def file_doc(cls: type) -> str:
+    """The head of a method's file: the formulas of all methods in it."""
+    return inspect.cleandoc(sys.modules[cls.__module__].__doc__ or "")

@@ -283,7 +283,10 @@ def token_weights(x: Tensor, others: float) -> Tensor | None:
 )
 @dataclass
 class RegMean(Regression):
-    """rest: what all else gets, and where a block stands before it is merged: "mean", "sum" or "zero"."""
+    """RegMean: every linear map nearest to all tasks' own maps on the inputs of each.
+
+    rest: what all else gets, and where a block stands before it is merged: "mean", "sum" or "zero".
+    """
 
     rest: str = "mean"
     shrink: float = option(0.95, SHARE)
@@ -297,7 +300,10 @@ class RegMean(Regression):
 @register("lot", title="LOT", paper="2505.23859", needs=IMAGES, stage="methods")
 @dataclass
 class Lot(RegMean):
-    """precision: a pseudo-inverse in float32, as is usual, drops directions with less than in · 1.2e-7 of the most."""
+    """LOT: RegMean with whole second moments, by pseudo-inverse, and LayerNorms' scales by least squares.
+
+    precision: a pseudo-inverse in float32, as is usual, drops directions with less than in · 1.2e-7 of the most.
+    """
 
     shrink: float = option(1.0, SHARE)
     norms: str = "scale"
@@ -314,7 +320,10 @@ class Lot(RegMean):
 )
 @dataclass
 class RegMeanPlusPlus(RegMean):
-    """tail: "merged", or "pretrained": ln_post and proj stay at θ0, as in the released code."""
+    """RegMean++: RegMean block by block, on the inputs that the merged blocks before it give.
+
+    tail: "merged", or "pretrained": ln_post and proj stay at θ0, as in the released code.
+    """
 
     inputs: str = "layer"
     tail: str = "merged"
@@ -339,7 +348,10 @@ class RegMeanPlusPlus(RegMean):
 )
 @dataclass
 class FeatCal(Regression, Wrapper):
-    """FeatCal of another method's model, θ0 + alpha · τ of `base` (see wrapped.py)."""
+    """FeatCal: another method's model, calibrated block by block to the features of every task's own.
+
+    It starts from θ0 + alpha · τ of `base` (see wrapped.py).
+    """
 
     matrices: str = "blocks"
     split_qkv: bool = True

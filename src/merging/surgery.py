@@ -108,7 +108,10 @@ class Repaired(Merge):
 )
 @dataclass
 class Surgery(Based):
-    """coefficient: the base's, where it has several. adapt_on: as in Adapting."""
+    """Surgery: another method's model, whose features a small adapter of each task corrects.
+
+    coefficient: the base's, where it has several. adapt_on: as in Adapting.
+    """
 
     coefficient: float = option(0.3, FINITE)
     rank: int = option(16, COUNT)

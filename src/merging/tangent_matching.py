@@ -113,7 +113,9 @@ class Iterates(Merge):
 @register("tangent_matching", title="tangent matching", needs=IMAGES, stage="methods")
 @dataclass
 class TangentMatching(Method):
-    """init: "sum", scaled by `alpha`, or "average". mu: μ, in units of G_t's entries.
+    """Tangent matching: the vector whose features, in the tangent model, are nearest to all tasks' own.
+
+    init: "sum", scaled by `alpha`, or "average". mu: μ, in units of G_t's entries.
 
     iterations: in ascending order; 0 is the start. images: of each task, of `split`; batch_size: of one pass.
     """

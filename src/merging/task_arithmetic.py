@@ -55,6 +55,8 @@ def multi_task_vector(problem: Problem, k: float = 100.0) -> TaskVector:
 )
 @dataclass
 class Sum(Method):
+    """Task arithmetic: θ0 + α Σ_t τ_t, with the α that is best on validation images."""
+
     adds = True
 
     k: float = option(100.0, PERCENT)
@@ -81,6 +83,8 @@ class Sum(Method):
 )
 @dataclass
 class Average(Method):
+    """The mean of the fine-tuned weights: task arithmetic with α = 1/T."""
+
     adds = True
 
     k: float = option(100.0, PERCENT)
@@ -104,6 +108,8 @@ class Average(Method):
 )
 @dataclass
 class ZeroShot(Method):
+    """The pre-trained model itself: task arithmetic with α = 0."""
+
     def merge(self, problem: Problem) -> Merge:
         zero = torch.zeros((), dtype=problem.dtype)
         return scaled(problem, TaskVector(vector={k: zero.expand(s) for k, s in problem.shapes.items()}), [0.0])

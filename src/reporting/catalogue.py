@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from src.datasets.registry import SUITES, get, names
 from src.merging.base import Method
-from src.merging.names import listing_doc
+from src.merging.names import file_doc, own_doc
 from src.merging.registry import registered
 from src.modes import EVALUATED, MODES
 from src.reporting.comparison.methods import methods_published
@@ -46,7 +46,8 @@ def methods_page(runs: Runs) -> str:
         theirs=published_model(runs.model),
     )
     lines = [f"| [{cls.title}](#{cls.name}) | `{cls.name}` | {_paper(cls)} | {cls.needs} |" for cls in methods]
-    sections = ["\n".join(_section(cls, runs, theirs)) for cls in methods]
+    firsts = {cls.__module__: cls for cls in reversed(methods)}  # the head of a file stands with its first method
+    sections = ["\n".join(_section(cls, firsts[cls.__module__], runs, theirs)) for cls in methods]
     return head + "\n".join(lines) + "\n\n" + "\n\n".join(sections) + "\n"
 
 
@@ -54,11 +55,16 @@ def _paper(cls: type[Method]) -> str:
     return f"[arXiv:{cls.paper}](https://arxiv.org/abs/{cls.paper})" if cls.paper else "this suite"
 
 
-def _section(cls: type[Method], runs: Runs, theirs: Table | None) -> Iterator[str]:
+def _section(cls: type[Method], first: type[Method], runs: Runs, theirs: Table | None) -> Iterator[str]:
+    """Of one method. first: the method of its file under which the file's head stands."""
     file = inspect.getsourcefile(cls) or ""
     yield f"## {cls.name}\n"
     yield f"**{cls.title}**, {_paper(cls)}. Needs {cls.needs}. `src/merging/{file.rsplit('/', 1)[-1]}`\n"
-    yield f"```text\n{listing_doc(cls)}\n```\n"
+    docs = [own_doc(cls), file_doc(cls) if cls is first else ""]
+    if text := "\n\n".join(filter(None, docs)):
+        yield f"```text\n{text}\n```\n"
+    if cls is not first:
+        yield f"Its formula stands at the head of the file: see [{first.name}](#{first.name}).\n"
     yield "```sh\npython main.py " + f"method={cls.name}\n```"
     if options := cls.defaults():
         yield "\n| option | default |\n| --- | --- |"
