@@ -1,7 +1,9 @@
 """Flags of the command-line scripts. No other file of src parses them: out come a `Run` and plain options."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,6 +20,23 @@ from src.runtime.paths import Places, expanded
 BOTH = "both"
 REPRODUCED = Path("reproduced")  # apart from results/, which ships: there most is finished
 MOST_SEEDS = 1000  # of one range: a slip of the keyboard would fill the memory
+
+
+_stop_when_parsed = ContextVar("_stop_when_parsed", default=False)
+
+
+class Parsed(Exception):
+    """Ends a script whose flags were taken, within `only_parsing`."""
+
+
+@contextmanager
+def only_parsing() -> Iterator[None]:
+    """Within it a script that is called raises Parsed once it has taken its flags, or ends as it does on wrong ones."""
+    token = _stop_when_parsed.set(True)
+    try:
+        yield
+    finally:
+        _stop_when_parsed.reset(token)
 
 
 class Formatter(argparse.RawDescriptionHelpFormatter):
@@ -65,6 +84,8 @@ class Parser(argparse.ArgumentParser):
         if unknown:
             instead = counterparts.of_flags(unknown)
             self.error(f"unrecognized arguments: {' '.join(unknown)}{f' ({instead})' if instead else ''}")
+        if _stop_when_parsed.get():
+            raise Parsed
         return flags
 
     def error(self, message: str) -> NoReturn:

@@ -16,11 +16,12 @@ import importlib
 import itertools
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 import hydra
 from omegaconf import DictConfig
 
-from src.args import Parser
+from src.args import Parsed, only_parsing
 from src.run import override
 from src.runtime.loggers import begin_group
 from src.runtime.messages import UsageError
@@ -29,10 +30,6 @@ from src.runtime.program import exit_on_user_error
 
 SCRIPTS = ("finetune", *sorted(path.stem for path in ROOT.glob("eval_*.py")))
 HYDRA = "hydra"
-
-
-class Parsed(Exception):
-    """Ends a script when its flags are parsed."""
 
 
 @exit_on_user_error
@@ -79,19 +76,8 @@ def swept(name: str, values: Sequence[str]) -> str:
 
 def check(script: str, flags: Sequence[str]) -> None:
     """End with the script's own message where it does not take the flags."""
-    parse = Parser.parse_args
-
-    def stop(self: Parser, args=None, namespace=None):
-        parse(self, args, namespace)
-        raise Parsed
-
-    Parser.parse_args = stop  # type: ignore[method-assign]
-    try:
+    with only_parsing(), suppress(Parsed):
         importlib.import_module(script).main(list(flags))
-    except Parsed:
-        pass
-    finally:
-        Parser.parse_args = parse  # type: ignore[method-assign]
 
 
 def job(cfg: DictConfig) -> None:

@@ -338,7 +338,7 @@ def test_facts_of_methods_and_names_of_stages_stand_where_they_are_registered():
 
 
 def test_every_method_says_in_one_line_what_it_does():
-    """`main.py --methods` shows the first line of the class or of its file: neither another method's nor an option's."""
+    """`main.py --methods` shows the first line of the class or its file: neither another method's nor an option's."""
     load_methods()
     ours = [cls for cls in registry.registered() if cls.__module__.startswith("src.merging.")]
     lines = {cls.name: (own_doc(cls) or file_doc(cls)).partition("\n")[0] for cls in ours}
