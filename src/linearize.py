@@ -30,7 +30,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from src import checkpoints
 from src.dual_numbers import fused_jvp
 from src.modeling import PREPROCESSING, ImageEncoder, has_text
-from src.tensors import check_same
+from src.tensors import check_same, displacement
 
 Weights = Mapping[str, torch.Tensor]
 Model = TypeVar("Model")
@@ -134,7 +134,7 @@ class LinearizedModel(nn.Module):
 
     def _plain(self, params: Weights, inputs: tuple, kwargs: dict[str, Any]) -> tuple[Any, Any]:
         """f(x; θ0) and J(x; θ0) (θ − θ0), the latter with a graph to θ."""
-        direction = {name: p - self.params0[name] for name, p in params.items()}
+        direction = displacement(params, self.params0)
         return plain_jvp(self._function, self.params0, direction, self.buffers0, inputs, kwargs)
 
     def _fused(self, params: Weights, inputs: tuple, kwargs: dict[str, Any]) -> tuple[Any, Any]:
@@ -142,7 +142,7 @@ class LinearizedModel(nn.Module):
         # A frozen parameter that is where it started needs neither gradient nor tangent.
         moving = {n: p for n, p in params.items() if p.requires_grad or not self._as_at_start(n, p)}
         with torch.no_grad():
-            direction = {name: p - self.params0[name] for name, p in moving.items()}
+            direction = displacement(moving, self.params0)
         start = {name: _AtStart.apply(p, self.params0[name]) for name, p in moving.items()}
         fixed = {name: p0 for name, p0 in self.params0.items() if name not in moving}
         return fused_jvp(self._function, start, direction, {**self.buffers0, **fixed}, inputs, kwargs)

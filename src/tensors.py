@@ -58,6 +58,11 @@ def difference(
     return tau
 
 
+def displacement(theta: Mapping[str, Tensor], theta0: Mapping[str, Tensor]) -> Weights:
+    """θ − θ0 of every tensor of θ, with its graph and in the tensors' own type: what training differentiates."""
+    return {name: tensor - theta0[name] for name, tensor in theta.items()}
+
+
 def relative_distance(theta: Mapping[str, Tensor], theta0: Mapping[str, Tensor], names: Iterable[str]) -> float:
     """‖θ − θ0‖ / ‖θ0‖ over the named tensors, in float64, one tensor of each at a time; 0 where θ0 is 0 and θ too."""
     far = norm = 0.0
@@ -80,6 +85,11 @@ def moved(theta0: Mapping[str, Tensor], tau: Mapping[str, Tensor], alpha: float 
         wide = torch.promote_types(weight.dtype, tau[name].dtype)
         end[name] = (weight.to(wide) + alpha * tau[name].to(weight.device, wide)).to(weight.dtype)
     return {name: end[name] if name in end else theta0[name] for name in theta0}
+
+
+def displaced(theta: Mapping[str, Tensor], tau: Mapping[str, Tensor], alpha: float) -> Weights:
+    """θ + α·τ in the types of θ, rounded once and unchecked, for loops over many α; see `moved`."""
+    return {**theta} | {name: torch.add(theta[name], tensor, alpha=alpha) for name, tensor in tau.items()}
 
 
 def moved_over(theta0: Mapping[str, Tensor], tau: MutableMapping[str, Tensor]) -> Weights:

@@ -20,7 +20,7 @@ from typing_extensions import TypedDict
 
 from src.runtime.memory import Batch, held_together
 from src.runtime.messages import NotFinite
-from src.tensors import check_same
+from src.tensors import check_same, displaced
 
 SEARCH_BOX = 1.0  # the red box of Figures 3, 9, 10: where the papers look for coefficients, both ways from θ0
 Alphas = Sequence[float] | np.ndarray
@@ -255,8 +255,8 @@ class WeightPlane:
         ]
 
     def __call__(self, alpha1: float, alpha2: float) -> Callable[[Tensor], Tensor]:
-        weights = dict(self.pretrained)
+        weights = self.pretrained
         for alpha, vector in zip((alpha1, alpha2), self.vectors, strict=True):
             if alpha:
-                weights |= {name: torch.add(weights[name], tau, alpha=alpha) for name, tau in vector.items()}
+                weights = displaced(weights, vector, alpha)
         return lambda images: functional_call(self.module, weights, (images,))

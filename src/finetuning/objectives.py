@@ -23,7 +23,7 @@ from src.runtime.distributed import World
 from src.runtime.messages import UsageError, few
 from src.runtime.precision import matmul_precision
 from src.runtime.seeds import event_seed
-from src.tensors import Weights
+from src.tensors import Weights, displacement
 
 
 class Penalty(Protocol):
@@ -82,7 +82,7 @@ class WeightPenalty(ABC):
     def stream(self, first: int, stop: int) -> Iterator[Tensor]:
         theta = dict(self.encoder.named_parameters())
         for _ in range(first, stop):
-            tau = {name: theta[name] - start for name, start in self.theta0.items()}
+            tau = displacement({name: theta[name] for name in self.theta0}, self.theta0)
             yield self.weight * self.of(tau) / self.processes
 
     @abstractmethod
