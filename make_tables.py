@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from src.args import parse_reporting, reporting_parser
+from src.ranges import ERRORS
 from src.runtime.messages import UsageError
 from src.runtime.program import exit_on_user_error
 
@@ -25,7 +26,7 @@ from src.runtime.program import exit_on_user_error
 def main(argv: Sequence[str] | None = None) -> None:
     parser = reporting_parser(__doc__)
     parser.add_argument("--readme", nargs="+", default=[], metavar="PAGE", help="whose block of tables is replaced")
-    parser.add_argument("--errors", choices=("sd", "se"), default="sd", help="after ±: of a seed, or of the mean")
+    parser.add_argument("--errors", choices=ERRORS, default="sd", help="after ±: of a seed, or of the mean")
     parser.add_argument("--compare", nargs=2, metavar=("ONE", "OTHER"), help="labels of merging results, or titles")
     parser.add_argument("--out", type=Path, metavar="FILE", help="of --compare: .md, .tex or .csv")
     run, options = parse_reporting(parser, argv)

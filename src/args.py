@@ -130,7 +130,7 @@ def base_parser(doc: str | None, modes: Sequence[str] | None = EVALUATED) -> Par
         default=Run.precision,
         help="of matrix products; tf32 needs a GPU, bf16 is not for tangent models; weights and results stay fp32",
     )
-    what.add_argument("--corruption", metavar="NAME", help="corrupt test images: motion_blur, jpeg_compression, ...")
+    what.add_argument("--corruption", metavar="NAME", help="of test images alone: motion_blur, contrast, ...")
     what.add_argument("--severity", type=int, default=max(SEVERITIES), help="of the corruption, 1 to 5")
     what.add_argument("--skip-corrupt", action="store_true", help="leave out images that cannot be decoded")
     parser.add_argument("--overwrite", action="store_true", help="compute again what is already there")

@@ -109,6 +109,7 @@ RANGES: dict[str, Range | Either] = {
 }
 
 SEVERAL = ("seeds", "range", "ranks")  # flags that take more than one value
+ERRORS = {"sd": "sd", "se": "standard error"}  # over seeds: of one seed, and of their mean
 
 # What several merging methods say of their options.
 PERCENT = Range(1, 100, whole=False, what="the percent of weights to keep (20 for a fifth)")

@@ -303,10 +303,11 @@ def test_errors_are_of_a_seed_or_of_the_mean(tmp_path, monkeypatch):
     assert r"74.0 $\pm$ 1.6" in writing.latex(written[0])
 
 
-def test_the_forwarder_runs_from_elsewhere_and_builds_no_model(tmp_path):
+def test_the_script_runs_from_elsewhere_and_builds_no_model(tmp_path):
     results = synthetic_results.write(tmp_path / "results", seeds=(1, 2), merges=False)
-    check = f"import sys; sys.argv = sys.argv[1:]; sys.path[0] = {str(ROOT / 'src')!r}; import forward; "
-    check += "import open_clip; open_clip.create_model = None; forward.run('make_tables.py')"
+    script = str(ROOT / "make_tables.py")
+    check = f"import sys, runpy; sys.argv = sys.argv[1:]; sys.path[0] = {str(ROOT)!r}; import open_clip; "
+    check += f"open_clip.create_model = None; runpy.run_path({script!r}, run_name='__main__')"
     command = [sys.executable, "-c", check, "make_tables.py", "--results", str(results), "--seeds=2"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0 and "over seeds 2" in done.stdout, done.stderr

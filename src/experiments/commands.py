@@ -45,8 +45,7 @@ FORWARDED = {
 SUBSETS = (2, 4, 8, 16)  # numbers of tasks
 TSV_C_RANKS = (0.01, 0.03, 0.06, 0.25, 0.5)  # of r; 1/T is the default
 PRUNED_TO = (1.0, 2.0, 5.0, 20.0, 40.0)  # percent of the weights; 10 is the default
-CORRUPTIONS = ("gaussian_noise", "contrast")
-SEVERITY = 5
+CORRUPTED_BY, SEVERITY = ("gaussian_noise", "contrast"), 5  # of the stage robustness
 
 
 @dataclass(frozen=True)
@@ -259,7 +258,7 @@ def _more_adaptation(run: Run) -> list[Command]:
 def _robustness(run: Run) -> list[Command]:
     """Scoring, and adapting, on corrupted test images."""
     commands = []
-    for name in CORRUPTIONS:
+    for name in CORRUPTED_BY:
         corrupted = replace(run, corruption=Corruption(name, run.corruption.severity if run.corruption else SEVERITY))
         commands += _each(corrupted, SINGLE_TASK, ("none", "standard"))
         for variant in _compared():

@@ -28,7 +28,7 @@ NO_BITS = (
 
 
 def ledger(findings: Mapping[Paper, Sequence[Finding]], runs: Runs, heading: str = "##", errors: str = "sd") -> str:
-    """Every claim that `claim.examine_all` has examined. errors: of table.ERRORS."""
+    """Every claim that `claim.examine_all` has examined. errors: of ranges.ERRORS."""
     every = [finding for of_paper in findings.values() for finding in of_paper]
     comparisons = [comparison for finding in every for comparison in finding.comparisons]
     after = corrected_verdicts(findings)

@@ -15,11 +15,10 @@ from typing import Any
 
 import pandas as pd
 
+from src.ranges import ERRORS
 from src.reporting.runs import Runs
 from src.runtime.files import replacing
 from src.runtime.messages import UsageError, nearest
-
-ERRORS = {"sd": "sd", "se": "standard error"}  # over seeds: of one seed, and of their mean
 
 
 @dataclass(frozen=True)

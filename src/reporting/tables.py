@@ -49,7 +49,7 @@ def _figures(runs: Runs, page: Path) -> str:
 def make_tables(runs: Runs, pages: Sequence[str] = (), errors: str = "sd") -> None:
     """Write the tables of a model, its ledger of claims, and accuracies.csv of the whole suite.
 
-    pages: files between whose markers tables go too; see table.embedded. errors: of table.ERRORS.
+    pages: files between whose markers tables go too; see table.embedded. errors: of ranges.ERRORS.
     Raises UsageError, and writes nothing, where there are no results; ResultError for a result unlike its schema.
     """
     for page in pages:
