@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 import synthetic_results
 
+from src.datasets import registry
 from src.experiments.registry import ADDITION
 from src.reporting import frame
 from src.reporting.frame import COLUMNS, IDENTITY
@@ -117,3 +118,17 @@ def test_a_coefficient_of_each_task_and_options_that_were_searched(tmp_path):
     assert runs.values(**what, metric="chosen_k").tolist() == [20]
     assert runs.values(**what, metric="accuracy", split="val").tolist() == [0.3]
     assert math.isnan(runs.select(**what, metric="chosen")["setting"].item())
+
+
+def test_the_control_is_of_the_first_tasks_models_however_many_a_run_has(tmp_path):
+    synthetic_results.write(tmp_path, seeds=(1,), merges=False)
+    tasks = registry.suite("mini").tasks
+    file = tmp_path / "mini/ViT-Mini/seed_1/ft_accuracies.json"
+    record = dict(synthetic_results.single_task("standard", 1))
+    what = {"experiment": "single_task", "mode": "standard", "metric": "accuracy", "task": "control"}
+    for count, recorded in ((8, 0.0), (20, 0.5)):
+        of_each = {task: 0.9 if i < 8 else 0.1 for i, task in enumerate(tasks[:count])}
+        record |= {"control": recorded, "control_per_task": {"test": of_each, "val": of_each}}
+        synthetic_results.dump(file, record)
+        mean = Runs("mini", "ViT-Mini", tmp_path).values(**what).tolist()
+        assert mean == ([recorded] if count == 8 else [pytest.approx(0.9)])

@@ -170,6 +170,18 @@ def test_a_reproduction_is_of_the_default_tasks_and_of_every_benchmark_when_aske
     assert sizes("--tasks=toys,script")[0] == {"--tasks=toys,script", "DATASETS=[toys,script]"}
 
 
+def test_methods_that_take_weights_alone_run_on_every_benchmark_that_a_run_has():
+    def of(*flags, count: int) -> list[str]:
+        run, _ = arguments.parse(arguments.base_parser("", modes=None), flags)
+        words = [command.flags for command in commands.COMMANDS["methods"](run)]
+        return [method for method, *rest in words if (f"num_tasks={count}" in rest) == (count > 8)]
+
+    assert of("--tasks=20", count=14) == of("--tasks=20", count=20)
+    assert {"method=tsv_m", "method=iso_cts", "method=cart"} <= {*of("--tasks=20", count=14)}
+    assert "method=regmean" in of(count=8) and "method=regmean" not in of("--tasks=20", count=14)
+    assert of(count=14) == []
+
+
 def test_captions_of_the_mixture():
     rng = np.random.default_rng(0)
     pairs = [mixture.sample(rng) for _ in range(60)]

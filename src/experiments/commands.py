@@ -28,7 +28,7 @@ from src.experiments.registry import (
     Experiment,
 )
 from src.merging.base import Variant
-from src.merging.registry import METHODS, variants
+from src.merging.registry import METHODS, WEIGHTS, variants
 from src.model_names import random_name
 from src.modes import EVALUATED, MODES, SCOPES, TRAINED, usual
 from src.run import Corruption, Run, override
@@ -118,15 +118,19 @@ def _random_init(run: Run) -> list[Command]:
 
 def _merging(run: Run, modes: tuple[str, ...] = ("standard",)) -> list[Command]:
     """Every method on the papers' benchmarks, the first 8, 14 and 20 of the suite's tasks, or on those of --tasks."""
-    suite = run.suite_row
-    every = run.tasks in (suite.default, suite.tasks, suite.tasks[: BENCHMARKS[-1]])
-    sizes = [count for count in BENCHMARKS if count <= len(run.tasks)] if every else [len(run.tasks)]
     return [
         _merge(replace(run, tasks=run.tasks[:count]), variant, mode=mode)
-        for count in sizes
+        for count in _benchmarks(run) or [len(run.tasks)]
         for mode in modes
         for variant in in_order(variants(stages.MERGING.name))
     ]
+
+
+def _benchmarks(run: Run) -> list[int]:
+    """The papers' numbers of tasks that a run has; none where it has tasks of its own choice."""
+    suite = run.suite_row
+    every = run.tasks in (suite.default, suite.tasks, suite.tasks[: BENCHMARKS[-1]])
+    return [count for count in BENCHMARKS if count <= len(run.tasks)] if every else []
 
 
 def _tangent_merging(run: Run) -> list[Command]:
@@ -134,8 +138,14 @@ def _tangent_merging(run: Run) -> list[Command]:
 
 
 def _methods(run: Run) -> list[Command]:
-    """Every further method, on the papers' eight tasks and the kinds of task vectors that are no extended modes'."""
-    return _merged(run, usual(EVALUATED), stages.METHODS.name)
+    """Every further method, on the papers' eight tasks and the kinds of task vectors that are no extended modes'.
+
+    Those that take weights alone are compared on 14 and 20 tasks too, of non-linear fine-tuning as in their papers.
+    """
+    first = _merged(run, usual(EVALUATED), stages.METHODS.name)
+    larger = [count for count in _benchmarks(run) if count > BENCHMARKS[0]]
+    rows = [row for row in in_order(variants(stages.METHODS.name)) if METHODS[row.method].needs == WEIGHTS]
+    return [*first, *(_merge(replace(run, tasks=run.tasks[:count]), row) for count in larger for row in rows)]
 
 
 def _merged(run: Run, modes: Iterable[str], *names: str) -> list[Command]:

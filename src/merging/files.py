@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from src import checkpoints
 from src.checkpoints import VISUAL
 from src.merging.base import Merge, Method, Problem
-from src.merging.registry import METHODS, label, load_methods
+from src.merging.registry import METHODS, WEIGHTS, label, load_methods
 from src.merging.search import with_options
 from src.published.convert import HUGGING_FACE_FILE, check_near, read_weights, weights_file
 from src.runtime.files import file_hash, replacing, require_writable
@@ -119,7 +119,7 @@ def method_of(name: str, options: Mapping[str, str]) -> Method:
     if unknown := [option for option in options if option not in cls.defaults()]:
         known = ", ".join(cls.defaults()) or "none"
         raise UsageError(f"{name} has no option {unknown[0]}{nearest(unknown[0], cls.defaults())} It has: {known}")
-    if cls.needs != "weights":
+    if cls.needs != WEIGHTS:
         raise UsageError(f"{name} needs {cls.needs}: merge with main.py, which has data")
     try:
         values = {option: yaml.safe_load(value) for option, value in options.items()}

@@ -16,6 +16,7 @@ from src.runtime.messages import nearest
 from src.runtime.paths import METHOD_CONFIGS
 
 LONGEST_LABEL = 160  # bytes: names of files have at most 255, and masks and states add to theirs
+WEIGHTS = "weights"  # what a method needs that takes nothing else
 
 METHODS: dict[str, type[Method]] = {}  # by every spelling of `method=`; filled by `register`
 SCHEMAS: dict[str, type[Method] | Method] = {}  # of main.py's configuration: a class, or an instance of other defaults
@@ -29,7 +30,7 @@ def register(
     paper: str = "",
     published: Mapping[str, str] | None = None,
     stage: str | None = None,
-    needs: str = "weights",
+    needs: str = WEIGHTS,
     after: str | None = None,
     untuned: float | None = None,
     compared: bool = False,
@@ -40,7 +41,7 @@ def register(
 
     spellings: further ones of `method=`; results are called by the name.
     title, published, stage, compared, studied: as in Variant, of the method with its default options; variants: others.
-    paper: its arXiv number. needs: "weights", or what else it takes. after: the method whose files it reads.
+    paper: its arXiv number. needs: WEIGHTS, or what else it takes. after: the method whose files it reads.
     untuned: the published default of the coefficient that validation chooses, if there is one.
     Raises TypeError when the class is no (non-frozen) dataclass with a `merge`, ValueError when a name or a title is
     taken and for an unknown stage.

@@ -45,7 +45,8 @@ def single_task(runs: Runs) -> Iterator[Table]:
         rows,
         runs.seeds,
         notes=(
-            f"{printed(runs.control)}: mean over the fine-tuned models of what each keeps on the control set.",
+            f"{printed(runs.control)}: mean over the models of the first {len(runs.main_tasks)} tasks of what each "
+            "keeps on the control set.",
             *((SOURCES,) if runs.of_papers else ()),
         ),
         missing=tuple(runs.missing(SINGLE_TASK, modes)),
