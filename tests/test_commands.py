@@ -12,7 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from matplotlib import pyplot as plt
 
 from src import args
-from src.experiments.registry import EXPERIMENTS
+from src.experiments.registry import ADDITION, CONNECTIVITY, EXPERIMENTS
 from src.reporting import tables
 from src.reporting.claim import examine_all
 from src.reporting.papers import offered
@@ -120,3 +120,18 @@ def test_a_run_says_all_that_is_not_the_default():
         "--model=ViT-Mini --seed=2 '--save=a b' --results=r --cache-dir=c --data-location=d --pretrained-path=w.pt"
     )
     assert Run.of(device="cpu").flags() == "--model=ViT-Mini --seed=1"
+
+
+def test_seeds_that_never_ran_an_extended_stage_are_not_asked_for_it(tmp_path):
+    synthetic_results.write(tmp_path, seeds=(1, 2, 3))
+    for file in (tmp_path / "mini/ViT-Mini/seed_3").rglob("*.json"):
+        if file.stem not in ("zeroshot_accuracies", "ft_accuracies", "addition_standard"):
+            file.unlink()
+    (tmp_path / "mini/ViT-Mini/seed_2/connectivity_linear.json").unlink()
+    (tmp_path / "mini/ViT-Mini/seed_2/addition_linear.json").unlink()
+    runs = Runs("mini", "ViT-Mini", tmp_path)
+    assert runs.seeds == (1, 2, 3) and runs.extended_seeds == (1, 2)
+    seeds = {script: [] for script in ("eval_task_addition.py", "eval_connectivity.py")}
+    for script, flags in map(flags_of, (*runs.missing(ADDITION, ["linear"]), *runs.missing(CONNECTIVITY, ["linear"]))):
+        seeds[script].append(flags["seed"])
+    assert seeds == {"eval_task_addition.py": ["2", "3"], "eval_connectivity.py": ["2"]}

@@ -124,6 +124,21 @@ def test_numbers_of_a_row_are_over_the_same_seeds_and_say_how_many(tmp_path):
     assert f",{round(100 * first, 6)},,1," in numbers
 
 
+def test_methods_beside_each_other_are_over_the_seeds_that_most_of_them_have(tmp_path):
+    """As where the papers' stages ran with more seeds than the extended ones. A paper's table has them all."""
+    synthetic_results.write(tmp_path, seeds=(1, 2, 3))
+    for file in (tmp_path / "mini/ViT-Mini/seed_3/merging/8task").rglob("*.json"):
+        if file.stem not in ("sum", "average"):
+            file.unlink()
+    runs = Runs("mini", "ViT-Mini", tmp_path)
+    accuracies = table(runs, "methods_accuracy")
+    assert "over 2 seeds (1, 2)." in accuracies.full_caption and "n = " not in writing.markdown(accuracies)
+    assert row(accuracies, "task arithmetic")[1] != row(table(runs, "merging"), "task arithmetic")[1]
+    assert "over 3 seeds (1, 2, 3)." in table(runs, "merging").full_caption
+    assert "(n = 2)" in row(table(runs, "merging"), "TIES")[1]
+    assert "(n = " not in row(table(runs, "merging"), "task arithmetic")[1]
+
+
 def test_a_row_without_a_common_seed_says_how_many_each_number_is_of(tmp_path):
     synthetic_results.write(tmp_path, seeds=(1, 2), merges=False)
     for seed, name in enumerate(("ft_accuracies", "linear_ft_accuracies"), 1):

@@ -37,6 +37,10 @@ class Experiment:
         """The name of a result, in the folder of a seed."""
         return f"{self.name}_{choice}"
 
+    def is_extended(self, choice: str) -> bool:
+        """Whether `reproduce.py` makes a result with --extended alone."""
+        return self.extended or (choice in MODES and MODES[choice].extended)
+
     def command(self, choice: str, flags: str) -> str:
         """The command that makes a result; flags: those of a run."""
         return f"python {self.script}.py {self.flag}={choice} {flags}"

@@ -15,7 +15,8 @@ from src.reporting import answers
 from src.reporting.methods import Group, Row, missing_command
 from src.reporting.papers import PAPERS, Paper
 from src.reporting.published import published
-from src.reporting.runs import Runs, chosen
+from src.reporting.result import chosen
+from src.reporting.runs import Runs
 from src.reporting.statistics import BySeed, Constant, combined, difference
 from src.reporting.table import on_common_seeds
 from src.reporting.verdict import EQUAL_WITHIN, Comparison, overall

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
+from src.experiments import stages
 from src.merging.adaptation import Adapting
 from src.merging.base import Variant
 from src.merging.registry import METHODS, variants
@@ -193,11 +192,14 @@ def adapts(runs: Runs, row: Row) -> bool:
     return row.method in METHODS and issubclass(METHODS[row.method], Adapting)
 
 
-def absent_seeds(runs: Runs, seeds: pd.Index) -> list[int]:
-    return [seed for seed in runs.command_seeds if seed not in seeds]
+def absent_seeds(runs: Runs, seeds: Iterable[int], extended: bool = True) -> list[int]:
+    """The seeds that lack a result which `seeds` have. extended: whether an extended stage makes it."""
+    return [seed for seed in (runs.extended_seeds if extended else runs.command_seeds) if seed not in seeds]
 
 
 def missing_command(runs: Runs, group: Group, row: Row) -> list[str]:
     """The command that makes the results of a row, for the seeds that lack them, if any does."""
-    absent = absent_seeds(runs, runs.values(metric="accuracy", **group.columns, **row.columns).index)
+    usual = group == Group(runs.main_tasks) and row in registered_rows(stages.MERGING.name, stages.ADAPTATION.name)
+    there = runs.values(metric="accuracy", **group.columns, **row.columns).index
+    absent = absent_seeds(runs, there, extended=not usual)
     return [runs.merge_command(row.overrides, group.tasks, group.mode, absent)] if absent else []

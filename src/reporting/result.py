@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from src import records
-from src.experiments.registry import EXPERIMENTS, MERGING, NTK, module
+from src.experiments.registry import EXPERIMENTS, MERGING, NTK, Experiment, module
 from src.merging.names import tasks_name
 from src.merging.registry import METHODS, load_methods
 from src.runtime import results
@@ -58,6 +58,14 @@ class Result:
     def tasks(self) -> tuple[str, ...]:
         """What it is of; empty where neither its record nor its configuration tells."""
         return self.task_list or tuple(self.record["provenance"]["config"].get("tasks") or ())
+
+    def is_extended(self, first: Sequence[str]) -> bool:
+        """Whether a stage made it that runs with --extended alone. first: the tasks of the papers' first benchmark."""
+        if self.corruption:
+            return True
+        if self.experiment == MERGING:
+            return self.mode != "standard" or self.task_list != tuple(first) or bool(self.unseen)
+        return self.experiment in EXPERIMENTS and EXPERIMENTS[self.experiment].is_extended(self.mode)
 
     def columns(self, suite: str) -> dict[str, Any]:
         """What identifies the result, as columns of the frame."""
@@ -168,3 +176,10 @@ def differing(method: str, options: Mapping[str, Any]) -> dict[str, Any]:
 def as_text(values: Mapping[str, Any]) -> str:
     """As a value of the frame; empty for nothing."""
     return json.dumps(values, sort_keys=True) if values else ""
+
+
+def chosen(experiment: Experiment, choice: str) -> dict[str, Any]:
+    """The columns of an experiment with a choice: a mode, or a reduction."""
+    return {"experiment": experiment.name} | (
+        {"options": {"reduction": choice}} if experiment == NTK else {"mode": choice}
+    )

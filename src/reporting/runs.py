@@ -20,7 +20,7 @@ from src.model_names import ModelName, pretrained_name, random_name
 from src.modes import MODES
 from src.reporting import frame
 from src.reporting.published import published_model
-from src.reporting.result import VECTORS, Result, as_text, joined, read_results
+from src.reporting.result import VECTORS, Result, as_text, chosen, joined, read_results
 from src.run import Run, override
 from src.runtime.messages import UsageError, few
 from src.runtime.paths import ROOT, Paths, Places, from_root
@@ -229,12 +229,18 @@ class Runs:
         there = {result.mode for result in self.read}
         return tuple(name for name in names if name in there or not MODES[name].extended)
 
+    @cached_property
+    def extended_seeds(self) -> tuple[int, ...]:
+        """Those that a command for results of an extended stage names: the seeds that have any, or all."""
+        there = {result.seed for result in self.read if result.is_extended(self.main_tasks)}
+        return tuple(seed for seed in self.command_seeds if seed in there) or self.command_seeds
+
     def missing(self, experiment: Experiment, choices: Iterable[str]) -> list[str]:
         """The commands that make those results that are not there."""
         return [
             self.command(experiment, choice, seed)
             for choice in choices
-            for seed in self.command_seeds
+            for seed in (self.extended_seeds if experiment.is_extended(choice) else self.command_seeds)
             if seed not in self.of(experiment, choice)
         ]
 
@@ -382,13 +388,6 @@ class Runs:
 
     def paths_of(self, seed: int) -> Paths:
         return Paths(self.suite, self.model, seed, Places(results=self.results))
-
-
-def chosen(experiment: Experiment, choice: str) -> dict[str, Any]:
-    """The columns of an experiment with a choice: a mode, or a reduction."""
-    return {"experiment": experiment.name} | (
-        {"options": {"reduction": choice}} if experiment == NTK else {"mode": choice}
-    )
 
 
 def every_number(suite: str, results: Path) -> pd.DataFrame:

@@ -6,6 +6,7 @@ A cell is a number for each seed, printed as mean ± sd, or ± standard error, w
 import csv
 import io
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
@@ -64,6 +65,7 @@ class Table:
     """rows: the first entry of each is its name, the others are Cells or texts. missing: commands that fill gaps.
 
     averaged: whether its numbers are over seeds. errors: what stands behind the ±, of ERRORS.
+    same_seeds: whether rows of more seeds than most are brought to those that most have. A row of fewer says so.
     """
 
     name: str
@@ -76,18 +78,30 @@ class Table:
     in_readme: bool = False
     averaged: bool = True
     errors: str = "sd"
+    same_seeds: bool = False
 
     @property
     def full_caption(self) -> str:
-        return f"{self.caption} {seeds_text(self.seeds, self.errors)}" if self.averaged else self.caption
+        return f"{self.caption} {seeds_text(self.shown_seeds, self.errors)}" if self.averaged else self.caption
+
+    @property
+    def shown_seeds(self) -> tuple[int, ...]:
+        """The seeds that any number of the table is of; all where that is none, or one, which each number then says."""
+        there = {seed for row in self.paired_rows for seed in _seeds_of(row)}
+        shown = tuple(seed for seed in self.seeds if seed in there)
+        return shown if len(shown) > 1 else self.seeds
 
     @property
     def paired_rows(self) -> list[list[Any]]:
         """The rows with the numbers of each over the same seeds: those that all of its filled cells have, if any."""
-        return [_paired(row) for row in self.rows]
+        paired = [_paired(row) for row in self.rows]
+        if not self.same_seeds:
+            return paired
+        (most, _), *_ = Counter(seeds for row in paired if (seeds := _seeds_of(row))).most_common(1) or [((), 0)]
+        return [_on_seeds(row, most) if {*most} <= {*_seeds_of(row)} else row for row in paired]
 
     def texts(self) -> list[list[str]]:
-        shown = len(self.seeds), self.errors
+        shown = len(self.shown_seeds), self.errors
         return [[entry.text(*shown) if isinstance(entry, Cell) else entry for entry in row] for row in self.paired_rows]
 
 
@@ -98,6 +112,18 @@ def _paired(row: Sequence[Any]) -> list[Any]:
         return list(row)
     remaining = iter(common)
     return [replace(entry, ours=next(remaining)) if isinstance(entry, Cell) else entry for entry in row]
+
+
+def _seeds_of(row: Sequence[Any]) -> tuple[int, ...]:
+    """Those that any number of the row is of."""
+    return tuple(sorted({seed for entry in row if isinstance(entry, Cell) for seed in entry.ours.index}))
+
+
+def _on_seeds(row: Sequence[Any], seeds: Sequence[int]) -> list[Any]:
+    return [
+        replace(entry, ours=entry.ours[entry.ours.index.isin(seeds)]) if isinstance(entry, Cell) else entry
+        for entry in row
+    ]
 
 
 def on_common_seeds(values: Sequence[pd.Series]) -> list[pd.Series]:

@@ -11,7 +11,8 @@ from src.experiments.registry import ANALOGIES
 from src.modes import EVALUATED, MODES
 from src.reporting import answers
 from src.reporting.claim import Quantity
-from src.reporting.runs import Runs, chosen
+from src.reporting.result import chosen
+from src.reporting.runs import Runs
 from src.reporting.statistics import Accuracy, BySeed
 from src.reporting.table import Cell, Table, printed
 

@@ -16,7 +16,8 @@ from src.modes import EVALUATED, MODES
 from src.reporting import style
 from src.reporting.claim import Plain
 from src.reporting.plots import banded, legend_below
-from src.reporting.runs import Runs, chosen
+from src.reporting.result import chosen
+from src.reporting.runs import Runs
 from src.reporting.table import Cell, Table
 
 JOINT, SINGLE = "barrier_joint", "barrier_single"

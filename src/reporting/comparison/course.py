@@ -17,7 +17,8 @@ from src.modes import MODES
 from src.reporting import style
 from src.reporting.claim import Plain, Quantity
 from src.reporting.plots import banded, legend_below
-from src.reporting.runs import Runs, chosen
+from src.reporting.result import chosen
+from src.reporting.runs import Runs
 from src.reporting.table import Cell, Table
 
 TITLE = 24  # characters of a line above a panel

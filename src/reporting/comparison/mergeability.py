@@ -16,7 +16,8 @@ from src.reporting import style
 from src.reporting.claim import Plain
 from src.reporting.plots import legend_below
 from src.reporting.published import published
-from src.reporting.runs import Runs, chosen
+from src.reporting.result import chosen
+from src.reporting.runs import Runs
 from src.reporting.table import Cell, Table
 
 USUAL = MERGEABILITY.choices[0]

@@ -17,7 +17,7 @@ from src.merging.registry import METHODS, variant_label, variants
 from src.modes import EVALUATED, MODES
 from src.reporting import style
 from src.reporting.claim import Quantity
-from src.reporting.methods import FINETUNED, Row
+from src.reporting.methods import FINETUNED, Row, absent_seeds
 from src.reporting.plots import legend_below, method_looks
 from src.reporting.runs import Runs
 from src.reporting.table import Cell, Table, printed
@@ -263,5 +263,4 @@ class OfMerged(Quantity):
 
     def commands(self, runs: Runs) -> list[str]:
         there = runs.of(MERGED_MODELS, self.mode)
-        absent = [seed for seed in runs.command_seeds if seed not in there]
-        return [runs.command(MERGED_MODELS, self.mode, seed) for seed in absent]
+        return [runs.command(MERGED_MODELS, self.mode, seed) for seed in absent_seeds(runs, there)]

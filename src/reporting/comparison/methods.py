@@ -64,6 +64,7 @@ def methods(runs: Runs) -> Iterator[Table]:
                 for row in shown
             ],
             runs.seeds,
+            same_seeds=True,
             notes=_one_each(runs, shown),
             in_readme=metric == "accuracy",
         )
@@ -89,6 +90,7 @@ def methods_per_task(runs: Runs) -> Iterator[Table]:
             ["method", *map(printed, group.tasks), "mean"],
             table_rows,
             runs.seeds,
+            same_seeds=True,
             notes=_one_each(runs, shown),
         )
 
@@ -97,7 +99,7 @@ def methods_chosen(runs: Runs) -> Iterator[Table]:
     """The coefficient, and whatever else validation chose, of every seed."""
     shown, modes = rows_with_results(runs), runs.modes(EVALUATED)
     chosen = {
-        (row, mode): _choices(results_of(runs, Group(runs.main_tasks, mode)), row, runs.seeds)
+        (row, mode): _choices(results_of(runs, Group(runs.main_tasks, mode)), row, runs.extended_seeds)
         for row in shown
         for mode in modes
     }
@@ -107,7 +109,7 @@ def methods_chosen(runs: Runs) -> Iterator[Table]:
     yield Table(
         "methods_chosen",
         f"The setting that validation chose when {len(runs.main_tasks)} tasks were merged, for each of seeds "
-        f"{', '.join(map(str, runs.seeds))}.",
+        f"{', '.join(map(str, runs.extended_seeds))}.",
         ["method", *(MODES[mode].title for mode in modes)],
         [[row.title(), *(chosen[row, mode] for mode in modes)] for row in shown],
         runs.seeds,
@@ -165,6 +167,7 @@ def methods_published(runs: Runs) -> Iterator[Table]:
             for row in shown
         ],
         runs.seeds,
+        same_seeds=True,
         notes=(
             "untuned: at the published default of the coefficient, where there is one. Published: checkpoints are "
             + "; ".join(f"{family}, {about}" for family, (about, _) in FAMILIES.items())
@@ -194,6 +197,7 @@ def methods_cost(runs: Runs) -> Iterator[Table]:
         ],
         [_cost(runs, group, row) for row in shown],
         runs.seeds,
+        same_seeds=True,
         notes=(
             "Seconds and memory are of one machine that did other work too: they tell orders of magnitude. Memory is "
             "the peak above what was there before. Extra: beyond one merged model.",

@@ -41,6 +41,7 @@ def modes(runs: Runs) -> Iterator[Table]:
         ],
         [[*_row(runs, mode, tasks), steps.get(mode, "")] for mode in shown],
         runs.seeds,
+        same_seeds=True,
         missing=tuple(
             command
             for experiment in (SINGLE_TASK, ADDITION, NEGATION, DISENTANGLEMENT)

@@ -109,6 +109,7 @@ def plateau(runs: Runs) -> Iterator[Table]:
             for row, by_mode in by_row.items()
         ],
         runs.seeds,
+        same_seeds=True,
         notes=(kinds, *(note if open_ended else ())),
     )
 

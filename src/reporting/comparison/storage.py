@@ -49,6 +49,7 @@ def storage(runs: Runs) -> Iterator[Table]:
             for row in shown
         ],
         runs.seeds,
+        same_seeds=True,
         notes=(
             f"Of all that is kept, θ0 included where it is needed: one model in fp32 takes {32 / len(group.tasks):g} "
             "bits a weight and task, a fine-tuned model for each task 32.",

@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from src.experiments.studies import BY_NAME, STUDIES, compared
 from src.reporting import answers, style
 from src.reporting.claim import Quantity
-from src.reporting.methods import FINETUNED, Group, Row, groups, variant_row
+from src.reporting.methods import FINETUNED, Group, Row, absent_seeds, groups, variant_row
 from src.reporting.plots import legend_below, method_looks
 from src.reporting.runs import Runs
 from src.reporting.statistics import BySeed
@@ -47,6 +47,7 @@ def studies(runs: Runs) -> Iterator[Table]:
         ["method", *there],
         entries,
         runs.seeds,
+        same_seeds=True,
         notes=("The expert that is trained longer is drawn by the seed.",) if odd else (),
     )
 
@@ -107,7 +108,7 @@ class Studied(Quantity):
         return answers.percent(answers.formulas(study_runs(runs, self.study), **what))
 
     def commands(self, runs: Runs) -> list[str]:
-        absent = [seed for seed in runs.command_seeds if seed not in self.values(runs).index]
+        absent = absent_seeds(runs, self.values(runs).index, extended=bool(self.study))
         stage = BY_NAME[self.study].stage if self.study else "merging"
         return [runs.stage_command(stage, absent)] if absent else []
 
@@ -144,5 +145,5 @@ class OnSubsets(Quantity):
         return joined.groupby(joined.index).mean()
 
     def commands(self, runs: Runs) -> list[str]:
-        absent = [seed for seed in runs.command_seeds if seed not in self.values(runs).index]
+        absent = absent_seeds(runs, self.values(runs).index)
         return [runs.stage_command("robust-tasks", absent)] if absent else []

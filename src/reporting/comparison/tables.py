@@ -57,6 +57,7 @@ def _robustness(runs: Runs, severity: int) -> Table:
         ["method", "clean", *map(printed, CORRUPTIONS)],
         table_rows,
         runs.seeds,
+        same_seeds=True,
         notes=("Methods that adapt see corrupted test images; α is chosen on clean validation images.",),
         missing=tuple(line for row in shown if row.exact for line in _missing(runs, group, row, severity)),
         in_readme=True,

@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from src.merging.registry import METHODS
+from src.merging.registry import METHODS, WEIGHTS
 from src.modes import MODES
 from src.reporting import answers
 from src.reporting.comparison.methods import methods_published
@@ -55,7 +55,7 @@ def _entry(runs: Runs, group: Group, row: Row, theirs: Mapping[str, float]) -> d
     records = [result.record for result in results_of(runs, group) if Row.of(result) == row]
     method = METHODS.get(row.method)
     per_task = any(record["storage"]["this"] > record["storage"]["merged"] for record in records)
-    adapts = any("adaptation" in record for record in records) or bool(method and method.needs != "weights")
+    adapts = any("adaptation" in record for record in records) or bool(method and method.needs != WEIGHTS)
     merged = runs.values(metric="storage_merged", **what)
     return {
         "method": row.title(),

@@ -8,7 +8,8 @@ import pandas as pd
 from src.experiments.registry import ADDITION, DISENTANGLEMENT, NEGATION, NTK, SINGLE_TASK, Experiment
 from src.modes import EVALUATED, MODES, usual
 from src.reporting.claim import Claim, Key, Measured, Quantity, Threshold
-from src.reporting.runs import Runs, chosen
+from src.reporting.result import chosen
+from src.reporting.runs import Runs
 
 POINTS = 5.0  # of accuracy: less than this above the untrained network counts as no task arithmetic
 USUAL_RANK = 10  # eigenfunctions of the tangent kernel
