@@ -39,7 +39,7 @@ def two_models(rng: np.random.Generator, seeds: int, gain: float, spread: float,
         for task in TASKS:
             easiness = rng.random(n)  # of an image, which both models share
             pairs.append([Accuracy(task, pack(easiness < p), n) for p in (0.7 + shift, 0.7)])
-        first[seed], second[seed] = (mean_of(parts) for parts in zip(*pairs))
+        first[seed], second[seed] = (mean_of(*parts) for parts in zip(*pairs))
     return first, second
 
 
@@ -72,7 +72,7 @@ def unpaired_images(by_seed: dict) -> dict:
     """The same accuracies as if they were on other images."""
     return {
         seed: mean_of(
-            Accuracy(f"other {a.dataset}", a.bits, a.n) for a in sorted(f.accuracies, key=lambda a: a.dataset)
+            *(Accuracy(f"other {a.dataset}", a.bits, a.n) for a in sorted(f.accuracies, key=lambda a: a.dataset))
         )
         for seed, f in by_seed.items()
     }
@@ -142,7 +142,7 @@ def test_without_all_bits_there_is_no_interval_over_images():
 def test_the_best_of_several_is_the_best_of_each_sample():
     rng = np.random.default_rng(10)
     parts = [drawn(rng, 0.5, "signs", n=50) for _ in range(3)]
-    best = combined(lambda *of_seed: max_of(of_seed), *({1: part} for part in parts))
+    best = combined(max_of, *({1: part} for part in parts))
     assert best[1].exact == max(part.exact for part in parts)
     assert resampled_means(best).mean() > best[1].exact  # the maximum of noisy numbers
 

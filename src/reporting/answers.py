@@ -33,7 +33,7 @@ def formulas(runs: Runs, metric: str, task: str = MEAN, **columns: Any) -> dict[
 def mean_over(runs: Runs, tasks: Iterable[str], **columns: Any) -> dict[int, Formula]:
     """The same of a mean over tasks."""
     by_task = [formulas(runs, task=task, **columns) for task in tasks]
-    return combined(lambda *parts: mean_of(parts), *by_task)
+    return combined(mean_of, *by_task)
 
 
 def percent(by_seed: BySeed) -> dict[int, Formula]:
@@ -76,6 +76,10 @@ def _single_task(bits: _Bits, task: str) -> Formula:
     return Accuracy(task, bits.record["correct"][task], bits.record["n"][task])
 
 
+def _finetuned(bits: _Bits, task: str) -> Formula:
+    return bits.finetuned(task)
+
+
 def _own(bits: _Bits, task: str) -> Formula:
     return bits.accuracy(bits.record["test"]["correct"][task], task)
 
@@ -116,7 +120,7 @@ def _with_mean(of_task: OfTask, of_unseen: bool = False) -> OfTask:
         if task != MEAN:
             return of_task(bits, task)
         tasks = bits.record["unseen"]["tasks"] if of_unseen else bits.tasks
-        return mean_of(of_task(bits, each) for each in tasks)
+        return mean_of(*(of_task(bits, each) for each in tasks))
 
     return formula
 
@@ -126,7 +130,7 @@ MERGED: dict[str, OfTask] = {
     "normalised": _with_mean(_over_finetuned(_own)),
     "zeroshot_accuracy": _with_mean(_zeroshot),
     "zeroshot_normalised": _with_mean(_over_finetuned(_zeroshot)),
-    "finetuned_accuracy": _with_mean(lambda bits, task: bits.finetuned(task)),
+    "finetuned_accuracy": _with_mean(_finetuned),
     "unseen_accuracy": _with_mean(_unseen, of_unseen=True),
     **{f"{name}_accuracy": _with_mean(_fixed(name)) for name in FIXED},
     **{f"{name}_normalised": _with_mean(_over_finetuned(_fixed(name))) for name in FIXED},

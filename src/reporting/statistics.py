@@ -100,13 +100,20 @@ class Combined(Formula):
         return self.function(*(part.at(accuracies) for part in self.parts))
 
 
-def mean_of(formulas: Iterable[Formula]) -> Formula:
-    parts = tuple(formulas)
-    return Combined(lambda *values: sum(values) / len(values), parts)
+def mean_of(*formulas: Formula) -> Formula:
+    return Combined(_mean, formulas)
 
 
-def max_of(formulas: Iterable[Formula]) -> Formula:
-    return Combined(lambda *values: np.max(np.broadcast_arrays(*values), axis=0), tuple(formulas))
+def max_of(*formulas: Formula) -> Formula:
+    return Combined(_max, formulas)
+
+
+def _mean(*values: np.ndarray) -> np.ndarray:
+    return sum(values[1:], values[0]) / len(values)
+
+
+def _max(*values: np.ndarray) -> np.ndarray:
+    return np.max(np.broadcast_arrays(*values), axis=0)
 
 
 BySeed = Mapping[int, Formula]

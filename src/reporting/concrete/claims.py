@@ -47,7 +47,7 @@ class OnUnseen(Quantity):
             answers.formulas(runs, metric="unseen_accuracy", unseen=tasks, **group.columns, **self.row.columns)
             for group, tasks in self._splits(runs)
         ]
-        return answers.percent(combined(lambda *of_seed: mean_of(of_seed), *by_split)) if by_split else {}
+        return answers.percent(combined(mean_of, *by_split)) if by_split else {}
 
     def commands(self, runs: Runs) -> list[str]:
         group, unseen = split = _usual_split(runs)

@@ -46,7 +46,7 @@ class AtThreshold(Quantity):
         if not self.best_of_others:
             return answers.percent(sweep.get(PAPERS_K, {}))
         others = [formulas for k, formulas in sweep.items() if k != PAPERS_K]
-        return answers.percent(combined(lambda *of_seed: max_of(of_seed), *others)) if others else {}
+        return answers.percent(combined(max_of, *others)) if others else {}
 
     def commands(self, runs: Runs) -> list[str]:
         sweep = threshold_sweep(runs, Group(runs.main_tasks), variant_row(SWEPT))
@@ -92,7 +92,7 @@ class ChangeWithTasks(Quantity):
         if len(sizes) < 2:
             return {}
         fewest, most = (
-            {seed: mean_of(of_seed) for seed, of_seed in sizes[n].items()} for n in (min(sizes), max(sizes))
+            {seed: mean_of(*of_seed) for seed, of_seed in sizes[n].items()} for n in (min(sizes), max(sizes))
         )
         changes = combined(operator.sub, most, fewest)
         return answers.percent({seed: formula for seed, formula in changes.items() if seed not in incomplete})
