@@ -133,6 +133,11 @@ def _benchmarks(run: Run) -> list[int]:
     return [count for count in BENCHMARKS if count <= len(run.tasks)] if every else []
 
 
+def _larger_benchmarks(run: Run) -> list[Run]:
+    """A run of 14 and of 20 tasks, of those that the run has."""
+    return [replace(run, tasks=run.tasks[:count]) for count in _benchmarks(run) if count > BENCHMARKS[0]]
+
+
 def _tangent_merging(run: Run) -> list[Command]:
     return _merging(run, tuple(mode for mode in usual(EVALUATED) if MODES[mode].tangent))
 
@@ -143,9 +148,8 @@ def _methods(run: Run) -> list[Command]:
     Those that take weights alone are compared on 14 and 20 tasks too, of non-linear fine-tuning as in their papers.
     """
     first = _merged(run, usual(EVALUATED), stages.METHODS.name)
-    larger = [count for count in _benchmarks(run) if count > BENCHMARKS[0]]
     rows = [row for row in in_order(variants(stages.METHODS.name)) if METHODS[row.method].needs == WEIGHTS]
-    return [*first, *(_merge(replace(run, tasks=run.tasks[:count]), row) for count in larger for row in rows)]
+    return [*first, *(_merge(larger, row) for larger in _larger_benchmarks(run) for row in rows)]
 
 
 def _merged(run: Run, modes: Iterable[str], *names: str) -> list[Command]:
@@ -191,13 +195,14 @@ def _mergeability(run: Run) -> list[Command]:
 
 
 def _sweeps(run: Run) -> list[Command]:
-    """Consensus TA at every threshold, and sum, TIES and TALL masks on random subsets of the tasks, each in the next.
+    """Consensus TA at every threshold of every benchmark; sum, TIES and TALL masks on random subsets, each in the next.
 
     Thresholds 0 and above the number of tasks are task arithmetic and zero-shot, 2 is the default: `merging` has them.
     """
-    first = _first_benchmark(run)
     commands = [
-        _merge(first, Variant("", {"prun_thre_k": k}, method="consensus")) for k in (1, *range(3, len(first.tasks) + 1))
+        _merge(swept, Variant("", {"prun_thre_k": k}, method="consensus"))
+        for swept in (_first_benchmark(run), *_larger_benchmarks(run))
+        for k in (1, *range(3, len(swept.tasks) + 1))
     ]
     for count in (size for size in SUBSETS if size < len(run.tasks)):
         commands += [_merge(_subset(run, count), Variant("", method=name)) for name in ("sum", "ties", "tall_mask")]

@@ -47,7 +47,8 @@ def number_of_tasks(runs: Runs) -> Figure:
             _range(left, by_size, label=row.title(), **looks[row])
     _sizes(right, runs, sets, [row for row, by_size in accuracies.items() if len(by_size) > 1], looks)
     left.set(xlabel="tasks", ylabel="normalised test accuracy (%)", title="Accuracy")
-    right.set(xlabel="tasks", ylabel="size, in merged models", title="Storage", ylim=(0, None))
+    right.set(xlabel="tasks", ylabel="size, in merged models", title="Storage")
+    right.set_ylim(0, 1.7 * right.get_ylim()[1])  # room for the legend above the steepest line
     for axes in (left, right):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     right.legend(loc="upper left")

@@ -229,8 +229,8 @@ def _points(axes: Axes, order: Order) -> None:
             _named(axes, order.names[i], (float(order.theirs[i]), float(means[i])), order.misplaced[i] > 0, right)
     axes.margins(0.12)
     axes.set_xlabel("published (%)")
-    what, _, family = order.title.rpartition(" (")
-    axes.set_title(f"{what}\n({family}: ρ = {spearman(order.theirs, means):.2f}", fontsize=7).set_in_layout(False)
+    paper, _, what = order.title.partition(", ")  # on two lines, as one is too long for a panel
+    axes.set_title(f"{paper}\n{what}: ρ = {spearman(order.theirs, means):.2f}", fontsize=7).set_in_layout(False)
 
 
 def _named(axes: Axes, name: str, point: tuple[float, float], above: bool, right: bool) -> None:

@@ -59,8 +59,8 @@ def weights_shared(runs: Runs) -> Figure:
     fig, grid = plt.subplots(1, len(panels), figsize=size, squeeze=False, sharey=True)
     for axes, (count, by_row) in zip(grid[0], panels.items()):
         _usage(axes, count, by_row, method_looks(runs, by_row))
-    grid[0][0].set_ylabel("weights (%)")
-    legend_below(fig, grid[0][-1])
+    grid[0][0].set_ylabel("weights used by exactly k tasks (%)")
+    legend_below(fig, grid[0][0])
     return fig
 
 
@@ -72,9 +72,10 @@ def _usage(axes: Axes, count: int, by_row: Masks, looks: Mapping[Row, Any]) -> N
     for index, (row, values) in enumerate(shares.items()):
         bars(axes, values, index, len(shares), looks[row]["color"], row.title())
     axes.grid(axis="x", visible=False)
-    axes.set(xlabel="k", title=f"Weights used by exactly k of {count} tasks")
+    axes.set(xlabel="k", title=f"{count} tasks", xlim=(-0.7, count + 0.7))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=11))
-    look: dict[str, Any] = dict(textcoords="offset points", ha="center", va="bottom", rotation=90, fontsize=7.5)
+    size = 7.5 if count < 14 else 6.0  # bars of 20 tasks stand close
+    look: dict[str, Any] = dict(textcoords="offset points", ha="center", va="bottom", rotation=90, fontsize=size)
     for k, name in ((0, "catastrophic"), (1, "selfish"), (count, "universal")):
         height = max(values[k].mean() for values in shares.values())
         axes.annotate(name, (k, height), (0, 5), **look)
@@ -95,7 +96,8 @@ def consensus_thresholds(runs: Runs) -> Figure:
     """Accuracy against the number of tasks that must use a weight."""
     groups = {n: Group(runs.suite_tasks[:n]) for n in runs.benchmarks}
     sweeps = {n: {row: threshold_sweep(runs, group, row) for row in consensus_rows()} for n, group in groups.items()}
-    sweeps = {n: by_row for n, by_row in sweeps.items() if max(map(len, by_row.values())) > 1}
+    # Two points are those that every run has, task arithmetic and the default, and no sweep.
+    sweeps = {n: by_row for n, by_row in sweeps.items() if max(map(len, by_row.values())) > 2}
     if not sweeps:
         raise runs.missing_merge(f"method={SWEPT}", f"method.{THRESHOLD}=3")
     size = (style.WIDTH if len(sweeps) > 1 else 4.6, 2.8)
