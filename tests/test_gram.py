@@ -25,7 +25,7 @@ from torch.func import functional_call, jacrev
 
 from src.linearize import LinearizedModel
 from src.merging.base import Method, Problem, Unlabelled
-from src.merging.gram import ActMat, Wudi
+from src.merging.gram import ActMat, NormalEquation, Wudi
 from src.merging.inputs import Models, Moments, gather
 from src.merging.matrices import NoDecomposition
 from src.merging.registry import METHODS, load_methods
@@ -375,6 +375,27 @@ def test_patch_tokens_of_the_last_block_count_less_but_as_keys_and_values():
     assert torch.equal(keys_and_values, all_alike[f"{last}attn.in_proj_weight"][8:])
     assert not torch.allclose(queries, all_alike[f"{last}attn.in_proj_weight"][:8])
     assert not torch.allclose(ours[f"{last}mlp.c_fc.weight"], all_alike[f"{last}mlp.c_fc.weight"])
+
+
+def test_featcal_of_the_blocks_leaves_what_lies_outside_to_its_base():
+    given = problem()
+    base = {key: 0.3 * tensor for key, tensor in total(given).items()}
+    blocks, linear = merged(FeatCal(), given), merged(FeatCal(matrices="linear"), given)
+    outside = {key for key in given.keys if "resblocks" not in key}
+    assert all(torch.equal(blocks[key], base[key]) for key in outside)
+    assert {key for key in given.keys if torch.equal(blocks[key], base[key])} == outside
+    fitted = {f"{VISUAL}{name}" for name in ("ln_pre.weight", "ln_pre.bias", "ln_post.weight", "ln_post.bias", "proj")}
+    assert {key for key in outside if not torch.equal(linear[key], base[key])} == fitted
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.float64])
+def test_an_eigenvalue_counts_above_the_rounding_of_as_many_terms(precision):
+    """Of 4 inputs: 4 eps of the largest. What is below has no direction: there the solution is 0."""
+    for share, rank in ((3.0, 3), (5.0, 4)):
+        equation, eps = NormalEquation((2, 4), "none"), torch.finfo(precision).eps
+        equation.add(torch.tensor([1.0, 2.0, 1.0, share * eps * 2]).double().diag(), torch.ones(2, 4).double())
+        delta, found = equation.solve("w", precision=precision)
+        assert found == rank and bool(delta[0, 3] == 0) is (rank == 3)
 
 
 # ---- data-free
