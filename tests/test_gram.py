@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from adapting_problems import Adam
 from merging_problems import BLOCK_MATRICES, PROJ, QKV, VISUAL, assert_equal, cut, draw, one_matrix, random
 from open_clip.transformer import VisionTransformer
 from torch import nn
@@ -419,6 +420,18 @@ def test_wudi_closed_form_has_no_gradient_and_adam_goes_towards_it():
         distances.append(float((delta - closed).norm()))
     assert losses == sorted(losses, reverse=True) and losses[-1] == pytest.approx(float(wudi_loss(closed, deltas)))
     assert distances == sorted(distances, reverse=True) and distances[-1] < 1e-3 * distances[0]
+
+
+def test_wudis_descent_is_the_loop_written_by_hand():
+    """Long enough for squares of gradients to fall; its rate is in units of the root mean square of the sum."""
+    deltas = [random(5, 4, seed=t) * (1 + t) for t in range(3)]
+    delta = sum(deltas)
+    adam = Adam(0.015 * float(delta.square().sum() / 20) ** 0.5)
+    for _ in range(150):
+        at = delta.clone().requires_grad_()
+        delta = adam.step(delta, torch.autograd.grad(wudi_loss(at, deltas), at)[0])
+    found = merged(Wudi(matrices="all", solver="adam", steps=150), one_matrix(*deltas))[f"{VISUAL}w"]
+    torch.testing.assert_close(found, delta, rtol=1e-6, atol=1e-9)
 
 
 def test_wudis_ridge_is_a_share_of_the_mean_diagonal_and_draws_to_the_sum():
