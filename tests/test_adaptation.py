@@ -212,16 +212,24 @@ def test_concrete_adamerging_is_the_loop_written_by_hand(method, variant):
 @pytest.mark.parametrize("variant, batches, clamp", [("original", 2, True), ("fusion_bench", 1, False)])
 @pytest.mark.parametrize("granularity", ["task", "layer"])
 def test_adamerging_is_the_loop_written_by_hand(variant, batches, clamp, granularity):
-    given, adam = problem(), Adam(0.2)
+    given, adam, path = problem(), Adam(0.2), []
     lam = torch.full((3, len(given.keys) if granularity == "layer" else 1), 0.3).double()
     for step in range(4):
         lam.requires_grad_()
         numbers = range(step * batches, (step + 1) * batches)
         lam = adam.step(lam, torch.autograd.grad(written_out(given, lam, {}, numbers, clamp), lam)[0])
+        path.append(lam.clamp(0, 1) if clamp else lam.clone())
+    assert lam.min() < 0, "the clamp cuts"
     found = small(AdaMerging, variant=variant, granularity=granularity, steps=4, lr=0.2).merge(given)
     torch.testing.assert_close(flat(found.vector("a", 1.0).vector), merged(given, lam, {}, clamp))
+    assert found.settings == (1.0,) and not found.per_task
     curves = found.adaptation["curves"]
     assert curves["step"] == [0, 1, 2, 3] and set(curves["entropy"]) == set(TASKS)
+    for place, task in enumerate(TASKS):
+        assert curves["lambda"][task] == pytest.approx([float(point[place].mean()) for point in path])
+    torch.testing.assert_close(
+        torch.tensor(found.adaptation["lambda"]["values"]).double(), path[-1], rtol=1e-6, atol=1e-7
+    )
 
 
 def test_the_plus_plus_vectors_are_what_ties_merges():
@@ -240,6 +248,31 @@ def test_a_weight_whose_sum_is_zero_has_the_sign_of_most():
     assert elected({"w": one["w"].clone()}, [1.5, 0.0])["w"].tolist() == [[0, 2], [-1, 3]]
 
 
+def test_most_are_counted_among_the_signs_of_sums_over_all_tensors_and_of_as_many_the_negative_are_taken():
+    few = {"w": torch.tensor([[1.0, 5.0], [-1.0, -1.0], [0.0, -1.0]])}  # γ = 0, +; two of the three entries are below 0
+    assert elected(few, 3 * [0.0])["w"].tolist() == [[1, 5], [0, 0], [0, 0]]
+    assert elected({"w": torch.tensor([[1.0], [-1.0]])}, 2 * [0.0])["w"].tolist() == [[0], [-1]]
+    two = {"v": torch.ones(2, 2), "w": torch.tensor([[1.0, -1.0], [-1.0, 0.0]])}  # γ = +, +; 0, −
+    assert elected(two, 2 * [0.0])["w"].tolist() == [[1, -1], [0, 0]]
+
+
+@pytest.mark.parametrize("method", [AdaMerging, AdaMergingPP])
+def test_the_parts_of_a_task_have_the_norm_of_the_vector_that_is_merged(method, tmp_path):
+    """The state of an adaptation tells by it whose vectors it is of."""
+    given = problem()
+    made = small(method)
+    taus = dict(made.task_vectors(given))
+    model = MergedModel(given, made, taus=taus.items())
+    squares = [sum(float(tau[index].square().sum()) for tau in taus.values()) for index in range(len(TASKS))]
+    assert [sum(float(part.square().sum()) for part in model.parts(index)) for index in range(3)] == pytest.approx(
+        squares
+    )
+    kept = problem(progress=Progress(state=tmp_path / "kept.state", save_every=1))
+    replace(made, steps=1).merge(kept)
+    told = checkpoints.header(kept.progress.state)["settings"]["norms of the task vectors"]
+    assert told == {task: f"{square**0.5:.6g}" for task, square in zip(TASKS, squares)}
+
+
 # ---- options
 
 
@@ -256,6 +289,8 @@ def test_variants_have_the_published_settings_and_options_override_them():
         if name in fusion_bench:
             with pytest.raises(NonFiniteLoss, match=f"step 0 of {fusion_bench[name]} "):
                 small(METHODS[name], variant="fusion_bench").merge(stopped)
+    with pytest.raises(NonFiniteLoss, match="step 0 of 2000 "):
+        small(LayerWiseConcreteAdaMerging, variant="fresh").merge(stopped)
     found = small(AdaMerging, steps=1, clamp=False).merge(tiny).adaptation["settings"]
     assert (found["batches"], found["clamp"], found["lr"], found["coef"]) == (2, False, 1e-3, 0.3)
     shorter = small(AdaMerging, batch_size=1).merge(replace(tiny, suite=registry.suite("mini"))).adaptation["settings"]

@@ -7,12 +7,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from adapting_problems import PAIR, TASKS, Adam, Killed, flat, head, images, problem, result_name, result_of, small
-from torch.func import functional_call
+from adapting_problems import (
+    PAIR,
+    TASKS,
+    Adam,
+    Killed,
+    flat,
+    head,
+    images,
+    problem,
+    result_name,
+    result_of,
+    small,
+    tower,
+)
+from torch.func import functional_call, jvp
 
 import main
 from src.datasets import loading, registry
 from src.datasets.base import Pixels
+from src.linearize import LinearizedModel
 from src.merging.adamerging import AdaMerging
 from src.merging.adaptation import MergedModel, NonFiniteLoss, entropy
 from src.merging.adarank import AdaRank
@@ -85,6 +99,19 @@ def test_at_the_experts_own_weights_it_is_the_entropy_of_its_prediction_and_the_
     hard = model.coefficients("layer").requires_grad_()
     MergedModel(alone, small(AdaMerging, coef=1.0), loss="expert_class").backward(hard, [0])
     assert hard.grad.abs().max() > 1e-3, "so does the released code's target, the expert's likeliest class"
+
+
+def test_the_expert_of_a_tangent_model_is_its_own_tangent_model():
+    """Its target is softmax(head(f_lin(x; θ_t))), which f(x; θ_t) is not."""
+    given = problem(mode="linear", encoder=lambda: LinearizedModel(tower()))
+    model = MergedModel(given, small(AdaMerging, coef=0.0), loss="expert")
+    found = model.backward(model.coefficients("task").requires_grad_(), [0])
+    start, encoder = {name: given.pretrained[name] for name in given.keys}, tower()
+    for task in TASKS:
+        batch, tau = images(task, "test", 5, 0), dict(given.vector(task).vector)
+        f0, slope = jvp(lambda p, x=batch: functional_call(encoder, p, (x,)), (start,), (tau,))
+        q, log_p = head(task)(f0 + slope).softmax(1), head(task)(f0).log_softmax(1)
+        assert found[task] == pytest.approx(float(-(q * log_p).sum(1).mean()))
 
 
 def test_the_gap_between_the_losses_is_a_divergence_from_the_expert():

@@ -23,7 +23,7 @@ from src import checkpoints
 from src.datasets import registry
 from src.linearize import LinearizedModel
 from src.merging.adaptation import NonFiniteLoss, entropy
-from src.merging.adarank import AdaRank, ComponentModel
+from src.merging.adarank import AdaRank, ComponentMask, ComponentModel, about
 from src.merging.base import Labelled, Problem, Progress, Unlabelled
 from src.merging.matrices import SVD
 from src.merging.registry import METHODS, load_methods, variants
@@ -198,6 +198,28 @@ def test_the_mask_is_binary_to_the_last_bit():
         assert torch.equal(mask(name), (logits > 0).double())
     assert mask("elsewhere") is None
     assert mask.density() == pytest.approx(np.mean([float((x > 0).double().mean()) for x in mask.logits.values()]))
+
+
+def test_a_component_is_on_above_a_half_alone_and_shares_count_each_once():
+    """σ(0 / T) is 1/2, which is off. Matrices of other ranks: no mean of the matrices' own shares."""
+    b = {"w": torch.tensor([[[0.0], [-2.0]]]).double(), "v": torch.tensor(2 * [[[1.0, 0.5], [3.0, -1.0]]]).double()}
+    mask, p = ComponentMask(b, 4.0), [1 / (1 + np.exp(-x / 4)) for x in (0, -2, *2 * (1, 0.5, 3, -1))]
+    assert mask("w").tolist() == [[[0], [0]]]
+    found = about(mask, ("a", "b"))
+    assert mask.density() == found["density"] == pytest.approx(np.mean([x > 0.5 for x in p])) == 6 / 10
+    assert found["probability"] == pytest.approx(np.mean(p))
+    assert found["by_tensor"] == {"w": 0, "v": 6 / 8} and found["by_task"] == {"a": 4 / 5, "b": 2 / 5}
+
+
+@pytest.mark.parametrize("start", ["task_arithmetic", "cart"])
+def test_the_parts_of_a_task_have_the_norm_of_its_vector(start):
+    """Singular values do, as the state of an adaptation tells by them whose vectors it is of."""
+    given = problem()
+    model = ComponentModel(given, small(start=start))
+    mean = sum(flat(given.vector(task).vector) for task in TASKS) / 3 if start == "cart" else 0.0
+    for index, task in enumerate(TASKS):
+        square = sum(float(part.square().sum()) for part in model.parts(index))
+        assert square == pytest.approx(float((flat(given.vector(task).vector) - mean).square().sum()))
 
 
 @pytest.mark.parametrize("case, start, rank, coef", [("TA", "task_arithmetic", 1.0, 0.3), ("CART", "cart", 0.5, 2.3)])

@@ -91,6 +91,8 @@ def test_final_masks():
         assert torch.equal(found["threshold"][name], (x > 0).double())
         torch.testing.assert_close(found["expected"][name], torch.sigmoid(x))
     assert not torch.equal(found["seeded"]["a"], mask().final("a", "seeded", 4))
+    many = mask(logits={"c": torch.zeros(200).double()})  # of which a draw has some that are little above a half
+    assert torch.equal(many.final("c", "binary"), (many.final("c", "seeded") > 0.5).double())
     assert mask().density() == pytest.approx(float(torch.cat([x.flatten() for x in LOGITS.values()]).sigmoid().mean()))
     assert mean_of(found["threshold"].values()) == pytest.approx(4 / 9)
 

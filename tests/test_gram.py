@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from adapting_problems import Adam
 from merging_problems import BLOCK_MATRICES, PROJ, QKV, VISUAL, assert_equal, cut, draw, one_matrix, random
 from open_clip.transformer import VisionTransformer
 from torch import nn
@@ -25,7 +26,7 @@ from torch.func import functional_call, jacrev
 
 from src.linearize import LinearizedModel
 from src.merging.base import Method, Problem, Unlabelled
-from src.merging.gram import ActMat, Wudi
+from src.merging.gram import ActMat, NormalEquation, Wudi
 from src.merging.inputs import Models, Moments, gather
 from src.merging.matrices import NoDecomposition
 from src.merging.registry import METHODS, load_methods
@@ -377,6 +378,27 @@ def test_patch_tokens_of_the_last_block_count_less_but_as_keys_and_values():
     assert not torch.allclose(ours[f"{last}mlp.c_fc.weight"], all_alike[f"{last}mlp.c_fc.weight"])
 
 
+def test_featcal_of_the_blocks_leaves_what_lies_outside_to_its_base():
+    given = problem()
+    base = {key: 0.3 * tensor for key, tensor in total(given).items()}
+    blocks, linear = merged(FeatCal(), given), merged(FeatCal(matrices="linear"), given)
+    outside = {key for key in given.keys if "resblocks" not in key}
+    assert all(torch.equal(blocks[key], base[key]) for key in outside)
+    assert {key for key in given.keys if torch.equal(blocks[key], base[key])} == outside
+    fitted = {f"{VISUAL}{name}" for name in ("ln_pre.weight", "ln_pre.bias", "ln_post.weight", "ln_post.bias", "proj")}
+    assert {key for key in outside if not torch.equal(linear[key], base[key])} == fitted
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.float64])
+def test_an_eigenvalue_counts_above_the_rounding_of_as_many_terms(precision):
+    """Of 4 inputs: 4 eps of the largest. What is below has no direction: there the solution is 0."""
+    for share, rank in ((3.0, 3), (5.0, 4)):
+        equation, eps = NormalEquation((2, 4), "none"), torch.finfo(precision).eps
+        equation.add(torch.tensor([1.0, 2.0, 1.0, share * eps * 2]).double().diag(), torch.ones(2, 4).double())
+        delta, found = equation.solve("w", precision=precision)
+        assert found == rank and bool(delta[0, 3] == 0) is (rank == 3)
+
+
 # ---- data-free
 
 
@@ -398,6 +420,18 @@ def test_wudi_closed_form_has_no_gradient_and_adam_goes_towards_it():
         distances.append(float((delta - closed).norm()))
     assert losses == sorted(losses, reverse=True) and losses[-1] == pytest.approx(float(wudi_loss(closed, deltas)))
     assert distances == sorted(distances, reverse=True) and distances[-1] < 1e-3 * distances[0]
+
+
+def test_wudis_descent_is_the_loop_written_by_hand():
+    """Long enough for squares of gradients to fall; its rate is in units of the root mean square of the sum."""
+    deltas = [random(5, 4, seed=t) * (1 + t) for t in range(3)]
+    delta = sum(deltas)
+    adam = Adam(0.015 * float(delta.square().sum() / 20) ** 0.5)
+    for _ in range(150):
+        at = delta.clone().requires_grad_()
+        delta = adam.step(delta, torch.autograd.grad(wudi_loss(at, deltas), at)[0])
+    found = merged(Wudi(matrices="all", solver="adam", steps=150), one_matrix(*deltas))[f"{VISUAL}w"]
+    torch.testing.assert_close(found, delta, rtol=1e-6, atol=1e-9)
 
 
 def test_wudis_ridge_is_a_share_of_the_mean_diagonal_and_draws_to_the_sum():

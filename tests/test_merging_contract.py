@@ -232,6 +232,7 @@ def test_a_searched_mask_is_that_of_its_options(tmp_path, method):
         vector, expected = merge.vector(task, setting).vector, one.vector(task, own).vector
         assert all(torch.equal(vector[key], expected[key]) for key in expected)
 
+    assert merge.per_task and merge.storage_bits == alone[0].storage_bits == found.storage_masked()
     facts = merge.finish(chosen)["by_options"]
     assert [(part["options"], part["tasks"]) for part in facts] == [({option: v}, [t]) for v, t in zip(values, "ab")]
     for part, one, task in zip(facts, alone, "ab"):
@@ -241,6 +242,24 @@ def test_a_searched_mask_is_that_of_its_options(tmp_path, method):
     told = merge.finish(same)
     assert told == alone[1].finish(dict.fromkeys("ab", own)) and set(told["masks"]["density"]) == {"a", "b"}
     assert bool(list(tmp_path.iterdir())) == ("mask_file" in told) == isinstance(method, TallMask)
+
+
+def test_a_mask_that_is_asked_for_after_the_search_is_that_of_its_lambda():
+    found = problem()
+    merge = TallMask().merge(found)
+    for task in found.tasks:  # as validation asks
+        for setting in merge.settings:
+            merge.mask(task, setting)
+    total, tau = sum(found.vector(task) for task in found.tasks).vector[W], found.tensor("a", W)
+    for setting in merge.settings:
+        assert torch.equal(merge.mask("a", setting).bits[W].bool(), tau.abs() > setting * (total - tau).abs())
+    assert merge.mask("a", 0.2).density() > merge.mask("a", 0.6).density()
+
+
+def test_the_edge_of_a_searched_merge_is_that_of_its_own_settings():
+    merge = Searched.over(Ties(), {"alphas": [[0.1, 0.2], [0.2, 0.3]]}, problem())
+    assert [setting["setting"] for setting in merge.settings] == [0.1, 0.2, 0.2, 0.3]
+    assert [merge.at_edge(setting) for setting in merge.settings] == [False, True, False, True]
 
 
 def test_every_merge_of_a_search_has_a_state_of_its_own_and_no_watcher(tmp_path):
