@@ -1,1 +1,1 @@
-"""What the scripts call: registry.py has a row for each experiment, and every other file is one of them."""
+"""What the scripts call: a row of registry.py has a file of its name; the other files serve several experiments."""

@@ -1,1 +1,1 @@
-"""Merging methods: the contract is in base.py, and every other file here is one method or one family."""
+"""Merging methods: base.py has the contract, a file with `@register` a method or a family; the others serve several."""

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from src.reporting import frame
-from src.reporting.captions import CAPTIONS
+from src.reporting.captions import CAPTIONS, caption
 from src.reporting.claim import examine_all
 from src.reporting.ledger import ledger
 from src.reporting.papers import offered
@@ -41,9 +41,10 @@ def leaks(runs: Runs) -> tuple[str, ...]:
 
 def _figures(runs: Runs, page: Path) -> str:
     """The figures that there are, each with its caption, as the page reaches them."""
-    files = {name: runs.paths.figures() / f"{runs.stem(name)}.png" for name in CAPTIONS}
+    names = dict.fromkeys([*CAPTIONS, *(drawing.name for drawing in offered("figures"))])
+    files = {name: runs.paths.figures() / f"{runs.stem(name)}.png" for name in names}
     there = {name: os.path.relpath(file, page.parent) for name, file in files.items() if file.is_file()}
-    return "\n\n".join(f"![{name}]({path})\n\n{CAPTIONS[name]}" for name, path in there.items())
+    return "\n\n".join(f"![{name}]({path})\n\n{caption(name)}" for name, path in there.items())
 
 
 def make_tables(runs: Runs, pages: Sequence[str] = (), errors: str = "sd") -> None:

@@ -44,7 +44,7 @@ SECTIONS = (
     ("commands", "Commands"),
 )
 SLUGS = {HOLDS: "holds", FAILS: "fails", EQUAL: "equal", UNDECIDED: "undecided", NOT_RUN: "notrun"}
-COLUMNS = (  # of the table of methods: heading, and how it is sorted
+COLUMNS = (  # of the table of methods: heading, and how it is sorted; entries.py has the values, page.js the row
     ("method", "text"),
     ("task vectors", "text"),
     ("accuracy, %", "number"),
