@@ -7,6 +7,7 @@ processes start those as ever; test_scripts.py starts some programs by the inter
 """
 
 import contextlib
+import functools
 import os
 import runpy
 import signal
@@ -15,10 +16,13 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO
 
+import pytest
+import torch
+from joblib.externals.loky import reusable_executor
 from torch.distributed import TCPStore
 
 from src.runtime.paths import ROOT
@@ -27,12 +31,14 @@ from src.runtime.paths import ROOT
 class Forked:
     """A started program. stdout, stderr: what it has written until now."""
 
-    def __init__(self, command: tuple[str, ...], environment: Mapping[str, str], folder: Path):
+    def __init__(self, command: tuple[str, ...], environment: Mapping[str, str], folder: Path, session: bool = False):
         self.command, self.returncode = command, None
         self._out, self._err = (tempfile.TemporaryFile("w+") for _ in range(2))
         if (pid := os.fork()) == 0:
             status = 70  # of an error in the lines below
             try:
+                if session:
+                    os.setsid()
                 status = _program(command, environment, folder, (self._out, self._err))
             finally:
                 os._exit(status)
@@ -80,11 +86,16 @@ class Forked:
         return subprocess.CompletedProcess(self.command, self.wait(), self.stdout, self.stderr)
 
 
-def start(*command: str | Path, env: Mapping[str, str] | None = None, cwd: Path = ROOT) -> Forked:
-    """`python *command`: a script of the project by its name or path, or `-m MODULE`, or `-c CODE`, and arguments."""
+def start(
+    *command: str | Path, env: Mapping[str, str] | None = None, cwd: Path = ROOT, session: bool = False
+) -> Forked:
+    """`python *command`: a script of the project by its name or path, or `-m MODULE`, or `-c CODE`, and arguments.
+
+    session: whether it leads one of its own, of all processes that it starts.
+    """
     sys.stdout.flush()
     sys.stderr.flush()
-    return Forked(tuple(map(str, command)), os.environ if env is None else env, cwd)
+    return Forked(tuple(map(str, command)), os.environ if env is None else env, cwd, session)
 
 
 def run(*command: str | Path, env: Mapping[str, str] | None = None, cwd: Path = ROOT) -> subprocess.CompletedProcess:
@@ -113,6 +124,15 @@ def torchrun(*command: str | Path, processes: int = 2) -> subprocess.CompletedPr
     return subprocess.CompletedProcess(ranks[0].command, failed, *written)
 
 
+@contextlib.contextmanager
+def ranks() -> Iterator[None]:
+    """`launch` forks the processes that it starts, here and in programs that are forked meanwhile."""
+    with pytest.MonkeyPatch.context() as patch:
+        forking = functools.partial(torch.multiprocessing.start_processes, start_method="fork")
+        patch.setattr(torch.multiprocessing, "spawn", forking)
+        yield
+
+
 def _text(file: IO[str]) -> str:
     file.flush()
     return os.pread(file.fileno(), os.fstat(file.fileno()).st_size, 0).decode()
@@ -128,6 +148,7 @@ def _program(
     sys.__stdout__, sys.__stderr__ = sys.stdout, sys.stderr
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    reusable_executor._executor = None  # the workers of the test's own process, which take no work of another
     os.chdir(folder)
     for module in [module for name, module in sys.modules.items() if name.partition(".")[0] == "src"]:
         for value in vars(module).values():

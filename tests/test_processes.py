@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 import vision_files as files
@@ -72,6 +73,16 @@ class Workplace:
                 yield process
             finally:
                 for pid in _session(process.pid):  # none, unless the test fails
+                    os.kill(pid, signal.SIGKILL)
+
+    @contextmanager
+    def started_by_fork(self, script: str, *more: str) -> Iterator[forked.Forked]:
+        """The same without what the interpreter does before the script, for one without a pool of workers."""
+        with forked.start(script, *self.arguments(script), *more, cwd=self.folder, session=True) as process:
+            try:
+                yield process
+            finally:
+                for pid in _session(process.pid):
                     os.kill(pid, signal.SIGKILL)
 
     def states(self) -> list[Path]:
@@ -174,22 +185,23 @@ ADAPT = ("main.py", "method=adamerging", "method.steps=99999", "save_every=1", "
 
 @two_cores
 @pytest.mark.parametrize(
-    "number, to_all, states, command",
+    "number, to_all, states, command, pool",
     [
-        (signal.SIGTERM, False, 2, TRAIN),
-        (signal.SIGINT, True, 1, (*TRAIN, "--world-size=2")),
-        (signal.SIGINT, True, 0, ("eval_task_negation.py", "--n-eval-points=20001")),
-        (signal.SIGTERM, True, 1, ADAPT),
+        (signal.SIGTERM, False, 2, TRAIN, True),
+        (signal.SIGINT, True, 1, (*TRAIN, "--world-size=2"), False),
+        (signal.SIGINT, True, 0, ("eval_task_negation.py", "--n-eval-points=20001"), True),
+        (signal.SIGTERM, True, 1, ADAPT, False),
     ],
     ids=("workers", "ranks", "evaluation", "adaptation"),
 )
-def test_a_signal_ends_a_script_with_a_line_and_all_its_processes(drawn, number, to_all, states, command):
-    with drawn.started(*command) as process:
+def test_a_signal_ends_a_script_with_a_line_and_all_its_processes(drawn, number, to_all, states, command, pool):
+    # The pools of two of these are those of a program as the interpreter starts it.
+    with drawn.started(*command) if pool else drawn.started_by_fork(*command) as process:
         # Where there is no state: its workers and their helpers.
         _until(lambda: len(drawn.states()) >= states if states else len(_session(process.pid)) > 3, process)
         (os.killpg if to_all else os.kill)(process.pid, number)
-        _, errors = process.communicate()
-        assert (process.returncode, errors.splitlines()) == (128 + number, [STOPPED])
+        process.wait()
+        assert (process.returncode, _errors(process).splitlines()) == (128 + number, [STOPPED])
         _until(lambda: not _session(process.pid))
     for state in drawn.states():
         with safe_open(state, "pt") as file:  # whole
@@ -204,13 +216,13 @@ def test_a_schedulers_signal_ends_the_decoding_processes_last(tmp_path, small_ca
     prepare(FACTS["EuroSAT"], tmp_path / "data", as_is=True)
     place.flags |= {"tasks": "EuroSAT", "jobs": "1", "data_location": tmp_path / "data", "suite": "vision"}
     steps = ("--steps=20000", "--checkpoint-every=3", "--batch-size=8", "--workers=2", "--model=ViT-Mini")
-    with place.started("finetune.py", *steps) as process:
+    with place.started_by_fork("finetune.py", *steps) as process:
         _until(place.states, process)
         (state,) = place.states()
         saved = state.stat().st_mtime_ns
         os.killpg(process.pid, signal.SIGTERM)
-        _, errors = process.communicate()
-        assert (process.returncode, errors.splitlines()) == (143, [STOPPED])
+        process.wait()
+        assert (process.returncode, process.stderr.splitlines()) == (143, [STOPPED])
         assert state.stat().st_mtime_ns > saved
         _until(lambda: not _session(process.pid))
 
@@ -295,7 +307,11 @@ def _session(leader: int) -> list[int]:
     return found
 
 
-def _until(condition, process: subprocess.Popen | None = None) -> None:
+def _errors(process: subprocess.Popen | forked.Forked) -> str:
+    return process.stderr if isinstance(process, forked.Forked) else process.stderr.read()
+
+
+def _until(condition, process: subprocess.Popen | forked.Forked | None = None) -> None:
     while not condition():  # pytest's own limit ends what is in vain
-        assert process is None or process.poll() is None, process.stderr.read()
+        assert process is None or process.poll() is None, _errors(process)
         time.sleep(0.1)

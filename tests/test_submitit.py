@@ -1,18 +1,18 @@
 """Jobs through Hydra's submitit launcher, in its local mode: what Slurm would be given."""
 
 import json
-import os
-import subprocess
 import sys
 import time
 
+import forked
 import pytest
 
 from src import checkpoints, store, sweep
 from src.runtime import results
-from src.runtime.paths import ROOT
 
 pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+# Jobs start in the folder of the program that submits them, the project's, where they find its modules.
+LAUNCHER = ("hydra/launcher=submitit_local", "hydra.launcher.timeout_min=10", "hydra.launcher.cpus_per_task=1")
 
 
 def test_jobs_of_a_multirun_run_in_processes_of_their_own(make_run, tmp_path, small_cache):
@@ -23,18 +23,10 @@ def test_jobs_of_a_multirun_run_in_processes_of_their_own(make_run, tmp_path, sm
     checkpoints.save(path, dict(store.pretrained(run)), header)  # moved nowhere
     for mode in ("none", "standard"):
         results.write(run.paths.single_task(mode), {"digits": 0.5, "digitsVal": 0.5}, run.config(), time.time())
-    done = subprocess.run(
-        [
-            *(sys.executable, str(ROOT / "main.py"), "--multirun", "hydra/launcher=submitit_local"),
-            *(f"hydra.sweep.dir={tmp_path}/jobs", "hydra.launcher.timeout_min=10", "hydra.launcher.cpus_per_task=1"),
-            *("method=zeroshot,average", "tasks=[digits]", "seed=0", "device=cpu", "jobs=1"),
-            *(f"save={run.places.save}", f"results={run.places.results}", f"cache_dir={small_cache}"),
-        ],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        cwd=ROOT,  # where the jobs find the project: they start in the same folder
-        timeout=500,
+    done = forked.run(
+        *("main.py", "--multirun", *LAUNCHER, f"hydra.sweep.dir={tmp_path}/jobs"),
+        *("method=zeroshot,average", "tasks=[digits]", "seed=0", "device=cpu", "jobs=1"),
+        *(f"save={run.places.save}", f"results={run.places.results}", f"cache_dir={small_cache}"),
     )
     assert done.returncode == 0, done.stderr
     folder = run.paths.results
@@ -45,31 +37,28 @@ def test_jobs_of_a_multirun_run_in_processes_of_their_own(make_run, tmp_path, sm
     assert len(logs) == 2 and all("% absolute" in log for log in logs)
 
 
-def test_combinations_of_flags_are_jobs(make_run, tmp_path, small_cache):
-    run = make_run()
-    flags = [*("--finetuning-mode=none", "--tasks=digits", "--control=never", "--seed=0", "--device=cpu", "--jobs=1")]
-    flags += [f"--save={run.places.save}", f"--results={run.places.results}", f"--cache-dir={small_cache}"]
-    launcher = ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=10", "hydra.launcher.cpus_per_task=1"]
-    models = "--model=ViT-Mini,ViT-Mini__init__"
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "src.sweep", "eval_single_task.py", models, *flags, "--skip-corrupt"),
-            *(*launcher, f"hydra.sweep.dir={tmp_path}/jobs"),
-        ],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        cwd=ROOT,
-        timeout=500,
-    )
+SWEPT = ("--finetuning-mode=none", "--tasks=digits", "--control=never", "--seed=0", "--device=cpu", "--jobs=1")
+
+
+@pytest.mark.parametrize(
+    ("models", "launcher"),
+    [(("ViT-Mini", "ViT-Mini__init__"), ()), (("ViT-Mini",), LAUNCHER)],
+    ids=["combinations", "processes"],
+)
+def test_combinations_of_flags_are_jobs(models, launcher, make_run, tmp_path, small_cache):
+    """One after another by Hydra's own launcher; and in a process of its own."""
+    places = make_run().places
+    flags = [*SWEPT, f"--save={places.save}", f"--results={places.results}", f"--cache-dir={small_cache}"]
+    words = ["eval_single_task.py", f"--model={','.join(models)}", *flags, "--skip-corrupt"]
+    done = forked.run("-m", "src.sweep", *words, *launcher, f"hydra.sweep.dir={tmp_path}/jobs")
     assert done.returncode == 0, done.stderr
-    made = {path.parts[-3]: json.loads(path.read_text()) for path in run.places.results.rglob("zeroshot_*.json")}
-    assert {*made} == {"ViT-Mini", "ViT-Mini__init__"}
+    made = {path.parts[-3]: json.loads(path.read_text()) for path in places.results.rglob("zeroshot_*.json")}
+    assert {*made} == {*models}
     for model, record in made.items():
         command, *words = record["provenance"]["command"].split()
         assert [command, words[0]] == ["python", "eval_single_task.py"]
         assert {*words[1:]} == {f"--model={model}", *flags, "--skip-corrupt"}
-    assert len([*(tmp_path / "jobs").rglob("*_log.out")]) == 2
+    assert len([*(tmp_path / "jobs").rglob("*_log.out")]) == (len(models) if launcher else 0)
 
 
 @pytest.mark.parametrize(

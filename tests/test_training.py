@@ -6,8 +6,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 
 import forked
@@ -26,13 +26,14 @@ from src.experiments import finetuning
 from src.finetuning import batches
 from src.finetuning import settings as settings_of_training
 from src.finetuning.curvature import Curvature, measure
-from src.finetuning.settings import EPOCH_BY_EPOCH, OF_SOME_MODES
+from src.finetuning.settings import EPOCH_BY_EPOCH, OF_SOME_MODES, Training
 from src.finetuning.tally import Tally
 from src.finetuning.trained import attention_weights
 from src.heads import get_classification_head
 from src.linearize import LinearizedImageEncoder
 from src.modeling import ClassificationHead, ImageEncoder
 from src.modes import ATTENTION, LOW_RANK, MODES, NO_EMBEDDINGS, TRAINED
+from src.run import Run
 from src.runtime import seeds
 from src.runtime.distributed import World, cores, launch
 from src.runtime.messages import UsageError
@@ -171,10 +172,32 @@ def by_hand(run, settings, penalties=(), of_weights=None):
 PENALISED = ("tau_jp", "tak", "ortho")
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, mini_cache):
+    """trained(mode) -> (run, settings) of a fine-tuning with `flags_of(mode)`, which is done once."""
+    folder = tmp_path_factory.mktemp("trained")
+
+    @cache
+    def of(mode: str) -> tuple[Run, Training]:
+        made = _training(folder, mini_cache, mode)
+        finetune(*made)
+        return made
+
+    yield of
+    store.encoder.cache_clear()
+
+
+def _training(folder: Path, cache: Path, mode: str) -> tuple[Run, Training]:
+    places = ("--seed=0", "--device=cpu", "--jobs=1", f"--save={folder}", f"--cache-dir={cache}")
+    run, options = arguments.parse(arguments.finetuning_parser(""), [*flags_of(mode), *places])
+    for name in ("overwrite", "wandb", "tensorboard"):
+        del options[name]
+    return run, Training.of(run, **options)
+
+
 @pytest.mark.parametrize("mode", [mode for mode in TRAINED if MODES[mode].trains != LOW_RANK and mode not in PENALISED])
-def test_one_step_is_adamw_on_the_clipped_gradient(make_training, mode):
-    run, settings = make_training(*flags_of(mode))
-    finetune(run, settings)
+def test_one_step_is_adamw_on_the_clipped_gradient(trained, mode):
+    run, settings = trained(mode)
     # In some entry of a small tensor the sign of a gradient near zero, which Adam's first step is, is up to rounding.
     assert_near(run, weights(run, mode), by_hand(run, settings).state_dict(), share=0.05)
 
@@ -228,10 +251,9 @@ def test_the_movement_of_weights_is_held_by_factors_of_other_tasks(make_training
         assert_near(run, by_hand(run, settings).state_dict(), expected, share=0.2)
 
 
-def test_matrices_are_drawn_to_orthogonal_ones(make_training):
+def test_matrices_are_drawn_to_orthogonal_ones(trained):
     """OrthoReg: ‖ΔWᵀΔW − I‖ by the singular values of ΔW."""
-    run, settings = make_training(*flags_of("ortho"))
-    finetune(run, settings)
+    run, settings = trained("ortho")
 
     def of_weights(theta, theta0):
         total = 0
@@ -247,31 +269,22 @@ def test_matrices_are_drawn_to_orthogonal_ones(make_training):
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory, mini_cache):
-    """Where two processes have trained every mode: one started as a user's are, the others forked, which is quick."""
+    """Where two processes have trained every mode. test_processes.py has some that are started as a user's are."""
     folder = tmp_path_factory.mktemp("two")
-    first, *others = TRAINED
-    launch(partial(_train, folder, mini_cache, [first]), "cpu", 2)
-    with pytest.MonkeyPatch.context() as patch:
-        forking = partial(torch.multiprocessing.start_processes, start_method="fork")
-        patch.setattr(torch.multiprocessing, "spawn", forking)
-        launch(partial(_train, folder, mini_cache, others), "cpu", 2)
+    with forked.ranks():
+        launch(partial(_train, folder, mini_cache), "cpu", 2)
     return folder
 
 
-def _train(folder: Path, cache: Path, modes: Sequence[str], world: World) -> None:
-    places = ("--seed=0", "--device=cpu", "--jobs=1", f"--save={folder}", f"--cache-dir={cache}")
-    for mode in modes:
-        run, options = arguments.parse(arguments.finetuning_parser(""), [*flags_of(mode), *places])
-        for name in ("overwrite", "wandb", "tensorboard"):
-            del options[name]
-        finetune(run, training.Training.of(run, **options), world)
+def _train(folder: Path, cache: Path, world: World) -> None:
+    for mode in TRAINED:
+        finetune(*_training(folder, cache, mode), world)
 
 
 @two_cores
 @pytest.mark.parametrize("mode", TRAINED)
-def test_two_processes_give_the_weights_of_one(make_training, two_processes, mode):
-    run, settings = make_training(*flags_of(mode))
-    finetune(run, settings)
+def test_two_processes_give_the_weights_of_one(trained, two_processes, mode):
+    run, _ = trained(mode)
     two = checkpoints.load(two_processes / f"mini/ViT-Mini/seed_0/signs/{mode}.safetensors")
     assert_near(run, weights(run, mode), two, share=0.05)
 
@@ -310,9 +323,10 @@ def test_a_killed_run_ends_bit_identical(make_training, tmp_path, monkeypatch, m
 
 
 @pytest.mark.parametrize("mode", TRAINED)
-def test_a_run_that_goes_on_ends_bit_identical_and_with_its_own_state_alone(make_training, tmp_path, monkeypatch, mode):
-    whole = make_training(*flags_of(mode))
-    finetune(*whole)
+def test_a_run_that_goes_on_ends_bit_identical_and_with_its_own_state_alone(
+    make_training, trained, tmp_path, monkeypatch, mode
+):
+    whole, _ = trained(mode)
     flags = (*flags_of(mode), f"--save={tmp_path}/broken")
     run, settings = make_training(*flags)
     _break_after(monkeypatch, 3)
@@ -329,7 +343,7 @@ def test_a_run_that_goes_on_ends_bit_identical_and_with_its_own_state_alone(make
     with pytest.raises(checkpoints.CheckpointError, match=f"expected mode '{other}', found '{mode}'"):
         finetune(*make_training(*flags_of(other), f"--save={tmp_path}/broken"))
     finetune(run, settings)
-    assert_same(weights(whole[0], mode), weights(run, mode))
+    assert_same(weights(whole, mode), weights(run, mode))
     header = checkpoints.header(run.paths.checkpoint("signs", mode))
     assert header["mode"] == mode and header["step"] == 5 and header["began_at"]
     assert {*OF_SOME_MODES} & {*header["settings"]} == {*MODES[mode].options}
@@ -340,9 +354,8 @@ def _numbers(mode: str) -> list[tuple[str, float]]:
 
 
 @pytest.mark.parametrize("mode", [mode for mode in TRAINED if MODES[mode].trains])
-def test_what_a_mode_does_not_train_stays_bit_equal(make_training, mode):
-    run, settings = make_training(*flags_of(mode))
-    finetune(run, settings)
+def test_what_a_mode_does_not_train_stays_bit_equal(trained, mode):
+    run, _ = trained(mode)
     start, end = store.pretrained(run), weights(run, mode)
     moved = {name for name in start if not torch.equal(start[name], end[name])}
     if MODES[mode].trains == NO_EMBEDDINGS:
@@ -353,9 +366,8 @@ def test_what_a_mode_does_not_train_stays_bit_equal(make_training, mode):
 
 
 @pytest.mark.parametrize("mode", [mode for mode in TRAINED if MODES[mode].trains == LOW_RANK])
-def test_factors_beside_the_checkpoint_make_it(make_training, mode):
-    run, settings = make_training(*flags_of(mode))
-    finetune(run, settings)
+def test_factors_beside_the_checkpoint_make_it(trained, mode):
+    run, _ = trained(mode)
     path = run.paths.checkpoint("signs", mode)
     factors = checkpoints.Checkpoint(path.with_suffix(".factors"), kind="factors", mode=mode, task="signs", step=5)
     start, end = store.pretrained(run), weights(run, mode)
@@ -731,7 +743,7 @@ def test_world_size_above_the_devices_is_an_error(make_run):
 
 
 @two_cores
-def test_a_dead_rank_ends_the_job_with_its_reason(tmp_path, mini_cache):
+def test_a_dead_rank_ends_the_job_with_its_reason(tmp_path):
     program = Path(tmp_path / "dies.py")
     program.write_text(
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
@@ -741,7 +753,8 @@ def test_a_dead_rank_ends_the_job_with_its_reason(tmp_path, mini_cache):
         "    world.barrier()\n"
         "if __name__ == '__main__': launch(worker, 'cpu', 2)\n"
     )
-    done = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, timeout=200)
+    with forked.ranks():
+        done = forked.run(program)
     assert done.returncode != 0 and "rank 1 stopped: RuntimeError: rank one is unwell" in done.stderr
 
 
