@@ -132,3 +132,5 @@ def test_the_control_is_of_the_first_tasks_models_however_many_a_run_has(tmp_pat
         synthetic_results.dump(file, record)
         mean = Runs("mini", "ViT-Mini", tmp_path).values(**what).tolist()
         assert mean == ([recorded] if count == 8 else [pytest.approx(0.9)])
+        losses = Runs("mini", "ViT-Mini", tmp_path).values(**what | {"metric": "loss"})
+        assert len(losses) == (1 if count == 8 else 0)

@@ -1,6 +1,7 @@
 """The embedded suite: pinned bytes, disjoint splits, complete rows, a cache that two processes can build at once."""
 
 import hashlib
+import json
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ from src.datasets.mini.canvas import PIXELS, reduce
 from src.experiments import commands
 from src.experiments.stages import STAGES
 from src.runtime.messages import UsageError
+from src.runtime.paths import ROOT
 from src.vit_mini import clip, mixture
 
 # sha256 (first 16 digits) of the first eight test pictures of each set at seed 0, for these versions.
@@ -253,3 +255,18 @@ def test_unknown_names_say_the_nearest():
         registry.get("sings")
     with pytest.raises(ValueError, match="Known: mini, vision"):
         registry.suite("large")
+
+
+def test_the_table_of_the_design_seed_is_that_of_its_results():
+    page = (ROOT / "docs/mini.md").read_text(encoding="utf-8")
+    rows = [line.strip("| ").split(" | ") for line in page.partition("## Seed 0")[2].splitlines() if line[:2] == "| "]
+    folder = ROOT / "results/mini/ViT-Mini/seed_0"
+    records = [json.loads((folder / f"{name}_accuracies.json").read_text()) for name in ("zeroshot", "ft", "linear_ft")]
+    shown = {name: [float(numbers[i]) for i in (1, 3, 4)] for name, *numbers in rows[1:] if numbers[0][0] != "-"}
+    assert len(shown) == 23
+    for count in (8, 14, 20):
+        means = [sum(record[task] for task in draw.TASKS[:count]) / count for record in records]
+        assert shown.pop(f"mean of the first {count}") == [round(100 * value, 1) for value in means]
+    assert shown == {
+        task.replace("_", " "): [round(100 * record[task], 1) for record in records] for task in draw.TASKS
+    }

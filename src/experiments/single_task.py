@@ -49,6 +49,8 @@ def numbers(record: Record, suite: str) -> Iterator[Number]:
             accuracy[row.control] = mean(kept[task] for task in first)
         yield from by_task("accuracy", accuracy, accuracy, split)
     for split, losses in single_task_accuracies(record["losses"], (*registry.names(row), row.control)).items():
+        if record["control_per_task"].get(split, {}).keys() > {*first}:
+            losses.pop(row.control, None)  # of all models of the run, and that of each is not recorded
         yield from by_task("loss", losses, losses, split)
     for split, control in record["control_per_task"].items():
         yield from by_task("control_accuracy", control, control, split)
