@@ -259,7 +259,8 @@ def test_unknown_names_say_the_nearest():
 
 def test_the_table_of_the_design_seed_is_that_of_its_results():
     page = (ROOT / "docs/mini.md").read_text(encoding="utf-8")
-    rows = [line.strip("| ").split(" | ") for line in page.partition("## Seed 0")[2].splitlines() if line[:2] == "| "]
+    section = page.partition("## Seed 0")[2].partition("\n## ")[0]
+    rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line[:2] == "| "]
     folder = ROOT / "results/mini/ViT-Mini/seed_0"
     records = [json.loads((folder / f"{name}_accuracies.json").read_text()) for name in ("zeroshot", "ft", "linear_ft")]
     shown = {name: [float(numbers[i]) for i in (1, 3, 4)] for name, *numbers in rows[1:] if numbers[0][0] != "-"}

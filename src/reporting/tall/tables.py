@@ -70,7 +70,7 @@ def _merging(runs: Runs, group: Group) -> Table:
 def merging_rows(runs: Runs, group: Group) -> list[Row]:
     """The paper's methods, and whatever else has results, but methods that adapt and those of another table."""
     expected = registered_rows("merging") if group.mode == "standard" else []
-    elsewhere = registered_rows("methods", "methods-adapting")
+    elsewhere = registered_rows("methods", "methods-adapting") if group.tasks == runs.main_tasks else []
     return [
         row
         for row in in_order([*expected, *rows(results_of(runs, group))])
