@@ -46,8 +46,9 @@ def _advantage(runs: Runs, mode: str) -> Figure:
     low = min(of[task].mean() for of in (x, y) for task in tasks)
     _equal_axes(left, max(0, 10 * np.floor((low - 2) / 10)))
     for position, task in enumerate(order):
-        i = tasks.index(task) % 8
-        look: dict[str, Any] = dict(color=style.PALETTE[i], marker=style.MARKERS[i], ls="none", ms=7, elinewidth=0.8)
+        again, i = divmod(tasks.index(task), 8)  # from the ninth task on colours come again, with other markers
+        color, marker = style.PALETTE[i], style.MARKERS[(i + again) % 8]
+        look: dict[str, Any] = dict(color=color, marker=marker, ls="none", ms=7, elinewidth=0.8)
         look |= dict(mfc="none", mew=1.5)  # hollow: equal accuracies do not hide each other
         left.errorbar(x[task].mean(), y[task].mean(), xerr=sd(x[task]), yerr=sd(y[task]), **look)
         right.plot([0, gaps[task].mean()], [position, position], color=look["color"], lw=1.4, zorder=1)
