@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if argv is None:
         hydra.main(config_path="config", config_name="config", version_base="1.3")(job)()
     else:
-        with hydra.initialize_config_dir(os.path.abspath(f"{__file__}/../config"), version_base="1.3"):  # found at once
+        with hydra.initialize_config_dir(os.path.abspath(f"{__file__}/../config"), version_base="1.3"):  # no search
             job(hydra.compose("config", overrides=list(argv)))
     if failed:
         raise SystemExit(exit_status(failed))

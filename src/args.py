@@ -20,8 +20,6 @@ from src.runtime.paths import Places, expanded
 BOTH = "both"
 REPRODUCED = Path("reproduced")  # apart from results/, which ships: there most is finished
 MOST_SEEDS = 1000  # of one range: a slip of the keyboard would fill the memory
-
-
 _stop_when_parsed = ContextVar("_stop_when_parsed", default=False)
 
 

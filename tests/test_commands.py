@@ -15,6 +15,7 @@ from src import args
 from src.experiments.registry import ADDITION, CONNECTIVITY, EXPERIMENTS
 from src.reporting import tables
 from src.reporting.claim import examine_all
+from src.reporting.methods import Group, missing_command, variant_row
 from src.reporting.papers import offered
 from src.reporting.runs import Runs
 from src.run import Run
@@ -135,3 +136,8 @@ def test_seeds_that_never_ran_an_extended_stage_are_not_asked_for_it(tmp_path):
     for script, flags in map(flags_of, (*runs.missing(ADDITION, ["linear"]), *runs.missing(CONNECTIVITY, ["linear"]))):
         seeds[script].append(flags["seed"])
     assert seeds == {"eval_task_addition.py": ["2", "3"], "eval_connectivity.py": ["2"]}
+    eight, twenty = Group(runs.main_tasks), Group(runs.suite_tasks[:20])
+    asked = {"usual": (eight, "sum"), "more tasks": (twenty, "sum"), "later method": (eight, "model_stock")}
+    for what, (group, method) in asked.items():
+        _, flags = flags_of(missing_command(runs, group, variant_row(method))[0])
+        assert flags["seed"] == ("3" if what == "usual" else "1,2"), what

@@ -64,7 +64,7 @@ def workplace(tmp_path_factory, small_cache):
 
 HEAVY = ("torch", "open_clip", "pandas", "sklearn")
 SCRIPTS = sorted(path.name for path in ROOT.glob("*.py"))
-FORWARDED = sorted(path.name for path in (ROOT / "src").glob("*.py") if "forward import" in path.read_text())
+FORWARDED = ("finetune.py", "eval_single_task.py", "eval_task_addition.py", "eval_task_negation.py")  # as published
 HELP_OF_EACH = f"""
 import contextlib, io, json, os, runpy, sys
 sys.modules |= dict.fromkeys({HEAVY})

@@ -139,6 +139,18 @@ def test_methods_beside_each_other_are_over_the_seeds_that_most_of_them_have(tmp
     assert "(n = " not in row(table(runs, "merging"), "task arithmetic")[1]
 
 
+def test_rows_are_cut_to_no_single_seed_and_ties_go_to_more_seeds():
+    def over(*rows: tuple[int, ...]) -> tuple[list[int], str]:
+        cells = [["a method", writing.Cell(pd.Series(1.0, index=list(seeds)))] for seeds in rows]
+        made = writing.Table("t", "T.", ["method", "accuracy"], cells, (1, 2, 3), same_seeds=True)
+        return [len(cell.ours) for _, cell in made.paired_rows], made.full_caption
+
+    assert over((1,), (1,), (1, 2, 3))[0] == [1, 1, 3]
+    assert over((1, 2), (1, 2, 3))[0] == [2, 3] == over((1, 2, 3), (1, 2))[0][::-1]
+    assert over((1, 2), (1, 2), (1, 2, 3)) == ([2, 2, 2], "T. Mean ± sd over 2 seeds (1, 2).")
+    assert over((1,), (1,)) == ([1, 1], "T. One seed (1).")
+
+
 def test_a_row_without_a_common_seed_says_how_many_each_number_is_of(tmp_path):
     synthetic_results.write(tmp_path, seeds=(1, 2), merges=False)
     for seed, name in enumerate(("ft_accuracies", "linear_ft_accuracies"), 1):

@@ -41,7 +41,7 @@ def methods_page(runs: Runs) -> str:
     head = HEAD.format(
         count=len(methods),
         tasks=len(runs.main_tasks),
-        seeds=", ".join(map(str, runs.seeds)),
+        seeds=", ".join(map(str, runs.extended_seeds)),  # of every column: modes beside each other
         model=runs.model,
         theirs=published_model(runs.model),
     )
@@ -80,7 +80,7 @@ def _section(cls: type[Method], first: type[Method], runs: Runs, theirs: Table |
 
 def _measured(runs: Runs, row: Row, mode: str) -> str:
     values = 100 * runs.values(metric="accuracy", **Group(runs.main_tasks, mode).columns, **row.columns)
-    return Cell(values).text(len(runs.seeds))
+    return Cell(values[values.index.isin(runs.extended_seeds)]).text(len(runs.extended_seeds))
 
 
 def _published(row: Row, theirs: Table | None) -> str:

@@ -193,7 +193,7 @@ def adapts(runs: Runs, row: Row) -> bool:
 
 
 def absent_seeds(runs: Runs, seeds: Iterable[int], extended: bool = True) -> list[int]:
-    """The seeds that lack a result which `seeds` have. extended: whether an extended stage makes it."""
+    """The seeds that are to have a result and are not among `seeds`. extended: whether an extended stage makes it."""
     return [seed for seed in (runs.extended_seeds if extended else runs.command_seeds) if seed not in seeds]
 
 

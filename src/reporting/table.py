@@ -65,7 +65,8 @@ class Table:
     """rows: the first entry of each is its name, the others are Cells or texts. missing: commands that fill gaps.
 
     averaged: whether its numbers are over seeds. errors: what stands behind the ±, of ERRORS.
-    same_seeds: whether rows of more seeds than most are brought to those that most have. A row of fewer says so.
+    same_seeds: whether rows of more seeds than most are brought to those that most have, two at least. A row of fewer
+        says so.
     """
 
     name: str
@@ -86,10 +87,9 @@ class Table:
 
     @property
     def shown_seeds(self) -> tuple[int, ...]:
-        """The seeds that any number of the table is of; all where that is none, or one, which each number then says."""
+        """The seeds that any number of the table is of; of a table without numbers, all."""
         there = {seed for row in self.paired_rows for seed in _seeds_of(row)}
-        shown = tuple(seed for seed in self.seeds if seed in there)
-        return shown if len(shown) > 1 else self.seeds
+        return tuple(seed for seed in self.seeds if seed in there) or self.seeds
 
     @property
     def paired_rows(self) -> list[list[Any]]:
@@ -97,11 +97,15 @@ class Table:
         paired = [_paired(row) for row in self.rows]
         if not self.same_seeds:
             return paired
-        (most, _), *_ = Counter(seeds for row in paired if (seeds := _seeds_of(row))).most_common(1) or [((), 0)]
+        counts = Counter(seeds for row in paired if len(seeds := _seeds_of(row)) > 1)
+        if not counts:
+            return paired
+        most = max(counts, key=lambda seeds: (counts[seeds], len(seeds)))
         return [_on_seeds(row, most) if {*most} <= {*_seeds_of(row)} else row for row in paired]
 
     def texts(self) -> list[list[str]]:
-        shown = len(self.shown_seeds), self.errors
+        count = len(self.shown_seeds)
+        shown = count if count > 1 else len(self.seeds), self.errors  # of one of several seeds each number says so too
         return [[entry.text(*shown) if isinstance(entry, Cell) else entry for entry in row] for row in self.paired_rows]
 
 
