@@ -126,6 +126,17 @@ def test_the_tables_of_the_repository_are_those_of_its_results():
     assert made == {file.stem: file.read_text(encoding="utf-8") for file in folder.glob("*.md")}
 
 
+def test_the_page_of_mini_tells_the_correlations_of_the_prediction():
+    page = (ROOT / "docs/mini.md").read_text(encoding="utf-8")
+    table = (ROOT / "results/mini/tables/prediction.md").read_text(encoding="utf-8")
+    for count, words in (
+        (14, "correlation is {} over all methods of every table"),
+        (20, "On 20 it is {}, for one method"),
+    ):
+        rows = re.findall(rf"^\| .*, {count} tasks.*? \| \d+ \| (\S+) \(", table, re.MULTILINE)
+        assert len(rows) >= 6 and words.format(f"{min(rows)} to {max(rows)}") in page, rows
+
+
 def test_the_pages_of_the_repository_have_the_ledgers_verdicts():
     folder = ROOT / "results/mini"
     ledger = (folder / "claims.md").read_text(encoding="utf-8")

@@ -43,13 +43,13 @@ class Record(Corrupted):
 def numbers(record: Record, suite: str) -> Iterator[Number]:
     row = registry.suite(suite)
     first = row.tasks[: registry.BENCHMARKS[0]]
+    of_more = {split: kept for split, kept in record["control_per_task"].items() if kept.keys() > {*first}}
     for split, accuracy in single_task_accuracies(record, (*registry.names(row), row.control)).items():
-        kept = record["control_per_task"].get(split, {})
-        if kept.keys() > {*first}:  # the control's number is of the same models, however many tasks a run has
-            accuracy[row.control] = mean(kept[task] for task in first)
+        if split in of_more:  # the control's number is of the same models, however many tasks a run has
+            accuracy[row.control] = mean(of_more[split][task] for task in first)
         yield from by_task("accuracy", accuracy, accuracy, split)
     for split, losses in single_task_accuracies(record["losses"], (*registry.names(row), row.control)).items():
-        if record["control_per_task"].get(split, {}).keys() > {*first}:
+        if split in of_more:
             losses.pop(row.control, None)  # of all models of the run, and that of each is not recorded
         yield from by_task("loss", losses, losses, split)
     for split, control in record["control_per_task"].items():
