@@ -84,7 +84,8 @@ def test_entropy_and_its_gradient_are_the_explicit_formula():
 def test_the_gradient_in_two_steps_is_that_of_the_whole_graph(granularity, clamp, pass_size):
     given = problem()
     model = MergedModel(given, small(AdaMerging, pass_size=pass_size), clamp)
-    lam = (model.coefficients(granularity) + 0.5 * torch.randn(3, 1).double()).requires_grad_()  # some beyond [0, 1]
+    beyond = torch.tensor([[-0.4], [0.6], [1.5]]).double()  # [0, 1], on either side: the clamp lets no gradient pass
+    lam = beyond.expand_as(model.coefficients(granularity)).clone().requires_grad_()
     x = {name: torch.randn(shape).double().requires_grad_() for name, shape in given.shapes.items()}
     found = model.backward(lam, [0, 1], lambda name: x[name].sigmoid())
     loss = written_out(given, lam, {name: v.sigmoid() for name, v in x.items()}, [0, 1], clamp)
