@@ -299,6 +299,35 @@ def test_featcal_at_its_corner_is_normalised_regmean_plusplus(tangent):
         assert any((away[key] - tensor).norm() > 1e-3 * tensor.norm() for key, tensor in merged(other, given).items())
 
 
+@pytest.mark.parametrize("tangent", [False, True])
+def test_featcal_calibrates_block_by_block_what_its_base_gives_to_the_inputs_of_each_teacher(tangent):
+    """The student has the blocks before calibrated, and this one as its base has it; the teacher is θ_t on its own."""
+    given, method = problem(tangent=tangent), FeatCal(**PLAIN)
+    base = {key: method.alpha * tensor for key, tensor in total(given).items()}
+    vector = dict(base)
+    for block in (0, 1):
+        fitted = {}
+        for key in [key for key in given.keys if f"resblocks.{block}." in key and len(given.shapes[key]) == 2]:
+            left = method.ridge * torch.eye(given.shapes[key][1]).double()
+            right = method.ridge * method.anchor * base[key]
+            for task in given.tasks:
+                own, w = given.vector(task).vector, given.pretrained[key]
+                x = inputs_of(given, task, key, vector)
+                if tangent:
+                    away = {name: own[name] - vector[name] for name in given.keys}
+                    seen = {}
+                    images = pictures(task, "train", IMAGES, 0)
+                    Models(given, given.images).observe_tangents(away, images, [key], seen.__setitem__)
+                    d = seen[key].flatten(0, -2)
+                else:
+                    d, w = inputs_of(given, task, key, own) - x, w + own[key]
+                c = 1 / (x.T @ x).norm()
+                left, right = left + c * x.T @ x, right + c * (own[key] @ x.T + method.teacher * w @ d.T) @ x
+            fitted[key] = torch.linalg.solve(left, right, left=False)
+        vector |= fitted
+    assert_same(merged(method, given), vector)
+
+
 def test_regmean_plusplus_of_tangent_models_is_regmean():
     given = problem(tangent=True)
     assert_same(merged(RegMeanPlusPlus(), given), merged(RegMean(), given))
@@ -713,6 +742,25 @@ def test_too_few_images_are_all_taken_once_and_counted(method):
     assert method.merge(given).info["images"] == dict.fromkeys(TASKS, IMAGES)
     assert torch.equal(gather(given.images, "a", "train", 256), pictures("a", "train", IMAGES, 0))
     assert replace(method, images=4).merge(given).info["images"] == dict.fromkeys(TASKS, 4)
+
+
+@pytest.mark.parametrize("method", NEED_IMAGES)
+def test_only_images_of_the_named_split_are_asked_for(method):
+    given, asked = problem(), set()
+    method = replace(method, iterations=[1]) if isinstance(method, TangentMatching) else method
+
+    def remembered(task: str, split: str, batch_size: int, number: int) -> torch.Tensor:
+        asked.add(split)
+        return pictures(task, split, batch_size, number)
+
+    replace(method, split="val", images=4).merge(replace(given, images=replace(given.images, batch=remembered)))
+    assert asked == {"val"}
+
+
+@pytest.mark.parametrize("method", [RegMean(), Lot(), RegMeanPlusPlus(), FeatCal()])
+def test_every_image_counts_however_many_are_in_a_pass(method):
+    given = problem()
+    assert_same(merged(replace(method, batch_size=7), given), merged(replace(method, batch_size=IMAGES), given))
 
 
 def test_directions_without_inputs_stay_at_theta0_and_are_told():
