@@ -176,10 +176,17 @@ def test_singular_values_of_iso_cts_are_those_of_the_two_kinds_of_space():
 
 @pytest.mark.parametrize(
     "r, tasks, fraction, k, s",
-    [(768, 8, 0.8, 616, 19), (128, 8, 0.8, 104, 3), (50, 20, 0.8, 50, 0), (6, 4, 0.0, 2, 1), (7, 4, 0.0, 3, 1)],
+    [
+        (768, 8, 0.8, 616, 19),
+        (128, 8, 0.8, 104, 3),
+        (50, 20, 0.8, 50, 0),
+        (7, 2, 0.8, 5, 1),
+        (6, 4, 0.0, 2, 1),
+        (7, 4, 0.0, 3, 1),
+    ],
 )
 def test_spaces_of_iso_cts(r, tasks, fraction, k, s):
-    """The released k of the last is 7 − 4 round(7/4) = -1, and the released code stops there."""
+    """c r is rounded down: 5.6 of 7 to 5. The released k of the last is 7 − 4 round(7/4) = -1, where its code stops."""
     assert iso_spaces(r, tasks, fraction) == (k, s)
 
 
