@@ -70,6 +70,22 @@ def test_weights_are_read_tensor_by_tensor(tmp_path, name):
     assert 0 < Counted.most <= 3
 
 
+def test_all_differences_have_the_widest_type_of_the_weights_in_scope():
+    """Methods stack and add tensors of several names, and take norms over all of them."""
+    types = {W: torch.float16, "model.visual.b": torch.float64, "model.logit_scale": torch.float32}
+    start = {key: torch.tensor([1.0, 0.1]).to(dtype) for key, dtype in types.items()}
+    ends = {"t": {key: torch.tensor([1.5, 0.2]).to(dtype) for key, dtype in types.items()}}
+    for scope in ("visual", "published"):
+        found = Problem(start, ends, scope=scope)
+        assert found.dtype == torch.float64
+        for key in found.keys:
+            expected = ends["t"][key].double() - start[key].double()
+            for tau in (found.tensor("t", key), found.vector("t").vector[key], *found.tensors(key)):
+                assert tau.dtype == torch.float64 and torch.equal(tau, expected)
+    (half,) = Problem({W: start[W]}, {"t": {W: ends["t"][W]}}).tensors(W)
+    assert half.dtype == torch.float32 and torch.equal(half, ends["t"][W].float() - start[W].float())
+
+
 @pytest.mark.parametrize("tasks, finetuned, masked", [(8, 23.3, 7.1), (14, 40.2, 7.7), (20, 57.0, 8.2)])
 def test_storage_is_that_of_the_papers_table(tasks, finetuned, masked):
     """ViT-B/32 in gigabits: 87.85M trained weights of 113.45M."""
