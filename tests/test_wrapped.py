@@ -317,6 +317,8 @@ def test_a_random_merge_is_wrapped_draw_by_draw(shaken, method):
 
 def test_a_base_goes_by_any_of_its_names_and_has_options():
     assert Lines(base="consensus_ties", base_options={"prun_thre_k": 3}).base_method() == Consensus(3, use_ties=True)
+    asked = Lines(base="consensus_ties", base_options={"use_ties": False})
+    assert asked.base_method() == Consensus(), "an option that is asked for goes before those of a spelling"
     problem = draw(3)
     ours = Lines(base="svc").merge(problem).vector("", 0.0).vector  # a base with one setting is a vector
     average, svc = Average().merge(problem).vector("", 1 / 3), SVC().merge(problem).vector("", 1 / 3)
