@@ -246,6 +246,13 @@ def test_decompositions_of_the_tasks_and_of_their_residuals_are_kept_apart():
         assert torch.equal(tensor, expected[key])
 
 
+def test_more_triplets_than_are_kept_are_decomposed_anew():
+    expected, problem = merged(TSVC(rank=1.0), draw(3)), draw(3)
+    merged(TSVC(rank=0.34), problem)
+    for key, tensor in merged(TSVC(rank=1.0), problem).items():
+        assert torch.equal(tensor, expected[key])
+
+
 def test_more_directions_than_there_is_room_for():
     """rank=1 is the released lossless variant: polar factors of [m, T r] matrices have orthonormal rows."""
     deltas = [random(8, 6, seed=seed) for seed in range(2)]
