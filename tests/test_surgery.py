@@ -184,6 +184,24 @@ def test_a_base_with_a_model_for_each_task_is_corrected_in_each(monkeypatch):
         torch.testing.assert_close(flat(found.vector(task, 1.0).vector), flat(given.vector(task).vector))
 
 
+def test_what_the_base_tells_and_keeps_is_told_and_kept(monkeypatch):
+    """Such as tensors without rank, and the logits of a mask."""
+    given = problem()
+
+    class Keeping(PerTask):
+        def finish(self, chosen):
+            return {"kept": chosen}
+
+    @dataclass
+    class Own(Method):
+        def merge(self, problem: Problem) -> Merge:
+            return Keeping(settings=(1.0,), storage_bits=7, per_task=True, info={"told": 1}, problem=problem)
+
+    monkeypatch.setattr(Surgery, "base_method", lambda self: Own())
+    found, chosen = small(steps=0).merge(given), dict.fromkeys(TASKS, 1.0)
+    assert found.info == {"told": 1} and found.finish(chosen) == {"kept": chosen}
+
+
 def test_storage_is_the_bases_and_two_matrices_a_task():
     given = problem()
     found = small(steps=0).merge(given)
