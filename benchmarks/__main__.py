@@ -13,6 +13,7 @@ FOLDER = Path(__file__).resolve().parent
 SHARED = ("__init__", "__main__", "measure")
 TABLE = (  # of docs/speed.md, as far as any machine runs them; the others need 16 GB of memory, a peer or a GPU
     "linear_step",
+    "class_token",
     "mode_steps",
     "coefficient_sweep",
     "image_cache",

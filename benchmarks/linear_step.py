@@ -36,7 +36,7 @@ class Stepper:
     def __init__(self, encoder, head):
         self.encoder, self.head = encoder, head
         self.trained = [p for p in encoder.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.trained, lr=1e-5)
+        self.optimizer = torch.optim.AdamW(self.trained, lr=1e-5, fused=True)
 
     def __call__(self, images: torch.Tensor, labels: torch.Tensor) -> None:
         self.optimizer.zero_grad()

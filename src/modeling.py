@@ -1,6 +1,7 @@
 """CLIP's image encoder, zero-shot heads, and classifiers made of the two."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,25 @@ def build_clip(run: Run, keep_text: bool = True):
     for part in () if keep_text else TEXT_TOWERS:
         if hasattr(model, part):
             delattr(model, part)
+    from src.class_token import shorten_last_block  # here: it imports open_clip
+
+    shorten_last_block(model.visual)
     return model.float().eval(), tokenizer
+
+
+@contextmanager
+def all_tokens(encoder: nn.Module) -> Iterator[None]:
+    """Within, the last block gives every token's output: for whoever looks at a block rather than at the features."""
+    from src.class_token import LastBlock  # here: it imports open_clip
+
+    before = {module: module.whole for module in encoder.modules() if isinstance(module, LastBlock)}
+    for block in before:
+        block.whole = True
+    try:
+        yield
+    finally:
+        for block, whole in before.items():
+            block.whole = whole
 
 
 def has_text(weights: Iterable[str]) -> bool:
@@ -133,6 +152,8 @@ def has_text(weights: Iterable[str]) -> bool:
 
 class ImageEncoder(nn.Module):
     """CLIP's image tower. `encoder(images)`: (N, 3, H, W) normalised pixels -> (N, D) features, not normalised.
+
+    The last block gives the class token alone (src/class_token.py): enter `all_tokens` to look at what it gives.
 
     Without `keep_lang` the text transformer is dropped; the small text-side tensors stay, frozen, so that the state
     dict has the published names. Only `model.visual` is trained. Raises CheckpointError for weights that cannot be had,

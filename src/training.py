@@ -117,9 +117,7 @@ class FineTuning:
         self.steps_kept = kept_steps(training, self.steps)
         self.trained = [p for p in self.classifier.parameters() if p.requires_grad]
         self.on_gpu = world.device.startswith("cuda")
-        # On a CPU the fused kernel rounds otherwise: the shipped results are those of the loop over tensors.
-        fused = True if self.on_gpu else None
-        self.optimizer = torch.optim.AdamW(self.trained, lr=training.lr, weight_decay=training.wd, fused=fused)
+        self.optimizer = torch.optim.AdamW(self.trained, lr=training.lr, weight_decay=training.wd, fused=True)
         settings = settings_of(run, task, training) | {"steps": self.steps}
         self.header = dict(model=run.model, task=task, mode=training.mode, seed=run.seed, settings=settings)
         self.header["began_at"] = store.written_fingerprints(run).get("image")

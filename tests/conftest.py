@@ -49,6 +49,7 @@ LONG = (
 # What `make check` runs: neither training nor processes, browsers or every figure.
 FAST = (
     "test_checkpoints.py",
+    "test_class_token.py",
     "test_compare.py",
     "test_concrete_mask.py",
     "test_dual_numbers.py",

@@ -143,6 +143,14 @@ def test_linear_step(tmp_path):
     assert found["steps"]["standard"]["ratio"] == {"median": 1.0, "low": 1.0, "high": 1.0, "rounds": 2}
 
 
+def test_class_token(tmp_path):
+    file = tmp_path / "found.json"
+    told = run("class_token", "--batch-size=2", "--rounds=1", f"--save={tmp_path}", f"--output={file}")
+    found = read(file)["passes"]
+    assert [line.partition(":")[0] for line in told.splitlines()] == [*found] and len(found) == 4
+    assert all(row["differ by"] < 1e-4 for row in found.values())
+
+
 def test_mode_steps(tmp_path, mini_cache):
     places = (f"--save={tmp_path}", f"--cache-dir={mini_cache}", "--seed=0")
     told = run("mode_steps", "--batch-size=2", "--rounds=1", "--tasks", "digits", "signs", *places)
@@ -224,12 +232,15 @@ def ratios(found, *path: str) -> str:
 
 def test_the_pages_have_the_ratios_of_the_results():
     """Of the rows of docs/speed.md that are paired rounds of this machine, and of those in README."""
-    named = ("linear_step", "adaptation_step", "merge_memory", "coefficient_sweep", "mode_steps")
+    named = ("linear_step", "class_token", "adaptation_step", "merge_memory", "coefficient_sweep", "mode_steps")
     read = {name: results.read(RESULTS / f"{name}.json") for name in named}
     steps, adapting, merging = read["linear_step"]["steps"], read["adaptation_step"], read["merge_memory"]
     speed, readme = ((ROOT / name).read_text(encoding="utf-8") for name in ("docs/speed.md", "README.md"))
     linear, plain = (ratios(steps, way, "ratio") for way in ("linear", "linear, plain"))
     assert f"floor is 1.67) | {linear} (" in speed and f"the standard step | {plain} (" in speed
+    short = {name: f"{row['ratio']['median']:.2f}" for name, row in read["class_token"]["passes"].items()}
+    of_modes = [", ".join(short[f"{mode}, {what}"] for what in ("a pass", "a step")) for mode in ("standard", "linear")]
+    assert f"| the whole block | {' / '.join(of_modes)} | `class_token` |" in speed
     graph, batch = (adapting["adamerging"][way]["ratios"] for way in ("one graph", "per batch"))
     for what in ("seconds", "bytes"):
         line = next(line for line in speed.splitlines() if f"| {ratios(graph, what)} (" in line)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from src.linearize import forward_and_jvp
+from src.modeling import all_tokens
 from src.tensors import moved
 
 Weights = Mapping[str, Tensor]
@@ -40,7 +41,8 @@ class Blocks(nn.Module):
         outputs: list[Tensor] = []
         hooks = [block.register_forward_hook(lambda *call: outputs.append(call[-1])) for block in self._blocks]
         try:
-            features = self.encoder(images)
+            with all_tokens(self.encoder):
+                features = self.encoder(images)
         finally:
             for hook in hooks:
                 hook.remove()

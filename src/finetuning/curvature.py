@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from src.inputs import IN_OUT, Inputs
+from src.modeling import all_tokens
 from src.tensors import Weights
 
 
@@ -115,7 +116,8 @@ def _inputs_and_gradients(
         y[name] = result.requires_grad_() if result.is_leaf else result
         return y[name]
 
-    with Inputs({id(theta[name]): name for name in weights}, x.__setitem__, after), torch.enable_grad():
+    seen = Inputs({id(theta[name]): name for name in weights}, x.__setitem__, after)
+    with all_tokens(model), seen, torch.enable_grad():
         features = functional_call(model, theta, (images,))
         gradients = torch.autograd.grad((features * v).sum(), list(y.values()))
     for name, g in zip(y, gradients):

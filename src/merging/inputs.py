@@ -26,6 +26,7 @@ from src.dual_numbers import DualRules
 from src.inputs import Inputs, See
 from src.linearize import LinearizedModel
 from src.merging.base import Problem, Unlabelled
+from src.modeling import all_tokens
 from src.runtime.messages import UsageError, few
 from src.tensors import Weights, moved
 
@@ -83,7 +84,7 @@ class Models:
         Raises UsageError, naming them, for weights that no function of INPUTS multiplies.
         """
         theta = self.weights({} if self.tangent else tau)
-        with _until_seen({name: theta[name] for name in wanted}, see):
+        with all_tokens(self.function), _until_seen({name: theta[name] for name in wanted}, see):
             functional_call(self.function, theta, (images,))
 
     @torch.no_grad()
@@ -99,7 +100,7 @@ class Models:
                 name: forward_ad.make_dual(self.start[name], tau[name].to(self.start[name]))
                 for name in self.problem.keys
             }
-            with _until_seen({name: theta[name] for name in wanted}, unpack):
+            with all_tokens(self.function), _until_seen({name: theta[name] for name in wanted}, unpack):
                 functional_call(self.function, theta, (images,))
 
     def drift(

@@ -59,7 +59,8 @@ def bytes_of(tensors: Iterable[Tensor]) -> int:
 def bytes_of_pass(encoder: nn.Module, tangent: bool = False) -> float | None:
     """What an image takes in a pass through an ImageEncoder, or its linearization, in float32.
 
-    That is what autograd keeps, and the tangents. None for a network that is no vision transformer of open_clip's.
+    That is what autograd keeps, and the tangents; a last block for the class token alone keeps less. None for a
+    network that is no vision transformer of open_clip's.
     """
     visual = _transformer(encoder)
     if visual is None:
