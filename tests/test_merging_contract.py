@@ -1,12 +1,13 @@
 """The contract around the methods: problems, storage, registration, masks on disk and their analysis."""
 
 import ast
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from merging_problems import Counted
+from merging_problems import Counted, draw
 
 from src import checkpoints
 from src.experiments.stages import OF_METHODS
@@ -16,7 +17,7 @@ from src.merging.consensus import Consensus
 from src.merging.geometry import describe, vector_geometry
 from src.merging.mag_masking import MagnitudeMasking
 from src.merging.names import file_doc, own_doc
-from src.merging.registry import label, load_methods, register
+from src.merging.registry import METHODS, WEIGHTS, label, load_methods, register
 from src.merging.search import Searched
 from src.merging.tall_mask import TallMask
 from src.merging.ties import Ties
@@ -24,6 +25,70 @@ from src.runtime.messages import UsageError
 from src.runtime.paths import ROOT
 
 W = "model.visual.w"
+
+# Another value of each option than any default, and of which methods; an option by its name alone serves the others.
+OTHER = {
+    "alphas": [0.7],
+    "base": "ties",
+    "base_options": {"k": 30.0},
+    "betas": [0.7],
+    "alpha": 0.6,
+    "by": "row",
+    "clamp": False,
+    "pcb.clamp": 0.2,
+    "clip": 0.4,
+    "common_space_fraction": 0.4,
+    "conv1": True,
+    "density": 0.4,
+    "epsilon": 0.2,
+    "gamma": 0.1,
+    "k": 5.0,
+    "lambdas": [0.7],
+    "lr": 0.1,
+    "lr_unit": "absolute",
+    "matrices": "linear",
+    "actmat.matrices": "blocks",
+    "normalise": "frobenius",
+    "p": 0.3,
+    "prun_thre_k": 3,
+    "rank": 0.7,
+    "ratio": 0.4,
+    "reduce": "sum",
+    "rescale": False,
+    "emr.rescale": "published",
+    "della.rescale": "l1",
+    "rest": "zero",
+    "wudi.rest": "mean",
+    "ridge": 0.3,
+    "solver": "adam",
+    "split_qkv": True,
+    "steps": 7,
+    "tail": "deep",
+    "tall_mask_lambda": [0.3],
+    "then": "ties",
+    "della.then": "sum",
+    "transpose_proj": False,
+    "use_ties": True,
+    "variant": "pcb",
+}
+# Options that count where another is given.
+ONLY_WITH = {
+    "wudi.steps": {"solver": "adam"},
+    "wudi.lr": {"solver": "adam", "steps": 3},
+    "wudi.lr_unit": {"solver": "adam", "steps": 3},
+    "dare.reduce": {"then": "ties"},
+    "breadcrumbs.reduce": {"then": "ties"},
+}
+# Files, and how often a random model is scored.
+NO_VECTOR = ("load_mask", "mask_file", "draws")
+load_methods()
+OPTIONS = [
+    f"{method.name}.{field.name}"
+    for method in dict.fromkeys(METHODS.values())
+    if method.needs == WEIGHTS and method.__module__.startswith("src.")
+    for field in fields(method)
+    if field.name not in NO_VECTOR
+]
 
 
 def problem(tmp_path=None, tasks=("a", "b"), **fields) -> Problem:
@@ -381,3 +446,27 @@ def test_every_method_says_in_one_line_what_it_does():
     for cls in ours:
         assert lines[cls.name].endswith(".")
         assert not any(lines[cls.name].startswith(f"{option}:") for option in cls.defaults()), lines[cls.name]
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_option_of_a_method_that_takes_weights_reaches_its_vectors(option, tmp_path):
+    method, _, name = option.partition(".")
+    usual = METHODS[method](**ONLY_WITH.get(option, {}))
+    other = replace(usual, **{name: OTHER[option] if option in OTHER else OTHER[name]})
+    assert getattr(other, name) != getattr(usual, name)
+    before, after = (_vectors(one, tmp_path / which) for one, which in ((usual, "usual"), (other, "other")))
+    assert before.keys() != after.keys() or any(not torch.equal(before[key], after[key]) for key in before)
+
+
+def _vectors(method: Method, folder: Path) -> dict[tuple[str, object, str], torch.Tensor]:
+    """Every vector of a merge: by task, setting and tensor."""
+    given = draw(model="tiny", mask_path=lambda name: folder / f"{name}.safetensors")
+    if method.after:
+        for use_ties in (False, True):  # whose masks it reads
+            made = METHODS[method.after](use_ties=use_ties).merge(given)
+            made.finish(dict.fromkeys(given.tasks, made.settings[0]))
+    merge = method.merge(given)
+    vectors = {
+        (task, setting): merge.vector(task, setting).vector for task in given.tasks for setting in merge.settings
+    }
+    return {(*of, key): vector[key] for of, vector in vectors.items() for key in given.keys}
