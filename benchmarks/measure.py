@@ -160,6 +160,13 @@ def add_output(made: argparse.ArgumentParser) -> None:
     made.add_argument("--output", type=Path, help="also write the measurements to this .json")
 
 
+def add_steps(made: argparse.ArgumentParser, batch_size: int, rounds: int) -> None:
+    """The flags of a benchmark of passes or training steps, with its defaults."""
+    made.add_argument("--batch-size", type=int, default=batch_size)
+    made.add_argument("--rounds", type=int, default=rounds)
+    made.add_argument("--threads", type=int, default=1)
+
+
 def write(path: Path | None, record: Mapping[str, Any], settings: Mapping[str, Any], started: float) -> None:
     """Write the measurements with the machine's description and the settings, if they are asked for; no paths."""
     if path:

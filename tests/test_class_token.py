@@ -96,9 +96,12 @@ def test_vit_mini_has_such_a_block_and_the_features_of_the_whole(make_run):
 def test_the_last_mlp_computes_one_token_unless_all_are_asked_for():
     _, encoder = pair()
     tokens = []
-    hook = lambda module, inputs, output: tokens.append(output.shape[1])  # noqa: E731
+
+    def count(module, inputs, output):
+        tokens.append(output.shape[1])
+
     for block in encoder.model.visual.transformer.resblocks:
-        block.mlp.register_forward_hook(hook)
+        block.mlp.register_forward_hook(count)
     encoder(pictures())
     with all_tokens(encoder):
         encoder(pictures())
@@ -110,7 +113,7 @@ def test_the_last_mlp_computes_one_token_unless_all_are_asked_for():
 
 def test_who_looks_at_a_block_sees_every_token():
     whole, short = pair()
-    images, tau = pictures(), {}
+    images = pictures()
     for one, other in zip(Blocks(short)(images), Blocks(whole)(images), strict=True):
         torch.testing.assert_close(one, other)
     last = f"{VISUAL}transformer.resblocks.1.mlp.c_proj.weight"
@@ -123,7 +126,7 @@ def test_who_looks_at_a_block_sees_every_token():
     models = Models.__new__(Models)
     models.tangent, models.function, models.start = False, short, theta
     models.problem = type("Keys", (), {"keys": [*theta]})()
-    models.observe(tau, images, [last], seen.__setitem__)
+    models.observe({}, images, [last], seen.__setitem__)
     models.observe_tangents(direction(short), images, [last], lambda name, x: seen.__setitem__("tangent", x))
     assert [tuple(x.shape[:2]) for x in seen.values()] == [(len(images), TOKENS)] * 2
     torch.testing.assert_close(seen[last], parts[1][1])
