@@ -331,11 +331,16 @@ def _tables(run: Run) -> list[Command]:
 
 
 def _figures(run: Run) -> list[Command]:
-    folder = run.paths.figures()
+    """The figures, dealt to as many commands as work at once, and the pictures of images, drawn or read for them."""
+    from src.reporting.figures import FIGURES  # here, for it imports what draws
+
+    names, folder = tuple(FIGURES), run.paths.figures()
     places = tuple(flag for flag in common_flags(run) if flag.startswith(("--cache-dir=", "--data-location=")))
-    shown = ("contact", "corruptions")  # pictures of images, which are drawn or read for them
-    sheets = [Command("make_figures", (name, *_reported(run), *places), (folder / f"{name}.png",)) for name in shown]
-    return [Command("make_figures", _reported(run), (folder,)), *sheets]
+    dealt = [(names[first :: run.jobs], ()) for first in range(min(run.jobs, len(names)))]
+    return [
+        Command("make_figures", (*some, *_reported(run), *more), tuple(folder / f"{name}.png" for name in some))
+        for some, more in (*dealt, *(((name,), places) for name in ("contact", "corruptions")))
+    ]
 
 
 def _report(run: Run) -> list[Command]:
