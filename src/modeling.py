@@ -1,5 +1,6 @@
 """CLIP's image encoder, zero-shot heads, and classifiers made of the two."""
 
+import functools
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -65,13 +66,20 @@ def _build_open_clip(name: ModelName, seed: int, cache_dir: str | None, pretrain
     if quick:
         assert_quick_gelu(model)
     try:
-        return model, open_clip.get_tokenizer(architecture)
+        return model, _tokenizer(architecture)
     except Exception as error:  # SigLIP's, for one, is on the hub
         reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
         raise CheckpointError(
             f"cannot get the tokenizer of {architecture}: {reason}\nIt is on the hub: run this once with a network, "
             "and what it leaves in HF_HOME serves without one"
         ) from error
+
+
+@functools.cache  # it reads a vocabulary, and every encoder has one
+def _tokenizer(architecture: str) -> Any:
+    import open_clip
+
+    return open_clip.get_tokenizer(architecture)
 
 
 def check_weights(architecture: str, tag: str, pretrained_path: str | None) -> None:

@@ -97,19 +97,24 @@ def test_a_command_parses(command, monkeypatch, capsys, tmp_path):
             module.main(flags)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def schemas() -> None:
+    for group, name, schema in ((None, "flags", arguments.shared_flags()), *config_schemas()):
+        ConfigStore.instance().store(group=group, name=name, node=schema)
+
+
 def compose(flags: list[str]) -> set[str]:
     """The suites of what main.py would run: Hydra's configuration of every job of a sweep, completed."""
     suites = set()
     words = [word for word in flags if word != "--multirun"]
     if any(word.startswith("hydra/launcher=") for word in words):
         pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
-    for group, name, schema in ((None, "flags", arguments.shared_flags()), *config_schemas()):
-        ConfigStore.instance().store(group=group, name=name, node=schema)
     overrides = OverridesParser.create().parse_overrides(words)
     (jobs,) = BasicSweeper.split_arguments(overrides, max_batch_size=None)
     assert len(jobs) == 1 or "--multirun" in flags
+    others = {tuple(word for word in job if not word.startswith("seed=")): job for job in jobs}  # seeds are all alike
     with hydra.initialize_config_dir(str(ROOT / "config"), version_base="1.3"):
-        for job in jobs:
+        for job in others.values():
             cfg = hydra.compose("config", overrides=list(job), return_hydra_config=True)
             flags = OmegaConf.to_container(cfg, resolve=True)
             del flags["hydra"], flags["method"]
