@@ -43,7 +43,8 @@ from src.merging.ties import ties_vector
 from src.runtime.messages import UsageError
 from src.runtime.seeds import event_seed
 
-T = 0.5  # the temperature of a Concrete mask
+# Of a Concrete mask and of λ at its start, neither of which is the default.
+T, COEF = 0.8, 0.4
 
 
 # ---- the objective and its gradient
@@ -156,14 +157,15 @@ def merged(given: Problem, lam: torch.Tensor, masks, clamp: bool = False) -> tor
 
 def test_concrete_task_arithmetic_is_the_loop_written_by_hand():
     given, adam = problem(), {name: Adam(0.1) for name in problem().keys}
-    lam = torch.full((3, 1), 0.3).double()
+    lam = torch.full((3, 1), COEF).double()
     x = {name: torch.full(shape, 0.2).double() for name, shape in given.shapes.items()}
     for step in range(3):
         x = {name: value.requires_grad_() for name, value in x.items()}
         loss = written_out(given, lam, drawn(x, step), [step])
         gradients = torch.autograd.grad(loss, list(x.values()))
         x = {name: adam[name].step(x[name], g) for name, g in zip(x, gradients)}
-    method = small(ConcreteTaskArithmetic, mask_steps=3, mask_lr=0.1, initial_logits=0.2)
+    options = dict(temperature=T, coef=COEF, initial_logits=0.2)
+    method = small(ConcreteTaskArithmetic, mask_steps=3, mask_lr=0.1, **options)
     found = method.merge(given)
     expected = merged(given, lam, drawn(x, ("final", 0)))
     torch.testing.assert_close(flat(found.vector("a", 1.0).vector), expected)
@@ -182,9 +184,9 @@ VARIANTS = {  # clamp, one mask for both steps, inner gradient at the λ of the 
 def test_concrete_adamerging_is_the_loop_written_by_hand(method, variant):
     given, (clamp, one_mask, stale) = problem(), VARIANTS[variant]
     layers = len(given.keys) if method.granularity == "layer" else 1
-    start = torch.full((3, layers), 0.3).double()
-    lam, x = start.clone(), {name: torch.zeros(shape).double() for name, shape in given.shapes.items()}
-    inner, outer, last = Adam(1.0), {name: Adam(0.1) for name in x}, Adam(0.05)
+    start = torch.full((3, layers), COEF).double()
+    lam, x = start.clone(), {name: torch.full(shape, 0.2).double() for name, shape in given.shapes.items()}
+    inner, outer, last = Adam(0.7), {name: Adam(0.1) for name in x}, Adam(0.05)
     for step in range(3):
         fixed = drawn(x, ("outer" if one_mask else "inner", step))
         point = (lam if stale else start).clone().requires_grad_()
@@ -202,7 +204,8 @@ def test_concrete_adamerging_is_the_loop_written_by_hand(method, variant):
         lam.requires_grad_()
         (gradient,) = torch.autograd.grad(written_out(given, lam, frozen, [6 + step], clamp), lam)
         lam = last.step(lam, gradient)
-    options = dict(variant=variant, mask_steps=3, mask_lr=0.1, steps=2, lr=0.05)
+    options = dict(temperature=T, coef=COEF, initial_logits=0.2, inner_lr=0.7, variant=variant)
+    options |= dict(mask_steps=3, mask_lr=0.1, steps=2, lr=0.05)
     found = small(method, **options).merge(given)
     torch.testing.assert_close(flat(found.vector("a", 1.0).vector), merged(given, lam, frozen, clamp))
     assert found.adaptation["phases"] == [{"name": "meta", "steps": 3}, {"name": "lambda", "steps": 2}]
@@ -233,14 +236,14 @@ def test_the_final_mask_is_of_the_kind_that_is_asked_for_and_lambda_is_adapted_u
 @pytest.mark.parametrize("granularity", ["task", "layer"])
 def test_adamerging_is_the_loop_written_by_hand(variant, batches, clamp, granularity):
     given, adam, path = problem(), Adam(0.2), []
-    lam = torch.full((3, len(given.keys) if granularity == "layer" else 1), 0.3).double()
+    lam = torch.full((3, len(given.keys) if granularity == "layer" else 1), COEF).double()
     for step in range(4):
         lam.requires_grad_()
         numbers = range(step * batches, (step + 1) * batches)
         lam = adam.step(lam, torch.autograd.grad(written_out(given, lam, {}, numbers, clamp), lam)[0])
         path.append(lam.clamp(0, 1) if clamp else lam.clone())
     assert lam.min() < 0, "the clamp cuts"
-    found = small(AdaMerging, variant=variant, granularity=granularity, steps=4, lr=0.2).merge(given)
+    found = small(AdaMerging, variant=variant, granularity=granularity, coef=COEF, steps=4, lr=0.2).merge(given)
     torch.testing.assert_close(flat(found.vector("a", 1.0).vector), merged(given, lam, {}, clamp))
     assert found.settings == (1.0,) and not found.per_task
     curves = found.adaptation["curves"]
@@ -419,7 +422,7 @@ def test_kept_logits_of_another_protocol_are_refused_and_those_of_other_tasks_re
         (TaskWiseConcreteAdaMerging, dict(steps=-2), "steps: expected a whole number of at least 0; got -2"),
         (ConcreteTaskArithmetic, dict(temperature=0.0), "temperature: expected a number above 0; got 0.0"),
         (ConcreteTaskArithmetic, dict(final="best"), "final: expected one of seeded"),
-        (ConcreteTaskArithmetic, dict(final="mean", draws=1), "draws: expected at least 2 for final=mean; got 1"),
+        (ConcreteTaskArithmetic, dict(final="mean", draws=1), "draws: expected at least 2 for final=mean; got 1$"),
         (TaskWiseConcreteAdaMerging, dict(variant="newer"), "original, fusion_bench, fresh"),
     ],
 )
