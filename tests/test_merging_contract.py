@@ -21,6 +21,7 @@ from src.merging.registry import METHODS, WEIGHTS, label, load_methods, register
 from src.merging.search import Searched
 from src.merging.tall_mask import TallMask
 from src.merging.ties import Ties
+from src.runtime.files import StorageError
 from src.runtime.messages import UsageError
 from src.runtime.paths import ROOT
 
@@ -73,15 +74,14 @@ ONLY_WITH = {
     "dare.reduce": {"then": "ties"},
     "breadcrumbs.reduce": {"then": "ties"},
 }
-# Files, and how often a random model is scored.
-NO_VECTOR = ("load_mask", "mask_file", "draws")
+FILES = ("load_mask", "mask_file")
 load_methods()
 OPTIONS = [
     f"{method.name}.{field.name}"
     for method in dict.fromkeys(METHODS.values())
     if method.needs == WEIGHTS and method.__module__.startswith("src.")
     for field in fields(method)
-    if field.name not in NO_VECTOR
+    if field.name not in FILES
 ]
 
 
@@ -200,6 +200,17 @@ def test_masks_are_kept_as_bits_and_reloaded(tmp_path, use_ties):
         again = loaded.vector(task, 1.0).vector
         assert all(torch.equal(again[key], tensor) for key, tensor in made.vector(task, setting).vector.items())
     assert loaded.finish({"a": 1.0, "b": 1.0})["masks"] == facts["masks"]
+    for reading in (TallMask(use_ties=use_ties, load_mask=True), Consensus(use_ties=use_ties)):
+        assert reading.reads(found.masks_at) == facts["mask_file"]
+
+
+@pytest.mark.parametrize("use_ties", [False, True])
+def test_a_place_where_masks_cannot_be_kept_is_told_before_the_work(tmp_path, use_ties):
+    found, name = problem(tmp_path), "tall_mask_ties" if use_ties else "tall_mask"
+    found.masks_at(name).mkdir()
+    with pytest.raises(StorageError, match=rf"{name}\.safetensors.*Is a directory"):
+        TallMask(use_ties=use_ties).merge(found)
+    TallMask(use_ties=not use_ties).merge(found)
 
 
 def test_masks_take_one_bit_per_weight(tmp_path):
