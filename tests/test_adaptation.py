@@ -35,10 +35,12 @@ from src.linearize import LinearizedModel
 from src.merging import adaptation, steps, watch
 from src.merging.adamerging import AdaMerging, AdaMergingPP, elected
 from src.merging.adaptation import MergedModel, NonFiniteLoss, entropy
-from src.merging.base import Problem, Progress
+from src.merging.atlas import Atlas
+from src.merging.base import Labelled, Problem, Progress
 from src.merging.concrete import ConcreteTaskArithmetic, LayerWiseConcreteAdaMerging, TaskWiseConcreteAdaMerging
 from src.merging.problem import unlabelled
 from src.merging.registry import METHODS, load_methods
+from src.merging.surgery import Surgery
 from src.merging.ties import ties_vector
 from src.runtime.messages import UsageError
 from src.runtime.seeds import event_seed
@@ -328,6 +330,10 @@ def test_on_mini_a_rate_grows_only_where_its_own_steps_shrink():
     assert (found["mask_steps"], found["mask_lr"], found["steps"], found["lr"]) == (2, 1e-3, 25, 0.04)
     found = small(ConcreteTaskArithmetic, mask_steps=1).merge(mini).adaptation["settings"]
     assert (found["mask_steps"], found["mask_lr"]) == (1, 1e-3)
+    labelled = replace(mini, validation=Labelled(lambda task, batch_size, number: torch.arange(batch_size) % 3))
+    for method in (Atlas, Surgery):
+        found = method(batch_size=5, steps=1).merge(labelled).adaptation["settings"]
+        assert (found["steps"], found["lr"]) == (1, 1e-3)
 
 
 def test_spellings_of_a_method_are_one_method():
