@@ -390,6 +390,9 @@ def test_kept_logits_take_the_place_of_learning(tmp_path):
     (tmp_path / "moved").rename(kept)
     adapted = small(TaskWiseConcreteAdaMerging, mask_file=str(file), steps=1).merge(given)
     assert adapted.adaptation["phases"] == [{"name": "meta", "steps": 0}, {"name": "lambda", "steps": 1}]
+    for method, options in ((ConcreteTaskArithmetic, {}), (TaskWiseConcreteAdaMerging, {"steps": 0})):
+        further = small(method, mask_file=str(file), mask_steps=1, mask_lr=0.1, **options).merge(given)
+        assert further.adaptation["phases"][0]["steps"] == 1, "steps that are asked for are done beside"
     with pytest.raises(checkpoints.CheckpointError, match="large"):
         small(ConcreteTaskArithmetic, mask_file=str(file)).merge(replace(given, model="large"))
 
