@@ -521,6 +521,7 @@ def test_every_option_of_a_method_reaches_what_it_makes(option, tmp_path):
     assert getattr(other, name) != getattr(usual, name)
     if repr(usual) not in MADE:
         MADE[repr(usual)] = _made(usual, tmp_path / "usual")
+        assert _made(usual, tmp_path / "again") == MADE[repr(usual)], "the same options make something else"
     before, after = MADE[repr(usual)], _made(other, tmp_path / "other")
     of_passes = name == "pass_size" or (name == "batch_size" and "images" in cls.defaults())
     same = before.passes == after.passes if of_passes else before.values == after.values
