@@ -218,20 +218,26 @@ def test_concrete_adamerging_is_the_loop_written_by_hand(method, variant):
 @pytest.mark.parametrize("final", ["binary", "threshold", "expected"])
 @pytest.mark.parametrize("method", [ConcreteTaskArithmetic, LayerWiseConcreteAdaMerging])
 def test_the_final_mask_is_of_the_kind_that_is_asked_for_and_lambda_is_adapted_under_it(method, final):
-    given, learns = problem(), method is LayerWiseConcreteAdaMerging
+    watched, learns = [], method is LayerWiseConcreteAdaMerging
+    given = problem(progress=Progress(lambda step, phase, model: watched.append(flat(model().vector))))
     options = dict(steps=2, lr=0.05) if learns else {}
     found = small(method, mask_steps=3, mask_lr=0.1, final=final, **options).merge(given)
-    masks, adam = {}, Adam(0.05)
+    masks, means, adam = {}, {}, Adam(0.05)
     for name, logits in found.logits.mask.logits.items():
         generator, x = torch.Generator().manual_seed(event_seed(3, "mask", ("final", 0), name)), logits.detach()
         u = torch.rand(x.shape, generator=generator, dtype=torch.float64)
         kinds = {"binary": u > torch.sigmoid(-x), "threshold": x > 0, "expected": torch.sigmoid(x)}
-        masks[name] = kinds[final].double() / kinds[final].double().mean()
+        means[name] = float(kinds[final].double().mean())
+        masks[name] = kinds[final].double() / means[name]
     lam = torch.full((3, len(given.keys) if learns else 1), 0.3).double()
     for step in range(2 if learns else 0):
         lam.requires_grad_()
         lam = adam.step(lam, torch.autograd.grad(written_out(given, lam, masks, [6 + step], learns), lam)[0])
     torch.testing.assert_close(flat(found.vector("a", 1.0).vector), merged(given, lam, masks, learns))
+    torch.testing.assert_close(watched[-1], merged(given, lam, masks, learns))
+    about, sizes = found.adaptation["mask"], {name: shape.numel() for name, shape in given.shapes.items()}
+    assert about["final"] == final and about["by_tensor"] == pytest.approx(means)
+    assert about["density"] == pytest.approx(sum(means[n] * sizes[n] for n in means) / sum(sizes[n] for n in means))
 
 
 @pytest.mark.parametrize("variant, batches, clamp", [("original", 2, True), ("fusion_bench", 1, False)])
