@@ -221,7 +221,7 @@ def inputs_of(given: Problem, task: str, key: str, tau: dict[str, torch.Tensor])
     return seen[key].flatten(0, -2)
 
 
-@pytest.mark.parametrize("shrink", [1.0, 0.95])
+@pytest.mark.parametrize("shrink", [1.0, 0.6])
 @pytest.mark.parametrize("key", [QKV, QKV.replace("in_proj_weight", "out_proj.weight"), PROJ])
 def test_regmean_minimises_its_objective(key, shrink):
     given = problem()
