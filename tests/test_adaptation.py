@@ -35,15 +35,18 @@ from src.linearize import LinearizedModel
 from src.merging import adaptation, steps, watch
 from src.merging.adamerging import AdaMerging, AdaMergingPP, elected
 from src.merging.adaptation import MergedModel, NonFiniteLoss, entropy
-from src.merging.base import Problem, Progress
+from src.merging.atlas import Atlas
+from src.merging.base import Labelled, Problem, Progress
 from src.merging.concrete import ConcreteTaskArithmetic, LayerWiseConcreteAdaMerging, TaskWiseConcreteAdaMerging
 from src.merging.problem import unlabelled
 from src.merging.registry import METHODS, load_methods
+from src.merging.surgery import Surgery
 from src.merging.ties import ties_vector
 from src.runtime.messages import UsageError
 from src.runtime.seeds import event_seed
 
-T = 0.5  # the temperature of a Concrete mask
+# Of a Concrete mask and of λ at its start, neither of which is the default.
+T, COEF = 0.8, 0.4
 
 
 # ---- the objective and its gradient
@@ -156,14 +159,15 @@ def merged(given: Problem, lam: torch.Tensor, masks, clamp: bool = False) -> tor
 
 def test_concrete_task_arithmetic_is_the_loop_written_by_hand():
     given, adam = problem(), {name: Adam(0.1) for name in problem().keys}
-    lam = torch.full((3, 1), 0.3).double()
+    lam = torch.full((3, 1), COEF).double()
     x = {name: torch.full(shape, 0.2).double() for name, shape in given.shapes.items()}
     for step in range(3):
         x = {name: value.requires_grad_() for name, value in x.items()}
         loss = written_out(given, lam, drawn(x, step), [step])
         gradients = torch.autograd.grad(loss, list(x.values()))
         x = {name: adam[name].step(x[name], g) for name, g in zip(x, gradients)}
-    method = small(ConcreteTaskArithmetic, mask_steps=3, mask_lr=0.1, initial_logits=0.2)
+    options = dict(temperature=T, coef=COEF, initial_logits=0.2)
+    method = small(ConcreteTaskArithmetic, mask_steps=3, mask_lr=0.1, **options)
     found = method.merge(given)
     expected = merged(given, lam, drawn(x, ("final", 0)))
     torch.testing.assert_close(flat(found.vector("a", 1.0).vector), expected)
@@ -182,9 +186,9 @@ VARIANTS = {  # clamp, one mask for both steps, inner gradient at the λ of the 
 def test_concrete_adamerging_is_the_loop_written_by_hand(method, variant):
     given, (clamp, one_mask, stale) = problem(), VARIANTS[variant]
     layers = len(given.keys) if method.granularity == "layer" else 1
-    start = torch.full((3, layers), 0.3).double()
-    lam, x = start.clone(), {name: torch.zeros(shape).double() for name, shape in given.shapes.items()}
-    inner, outer, last = Adam(1.0), {name: Adam(0.1) for name in x}, Adam(0.05)
+    start = torch.full((3, layers), COEF).double()
+    lam, x = start.clone(), {name: torch.full(shape, 0.2).double() for name, shape in given.shapes.items()}
+    inner, outer, last = Adam(0.7), {name: Adam(0.1) for name in x}, Adam(0.05)
     for step in range(3):
         fixed = drawn(x, ("outer" if one_mask else "inner", step))
         point = (lam if stale else start).clone().requires_grad_()
@@ -202,7 +206,8 @@ def test_concrete_adamerging_is_the_loop_written_by_hand(method, variant):
         lam.requires_grad_()
         (gradient,) = torch.autograd.grad(written_out(given, lam, frozen, [6 + step], clamp), lam)
         lam = last.step(lam, gradient)
-    options = dict(variant=variant, mask_steps=3, mask_lr=0.1, steps=2, lr=0.05)
+    options = dict(temperature=T, coef=COEF, initial_logits=0.2, inner_lr=0.7, variant=variant)
+    options |= dict(mask_steps=3, mask_lr=0.1, steps=2, lr=0.05)
     found = small(method, **options).merge(given)
     torch.testing.assert_close(flat(found.vector("a", 1.0).vector), merged(given, lam, frozen, clamp))
     assert found.adaptation["phases"] == [{"name": "meta", "steps": 3}, {"name": "lambda", "steps": 2}]
@@ -213,34 +218,40 @@ def test_concrete_adamerging_is_the_loop_written_by_hand(method, variant):
 @pytest.mark.parametrize("final", ["binary", "threshold", "expected"])
 @pytest.mark.parametrize("method", [ConcreteTaskArithmetic, LayerWiseConcreteAdaMerging])
 def test_the_final_mask_is_of_the_kind_that_is_asked_for_and_lambda_is_adapted_under_it(method, final):
-    given, learns = problem(), method is LayerWiseConcreteAdaMerging
+    watched, learns = [], method is LayerWiseConcreteAdaMerging
+    given = problem(progress=Progress(lambda step, phase, model: watched.append(flat(model().vector))))
     options = dict(steps=2, lr=0.05) if learns else {}
     found = small(method, mask_steps=3, mask_lr=0.1, final=final, **options).merge(given)
-    masks, adam = {}, Adam(0.05)
+    masks, means, adam = {}, {}, Adam(0.05)
     for name, logits in found.logits.mask.logits.items():
         generator, x = torch.Generator().manual_seed(event_seed(3, "mask", ("final", 0), name)), logits.detach()
         u = torch.rand(x.shape, generator=generator, dtype=torch.float64)
         kinds = {"binary": u > torch.sigmoid(-x), "threshold": x > 0, "expected": torch.sigmoid(x)}
-        masks[name] = kinds[final].double() / kinds[final].double().mean()
+        means[name] = float(kinds[final].double().mean())
+        masks[name] = kinds[final].double() / means[name]
     lam = torch.full((3, len(given.keys) if learns else 1), 0.3).double()
     for step in range(2 if learns else 0):
         lam.requires_grad_()
         lam = adam.step(lam, torch.autograd.grad(written_out(given, lam, masks, [6 + step], learns), lam)[0])
     torch.testing.assert_close(flat(found.vector("a", 1.0).vector), merged(given, lam, masks, learns))
+    torch.testing.assert_close(watched[-1], merged(given, lam, masks, learns))
+    about, sizes = found.adaptation["mask"], {name: shape.numel() for name, shape in given.shapes.items()}
+    assert about["final"] == final and about["by_tensor"] == pytest.approx(means)
+    assert about["density"] == pytest.approx(sum(means[n] * sizes[n] for n in means) / sum(sizes[n] for n in means))
 
 
 @pytest.mark.parametrize("variant, batches, clamp", [("original", 2, True), ("fusion_bench", 1, False)])
 @pytest.mark.parametrize("granularity", ["task", "layer"])
 def test_adamerging_is_the_loop_written_by_hand(variant, batches, clamp, granularity):
     given, adam, path = problem(), Adam(0.2), []
-    lam = torch.full((3, len(given.keys) if granularity == "layer" else 1), 0.3).double()
+    lam = torch.full((3, len(given.keys) if granularity == "layer" else 1), COEF).double()
     for step in range(4):
         lam.requires_grad_()
         numbers = range(step * batches, (step + 1) * batches)
         lam = adam.step(lam, torch.autograd.grad(written_out(given, lam, {}, numbers, clamp), lam)[0])
         path.append(lam.clamp(0, 1) if clamp else lam.clone())
     assert lam.min() < 0, "the clamp cuts"
-    found = small(AdaMerging, variant=variant, granularity=granularity, steps=4, lr=0.2).merge(given)
+    found = small(AdaMerging, variant=variant, granularity=granularity, coef=COEF, steps=4, lr=0.2).merge(given)
     torch.testing.assert_close(flat(found.vector("a", 1.0).vector), merged(given, lam, {}, clamp))
     assert found.settings == (1.0,) and not found.per_task
     curves = found.adaptation["curves"]
@@ -325,6 +336,10 @@ def test_on_mini_a_rate_grows_only_where_its_own_steps_shrink():
     assert (found["mask_steps"], found["mask_lr"], found["steps"], found["lr"]) == (2, 1e-3, 25, 0.04)
     found = small(ConcreteTaskArithmetic, mask_steps=1).merge(mini).adaptation["settings"]
     assert (found["mask_steps"], found["mask_lr"]) == (1, 1e-3)
+    labelled = replace(mini, validation=Labelled(lambda task, batch_size, number: torch.arange(batch_size) % 3))
+    for method in (Atlas, Surgery):
+        found = method(batch_size=5, steps=1).merge(labelled).adaptation["settings"]
+        assert (found["steps"], found["lr"]) == (1, 1e-3)
 
 
 def test_spellings_of_a_method_are_one_method():
@@ -381,6 +396,9 @@ def test_kept_logits_take_the_place_of_learning(tmp_path):
     (tmp_path / "moved").rename(kept)
     adapted = small(TaskWiseConcreteAdaMerging, mask_file=str(file), steps=1).merge(given)
     assert adapted.adaptation["phases"] == [{"name": "meta", "steps": 0}, {"name": "lambda", "steps": 1}]
+    for method, options in ((ConcreteTaskArithmetic, {}), (TaskWiseConcreteAdaMerging, {"steps": 0})):
+        further = small(method, mask_file=str(file), mask_steps=1, mask_lr=0.1, **options).merge(given)
+        assert further.adaptation["phases"][0]["steps"] == 1, "steps that are asked for are done beside"
     with pytest.raises(checkpoints.CheckpointError, match="large"):
         small(ConcreteTaskArithmetic, mask_file=str(file)).merge(replace(given, model="large"))
 
@@ -419,7 +437,7 @@ def test_kept_logits_of_another_protocol_are_refused_and_those_of_other_tasks_re
         (TaskWiseConcreteAdaMerging, dict(steps=-2), "steps: expected a whole number of at least 0; got -2"),
         (ConcreteTaskArithmetic, dict(temperature=0.0), "temperature: expected a number above 0; got 0.0"),
         (ConcreteTaskArithmetic, dict(final="best"), "final: expected one of seeded"),
-        (ConcreteTaskArithmetic, dict(final="mean", draws=1), "draws: expected at least 2 for final=mean; got 1"),
+        (ConcreteTaskArithmetic, dict(final="mean", draws=1), "draws: expected at least 2 for final=mean; got 1$"),
         (TaskWiseConcreteAdaMerging, dict(variant="newer"), "original, fusion_bench, fresh"),
     ],
 )

@@ -151,16 +151,16 @@ def test_adamerging_with_expert_labels_is_the_loop_written_by_hand():
 
 @pytest.mark.parametrize("clip", [0.01, 100.0])
 def test_atlas_is_the_loop_written_by_hand(clip):
-    """AdamW: the decay is λ ← λ − lr · 0.1 · λ beside Adam's step, on a gradient of at most this norm."""
+    """AdamW: the decay is λ ← λ − lr · 0.3 · λ beside Adam's step, on a gradient of at most this norm."""
     given, adam = labelled(), Adam(0.2)
-    lam = torch.zeros(3, len(given.keys)).double()
+    lam = torch.full((3, len(given.keys)), 0.2).double()
     for step in range(4):
         lam.requires_grad_()
         losses = written_out(given, lam, "labels", "val", step)
         (gradient,) = torch.autograd.grad(sum(losses.values()), lam)
         gradient *= min(1.0, clip / (float(gradient.norm()) + 1e-6))
-        lam = adam.step(lam.detach() * (1 - 0.2 * 0.1), gradient)
-    found = small(Atlas, steps=4, lr=0.2, clip=clip).merge(given)
+        lam = adam.step(lam.detach() * (1 - 0.2 * 0.3), gradient)
+    found = small(Atlas, coef=0.2, weight_decay=0.3, steps=4, lr=0.2, clip=clip).merge(given)
     values = torch.tensor(found.adaptation["lambda"]["values"]).double()
     torch.testing.assert_close(values, lam, rtol=1e-6, atol=1e-7)
     assert found.adaptation["adapt_on"] == "val" and Atlas.needs == "labels of validation images"

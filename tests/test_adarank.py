@@ -296,15 +296,16 @@ def test_one_task_from_the_average_has_nothing_to_choose():
 def test_it_is_the_loop_written_by_hand(start, rank, coef):
     given = problem()
     lam, adam = torch.full((3, len(given.keys)), coef).double(), Adam(0.05)
-    b = logits_at(given, rank)
-    adams = {name: Adam(0.05) for name in b}
+    options = dict(start=start, rank=rank, coef=coef, initial_logit=0.15, temperature=3.0)  # the last two: no defaults
+    b = logits_at(given, rank, 0.15)
+    adams = {name: Adam(0.07) for name in b}
     for step in range(5):
         lam, b = lam.requires_grad_(), {name: x.requires_grad_() for name, x in b.items()}
-        gradients = torch.autograd.grad(loss_of(given, dense(given, lam, b, start), step), [lam, *b.values()])
+        gradients = torch.autograd.grad(loss_of(given, dense(given, lam, b, start, 3.0), step), [lam, *b.values()])
         lam = adam.step(lam, gradients[0])
         b = {name: adams[name].step(b[name], g) for name, g in zip(b, gradients[1:])}
-    found = small(start=start, rank=rank, coef=coef, steps=5, lr=0.05).merge(given)
-    torch.testing.assert_close(flat(found.vector("a", 1.0).vector), flat(dense(given, lam, b, start)))
+    found = small(steps=5, lr=0.05, mask_lr=0.07, **options).merge(given)
+    torch.testing.assert_close(flat(found.vector("a", 1.0).vector), flat(dense(given, lam, b, start, 3.0)))
     kept = torch.cat([(x > 0).flatten() for x in b.values()])
     about = found.adaptation["mask"]
     assert 0 < kept.double().mean() < 1 and about["density"] == pytest.approx(float(kept.double().mean()))

@@ -3,7 +3,7 @@
 import json
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -183,8 +183,8 @@ def test_a_merge_is_chosen_on_validation_and_reported_on_test(make_run, monkeypa
 
 
 def curve_of(accuracy: tuple[float, ...], split: str = "") -> Curve:
-    """Accuracies of settings whose bits name them."""
-    return Curve(accuracy, (1.0,) * len(accuracy), 10, tuple(f"{split} {value}" for value in accuracy))
+    """Accuracies of settings whose bits name them, and losses that are twice as much."""
+    return Curve(accuracy, tuple(2 * value for value in accuracy), 10, tuple(f"{split} {value}" for value in accuracy))
 
 
 def counting_scores(asked):
@@ -209,6 +209,44 @@ def test_draws_are_made_and_scored_one_at_a_time(monkeypatch, make_run):
     curves = evaluate.score_merge(make_run(), merge, "standard", "test", {"a": [1.0], "b": [1.0]})
     assert asked == [[(0.0,), (0.0,)], [(1.0,), (1.0,)], [(2.0,), (2.0,)]]
     assert curves["b"].accuracy == (1.0,) and curves["b"].draws == ((0.0,), (1.0,), (2.0,))
+    assert curves["b"].loss == (2.0,)
+
+
+def test_the_spread_of_draws_is_the_deviation_of_a_sample():
+    found = evaluate.spread({"a": [0.1, 0.2, 0.6], "b": [0.3, 0.2, 0.2]})
+    assert found["n"] == 3 and found["mean_accuracy"] == pytest.approx([0.2, 0.2, 0.4])
+    assert found["sd"] == pytest.approx(0.2 / 3**0.5)
+    assert found["sd_per_task"] == pytest.approx({"a": 0.07**0.5, "b": 0.1 / 3**0.5})
+
+
+def test_each_split_is_normalised_by_its_own_denominators(monkeypatch):
+    """By those of test the other setting would be the best on validation."""
+    table = {"signs": {0.5: 0.4, 1.0: 0.2}, "digits": {0.5: 0.4, 1.0: 0.7}}
+
+    def fake(run, mode, lines, split, desc):
+        return {key: curve_of(tuple(table[task][c] for c in line.coefs)) for key, (task, line) in lines.items()}
+
+    monkeypatch.setattr(evaluate, "score_all", fake)
+    finetuned = {"val": {"signs": 0.5, "digits": 1.0}, "test": {"signs": 1.0, "digits": 0.5}}
+    denominators = Denominators(finetuned, zeroshot=finetuned)
+    record = evaluate_merge(
+        SimpleNamespace(), one_weight(1.0, (0.5, 1.0)), ["signs", "digits"], "standard", denominators=denominators
+    )
+    assert record["chosen"] == {"signs": 0.5, "digits": 0.5} and record["denominators"] == finetuned
+    assert record["val"]["mean_normalised"] == pytest.approx([(0.4 / 0.5 + 0.4) / 2, (0.2 / 0.5 + 0.7) / 2])
+    assert record["test"]["normalised"] == pytest.approx({"signs": 0.4, "digits": 0.4 / 0.5})
+
+
+@pytest.mark.parametrize("per_task", [False, True])
+def test_only_one_setting_for_all_tasks_can_lie_at_the_edge(per_task, monkeypatch):
+    monkeypatch.setattr(evaluate, "score_all", counting_scores([]))
+    merge = replace(one_weight(0.5, (0.5, 1.0)), per_task=per_task)
+    ones = dict.fromkeys(("val", "test"), {"a": 1.0, "b": 1.0})
+    record = evaluate_merge(
+        SimpleNamespace(jobs=1), merge, ["a", "b"], "standard", denominators=Denominators(ones, zeroshot=ones)
+    )
+    assert record["chosen"] == {"a": 1.0, "b": 1.0} and record["chosen_per_task"] is per_task
+    assert record["at_edge"] is not per_task
 
 
 @dataclass

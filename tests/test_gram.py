@@ -56,9 +56,9 @@ class Encoder(nn.Module):
         return self.model.visual(images)
 
 
-def tiny() -> VisionTransformer:
+def tiny(layers: int = 2) -> VisionTransformer:
     return VisionTransformer(
-        image_size=8, patch_size=4, width=8, layers=2, heads=2, mlp_ratio=2.0, output_dim=5, patch_dropout=0.0
+        image_size=8, patch_size=4, width=8, layers=layers, heads=2, mlp_ratio=2.0, output_dim=5, patch_dropout=0.0
     )
 
 
@@ -221,7 +221,7 @@ def inputs_of(given: Problem, task: str, key: str, tau: dict[str, torch.Tensor])
     return seen[key].flatten(0, -2)
 
 
-@pytest.mark.parametrize("shrink", [1.0, 0.95])
+@pytest.mark.parametrize("shrink", [1.0, 0.6])
 @pytest.mark.parametrize("key", [QKV, QKV.replace("in_proj_weight", "out_proj.weight"), PROJ])
 def test_regmean_minimises_its_objective(key, shrink):
     given = problem()
@@ -302,7 +302,8 @@ def test_featcal_at_its_corner_is_normalised_regmean_plusplus(tangent):
 @pytest.mark.parametrize("tangent", [False, True])
 def test_featcal_calibrates_block_by_block_what_its_base_gives_to_the_inputs_of_each_teacher(tangent):
     """The student has the blocks before calibrated, and this one as its base has it; the teacher is θ_t on its own."""
-    given, method = problem(tangent=tangent), FeatCal(**PLAIN)
+    given = problem(tangent=tangent)
+    method = FeatCal(teacher=0.4, ridge=0.1, anchor=1.5, alpha=0.5, **PLAIN)  # none of them is the default
     base = {key: method.alpha * tensor for key, tensor in total(given).items()}
     vector = dict(base)
     for block in (0, 1):
@@ -374,7 +375,7 @@ def test_featcal_minimises_its_objectives():
     shapes = {FC: (5, 4), FC_BIAS: (5,), LN: (4,), LN_BIAS: (4,)}
     given = fit_problem({k: (random(*s, seed=1), random(3, *s, seed=2)) for k, s in shapes.items()})
     x, e = random(3, 6, 5, 4, seed=3), random(3, 6, 5, 4, seed=4)
-    method = FeatCal()
+    method = FeatCal(teacher=0.4, ridge=0.1, anchor=1.5, alpha=0.5, last_tokens=0.1)  # none of them is the default
     theta = {key: tensor.requires_grad_() for key, tensor in solve_fits(method, given, x, e).items()}
     anchor = {k: given.pretrained[k] + method.anchor * method.alpha * tensor for k, tensor in total(given).items()}
     weights = torch.tensor([1.0, *4 * [method.last_tokens]], dtype=torch.float64).expand(6, 5).flatten()
@@ -416,6 +417,22 @@ def test_featcal_of_the_blocks_leaves_what_lies_outside_to_its_base():
     assert {key for key in given.keys if torch.equal(blocks[key], base[key])} == outside
     fitted = {f"{VISUAL}{name}" for name in ("ln_pre.weight", "ln_pre.bias", "ln_post.weight", "ln_post.bias", "proj")}
     assert {key for key in outside if not torch.equal(linear[key], base[key])} == fitted
+
+
+@pytest.mark.parametrize("precision, rank", [("float32", 3), ("float64", 4)])
+def test_the_precision_of_a_method_is_that_of_its_solution(precision, rank):
+    """Of four inputs one is so small that its energy is 1e-10 of the others', between 4 eps of either type."""
+    given = fit_problem({FC: (random(5, 4, seed=1), random(3, 5, 4, seed=2))})
+    method = Lot(precision=precision)
+    (fit,) = method.fits(given, FC)
+    for task in given.tasks:
+        fit.moments = Moments()
+        fit.see(torch.tensor([1.0, 1.0, 1.0, 1e-5]).double().diag(), None)
+        fit.add(given, task, tangent=False)
+    mean = {FC: total(given)[FC] / 3}
+    vector = {FC: torch.zeros(5, 4).double()}
+    assert fit.solve(vector, TaskVector(vector=mean)) == ({FC} if rank == 3 else set())
+    assert_equal(vector[FC], torch.cat([mean[FC][:, :rank], torch.zeros(5, 4 - rank).double()], 1))
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.float64])
@@ -755,6 +772,24 @@ def test_only_images_of_the_named_split_are_asked_for(method):
 
     replace(method, split="val", images=4).merge(replace(given, images=replace(given.images, batch=remembered)))
     assert asked == {"val"}
+
+
+@pytest.mark.parametrize("method", NEED_IMAGES)
+def test_no_pass_is_of_more_images_than_a_batch(method):
+    method = replace(method, iterations=[1]) if isinstance(method, TangentMatching) else method
+    encoder, sizes = tower(partial(tiny, layers=1)), set()
+    encoder.register_forward_pre_hook(lambda module, inputs: sizes.add(len(inputs[0])))
+    replace(method, images=5, batch_size=3).merge(problem(encoder=encoder))
+    assert sizes == {3, 2}
+
+
+@pytest.mark.parametrize("tangent", [False, True])
+def test_without_a_teacher_no_drift_is_asked_for(tangent, monkeypatch):
+    """It would be multiplied by 0; and tangent models have the inputs of all blocks at once."""
+    given, method = problem(tangent=tangent), RegMeanPlusPlus(images=4)
+    monkeypatch.setattr(Models, "drift", lambda *which: pytest.fail("a drift was asked for"))
+    method.merge(given)
+    assert (len(method.stages(given, Models(given, given.images))) == 1) is tangent
 
 
 @pytest.mark.parametrize("method", [RegMean(), Lot(), RegMeanPlusPlus(), FeatCal()])

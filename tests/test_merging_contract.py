@@ -2,17 +2,22 @@
 
 import ast
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from adapting_problems import head
 from merging_problems import Counted, draw
+from test_gram import problem as pictured
+from test_gram import tiny
+from test_gram import tower as picture_tower
 
 from src import checkpoints
 from src.experiments.stages import OF_METHODS
 from src.merging import masked, registry
-from src.merging.base import Merge, Method, Problem, Progress, part_of_state, scaled
+from src.merging.base import Drawn, Labelled, Merge, Method, Problem, Progress, part_of_state, scaled
 from src.merging.consensus import Consensus
 from src.merging.geometry import describe, vector_geometry
 from src.merging.mag_masking import MagnitudeMasking
@@ -21,6 +26,7 @@ from src.merging.registry import METHODS, WEIGHTS, label, load_methods, register
 from src.merging.search import Searched
 from src.merging.tall_mask import TallMask
 from src.merging.ties import Ties
+from src.runtime.files import StorageError
 from src.runtime.messages import UsageError
 from src.runtime.paths import ROOT
 
@@ -28,60 +34,108 @@ W = "model.visual.w"
 
 # Another value of an option than any default; METHOD.OPTION of one method alone. Flags and numbers need no entry.
 OTHER = {
+    "adapt_on": "val",
     "alphas": [0.7],
     "base": "ties",
     "base_options": {"k": 30.0},
+    "batches": 3,
     "betas": [0.7],
     "alpha": 0.6,
     "by": "row",
+    "clamp": False,
     "pcb.clamp": 0.2,
+    "classes": "all",
     "clip": 0.4,
+    "atlas.clip": 0.01,
+    "atlas.coef": 0.2,
     "common_space_fraction": 0.4,
     "density": 0.4,
     "epsilon": 0.2,
+    "estimator": "published",
+    "final": "binary",
+    "floor": 0.5,
+    "floor_by": "sum",
     "gamma": 0.1,
+    "granularity": "task",
+    "init": "average",
+    "initial_logit": 0.4,
+    "initial_logits": 0.3,
+    "inputs": "own",
+    "regmean.inputs": "layer",
+    "lot.inputs": "layer",
+    "iterations": [3],
     "k": 5.0,
     "lambdas": [0.7],
+    "loss": "expert",
     "lr": 0.1,
     "lr_unit": "absolute",
+    "mask_lr": 0.2,
     "matrices": "linear",
     "actmat.matrices": "blocks",
+    "regmean.matrices": "blocks",
+    "lot.matrices": "blocks",
+    "regmean_plusplus.matrices": "blocks",
+    "metric": "gauss_newton",
+    "mu": 0.2,
     "normalise": "frobenius",
+    "featcal.normalise": "none",
+    "fisher.normalise": False,
+    "norms": "affine",
+    "featcal.norms": "scale",
     "p": 0.3,
+    "pass_size": 1,
     "prun_thre_k": 3,
     "rank": 0.7,
+    "surgery.rank": 3,
     "ratio": 0.4,
     "reduce": "sum",
     "emr.rescale": "published",
     "della.rescale": "l1",
     "rest": "zero",
     "wudi.rest": "mean",
+    "reuse_mask": True,
     "ridge": 0.3,
+    "shrink": 0.6,
     "solver": "adam",
-    "steps": 7,
+    "split": "val",
+    "stale": False,
+    "start": "cart",
     "tail": "deep",
+    "regmean_plusplus.tail": "pretrained",
     "tall_mask_lambda": [0.3],
+    "teacher": 0.4,
     "then": "ties",
     "della.then": "sum",
-    "variant": "pcb",
+    "variant": "fusion_bench",
+    "pcb.variant": "pcb",
+    "vectors": "float64",
 }
+CONCRETE_ADAMERGING = ("concrete_task_wise_adamerging", "concrete_layer_wise_adamerging")
+REGMEANS = ("regmean", "lot", "regmean_plusplus")
 # Options that count where another is given.
 ONLY_WITH = {
     "wudi.steps": {"solver": "adam"},
-    "wudi.lr": {"solver": "adam", "steps": 3},
-    "wudi.lr_unit": {"solver": "adam", "steps": 3},
+    "wudi.lr": {"solver": "adam"},
+    "wudi.lr_unit": {"solver": "adam"},
     "dare.reduce": {"then": "ties"},
     "breadcrumbs.reduce": {"then": "ties"},
+    **{f"{name}.clamp": {"coef": 1.5} for name in ("adamerging", "adamerging_pp", *CONCRETE_ADAMERGING)},
+    **{f"{name}.draws": {"final": "mean"} for name in ("concrete_task_arithmetic", *CONCRETE_ADAMERGING)},
+    **{f"{name}.split_qkv": {"last_tokens": 0.5} for name in REGMEANS},
+    **{f"{name}.anchor": {"ridge": 0.3} for name in REGMEANS},
+    **{f"{name}.teacher": {"inputs": "merged"} for name in REGMEANS},
 }
-# Files, and how often a random model is scored.
-NO_VECTOR = ("load_mask", "mask_file", "draws")
+# What there is few of, for every method that has it.
+SHORT = {"steps": 2, "mask_steps": 2, "lr": 0.05, "images": 5, "batch_size": 2, "iterations": [1, 2]}
+# Files; what counts for nearly singular inputs alone (see test_gram.py); and the only split with labels.
+NOT_HERE = ("load_mask", "mask_file", "precision", "atlas.adapt_on")
 load_methods()
 OPTIONS = [
     f"{method.name}.{field.name}"
     for method in dict.fromkeys(METHODS.values())
-    if method.needs == WEIGHTS and method.__module__.startswith("src.")
+    if method.__module__.startswith("src.")
     for field in fields(method)
-    if field.name not in NO_VECTOR
+    if not {field.name, f"{method.name}.{field.name}"} & {*NOT_HERE}
 ]
 
 
@@ -200,6 +254,17 @@ def test_masks_are_kept_as_bits_and_reloaded(tmp_path, use_ties):
         again = loaded.vector(task, 1.0).vector
         assert all(torch.equal(again[key], tensor) for key, tensor in made.vector(task, setting).vector.items())
     assert loaded.finish({"a": 1.0, "b": 1.0})["masks"] == facts["masks"]
+    for reading in (TallMask(use_ties=use_ties, load_mask=True), Consensus(use_ties=use_ties)):
+        assert reading.reads(found.masks_at) == facts["mask_file"]
+
+
+@pytest.mark.parametrize("use_ties", [False, True])
+def test_a_place_where_masks_cannot_be_kept_is_told_before_the_work(tmp_path, use_ties):
+    found, name = problem(tmp_path), "tall_mask_ties" if use_ties else "tall_mask"
+    found.masks_at(name).mkdir()
+    with pytest.raises(StorageError, match=rf"{name}\.safetensors.*Is a directory"):
+        TallMask(use_ties=use_ties).merge(found)
+    TallMask(use_ties=not use_ties).merge(found)
 
 
 def test_masks_take_one_bit_per_weight(tmp_path):
@@ -443,9 +508,10 @@ def test_every_method_says_in_one_line_what_it_does():
 
 
 @pytest.mark.parametrize("option", OPTIONS)
-def test_every_option_of_a_method_that_takes_weights_reaches_its_vectors(option, tmp_path):
+def test_every_option_of_a_method_reaches_what_it_makes(option, tmp_path):
     method, _, name = option.partition(".")
-    usual = METHODS[method](**ONLY_WITH.get(option, {}))
+    cls = METHODS[method]
+    usual = cls(**{key: value for key, value in SHORT.items() if key in cls.defaults()} | ONLY_WITH.get(option, {}))
     value = OTHER.get(option, OTHER.get(name))
     if value is None:
         value = getattr(usual, name)
@@ -453,19 +519,52 @@ def test_every_option_of_a_method_that_takes_weights_reaches_its_vectors(option,
         value = not value if isinstance(value, bool) else value / 2 if isinstance(value, float) else value + 1
     other = replace(usual, **{name: value})
     assert getattr(other, name) != getattr(usual, name)
-    before, after = (_vectors(one, tmp_path / which) for one, which in ((usual, "usual"), (other, "other")))
-    assert before.keys() != after.keys() or any(not torch.equal(before[key], after[key]) for key in before)
+    if repr(usual) not in MADE:
+        MADE[repr(usual)] = _made(usual, tmp_path / "usual")
+        assert _made(usual, tmp_path / "again") == MADE[repr(usual)], "the same options make something else"
+    before, after = MADE[repr(usual)], _made(other, tmp_path / "other")
+    of_passes = name == "pass_size" or (name == "batch_size" and "images" in cls.defaults())
+    same = before.passes == after.passes if of_passes else before.values == after.values
+    assert not same, f"{option}={value} changes nothing"
 
 
-def _vectors(method: Method, folder: Path) -> dict[tuple[str, object, str], torch.Tensor]:
-    """Every vector of a merge: by task, setting and tensor."""
-    given = draw(model="tiny", mask_path=lambda name: folder / f"{name}.safetensors")
+@dataclass
+class Made:
+    """What a merge gives, as bytes by what it is of; and the number of images of each forward pass."""
+
+    values: dict[object, bytes]
+    passes: list[int]
+
+
+MADE: dict[str, Made] = {}  # with the usual options
+
+
+def _made(method: Method, folder: Path) -> Made:
+    places = dict(model="tiny", mask_path=lambda name: folder / f"{name}.safetensors")
+    passes: list[int] = []
+    if method.needs == WEIGHTS:
+        given = draw(**places)
+    else:
+        encoder = picture_tower(partial(tiny, layers=1))
+        labels = Labelled(lambda task, size, number: torch.arange(size) % 3)
+        given = pictured(encoder=encoder, validation=labels, **places)
+        given = replace(given, images=replace(given.images, head=head))
+        encoder.register_forward_pre_hook(lambda module, inputs: passes.append(len(inputs[0])))
     if method.after:
         for use_ties in (False, True):  # whose masks it reads
             made = METHODS[method.after](use_ties=use_ties).merge(given)
             made.finish(dict.fromkeys(given.tasks, made.settings[0]))
     merge = method.merge(given)
-    vectors = {
-        (task, setting): merge.vector(task, setting).vector for task in given.tasks for setting in merge.settings
-    }
-    return {(*of, key): vector[key] for of, vector in vectors.items() for key in given.keys}
+    values: dict[object, bytes] = {"settings": repr(merge.settings).encode()}
+    if isinstance(merge, Drawn):
+        values["draws"] = bytes(merge.draws)
+    if merge.adaptation and merge.adaptation["mask"]:
+        # A temperature shows here where no component changes sides.
+        values["probability"] = repr(merge.adaptation["mask"]["probability"]).encode()
+    for task in given.tasks:
+        for setting in {merge.settings[0], merge.settings[-1]}:
+            tensors = dict(merge.vector(task, setting).vector)
+            if adapter := merge.adapter(task, setting):
+                tensors |= vars(adapter)
+            values |= {(task, setting, key): tensor.numpy().tobytes() for key, tensor in tensors.items()}
+    return Made(values, passes)

@@ -9,6 +9,7 @@ rezazzr/breadcrumbs on each tensor, both with density .3 and γ .1; the probabil
 declare-lab/della for density .7 and ε .07.
 """
 
+import math
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -159,7 +160,7 @@ def test_a_vector_of_zeros_among_the_tasks_gives_no_nan(name):
         (lambda: Breadcrumbs(density=0), "share of the weights"),
         (lambda: Breadcrumbs(gamma=1), "share of the weights"),
         (lambda: Breadcrumbs(by="layer"), "tensor, row"),
-        (lambda: Della(density=0.95), "density - epsilon|density − epsilon"),
+        (lambda: Della(density=0.95, epsilon=0.08), "above 0 and density . epsilon at most 1; got 0.95, 0.08$"),
         (lambda: Della(rescale="l2"), "inverse, l1, none"),
         (lambda: Pcb(variant="paper"), "pcb_ES, pcb, pcb-merging"),
         (lambda: Pcb(clamp=0.5), "share of the weights"),
@@ -300,7 +301,7 @@ def test_dare_that_drops_nothing_is_its_base_method():
 def test_draws_differ_and_can_be_made_again(method):
     problem = draw(3, seed=2)
     merge = method.merge(problem)
-    assert isinstance(merge, Drawn) and merge.draws == 5
+    assert isinstance(merge, Drawn) and merge.draws == 5 and replace(method, draws=3).merge(problem).draws == 3
     first, again, second = (flat(merge.draw(n).vector("task0", 1.0)) for n in (0, 0, 1))
     assert torch.equal(first, again) and not torch.equal(first, second)
     assert torch.equal(first, flat(merge.vector("task2", 1.0)))
@@ -357,6 +358,14 @@ def test_sparse_vectors_are_merged_as_if_they_lay_on_disk(k, reduce):
     assert torch.equal(merged(Dare(then="ties", k=k, reduce=reduce, alphas=[1.0]), problem), expected)
     top = merged(Dare(then="sum", k=k, alphas=[1.0]), problem)
     assert torch.equal(top, flat(multi_task_vector(solid, k)))
+
+
+@pytest.mark.parametrize("then", ["sum", "ties"])
+@pytest.mark.parametrize("method", [Dare, Breadcrumbs, Della])
+def test_sparse_merges_have_the_coefficients_that_are_asked_for(method, then):
+    merge = method(then=then, alphas=[0.3, 0.7]).merge(draw(2))
+    assert merge.settings == (0.3, 0.7)
+    assert not isinstance(merge, Drawn) or merge.draw(1).settings == (0.3, 0.7)
 
 
 # ---- Breadcrumbs
@@ -646,7 +655,10 @@ ENCODERS = {"standard": tower, "linear": lambda: LinearizedModel(tower())}
 def test_the_diagonal_is_that_of_the_dense_fisher(mode, pass_size):
     problem = tower_problem(ENCODERS[mode])
     method = Fisher(classes="all", images=6, batch_size=6, pass_size=pass_size)
-    found = method.information(problem, "task1", ENCODERS[mode]())
+    encoder, passes = ENCODERS[mode](), []
+    encoder.register_forward_hook(lambda *_: passes.append(1))
+    found = method.information(problem, "task1", encoder)
+    assert len(passes) == 1 + math.ceil(6 * 3 / pass_size), "one for p, and one for as many images and classes"
     expected = dense_fisher(problem, "task1", ENCODERS[mode](), 6)
     assert found.keys() == expected.keys()
     for key in expected:
@@ -732,9 +744,10 @@ def test_the_floor_of_the_authors_is_a_maximum(monkeypatch):
     fishers = {"task0": torch.tensor([3.0, 0.0]), "task1": torch.tensor([1.0, 0.0])}
     problem = replace(from_vectors(*tau), images=tower_problem().images)
     monkeypatch.setattr(Fisher, "information", lambda self, p, task, e: {"model.visual.w": fishers[task]})
-    by = partial(Fisher, floor=1.0, normalise=False)
-    assert merged(by(floor_by="max"), problem).tolist() == [0.75, 0.5]
-    torch.testing.assert_close(merged(by(floor_by="sum"), problem), torch.tensor([4 / 6, 0.5]))
+    by = partial(Fisher, floor=2.0, normalise=False)  # (3, 2) and (2, 2); (5, 2) and (3, 2)
+    torch.testing.assert_close(merged(by(floor_by="max"), problem), torch.tensor([3 / 5, 0.5]))
+    torch.testing.assert_close(merged(by(floor_by="sum"), problem), torch.tensor([5 / 8, 0.5]))
+    torch.testing.assert_close(merged(Fisher(floor=2.0), problem), torch.tensor([0.5, 0.4]))  # λ_t = 1/3 and 1/2
     weighted = merged(Fisher(floor=1e-6, floor_by="max"), problem)  # λ_t = 1/3 and 1
     torch.testing.assert_close(weighted, torch.tensor([0.5, 0.25]))
 

@@ -98,8 +98,8 @@ class AdaMerging(Adapting):
     def merge(self, problem: Problem) -> Merge:
         check_choice("variant", self.variant, VARIANTS)
         published = VARIANTS[self.variant]
-        usual_steps, usual_lr = schedule(problem, self.steps, published.steps, "adamerging")
-        steps, lr = given(self.steps, usual_steps), given(self.lr, usual_lr)
+        steps, usual_lr = schedule(problem, self.steps, published.steps, "adamerging")
+        lr = given(self.lr, usual_lr)
         batches, clamp = given(self.batches, published.batches), given(self.clamp, published.clamp)
         method = replace(self, steps=steps, lr=lr, batches=batches, clamp=clamp)
         model = MergedModel(problem, method, clamp, self.task_vectors(problem), self.loss)

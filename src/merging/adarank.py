@@ -159,8 +159,8 @@ class AdaRank(Adapting, MatrixMethod):
 
     def merge(self, problem: Problem) -> Merge:
         check_choice("start", self.start, STARTS)
-        usual_steps, usual_lr = schedule(problem, self.steps, STEPS, "adarank")
-        steps, lr = given(self.steps, usual_steps), given(self.lr, max(LR, usual_lr / SHARE))
+        steps, usual_lr = schedule(problem, self.steps, STEPS, "adarank")
+        lr = given(self.lr, max(LR, usual_lr / SHARE))
         mask_lr = given(self.mask_lr, lr)
         method = replace(self, steps=steps, lr=lr, mask_lr=mask_lr)
         model = ComponentModel(problem, method)

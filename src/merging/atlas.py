@@ -35,8 +35,8 @@ class Atlas(Adapting):
     clip: float = option(1.0, POSITIVE)
 
     def merge(self, problem: Problem) -> Merge:
-        usual_steps, usual_lr = schedule(problem, self.steps, STEPS, "adamerging")
-        steps, lr = given(self.steps, usual_steps), given(self.lr, usual_lr)
+        steps, usual_lr = schedule(problem, self.steps, STEPS, "adamerging")
+        lr = given(self.lr, usual_lr)
         model = MergedModel(problem, replace(self, steps=steps, lr=lr), loss="labels")
         lam = model.coefficients(self.granularity).requires_grad_()
         adam = torch.optim.AdamW([lam], lr, weight_decay=self.weight_decay)

@@ -232,12 +232,12 @@ class ConcreteAdaMerging(Concrete):
         check_choice("variant", self.variant, VARIANTS)
         published = VARIANTS[self.variant]
         usual_meta, usual_mask_lr = schedule(problem, self.mask_steps, published.mask_steps, "concrete")
-        usual_steps, usual_lr = schedule(problem, self.steps, STEPS, "concrete")
+        steps, usual_lr = schedule(problem, self.steps, STEPS, "concrete")
         resolved = replace(
             self,
             mask_steps=given(self.mask_steps, 0 if self.mask_file else usual_meta),
             mask_lr=given(self.mask_lr, usual_mask_lr),
-            steps=given(self.steps, usual_steps),
+            steps=steps,
             lr=given(self.lr, usual_lr),
             clamp=given(self.clamp, published.clamp),
             reuse_mask=given(self.reuse_mask, published.reuse_mask),

@@ -124,8 +124,8 @@ class Surgery(Based):
         """Raises UsageError for a base whose features cannot be corrected."""
         problem.unlabelled(self)
         check_choice("adapt_on", self.adapt_on, SPLITS)
-        usual_steps, usual_lr = schedule(problem, self.steps, STEPS, "surgery")
-        steps, lr = given(self.steps, usual_steps), given(self.lr, usual_lr)
+        steps, usual_lr = schedule(problem, self.steps, STEPS, "surgery")
+        lr = given(self.lr, usual_lr)
         base = self.base_method()
         if isinstance(base, Surgery):
             raise UsageError("base: expected a method without adapters; got surgery")
