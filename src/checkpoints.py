@@ -14,10 +14,9 @@ import os
 import re
 import struct
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Required
+from typing import Any, NamedTuple, Required
 
 import numpy as np
 import torch
@@ -38,7 +37,19 @@ VISUAL = "model.visual."  # how the names of the trained tensors, the image towe
 FORMAT = 1
 FIELDS = ("model", "task", "mode", "seed", "step")
 WEIGHTS = ("weights", "head", "task vector")  # kinds of files whose tensors are computed with
-NUMBERS = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8")
+STORED = {  # types of tensors as safetensors calls them
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+NUMBERS = STORED.keys() - {"BOOL"}
 MAX_HEADER = 100_000_000  # bytes: safetensors' own limit
 
 
@@ -82,39 +93,41 @@ class Checkpoint(Mapping):
 
     def __init__(self, path: Path, *, like: Mapping | None = None, kind: str = "weights", **expect: Any) -> None:
         self.path = path
-        self.header, self._specs = _read_header(path, {"kind": kind} | expect)
+        self.header, self._specs, self._size, self._mark = _read_header(path, {"kind": kind} | expect)
         if like is not None:
             try:
                 check_same(like, self, "the encoder and the checkpoint")
             except ValueError as error:
                 raise CheckpointError(f"{path}: {error}; {_again(self.header)}") from None
-        with self._opened():
-            pass
+        try:
+            with safe_open(path, framework="pt"):
+                pass
+        except SafetensorError as error:
+            raise CheckpointError(f"{path}: damaged ({error}); {_again(self.header)}") from None
 
     def __getitem__(self, key: str) -> torch.Tensor:
-        """Raises KeyError, and CheckpointError or FileNotFoundError where the file is not what was opened any more."""
+        """Raises KeyError, and CheckpointError or FileNotFoundError where the file is not what was opened any more.
+
+        The tensor's bytes alone are read: safetensors would read all names again, or keep what it has read in memory.
+        """
         if key not in self._specs:
             raise KeyError(f"{self.path} has no tensor {key!r}")
-        with self._opened() as file:  # one open for long would keep all that was read in memory
-            tensor = file.get_tensor(key)
-        if list(tensor.shape) != (expected := list(self._specs[key]["shape"])):
-            raise CheckpointError(
-                f"{self.path}: expected {key} of shape {expected}, found {list(tensor.shape)}: another file has come "
-                "to this place since it was opened; give the command again"
-            )
-        return tensor
-
-    @contextmanager
-    def _opened(self) -> Iterator[Any]:
+        spec = self._specs[key]
+        first, last = spec["data_offsets"]
         try:
-            with safe_open(self.path, framework="pt") as file:
-                yield file
+            with open(self.path, "rb") as file:
+                same = _mark(file.read(self._size)) == self._mark
+                data = np.fromfile(file, np.uint8, last - first, offset=first) if same else np.empty(0, np.uint8)
         except FileNotFoundError:
             raise MissingFile(
                 f"expected the checkpoint {self.path}, found no file; make it with: {_command(self.header)}"
             ) from None
-        except SafetensorError as error:
-            raise CheckpointError(f"{self.path}: damaged ({error}); {_again(self.header)}") from None
+        if len(data) != last - first:
+            raise CheckpointError(
+                f"{self.path}: expected the file that was opened, to read {key}, found another, which has come to this "
+                "place since; give the command again"
+            )
+        return torch.from_numpy(data).view(STORED[spec["dtype"]]).reshape(spec["shape"])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._specs)
@@ -135,7 +148,7 @@ class Checkpoint(Mapping):
         return self._specs[key]["dtype"]
 
     def dtype(self, key: str) -> torch.dtype:
-        return self[key].dtype
+        return STORED[self.stored(key)]
 
 
 def save(path: Path, weights: Mapping[str, torch.Tensor], header: Mapping, kind: str = "weights") -> None:
@@ -168,7 +181,7 @@ def load(path: Path, *, like: Mapping | None = None, **expect: Any) -> Weights:
 
 def header(path: Path, **expect: Any) -> dict:
     """The header of a file in the one format (of any kind), after checking that the file is whole."""
-    return _read_header(path, expect)[0]
+    return _read_header(path, expect).header
 
 
 def fingerprint(weights: Mapping[str, torch.Tensor]) -> str:
@@ -303,9 +316,7 @@ def load_masks(path: Path, **expect: Any) -> dict[str, PackedMask]:
             f"{path}: expected one bit for each weight of every task, found none or others for {few(wrong)}; "
             f"{_again(file.header)}"
         )
-    with file._opened() as opened:  # once: every opening reads all names, and lasts as its tensor
-        bits = {key: opened.get_tensor(key).clone() for key in sizes}
-    return {task: PackedMask({name: bits[f"{task}/{name}"] for name in shapes}, shapes) for task in tasks}
+    return {task: PackedMask({name: file[f"{task}/{name}"] for name in shapes}, shapes) for task in tasks}
 
 
 def require(file: Checkpoint, *fields: str) -> None:
@@ -317,7 +328,21 @@ def require(file: Checkpoint, *fields: str) -> None:
         )
 
 
-def _read_header(path: Path, expect: Mapping) -> tuple[dict, dict]:
+class _Head(NamedTuple):
+    """What stands before the numbers. size: in bytes. mark: by which it is known again."""
+
+    header: dict
+    specs: Mapping[str, Any]
+    size: int
+    mark: bytes
+
+
+def _mark(head: bytes) -> bytes:
+    """Of all that stands before the numbers, their digest among it."""
+    return hashlib.sha256(head).digest()
+
+
+def _read_header(path: Path, expect: Mapping) -> _Head:
     """The JSON header and the tensors' specifications, after checking that the file is whole and as expected."""
     expect = {field: list(v) if isinstance(v, tuple) else v for field, v in expect.items() if v is not None}
     mend = _again(expect)
@@ -332,7 +357,8 @@ def _read_header(path: Path, expect: Mapping) -> tuple[dict, dict]:
         file.seek(8)
         text = file.read(length)
     try:
-        specs, header = _parsed(text)
+        specs, own = _parsed(text)
+        header = own and parse_json(own)
         expected = 8 + length + max((spec["data_offsets"][1] for spec in specs.values()), default=0)
     except (ValueError, LookupError, TypeError, AttributeError):
         specs, header, expected = {}, None, 8 + length  # the header itself is cut short, or damaged
@@ -353,7 +379,8 @@ def _read_header(path: Path, expect: Mapping) -> tuple[dict, dict]:
             f"{path}: expected this project's header, found {'.'.join(map(str, first['loc']))}: "
             f"{first['msg'].lower()}; {mend}"
         ) from None
-    if strange := [name for name, spec in specs.items() if spec["dtype"] not in NUMBERS and header["kind"] in WEIGHTS]:
+    known = NUMBERS if header["kind"] in WEIGHTS else STORED
+    if strange := [name for name, spec in specs.items() if spec["dtype"] not in known]:
         raise CheckpointError(
             f"{path}: expected numbers in every tensor, found {specs[strange[0]]['dtype']} in {few(strange)}; {mend}"
         )
@@ -363,11 +390,12 @@ def _read_header(path: Path, expect: Mapping) -> tuple[dict, dict]:
                 f"{path}: expected {field} {value!r}, found {header.get(field)!r}; make the expected one with: "
                 f"{_command(header | expect)}"
             )
-    return header, specs
+    return _Head(header, specs, 8 + length, _mark(start[:8] + text))
 
 
-def _parsed(text: bytes) -> tuple[dict[str, Any], dict | None]:
-    """The specifications of the tensors, and the project's header. Raises all that damaged ones make."""
+@lru_cache(maxsize=64)  # the checkpoints of a run are opened again and again
+def _parsed(text: bytes) -> tuple[Mapping[str, Any], bytes | None]:
+    """The specifications of the tensors, and the text of the project's header. Raises all that damaged ones make."""
     specs = parse_json(text.rstrip())
     metadata = specs.pop("__metadata__", {})
     for spec in specs.values():
@@ -376,7 +404,7 @@ def _parsed(text: bytes) -> tuple[dict[str, Any], dict | None]:
             raise ValueError(f"a specification {spec}")
         if not all(isinstance(size, int) and 0 <= size < 1 << 60 for size in sizes):
             raise ValueError(f"sizes {sizes}")
-    return specs, parse_json(metadata["header"].encode()) if "header" in metadata else None
+    return specs, metadata["header"].encode() if "header" in metadata else None
 
 
 def _command(fields: Mapping) -> str:

@@ -18,6 +18,7 @@ import main
 import reproduce
 from src import checkpoints, store
 from src.evaluation import Denominators
+from src.experiments import merging
 from src.experiments.base import carry_out
 from src.experiments.registry import EXPERIMENTS as REGISTRY
 from src.experiments.registry import SINGLE_TASK
@@ -238,17 +239,26 @@ def test_a_result_over_other_denominators_is_told(made, capsys):
     assert "denominators changed since" in capsys.readouterr().err
 
 
-def test_files_that_change_while_they_are_used_give_no_result(made, monkeypatch, capsys):
-    merged = Sum.merge
+@pytest.mark.parametrize(
+    "module, name, told",
+    [
+        (Sum, "merge", "found another, which has come to this place since"),  # before the last of it is read
+        (merging, "_write_vectors", "signs changed while the result was computed; nothing was written"),
+    ],
+    ids=["read", "used"],
+)
+def test_files_that_change_while_they_are_used_give_no_result(made, monkeypatch, capsys, module, name, told):
+    function = getattr(module, name)
 
-    def slow(self, problem):
+    def slow(*arguments):
+        outcome = function(*arguments)
         retrain(made, "signs")
-        return merged(self, problem)
+        return outcome
 
-    monkeypatch.setattr(Sum, "merge", slow)
+    monkeypatch.setattr(module, name, slow)
     with pytest.raises(SystemExit):
         merge(made, "method=sum")
-    assert "signs changed while the result was computed; nothing was written" in capsys.readouterr().err
+    assert told in capsys.readouterr().err
     assert not list(made.paths.seed_results().rglob("sum.json"))
 
 
