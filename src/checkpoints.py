@@ -13,10 +13,10 @@ import math
 import os
 import re
 import struct
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple, Required
+from typing import Any, BinaryIO, NamedTuple, Required
 
 import numpy as np
 import torch
@@ -106,23 +106,31 @@ class Checkpoint(Mapping):
             raise CheckpointError(f"{path}: damaged ({error}); {_again(self.header)}") from None
 
     def __getitem__(self, key: str) -> torch.Tensor:
-        """Raises KeyError, and CheckpointError or FileNotFoundError where the file is not what was opened any more.
+        """Raises KeyError, and CheckpointError or FileNotFoundError where the file is not what was opened any more."""
+        return self.read([key])[key]
 
-        The tensor's bytes alone are read: safetensors would read all names again, or keep what it has read in memory.
-        """
-        if key not in self._specs:
-            raise KeyError(f"{self.path} has no tensor {key!r}")
-        spec = self._specs[key]
-        first, last = spec["data_offsets"]
+    def read(self, keys: Iterable[str]) -> Weights:
+        """Some tensors; errors as for one. Their bytes alone are read, and the file is not kept open or in memory."""
         try:
             with open(self.path, "rb") as file:
                 same = _mark(file.read(self._size)) == self._mark
-                data = np.fromfile(file, np.uint8, last - first, offset=first) if same else np.empty(0, np.uint8)
+                return {key: self._tensor(key, file if same else None) for key in keys}
         except FileNotFoundError:
             raise MissingFile(
                 f"expected the checkpoint {self.path}, found no file; make it with: {_command(self.header)}"
             ) from None
-        if len(data) != last - first:
+
+    def _tensor(self, key: str, file: BinaryIO | None) -> torch.Tensor:
+        """file: the one that was opened, None for another in its place."""
+        if key not in self._specs:
+            raise KeyError(f"{self.path} has no tensor {key!r}")
+        spec = self._specs[key]
+        first, last = spec["data_offsets"]
+        data = np.empty(0, np.uint8)
+        if file is not None:
+            file.seek(self._size + first)
+            data = np.fromfile(file, np.uint8, last - first)
+        if file is None or len(data) != last - first:
             raise CheckpointError(
                 f"{self.path}: expected the file that was opened, to read {key}, found another, which has come to this "
                 "place since; give the command again"
@@ -176,7 +184,8 @@ def save(path: Path, weights: Mapping[str, torch.Tensor], header: Mapping, kind:
 
 def load(path: Path, *, like: Mapping | None = None, **expect: Any) -> Weights:
     """All weights of the checkpoint at `path`; arguments and errors as in Checkpoint."""
-    return dict(Checkpoint(path, like=like, **expect))
+    file = Checkpoint(path, like=like, **expect)
+    return file.read(file)
 
 
 def header(path: Path, **expect: Any) -> dict:
@@ -316,7 +325,8 @@ def load_masks(path: Path, **expect: Any) -> dict[str, PackedMask]:
             f"{path}: expected one bit for each weight of every task, found none or others for {few(wrong)}; "
             f"{_again(file.header)}"
         )
-    return {task: PackedMask({name: file[f"{task}/{name}"] for name in shapes}, shapes) for task in tasks}
+    bits = file.read(sizes)
+    return {task: PackedMask({name: bits[f"{task}/{name}"] for name in shapes}, shapes) for task in tasks}
 
 
 def require(file: Checkpoint, *fields: str) -> None:
