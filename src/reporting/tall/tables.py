@@ -129,32 +129,27 @@ def _theirs(runs: Runs, group: Group, name: str | None, metric: str) -> float | 
 
 
 def consensus_thresholds(runs: Runs) -> Iterator[Table]:
-    """Accuracy against the number of tasks that must use a weight."""
-    group = Group(runs.main_tasks)
-    sweeps = {row: threshold_sweep(runs, group, row) for row in consensus_rows()}
-    ks = sorted(set().union(*sweeps.values()))
-    if len(ks) <= 1:
-        return
-    table_rows: list[list[str | Cell]] = []
-    for row, sweep in sweeps.items():
-        name, count = row.published_name("tall"), len(group.tasks)
-        cells = [
-            Cell(
-                100 * sweep.get(k, pd.Series(dtype=float)),
-                published(runs.model, "tall", "consensus threshold", name, f"{count} tasks, k={k}", "absolute"),
+    """Accuracy against the number of tasks that must use a weight, a table for each benchmark that was swept over."""
+    for tasks in dict.fromkeys((runs.main_tasks, *(runs.suite_tasks[:count] for count in runs.benchmarks))):
+        group, count = Group(tasks), len(tasks)
+        sweeps = {row: threshold_sweep(runs, group, row) for row in consensus_rows()}
+        ks = sorted(set().union(*sweeps.values()))
+        if len(ks) > 1:
+            yield Table(
+                f"consensus_thresholds{'' if tasks == runs.main_tasks else f'_{count}'}",
+                f"Consensus merging of {count} tasks by the number k of tasks that must use a weight: absolute test "
+                f"accuracy, %{beside(runs.model)}.",
+                ["k", *(row.title() for row in sweeps)],
+                [[str(k), *(_at_threshold(runs, group, row, k, sweep) for row, sweep in sweeps.items())] for k in ks],
+                runs.seeds,
+                notes=("k = 0 is task arithmetic or TIES itself, and more than the number of tasks is zero-shot.",),
+                same_seeds=True,
             )
-            for k in ks
-        ]
-        table_rows.append([row.title(), *cells])
-    yield Table(
-        "consensus_thresholds",
-        "Consensus merging by the number k of tasks that must use a weight: absolute test accuracy, %"
-        f"{beside(runs.model)}.",
-        ["method", *(f"k = {k}" for k in ks)],
-        table_rows,
-        runs.seeds,
-        notes=("k = 0 is task arithmetic or TIES itself, and more than the number of tasks is zero-shot.",),
-    )
+
+
+def _at_threshold(runs: Runs, group: Group, row: Row, k: int, sweep: dict[int, pd.Series]) -> Cell:
+    what = "tall", "consensus threshold", row.published_name("tall"), f"{len(group.tasks)} tasks, k={k}", "absolute"
+    return Cell(100 * sweep.get(k, pd.Series(dtype=float)), published(runs.model, *what))
 
 
 def consensus_rows() -> tuple[Row, Row]:
