@@ -195,14 +195,17 @@ def _mergeability(run: Run) -> list[Command]:
 
 
 def _sweeps(run: Run) -> list[Command]:
-    """Consensus TA at every threshold of every benchmark; sum, TIES and TALL masks on random subsets, each in the next.
+    """Consensus TA at every threshold of every benchmark, consensus TIES of the first; and random subsets.
 
-    Thresholds 0 and above the number of tasks are task arithmetic and zero-shot, 2 is the default: `merging` has them.
+    On those: sum, TIES and TALL masks, each subset in the next. Thresholds 0 and above the number of tasks are task
+    arithmetic and zero-shot, 2 is the default: `merging` has them.
     """
+    first = _first_benchmark(run)
+    swept = [(first, {}), (first, {"use_ties": True}), *((larger, {}) for larger in _larger_benchmarks(run))]
     commands = [
-        _merge(swept, Variant("", {"prun_thre_k": k}, method="consensus"))
-        for swept in (_first_benchmark(run), *_larger_benchmarks(run))
-        for k in (1, *range(3, len(swept.tasks) + 1))
+        _merge(benchmark, Variant("", {"prun_thre_k": k, **base}, method="consensus"))
+        for benchmark, base in swept
+        for k in (1, *range(3, len(benchmark.tasks) + 1))
     ]
     for count in (size for size in SUBSETS if size < len(run.tasks)):
         commands += [_merge(_subset(run, count), Variant("", method=name)) for name in ("sum", "ties", "tall_mask")]
