@@ -208,9 +208,8 @@ def _attention(
 
 def _softmax(x: Tensor, dx: Tensor) -> tuple[Tensor, Tensor]:
     """p = softmax(x) and ṗ = J ẋ. J is symmetric: the backward kernel gives Jᵀ ẋ = J ẋ."""
-    with torch.enable_grad():
-        p = torch.softmax(x.requires_grad_(), -1)
-    return p.detach(), torch.autograd.grad(p, x, dx)[0]
+    p = torch.softmax(x, -1)
+    return p, torch.ops.aten._softmax_backward_data(dx, p, -1, x.dtype)
 
 
 def self_attention(
