@@ -151,6 +151,13 @@ def test_rows_are_cut_to_no_single_seed_and_ties_go_to_more_seeds():
     assert over((1,), (1,)) == ([1, 1], "T. One seed (1).")
 
 
+@pytest.mark.parametrize(
+    "seeds, said", [([1, 2, 3], "1, 2, 3"), ([1, 2, 3, 4], "1 to 4"), ([1, 2, 4, 5], "1, 2, 4, 5"), ([], "")]
+)
+def test_many_seeds_in_a_row_are_told_by_the_first_and_the_last(seeds, said):
+    assert writing.listed(seeds) == said
+
+
 def test_a_row_without_a_common_seed_says_how_many_each_number_is_of(tmp_path):
     synthetic_results.write(tmp_path, seeds=(1, 2), merges=False)
     for seed, name in enumerate(("ft_accuracies", "linear_ft_accuracies"), 1):

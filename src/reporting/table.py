@@ -155,7 +155,13 @@ def seeds_text(seeds: Sequence[int], errors: str = "sd") -> str:
         return "No results yet."
     if len(seeds) == 1:
         return f"One seed ({seeds[0]})."
-    return f"Mean ± {ERRORS[errors]} over {len(seeds)} seeds ({', '.join(map(str, seeds))})."
+    return f"Mean ± {ERRORS[errors]} over {len(seeds)} seeds ({listed(seeds)})."
+
+
+def listed(seeds: Sequence[int]) -> str:
+    """`1, 2, 3`, and `1 to 10` for more that follow each other."""
+    in_a_row = len(seeds) > 3 and list(seeds) == list(range(seeds[0], seeds[-1] + 1))
+    return f"{seeds[0]} to {seeds[-1]}" if in_a_row else ", ".join(map(str, seeds))
 
 
 def percent(runs: Runs, published: float | None = None, **columns: Any) -> Cell:

@@ -7,7 +7,7 @@ from src.reporting.claim import examine_all
 from src.reporting.ledger import verdict_counts
 from src.reporting.report.gallery import written
 from src.reporting.runs import Runs
-from src.reporting.table import write_text
+from src.reporting.table import listed, write_text
 from src.reporting.tables import make
 
 
@@ -25,7 +25,7 @@ def index_of(runs: Runs) -> str:
     lines = [
         f"# Results of {runs.model}, suite {runs.suite}",
         "",
-        f"Seeds {', '.join(map(str, runs.seeds))}. {len(findings)} claims of the papers: "
+        f"Seeds {listed(runs.seeds)}. {len(findings)} claims of the papers: "
         f"{verdict_counts(finding.verdict for finding in findings)}.",
         "",
         f"- [{runs.stem('report')}.html]({runs.stem('report')}.html): the same as one interactive page; download it "
