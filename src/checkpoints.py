@@ -15,8 +15,9 @@ import re
 import struct
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, Required
+from typing import Any, NamedTuple, Required
 
 import numpy as np
 import torch
@@ -100,7 +101,7 @@ class Checkpoint(Mapping):
             except ValueError as error:
                 raise CheckpointError(f"{path}: {error}; {_again(self.header)}") from None
         try:
-            with safe_open(path, framework="pt"):
+            with safe_open(path, framework="pt"):  # it sees whether offsets, shapes and types agree
                 pass
         except SafetensorError as error:
             raise CheckpointError(f"{path}: damaged ({error}); {_again(self.header)}") from None
@@ -120,22 +121,23 @@ class Checkpoint(Mapping):
                 f"expected the checkpoint {self.path}, found no file; make it with: {_command(self.header)}"
             ) from None
 
-    def _tensor(self, key: str, file: BinaryIO | None) -> torch.Tensor:
-        """file: the one that was opened, None for another in its place."""
+    def _tensor(self, key: str, file: BufferedReader | None) -> torch.Tensor:
+        """file: None where another one has come to the path of the one that was opened."""
         if key not in self._specs:
             raise KeyError(f"{self.path} has no tensor {key!r}")
         spec = self._specs[key]
-        first, last = spec["data_offsets"]
-        data = np.empty(0, np.uint8)
+        tensor = torch.empty(spec["shape"], dtype=STORED[spec["dtype"]])
         if file is not None:
-            file.seek(self._size + first)
-            data = np.fromfile(file, np.uint8, last - first)
-        if file is None or len(data) != last - first:
-            raise CheckpointError(
-                f"{self.path}: expected the file that was opened, to read {key}, found another, which has come to this "
-                "place since; give the command again"
-            )
-        return torch.from_numpy(data).view(STORED[spec["dtype"]]).reshape(spec["shape"])
+            file.seek(self._size + spec["data_offsets"][0])
+            if file.readinto(tensor.reshape(-1).view(torch.uint8).numpy().data) == tensor.nbytes:
+                return tensor
+        raise CheckpointError(
+            f"{self.path}: expected the file that was opened, to read {key}, found another, which has come to this "
+            "place since; give the command again"
+        )
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._specs
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._specs)
@@ -339,7 +341,7 @@ def require(file: Checkpoint, *fields: str) -> None:
 
 
 class _Head(NamedTuple):
-    """What stands before the numbers. size: in bytes. mark: by which it is known again."""
+    """A file's head, which stands before its numbers. size: of the head, in bytes. mark: a hash of it."""
 
     header: dict
     specs: Mapping[str, Any]
@@ -348,7 +350,7 @@ class _Head(NamedTuple):
 
 
 def _mark(head: bytes) -> bytes:
-    """Of all that stands before the numbers, their digest among it."""
+    """A hash of a file's head. The heads of weights, heads and task vectors hold the digest of their numbers."""
     return hashlib.sha256(head).digest()
 
 
@@ -366,13 +368,13 @@ def _read_header(path: Path, expect: Mapping) -> _Head:
             raise CheckpointError(f"expected a checkpoint in {path}, found {describe_start(start)}; {cure}")
         file.seek(8)
         text = file.read(length)
+        size = os.fstat(file.fileno()).st_size
     try:
-        specs, own = _parsed(text)
-        header = own and parse_json(own)
+        specs, about = _parsed(text)
+        header = about and parse_json(about)
         expected = 8 + length + max((spec["data_offsets"][1] for spec in specs.values()), default=0)
     except (ValueError, LookupError, TypeError, AttributeError):
         specs, header, expected = {}, None, 8 + length  # the header itself is cut short, or damaged
-    size = path.stat().st_size
     if size != expected:
         fault = "cut short" if size < expected else "damaged"
         raise CheckpointError(f"{path}: expected {expected} bytes, found {size}: it is {fault}; {mend}")
@@ -403,7 +405,7 @@ def _read_header(path: Path, expect: Mapping) -> _Head:
     return _Head(header, specs, 8 + length, _mark(start[:8] + text))
 
 
-@lru_cache(maxsize=64)  # the checkpoints of a run are opened again and again
+@lru_cache(maxsize=64)  # the checkpoints of a run are opened again and again; each has a header of its own to change
 def _parsed(text: bytes) -> tuple[Mapping[str, Any], bytes | None]:
     """The specifications of the tensors, and the text of the project's header. Raises all that damaged ones make."""
     specs = parse_json(text.rstrip())

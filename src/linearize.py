@@ -166,10 +166,10 @@ class LinearizedModel(nn.Module):
 
     def _keep_evaluating(self) -> None:
         """Undo a `train()` that reached the submodules around this one; refuse what recomputes f after θ0 has left."""
-        modules = [vars(module) for module in self._function.modules()]
-        if any(attributes["training"] for attributes in modules):
+        modules = list(self._function.modules())
+        if any(module.training for module in modules):
             self._function.eval()
-        if any(attributes.get("grad_checkpointing") for attributes in modules):
+        if any(getattr(module, "grad_checkpointing", False) for module in modules):
             raise RuntimeError(
                 "a linearized model cannot recompute activations (it would do so at θ, not at θ0): "
                 "call set_grad_checkpointing(False)"

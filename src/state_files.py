@@ -36,14 +36,14 @@ def load(
     weights: dict[str, Weights] = {}
     restored = {name: optimizer.state_dict() | {"state": {}} for name, optimizer in optimizers.items()}
     try:
-        for key in state:
+        for key, tensor in state.read(state).items():
             group, _, name = key.partition("/")
             if group in restored:
                 index, moment = name.split("/")
                 _check_moment(optimizers[group], int(index), moment, state.shape(key))
-                restored[group]["state"].setdefault(int(index), {})[moment] = state[key]
+                restored[group]["state"].setdefault(int(index), {})[moment] = tensor
             else:
-                weights.setdefault(group, {})[name] = state[key]
+                weights.setdefault(group, {})[name] = tensor
         for group, named in (like or {}).items():
             check_same(named, weights.get(group, {}), f"the {group} and the state")
     except ValueError as error:

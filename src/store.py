@@ -214,6 +214,9 @@ class StoredVector(Mapping[str, torch.Tensor]):
             raise KeyError(name)
         return difference(self.theta, self.theta0, [name])[name]
 
+    def __contains__(self, name: object) -> bool:
+        return name in self.shapes
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.shapes)
 

@@ -82,8 +82,9 @@ def moved(theta0: Mapping[str, Tensor], tau: Mapping[str, Tensor], alpha: float 
     check_same(start, tau, "the weights and the task vector")
     end = {}
     for name, weight in start.items():
-        wide = torch.promote_types(weight.dtype, tau[name].dtype)
-        end[name] = (weight.to(wide) + alpha * tau[name].to(weight.device, wide)).to(weight.dtype)
+        step = tau[name]
+        wide = torch.promote_types(weight.dtype, step.dtype)
+        end[name] = (weight.to(wide) + alpha * step.to(weight.device, wide)).to(weight.dtype)
     return {name: end[name] if name in end else theta0[name] for name in theta0}
 
 

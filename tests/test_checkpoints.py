@@ -142,6 +142,16 @@ def test_a_damaged_header_is_refused(path):
             checkpoints.load(path, model="ViT-Mini")
 
 
+def test_tensors_of_every_kind_come_back(path):
+    kinds = {str(kind): torch.ones(2, 3).to(kind) for kind in checkpoints.STORED.values()}
+    kinds |= {"empty": torch.empty(0, 3), "number": torch.tensor(2.5), "turned": torch.arange(6.0).reshape(2, 3).T}
+    checkpoints.save(path, kinds, HEADER, kind="training state")
+    file = checkpoints.Checkpoint(path, kind="training state")
+    assert_same(file.read(file), kinds)
+    assert all(file[name].dtype == file.dtype(name) == tensor.dtype for name, tensor in kinds.items())
+    assert "empty" in file and "none" not in file
+
+
 def test_changing_loaded_tensors_leaves_the_file_as_it_is(path):
     checkpoints.save(path, small_weights(), HEADER)
     for tensor in checkpoints.load(path).values():

@@ -137,11 +137,14 @@ def test_no_mask_of_the_chosen_setting_is_made_twice(tmp_path, monkeypatch):
     assert [tensor.nbytes for mask in merge.chosen.values() for tensor in mask.packed.values()] == [BITS] * 10
 
 
-def test_masks_on_disk_are_packed_in_memory_too(tmp_path):
+def test_masks_on_disk_are_packed_in_memory_too(tmp_path, monkeypatch):
     given = problem(tmp_path, drawn(0))
     merge = TallMask().merge(given)
     merge.finish(dict.fromkeys(TASKS, merge.settings[0]))
+    opened, read = [], checkpoints.Checkpoint.read
+    monkeypatch.setattr(checkpoints.Checkpoint, "read", lambda file, keys: opened.append(keys) or read(file, keys))
     masks, _ = load_masks(given, "tall_mask", "command")
+    assert len(opened) == 1  # whatever the number of tensors
     kept = [tensor for task in TASKS for tensor in masks[task].packed.values()]
     assert [tensor.nbytes for tensor in kept] == [BITS] * len(TASKS) * len(NAMES)
     assert all(Mask(masks[task]) == merge.mask(task, merge.settings[0]) for task in TASKS)

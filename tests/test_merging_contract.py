@@ -557,7 +557,7 @@ def _made(method: Method, folder: Path) -> Made:
     merge = method.merge(given)
     values: dict[object, bytes] = {"settings": repr(merge.settings).encode()}
     if isinstance(merge, Drawn):
-        values["draws"] = bytes(merge.draws)
+        values["draws"] = repr(merge.draws).encode()
     if merge.adaptation and merge.adaptation["mask"]:
         # A temperature shows here where no component changes sides.
         values["probability"] = repr(merge.adaptation["mask"]["probability"]).encode()

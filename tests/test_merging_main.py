@@ -483,11 +483,11 @@ def test_reproduce_expects_the_results_where_main_writes_them(place):
     """With the tasks of each: 8, 14 and 20 of the vision suite, random ones of mini."""
     place.call(PAIR, "method=average")  # registers the configuration
     asked = commands._sweeps(place.run)
-    sizes = [1, 3, 4, 5, 6, 7, 8]
-    assert [command.flags[:2] for command in asked[:7]] == [
-        ("method=consensus", f"method.prun_thre_k={k}") for k in sizes
-    ]
-    two, four = ({*asked[i].flags[1][len("DATASETS=[") : -1].split(",")} for i in (7, 10))
+    swept = [("method=consensus", f"method.prun_thre_k={k}") for k in (1, 3, 4, 5, 6, 7, 8)]
+    ties = [(*flags, "method.use_ties=True") for flags in swept]
+    assert [command.flags[:2] for command in asked[:7]] == swept
+    assert [command.flags[:3] for command in asked[7:14]] == ties
+    two, four = ({*asked[i].flags[1][len("DATASETS=[") : -1].split(",")} for i in (14, 17))
     assert len(two) == 2 and len(four) == 4 and two < four
     vision = Run.of("ViT-B-32")
     asked += [*commands._merging(vision)[::4], *commands._tangent_merging(vision)[::20]]

@@ -9,6 +9,7 @@ from src import args
 from src.experiments import commands, durations, reproduction
 from src.experiments.stages import NAMES, REPORT, STAGES
 from src.reporting import shipped
+from src.reporting.figures import FIGURES
 from src.run import Run
 from src.runtime.paths import Places
 
@@ -143,3 +144,11 @@ def test_commands_of_such_stages_write_files_of_their_own(stage):
     run, _ = _parsed([])
     written = [command.outputs for command in commands.COMMANDS[stage](run)]
     assert len(written) > 1 and len({*written}) == len(written)
+
+
+@pytest.mark.parametrize("jobs", [1, 2, 99])
+def test_every_figure_is_drawn_by_one_of_as_many_commands_as_there_are_jobs(jobs):
+    run, _ = _parsed([f"--jobs={jobs}"])
+    *drawing, _, _ = commands.COMMANDS["figures"](run)  # the last two are pictures of images
+    named = [word for command in drawing for word in command.flags if not word.startswith("-")]
+    assert sorted(named) == (sorted(FIGURES) if jobs > 1 else []) and len(drawing) == min(jobs, len(FIGURES))

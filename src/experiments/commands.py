@@ -195,10 +195,10 @@ def _mergeability(run: Run) -> list[Command]:
 
 
 def _sweeps(run: Run) -> list[Command]:
-    """Consensus TA at every threshold of every benchmark, consensus TIES of the first; and random subsets.
+    """Consensus TA at every threshold of every benchmark, consensus TIES of the first; methods on random subsets.
 
-    On those: sum, TIES and TALL masks, each subset in the next. Thresholds 0 and above the number of tasks are task
-    arithmetic and zero-shot, 2 is the default: `merging` has them.
+    Sum, TIES and TALL masks merge random subsets, each of which is in the next. `merging` has the default threshold 2,
+    and task arithmetic and zero-shot, which are those of 0 and of more than the number of tasks.
     """
     first = _first_benchmark(run)
     swept = [(first, {}), (first, {"use_ties": True}), *((larger, {}) for larger in _larger_benchmarks(run))]
@@ -339,11 +339,18 @@ def _figures(run: Run) -> list[Command]:
 
     names, folder = tuple(FIGURES), run.paths.figures()
     places = tuple(flag for flag in common_flags(run) if flag.startswith(("--cache-dir=", "--data-location=")))
-    dealt = [(names[first :: run.jobs], ()) for first in range(min(run.jobs, len(names)))]
-    return [
-        Command("make_figures", (*some, *_reported(run), *more), tuple(folder / f"{name}.png" for name in some))
-        for some, more in (*dealt, *(((name,), places) for name in ("contact", "corruptions")))
+    dealt = [names[first :: run.jobs] for first in range(min(run.jobs, len(names)))]
+    drawings = [
+        Command("make_figures", (*some, *_reported(run)), tuple(folder / f"{name}.png" for name in some))
+        for some in dealt
     ]
+    if len(drawings) == 1:  # all, which need no naming
+        drawings = [Command("make_figures", _reported(run), (folder,))]
+    pictures = [
+        Command("make_figures", (name, *_reported(run), *places), (folder / f"{name}.png",))
+        for name in ("contact", "corruptions")
+    ]
+    return drawings + pictures
 
 
 def _report(run: Run) -> list[Command]:

@@ -103,7 +103,7 @@ class Concrete(Adapting):
                         f"{self.mask_file}: expected mask logits of {key} {value}, found those of {key} {stored}; "
                         "learn others by the same command without method.mask_file"
                     )
-            logits = {name: logits_file[name].to(**where) for name in masked}
+            logits = {name: tensor.to(**where) for name, tensor in logits_file.read(masked).items()}
         else:
             if problem.mask_path:
                 require_writable(problem.mask_path(problem.label))

@@ -129,12 +129,15 @@ def _theirs(runs: Runs, group: Group, name: str | None, metric: str) -> float | 
 
 
 def consensus_thresholds(runs: Runs) -> Iterator[Table]:
-    """Accuracy against the number of tasks that must use a weight, a table for each benchmark that was swept over."""
+    """Accuracy against the number of tasks that must use a weight, a table for each benchmark that was swept over.
+
+    Every run has two points, task arithmetic and the default: they are no sweep.
+    """
     for tasks in dict.fromkeys((runs.main_tasks, *(runs.suite_tasks[:count] for count in runs.benchmarks))):
         group, count = Group(tasks), len(tasks)
         sweeps = {row: threshold_sweep(runs, group, row) for row in consensus_rows()}
         ks = sorted(set().union(*sweeps.values()))
-        if len(ks) > 1:
+        if len(ks) > 2:
             yield Table(
                 f"consensus_thresholds{'' if tasks == runs.main_tasks else f'_{count}'}",
                 f"Consensus merging of {count} tasks by the number k of tasks that must use a weight: absolute test "
@@ -142,7 +145,9 @@ def consensus_thresholds(runs: Runs) -> Iterator[Table]:
                 ["k", *(row.title() for row in sweeps)],
                 [[str(k), *(_at_threshold(runs, group, row, k, sweep) for row, sweep in sweeps.items())] for k in ks],
                 runs.seeds,
-                notes=("k = 0 is task arithmetic or TIES itself, and more than the number of tasks is zero-shot.",),
+                notes=(
+                    "For consensus TA, k = 0 is task arithmetic itself; more than the number of tasks is zero-shot.",
+                ),
                 same_seeds=True,
             )
 
