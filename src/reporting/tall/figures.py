@@ -116,7 +116,7 @@ def consensus_thresholds(runs: Runs) -> Figure:
         axes.set(xlabel="k: tasks that must use a weight", title=f"{count} tasks")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     grid[0][0].set_ylabel("mean test accuracy (%)")
-    grid[0][-1].legend()
+    legend_below(fig, grid[0][0])
     return fig
 
 
