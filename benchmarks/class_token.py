@@ -18,29 +18,19 @@ import torch
 from torch import nn
 
 from benchmarks import measure
-from benchmarks.linear_step import CLOSE, Stepper, gradient
-from src.args import base_parser, parse
-from src.heads import get_classification_head
+from benchmarks.linear_step import CLOSE, Stepper, asked, gradient, move_away
 from src.linearize import LinearizedImageEncoder
 from src.modeling import ImageEncoder, all_tokens
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     started = time.time()
-    parser = base_parser(__doc__, modes=None)
-    measure.add_output(parser)
-    measure.add_steps(parser, batch_size=100, rounds=20)
-    parser.add_argument("--dataset", default="signs", help="whose head the loss uses")
-    run, options = parse(parser, argv)
-    torch.set_num_threads(options["threads"])
-    head = get_classification_head(run, options["dataset"])
+    run, options, head = asked(__doc__, argv, batch_size=100, rounds=20)
     told: dict[str, Any] = {}
     for mode, encoder in {"standard": ImageEncoder(run), "linear": LinearizedImageEncoder(run)}.items():
         images = torch.randn(options["batch_size"], 3, encoder.image_size, encoder.image_size)
         labels = torch.randint(head.out_features, (options["batch_size"],))
-        with torch.no_grad():  # away from θ0, as after some steps
-            for parameter in encoder.parameters():
-                parameter.mul_(1.01 if parameter.requires_grad else 1)
+        move_away(encoder)
         ways = {
             "a pass": torch.no_grad()(partial(encoder, images)),
             "a step": partial(Stepper(encoder, head), images, labels),

@@ -10,15 +10,18 @@ rounds, and the quartiles. The arithmetic's floor is 5/3.
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from benchmarks import measure
 from src.args import base_parser, parse
 from src.heads import get_classification_head
 from src.linearize import LinearizedImageEncoder
-from src.modeling import ImageEncoder
+from src.modeling import ClassificationHead, ImageEncoder
+from src.run import Run
 
 CLOSE = 1e-4  # of the gradients' norm
 
@@ -45,15 +48,29 @@ class Stepper:
         self.optimizer.step()
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    started = time.time()
-    parser = base_parser(__doc__, modes=None)
+def asked(
+    doc: str | None, argv: Sequence[str] | None, batch_size: int, rounds: int
+) -> tuple[Run, dict[str, Any], ClassificationHead]:
+    """The run, the options and the head of a benchmark of passes and steps; its defaults are the numbers."""
+    parser = base_parser(doc, modes=None)
     measure.add_output(parser)
-    measure.add_steps(parser, batch_size=32, rounds=40)
+    measure.add_steps(parser, batch_size, rounds)
     parser.add_argument("--dataset", default="signs", help="whose head the loss uses")
     run, options = parse(parser, argv)
     torch.set_num_threads(options["threads"])
-    head = get_classification_head(run, options["dataset"])
+    return run, options, get_classification_head(run, options["dataset"])
+
+
+@torch.no_grad()
+def move_away(encoder: nn.Module) -> None:
+    """Move what is trained away from θ0, as some steps do."""
+    for parameter in encoder.parameters():
+        parameter.mul_(1.01 if parameter.requires_grad else 1)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    started = time.time()
+    run, options, head = asked(__doc__, argv, batch_size=32, rounds=40)
     encoders = {
         "standard": ImageEncoder(run),
         "linear": LinearizedImageEncoder(run),
@@ -64,9 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     images = torch.randn(options["batch_size"], 3, side, side)
     labels = torch.randint(head.out_features, (options["batch_size"],))
     for name in ("linear", "linear, plain"):
-        with torch.no_grad():  # away from θ0, as after some steps
-            for parameter in encoders[name].parameters():
-                parameter.mul_(1.01 if parameter.requires_grad else 1)
+        move_away(encoders[name])
     ours, plain = (gradient(encoders[name], head, images, labels) for name in ("linear", "linear, plain"))
     difference = float((ours - plain).norm() / plain.norm())
     print(f"gradients of the two linear ways differ by {difference:.1e} of their norm")
