@@ -18,7 +18,6 @@ from pathlib import Path
 
 from src.args import parse_reporting, reporting_parser
 from src.ranges import ERRORS
-from src.runtime.messages import UsageError
 from src.runtime.program import exit_on_user_error
 
 
@@ -30,20 +29,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--compare", nargs=2, metavar=("ONE", "OTHER"), help="labels of merging results, or titles")
     parser.add_argument("--out", type=Path, metavar="FILE", help="of --compare: .md, .tex or .csv")
     run, options = parse_reporting(parser, argv)
-    from src.reporting.compare import compare  # here, so that --help does not wait for pandas
-    from src.reporting.runs import Runs
-    from src.reporting.tables import make_tables
+    from src.reporting.runs import Runs  # here, so that --help does not wait for pandas
+    from src.reporting.tables import make_or_compare
 
     runs = Runs(run.suite, run.model, run.paths.results, options["seeds"])
-    if options["compare"]:
-        if options["errors"] != "sd":
-            raise UsageError("--errors: expected the tables of a run; --compare prints intervals, and no ±")
-        one, other = options["compare"]
-        compare(runs, one, other, options["out"])
-    elif options["out"]:
-        raise UsageError("--out: expected --compare ONE OTHER beside it; without it the files have names of their own")
-    else:
-        make_tables(runs, options["readme"], options["errors"])
+    make_or_compare(runs, *(options[name] for name in ("readme", "errors", "compare", "out")))
 
 
 if __name__ == "__main__":

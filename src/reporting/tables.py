@@ -8,6 +8,7 @@ from pathlib import Path
 from src.reporting import frame
 from src.reporting.captions import CAPTIONS, caption
 from src.reporting.claim import examine_all
+from src.reporting.compare import compare
 from src.reporting.ledger import ledger
 from src.reporting.papers import offered
 from src.reporting.runs import Runs, every_number
@@ -45,6 +46,25 @@ def _figures(runs: Runs, page: Path) -> str:
     files = {name: runs.paths.figures() / f"{runs.stem(name)}.png" for name in names}
     there = {name: os.path.relpath(file, page.parent) for name, file in files.items() if file.is_file()}
     return "\n\n".join(f"![{name}]({path})\n\n{caption(name)}" for name, path in there.items())
+
+
+def make_or_compare(
+    runs: Runs, pages: Sequence[str], errors: str, compared: Sequence[str] | None, out: Path | None
+) -> None:
+    """Make the tables; or, of two methods that are `compared`, print their comparison, and write it to `out`.
+
+    Raises UsageError for options of the one beside the other.
+    """
+    if not compared:
+        if out:
+            raise UsageError(
+                "--out: expected --compare ONE OTHER beside it; without it the files have names of their own"
+            )
+        return make_tables(runs, pages, errors)
+    if errors != "sd":
+        raise UsageError("--errors: expected the tables of a run; --compare prints intervals, and no ±")
+    one, other = compared
+    compare(runs, one, other, out)
 
 
 def make_tables(runs: Runs, pages: Sequence[str] = (), errors: str = "sd") -> None:
