@@ -6,11 +6,12 @@ from few_images import few_images
 import demo
 import main
 from src import run
+from src.experiments import demonstration
 from src.merging.registry import registered
 
 
 def test_two_tasks_become_one_picture(tmp_path, mini_cache, monkeypatch, capsys):
-    monkeypatch.setattr(demo, "SEED", 0)  # whose images the tests have drawn
+    monkeypatch.setattr(demonstration, "SEED", 0)  # whose images the tests have drawn
     monkeypatch.setattr(run, "cores", lambda: 1)  # this process scores, few images
     with few_images(50):
         demo.main(["--steps", "3", "--folder", str(tmp_path / "a demo")])
