@@ -139,6 +139,33 @@ def test_commands_that_need_nothing_of_each_other_run_at_once(tmp_path, capfd, f
     assert "error:" in told.err and "Traceback" not in told.err
 
 
+def test_the_longest_of_them_start_first_and_those_that_read_of_others_last(tmp_path, monkeypatch):
+    """So that one long command is not left in the end, and consensus finds the masks of its stage."""
+    seconds = {"short": 1.0, "long": 9.0, "unknown": None, "reader": 99.0}
+    made = {name: commands.Command(name, (), (tmp_path / f"{name}.json",), after=name == "reader") for name in seconds}
+    calls = []
+    monkeypatch.setattr(reproduction, "recorded_seconds", lambda outputs, results: seconds[outputs[0].stem])
+    monkeypatch.setattr(
+        reproduction, "map_tasks", lambda work, items, *_: calls.append([each.script for each in items]) or [None] * 9
+    )
+    reproduction.Program(dry_run=False, overwrite=False, results=tmp_path).run_all([*made.values()], apart=True)
+    assert calls == [["long", "short", "unknown"], ["reader"]]
+
+
+def test_consensus_waits_for_the_masks_of_its_stage():
+    run, _ = _parsed([])
+    after = {command.after for command in commands.COMMANDS["merging-tangent"](run) if "consensus" in str(command)}
+    others = {command.after for command in commands.COMMANDS["merging-tangent"](run) if "consensus" not in str(command)}
+    assert after == {True} and others == {False}
+
+
+def test_networks_without_pre_training_are_scored_without_the_control():
+    """Nobody negates them: no table has that number."""
+    run, _ = _parsed([])
+    scored = [command for command in commands.COMMANDS["random-init"](run) if command.script == "eval_single_task"]
+    assert len(scored) == 3 and all("--control=never" in command.flags for command in scored)
+
+
 @pytest.mark.parametrize("stage", [stage.name for stage in (*STAGES, *REPORT) if stage.apart])
 def test_commands_of_such_stages_write_files_of_their_own(stage):
     run, _ = _parsed([])

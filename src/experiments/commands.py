@@ -50,12 +50,16 @@ CORRUPTED_BY, SEVERITY = ("gaussian_noise", "contrast"), 5  # of the stage robus
 
 @dataclass(frozen=True)
 class Command:
-    """One script with its flags, and the files that say that it has run. tasks: entries that they must have."""
+    """One script with its flags, and the files that say that it has run. tasks: entries that they must have.
+
+    after: whether it reads what another command of its stage may keep.
+    """
 
     script: str
     flags: tuple[str, ...]
     outputs: tuple[Path, ...]
     tasks: tuple[str, ...] = ()
+    after: bool = False
 
     @property
     def finished(self) -> bool:
@@ -112,8 +116,12 @@ def _all_choices(run: Run, experiment: Experiment) -> list[Command]:
 def _random_init(run: Run) -> list[Command]:
     random = replace(_first_benchmark(run), model=random_name(run.model))
     modes = usual(TRAINED)
-    single, added = _each(random, SINGLE_TASK, ("none", *modes)), _each(random, ADDITION, modes)
-    return [*_fine_tune(random), *single, *added]
+    return [*_fine_tune(random), *_single_tasks(random, ("none", *modes)), *_each(random, ADDITION, modes)]
+
+
+def _single_tasks(run: Run, choices: Sequence[str]) -> list[Command]:
+    """Of what nobody negates: without the control set."""
+    return [replace(command, flags=(*command.flags, "--control=never")) for command in _each(run, SINGLE_TASK, choices)]
 
 
 def _merging(run: Run, modes: tuple[str, ...] = ("standard",)) -> list[Command]:
@@ -232,8 +240,7 @@ def _studies(run: Run, stage: str) -> list[Command]:
         own = study.run(_first_benchmark(run))
         for tasks, flags in study.trainings(own):
             commands += _fine_tune(replace(own, tasks=tasks), (store.PUBLISHED_MODE,), flags)
-        single = _each(own, SINGLE_TASK, ("none", store.PUBLISHED_MODE))
-        commands += [replace(command, flags=(*command.flags, "--control=never")) for command in single]
+        commands += _single_tasks(own, ("none", store.PUBLISHED_MODE))
         commands += [_merge(own, variant) for variant in studies.compared()]
     return commands
 
@@ -298,7 +305,8 @@ def _merge(
         flags.append(f"finetuning_mode={mode}")
     shared = (flag.removeprefix("--").partition("=") for flag in common_flags(run) if not flag.startswith("--tasks="))
     flags += [override(name.replace("-", "_"), value or "True") for name, _, value in shared]
-    return Command(MERGE, tuple(flags), (run.paths.result(variant_result(run, variant, mode, unseen)),))
+    output = run.paths.result(variant_result(run, variant, mode, unseen))
+    return Command(MERGE, tuple(flags), (output,), after=METHODS[variant.method].after is not None)
 
 
 def in_scopes(commands: Iterable[Command], scopes: Sequence[str]) -> list[Command]:

@@ -112,7 +112,8 @@ class Program:
     def run_all(self, commands: Sequence[Command], apart: bool = False, always: bool = False) -> int:
         """Run commands unless they are finished; how many had anything to do.
 
-        apart: so many at once as there are jobs. always: also where they are finished.
+        apart: so many at once as there are jobs, the longest first, so that all end together, and in the end those that
+        read what others keep. always: also where they are finished.
         """
         ran = 0
         waiting: list[Command] = []
@@ -127,12 +128,17 @@ class Program:
                 continue
             print(f"  {command}", flush=True)
             self._heed(command, _outcome(command, self.overwrite and not always))
-        if waiting:
-            print("\n".join(f"  {command}" for command in waiting), flush=True)
-            work = partial(_outcome, overwrite=self.overwrite and not always)
-            for command, outcome in zip(waiting, map_tasks(work, waiting, self.jobs, "commands", self.device)):
-                self._heed(command, outcome)
+        waiting.sort(key=lambda command: -(recorded_seconds(command.outputs, self.results) or 0))
+        for after in (False, True):
+            self._at_once([command for command in waiting if command.after == after], self.overwrite and not always)
         return ran
+
+    def _at_once(self, commands: Sequence[Command], overwrite: bool) -> None:
+        for command in commands:
+            print(f"  {command}", flush=True)
+        outcomes = map_tasks(partial(_outcome, overwrite=overwrite), commands, self.jobs, "commands", self.device)
+        for command, outcome in zip(commands, outcomes):
+            self._heed(command, outcome)
 
     def _foresee(self, command: Command, there: bool) -> None:
         if there:

@@ -28,11 +28,17 @@ MERGING = Stage(
 ADAPTATION = Stage("adaptation", "methods that learn from unlabelled images", apart=True, methods=True)
 RANDOM_INIT = Stage("random-init", "fine-tuning, single tasks and addition without pre-training")
 MODES = Stage("modes", "further ways of fine-tuning: every task, single tasks, addition, negation, ...", extended=True)
-MODES_MERGING = Stage("modes-merging", "merging methods on their task vectors", extended=True)
-MERGING_SWEEPS = Stage("merging-sweeps", "consensus thresholds, and random subsets of the tasks", extended=True)
+MODES_MERGING = Stage("modes-merging", "merging methods on their task vectors", extended=True, apart=True)
+MERGING_SWEEPS = Stage(
+    "merging-sweeps", "consensus thresholds, and random subsets of the tasks", extended=True, apart=True
+)
 UNSEEN = Stage("unseen", "merged models on two tasks that they were not merged from", extended=True)
-MERGING_TANGENT = Stage("merging-tangent", "the papers' methods on linear and post-hoc task vectors", extended=True)
-METHODS = Stage("methods", "later papers' methods on every kind of task vectors", extended=True, methods=True)
+MERGING_TANGENT = Stage(
+    "merging-tangent", "the papers' methods on linear and post-hoc task vectors", extended=True, apart=True
+)
+METHODS = Stage(
+    "methods", "later papers' methods on every kind of task vectors", extended=True, apart=True, methods=True
+)
 METHODS_ADAPTING = Stage(
     "methods-adapting",
     "every method that learns, on every kind of task vectors",
@@ -48,8 +54,8 @@ ADAPTATION_MORE = Stage(
     methods=True,
 )
 ROBUSTNESS = Stage("robustness", "scoring and adapting on corrupted images", extended=True)
-STORAGE = Stage("storage", "methods that keep a model for each task, at other sizes", extended=True)
-ROBUST_TASKS = Stage("robust-tasks", "a few methods on random sets of 2 tasks and more", extended=True)
+STORAGE = Stage("storage", "methods that keep a model for each task, at other sizes", extended=True, apart=True)
+ROBUST_TASKS = Stage("robust-tasks", "a few methods on random sets of 2 tasks and more", extended=True, apart=True)
 ROBUST_NORM = Stage("robust-norm", "experts of which one is trained three times longer, merged", extended=True)
 ROBUST_CONFIDENCE = Stage("robust-confidence", "experts trained with smoothed labels, merged", extended=True)
 ROBUST_LENGTH = Stage("robust-length", "experts trained shorter and longer, merged", extended=True)
