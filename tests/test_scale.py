@@ -9,6 +9,7 @@ from collections import Counter
 
 import pytest
 from test_published import Parsed, compose, stopping_after
+from test_published import schemas as schemas
 
 from benchmarks import scale
 from src import args as arguments
