@@ -16,7 +16,7 @@ help:  ## what there is
 	@echo "make TARGET [SEEDS=1,2,3] [RESULTS=reproduced] [TORCH=cpu] [CONSTRAINTS=constraints.txt] [PYTHON=python3]"
 	@sed -n 's/^\([a-z]*\):.*##/  \1 /p' $(MAKEFILE_LIST)
 
-reproduce: $(VENV)/.installed  ## the mini suite into RESULTS/mini, 14 minutes a seed on two cores; open report.html there
+reproduce: $(VENV)/.installed  ## the mini suite into RESULTS/mini, 13 minutes a seed on two cores; open report.html there
 	$(RUN) reproduce.py --suite mini --seeds $(SEEDS) --results $(RESULTS)
 
 demo: $(VENV)/.installed  ## two tasks, one picture, a minute or two
