@@ -36,7 +36,7 @@ KINDS: dict[str, dict] = {
     "convnext": {"embed_dim": 16, "vision_cfg": CONVNEXT, "text_cfg": TEXT},
     "custom": {"embed_dim": 16, "custom_text": True, "vision_cfg": CONVNEXT, "text_cfg": TEXT},
     "sigmoid": {
-        "embed_dim": 192,
+        "embed_dim": 48,
         "init_logit_bias": -10,
         "custom_text": True,
         "vision_cfg": SIGLIP,
@@ -138,12 +138,16 @@ def small_timm(name: str) -> str:
 
 
 def shallow(name: str) -> dict:
-    """Arguments of a timm model that leave it few blocks, where its family takes them."""
+    """Arguments of a timm model that leave it few and narrow blocks, where its family takes them."""
+    if name.startswith("vit_") and "_mci_" not in name:  # whose stem has the width of the blocks
+        return {"depth": 2, "embed_dim": 48, "num_heads": 3}
     if name.startswith(("vit_", "vitamin_", "eva")):
         return {"depth": 2}
     if name.startswith("fastvit_"):
         return {"layers": (1, 1, 1, 1)}
-    return {"depths": (1, 1, 1, 1)} if name.startswith(("swin", "convnext")) else {}
+    if name.startswith("swin"):
+        return {"depths": (1, 1, 1, 1), "embed_dim": 24}
+    return {"depths": (1, 1, 1, 1)} if name.startswith("convnext") else {}
 
 
 @pytest.fixture

@@ -639,7 +639,7 @@ def small(tangent: bool) -> Problem:
 @pytest.mark.parametrize("metric", ["features", "gauss_newton"])
 @pytest.mark.parametrize("init", ["sum", "average"])
 def test_tangent_matching_is_the_dense_normal_equation(tangent, metric, init):
-    given, mu = small(tangent), 0.1
+    given, mu = small(tangent), 1.0
 
     def flat(named: dict[str, torch.Tensor]) -> torch.Tensor:
         return torch.cat([named[key].flatten() for key in given.keys])

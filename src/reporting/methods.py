@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +53,7 @@ class Row:
 
     @classmethod
     def of(cls, result: Result) -> "Row":
-        options = json.loads(result.options) if result.options else {}
-        return cls(result.method, result.options, result.encoders, nearest(result.method, options))
+        return cls(result.method, result.options, result.encoders, _nearest(result.method, result.options))
 
     @classmethod
     def registered(cls, variant: Variant) -> "Row":
@@ -125,6 +125,11 @@ def of_other_scope(runs: Runs, group: Group, shown: Iterable[Row]) -> tuple[str,
         f"{', '.join(titles)}: other than in the brackets by construction. They keep a share of the trained weights, "
         "and in the published code of all, 22.6 % of which (ViT-B-32) are never trained: scope=published does so.",
     )
+
+
+@cache  # tables ask for the row of every result again and again
+def _nearest(method: str, options: str) -> Variant | None:
+    return nearest(method, json.loads(options) if options else {})
 
 
 def nearest(method: str, options: Mapping[str, Any]) -> Variant | None:

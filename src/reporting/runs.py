@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -75,9 +76,8 @@ class Runs:
 
     def check(self) -> None:
         """Raise UsageError where there are no results of the model, or none of a chosen seed."""
-        where = self.results / self.suite
+        where, others = self.results / self.suite, [model for model in self.models if model != self.model]
         if not self.seeds_there:
-            others = [model for model in self.models if model != self.model]
             there = f"there are {', '.join(others)}" if others else "make some with: python reproduce.py"
             raise UsageError(f"--model: expected results of {self.model} in {where}, found none; {there}")
         if absent := [seed for seed in self.seeds if seed not in self.seeds_there]:
@@ -142,9 +142,8 @@ class Runs:
             for result, own in zip(results, options):
                 if own != usual:
                     names = [name for name in shared if own[name] != usual[name]]
-                    others.append(
-                        (result, ", ".join(f"{name} = {own[name]} (others: {usual[name]})" for name in names))
-                    )
+                    told = ", ".join(f"{name} = {own[name]} (others: {usual[name]})" for name in names)
+                    others.append((result, told))
         return tuple(others)
 
     @cached_property
@@ -209,7 +208,15 @@ class Runs:
         """Seed -> record of the results whose fields (of Result) have these values; by default on clean images."""
         wanted = {"experiment": experiment, "corruption": "", "encoders": ""} | fields
         wanted = {name: as_text(value) if isinstance(value, dict) else value for name, value in wanted.items()}
-        return {r.seed: r.record for r in self.read if all(getattr(r, name) == v for name, v in wanted.items())}
+        there = self._of_method[experiment, wanted["method"]] if "method" in wanted else self.read
+        return {r.seed: r.record for r in there if all(getattr(r, name) == v for name, v in wanted.items())}
+
+    @cached_property
+    def _of_method(self) -> Mapping[tuple[str, str], list[Result]]:
+        there: Mapping[tuple[str, str], list[Result]] = defaultdict(list)
+        for result in self.read:
+            there[result.experiment, result.method].append(result)
+        return there
 
     def of(self, experiment: Experiment, choice: str) -> dict[int, Any]:
         """Seed -> record of an experiment with a choice."""
@@ -270,8 +277,7 @@ class Runs:
         self, overrides: Iterable[str], tasks: tuple[str, ...], mode: str = "standard", seeds: Sequence[int] = ()
     ) -> str:
         """The command that makes results of main.py. overrides: `method=ties`, ...; seeds: by default all."""
-        seeds = seeds or self.command_seeds
-        overrides = list(overrides)
+        seeds, overrides = seeds or self.command_seeds, list(overrides)
         several = len(seeds) > 1 or any(o.startswith("corruption=") and "," in o for o in overrides)
         shared = ["--multirun"] if several else []
         of_seeds = f"seed={','.join(map(str, seeds))}"
@@ -299,8 +305,7 @@ class Runs:
     @cached_property
     def _config(self) -> dict[str, Any]:
         """How a result of this model was made; of the pre-trained one where a random network has none yet."""
-        name = ModelName.parse(self.model)
-        pretrained = pretrained_name(self.model)
+        name, pretrained = ModelName.parse(self.model), pretrained_name(self.model)
         read = self.read or (Runs(self.suite, pretrained, self.results, self.seeds).read if name.random else ())
         return next((result.record["provenance"].get("config", {}) for result in read), {})
 
@@ -326,9 +331,8 @@ class Runs:
         row = registry.suite(self.suite)
         if row.drawn:
             return ()
-        scored = {
-            name for mode in ("none", "standard") for record in self.of(SINGLE_TASK, mode).values() for name in record
-        }
+        records = (record for mode in ("none", "standard") for record in self.of(SINGLE_TASK, mode).values())
+        scored = set().union(*records)
         return tuple(name for name in registry.names(row) if name in scored and name not in row.tasks)
 
     @property
@@ -374,9 +378,8 @@ class Runs:
     @property
     def siblings(self) -> list["Runs"]:
         """Every pre-trained model of the suite that has results, this one first."""
-        names = dict.fromkeys([self.model, *self.models])
-        pretrained = [name for name in names if not ModelName.parse(name).random]
-        return [Runs(self.suite, name, self.results, self.chosen_seeds) for name in pretrained]
+        names = (name for name in dict.fromkeys([self.model, *self.models]) if not ModelName.parse(name).random)
+        return [Runs(self.suite, name, self.results, self.chosen_seeds) for name in names]
 
     def stem(self, name: str) -> str:
         """The file name of a table or figure: models other than the suite's own are told apart."""
@@ -392,7 +395,6 @@ class Runs:
 
 def every_number(suite: str, results: Path) -> pd.DataFrame:
     """The frame of all models and seeds of a suite, the design seed and random towers included."""
-    models = Runs(suite, registry.suite(suite).model, results).models
-    runs = [Runs(suite, model, results) for model in models]
+    runs = [Runs(suite, model, results) for model in Runs(suite, registry.suite(suite).model, results).models]
     read = ((r.model, result) for r in runs for seed in r.seeds_there for result in read_results(r.paths_of(seed)))
     return frame.frame(suite, read)
