@@ -129,7 +129,7 @@ def test_the_share_of_weights_that_differ(tmp_path):
 
 def test_coefficient_sweep(tmp_path, mini_cache):
     file, places = tmp_path / "found.json", (f"--save={tmp_path}", f"--cache-dir={mini_cache}")
-    with few_images(40):
+    with few_images(8):
         told = run("coefficient_sweep", "--n-eval-points=2", "--rounds=1", "--seed=0", *places, f"--output={file}")
     assert told.count("differ from the loop's by") == 2 and "linear: 2 coefficients / one" in told
     assert len(read(file)["ratios"]) == 3
@@ -164,9 +164,9 @@ def test_image_cache():
 
 def test_growth(tmp_path, mini_cache, in_this_process):
     file = tmp_path / "found.json"
-    sizes = ("--tasks-of", "2", "3", "--coefficients", "1", "3", "--images", "50", "100", "--widths", "32", "64")
+    sizes = ("--tasks-of", "2", "3", "--coefficients", "1", "3", "--images", "8", "16", "--widths", "32", "64")
     small = ("--scale=0.01", "--rounds=1", "--batch-size=2", "--seed=0")
-    with few_images(100):
+    with few_images(16):
         run("growth", *sizes, *small, f"--save={tmp_path}", f"--cache-dir={mini_cache}", f"--output={file}")
     found = read(file)
     assert found["width"]["sizes"] == [32, 64] and set(found["coefficients"]["slopes"]) == {

@@ -83,13 +83,13 @@ def works(make_run, make_training, mini_cache, tmp_path, monkeypatch) -> Iterato
     made = {
         "fine-tuning": fine_tune,
         "evaluation": evaluate,
-        "merging": merge("tall_mask"),
+        "merging": merge("tall_mask", "method.tall_mask_lambda=[0.4]"),
         "adaptation": merge("adamerging", *adapting),
         "drawing": lambda folder: draw.cached(folder, 0, ("digits",)) and None,
         "cache": images,
         "tables": tables,
     }
-    with few_images(10):
+    with few_images(4):
         yield made
 
 

@@ -37,7 +37,7 @@ from src.runtime import results
 from src.runtime.paths import ROOT
 
 method_registry.load_methods()  # before a test puts another registry in its place
-IMAGES = 10  # of each split
+IMAGES = 6  # of each split
 SUITE = registry.suite("mini")
 TASKS, LARGER = SUITE.default, SUITE.tasks[:14]
 PAIRED = ("digits", "signs")

@@ -33,7 +33,7 @@ from src.runtime.paths import Places
 TASKS = registry.suite("mini").tasks[:2]
 IMAGES = 10  # of each split
 FURTHER = tuple(mode for mode in TRAINED if MODES[mode].extended)
-FEWER = {"steps": 3, "mask_steps": 3, "images": 8}  # of options that a method has
+FEWER = {"steps": 3, "mask_steps": 3, "images": 4, "iterations": "[1,2]"}  # of options that a method has
 
 
 @pytest.fixture(scope="module")

@@ -29,8 +29,8 @@ def results(tmp_path_factory, mini_cache):
     places = [f"--save={folder}/checkpoints", f"--results={folder}/results", f"--cache-dir={mini_cache}"]
     shared = ["--seed=0", "--device=cpu", "--jobs=1", *places]
     on_tasks = [*shared, "--tasks", *TASKS]
-    finetune.main([*on_tasks, "--steps=8", "--batch-size=32"])
-    with few_images(50):
+    finetune.main([*on_tasks, "--steps=8", "--batch-size=16"])
+    with few_images(20):
         for mode in ("none", "standard"):
             eval_single_task.main([*on_tasks, f"--finetuning-mode={mode}"])
         eval_task_addition.main([*on_tasks, "--n-eval-points=3"])

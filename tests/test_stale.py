@@ -36,13 +36,13 @@ TASKS = ("digits", "signs")
 
 @pytest.fixture
 def few_pixels() -> Iterator[None]:
-    with few_images(30):
+    with few_images(8):
         yield
 
 
 @pytest.fixture
 def made(make_run, few_pixels) -> Run:
-    """Checkpoints near θ0, made-up single-task results, 30 images a split."""
+    """Checkpoints near θ0, made-up single-task results, 8 images a split."""
     run = make_run("--tasks", *TASKS)
     draw_checkpoints(run)
     return run
