@@ -13,7 +13,7 @@ from torch.func import functional_call, jvp
 
 from src.analysis.representations import Blocks
 from src.class_token import LastBlock, shorten_last_block
-from src.finetuning.curvature import _inputs_and_gradients
+from src.curvature import _inputs_and_gradients
 from src.linearize import LinearizedModel, forward_and_jvp, forward_mode_attention
 from src.merging.inputs import Models
 from src.modeling import ImageEncoder, all_tokens

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from towers import perturbed
 
-from src.finetuning import curvature
-from src.finetuning.curvature import Curvature, measure
+from src import curvature
+from src.curvature import Curvature, measure
 from src.inputs import IN_OUT
 from src.linearize import LinearizedModel
 

@@ -19,13 +19,13 @@ from PIL import Image
 import finetune as script
 from src import args as arguments
 from src import checkpoints, store, training
+from src.curvature import Curvature, measure
 from src.datasets import loading
 from src.datasets.base import Pixels
 from src.datasets.examples import Subset
 from src.experiments import finetuning
 from src.finetuning import batches
 from src.finetuning import settings as settings_of_training
-from src.finetuning.curvature import Curvature, measure
 from src.finetuning.settings import EPOCH_BY_EPOCH, OF_SOME_MODES, Training
 from src.finetuning.tally import Tally
 from src.finetuning.trained import attention_weights

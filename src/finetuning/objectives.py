@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from src import store
+from src.curvature import Curvature, measure
 from src.datasets import loading
 from src.finetuning.batches import IGNORED, Batches
-from src.finetuning.curvature import Curvature, measure
 from src.finetuning.settings import Training, other_tasks
 from src.heads import get_classification_head
 from src.inputs import is_embedding
@@ -91,7 +91,7 @@ class WeightPenalty(ABC):
 
 
 class CurvaturePenalty(WeightPenalty):
-    """λ times what τ does to other tasks' features, in Kronecker factors of each: TAK. See src/finetuning/curvature.py.
+    """λ times what τ does to other tasks' features, in Kronecker factors of each: TAK. See src/curvature.py.
 
     Factors are computed at θ0 before the first step, from `penalty_images` training images of each other task, rounded
     up to whole batches, augmented as in training, and without labels. Tasks count by their numbers of images.

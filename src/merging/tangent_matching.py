@@ -16,18 +16,23 @@ distance is then twice the second order of the Kullback-Leibler divergence from 
 
     H = J_zᵀ (diag p − p pᵀ) J_z,        z the logits of the task's head, J_z = ∂z/∂f, at f_lin(x; θ_t)
 
-init: "sum" (α Σ_t τ_t), "average". The gradients go from there, and with μ = 0 never leave the span of the images'
-derivatives: what no image sees stays at Δ_init. An iteration takes one jvp and one vjp over all images; `iterations`
-are the counts at which the solution is looked at, and validation chooses among them: stopping early is what μ is for.
+init: "sum" (α Σ_t τ_t), "average". An iteration takes one jvp and one vjp over all images; `iterations` are the counts
+at which the solution is looked at, and validation chooses among them: stopping early is what μ is for.
+
+precondition: "kronecker", M⁻¹ of preconditioner.py, which takes one pass more; or "none". The optimum is the same where
+it is one point, and is reached with fewer products: on mini (seed 0, linear) four iterations leave less of the sum
+than 32 without. With μ = 0 it is the minimum nearest to Δ_init, as M measures it, or as weights do without M: what
+no image sees then stays at Δ_init.
 
 Standard models. θ0 + Δ is then evaluated in f itself, and its J is not constant. G_t is still taken at θ0, and f_lin in
 the place of f(x; θ_t) in H: the merge is the optimum for the linearization of each task's model, and as good for the
 models themselves as that is. It is allowed because that gap is of interest; no bound holds there.
 
-Memory: the vectors Σ_t G_t τ_t, the residual, the direction, its product, and the solution at each count; images once.
+Memory: the vectors Σ_t G_t τ_t, the residual, the direction, its product, and the solution at each count; images once;
+M's factors, which of ViT-B/32 take three times as much as the weights.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,14 +40,17 @@ from torch import Tensor, nn
 from torch.func import functional_call, jvp, vjp
 from tqdm import tqdm
 
+from src.curvature import Curvature, measure
 from src.linearize import forward_and_jvp
 from src.merging.adaptation import IMAGES
 from src.merging.base import Merge, Method, Problem, Setting, Unlabelled
 from src.merging.inputs import Models, gather
+from src.merging.preconditioner import Kronecker
 from src.merging.registry import register
 from src.merging.task_arithmetic import multi_task_vector
-from src.ranges import COUNT, FINITE, NON_NEGATIVE, NUMBER, check_choice, option
+from src.ranges import COUNT, FINITE, NON_NEGATIVE, NUMBER, POSITIVE, check_choice, option
 from src.runtime.messages import UsageError
+from src.runtime.seeds import event_seed
 from src.task_vectors import TaskVector
 
 
@@ -87,6 +95,30 @@ class Products:
         parts = zip(start.items(), gradients, strict=True)
         return TaskVector(vector={key: torch.zeros_like(w) if part is None else part for (key, w), part in parts})
 
+    def curvature(self) -> Curvature:
+        """The mean over tasks of the factors of G_t."""
+        start = {name: self.models.start[name] for name in self.problem.keys}
+        mean = Curvature()
+        for task in self.problem.tasks:
+            mean.add(measure(self.models.function, start, self.directed(task)), 1 / len(self.problem.tasks))
+        return mean
+
+    def directed(self, task: str) -> Iterator[tuple[Tensor, Tensor]]:
+        """(images, v): v of covariance H for each image, seeded. Of the cross-entropy, its derivative at a label drawn
+        from what the task's own model says."""
+        generator = torch.Generator().manual_seed(event_seed(self.problem.seed or 0, "curvature", task))
+        for number, batch in enumerate(self.batches(task)):
+            if self.heads:
+                f = self.features[task][number]
+                terms = vjp(self.heads[task], f)
+                p, pull_back = terms[0].softmax(-1), terms[1]
+                label = torch.multinomial(p.cpu(), 1, generator=generator).to(p.device)
+                yield batch, pull_back(torch.zeros_like(p).scatter_(1, label, 1.0) - p)[0]
+            else:
+                f = self.terms(self.own(task), batch[:1])[0]
+                v = torch.randn(len(batch), f.shape[-1], generator=generator, dtype=f.dtype)
+                yield batch, v.to(f.device)
+
     def of(self, task: str, v: TaskVector) -> TaskVector:
         """G_t v"""
         return total(self.of_batch(task, v, number) for number in range(len(self.batches(task))))
@@ -115,7 +147,8 @@ class Iterates(Merge):
 class TangentMatching(Method):
     """Tangent matching: the vector whose features, in the tangent model, are nearest to all tasks' own.
 
-    init: "sum", scaled by `alpha`, or "average". mu: μ, in units of G_t's entries.
+    init: "sum", scaled by `alpha`, or "average". mu: μ, in units of G_t's entries. damping: of the preconditioner's
+    factors, as a share of their size.
 
     iterations: in ascending order; 0 is the start. images: of each task, of `split`; batch_size: of one pass.
     """
@@ -124,7 +157,9 @@ class TangentMatching(Method):
     init: str = "sum"
     alpha: float = option(0.3, FINITE)
     mu: float = option(0.0, NON_NEGATIVE)
-    iterations: list[int] = option([1, 2, 4, 8, 16, 32], NUMBER)
+    precondition: str = "kronecker"
+    damping: float = option(1e-3, POSITIVE)
+    iterations: list[int] = option([1, 2, 4, 8, 16], NUMBER)
     images: int = option(256, COUNT)
     split: str = "train"
     batch_size: int = option(64, COUNT)
@@ -132,6 +167,7 @@ class TangentMatching(Method):
     def merge(self, problem: Problem) -> Merge:
         check_choice("metric", self.metric, ("features", "gauss_newton"))
         check_choice("init", self.init, ("sum", "average"))
+        check_choice("precondition", self.precondition, ("kronecker", "none"))
         check_choice("split", self.split, ("train", "val", "test"))
         if self.iterations != sorted(self.iterations):
             raise UsageError(f"iterations: expected numbers of iterations in ascending order; got {self.iterations}")
@@ -167,9 +203,14 @@ class TangentMatching(Method):
             errors[0] += away.dot(product)
             return product
 
+        none = self.precondition == "none"
+        solved: Callable[[TaskVector], TaskVector] = (  # M⁻¹
+            (lambda r: r) if none else Kronecker(products.curvature(), self.damping, self.mu / len(problem.tasks))
+        )
         delta = start
         r = total(residual(task) for task in problem.tasks)
-        p, rr = r, r.dot(r)
+        p = solved(r)
+        rr = r.dot(p)  # rᵀ M⁻¹ r
         vectors = {0: start.to("cpu")} if 0 in self.iterations else {}
         least = rr * torch.finfo(problem.dtype).eps ** 2
         for k in tqdm(range(1, self.iterations[-1] + 1), desc=type(self).name, leave=False, disable=None):
@@ -180,8 +221,9 @@ class TangentMatching(Method):
             step = rr / p.dot(q)
             delta, r = delta + step * p, r - step * q
             errors.append(errors[-1] - step * rr)
-            before, rr = rr, r.dot(r)
-            p = r + (rr / before) * p
+            z = solved(r)
+            before, rr = rr, r.dot(z)
+            p = z + (rr / before) * p
             if k in self.iterations:
                 vectors[k] = delta.to("cpu")
         return vectors, errors
