@@ -441,12 +441,13 @@ def test_every_method_that_needs_images_says_so_where_there_are_none():
             method.merge(replace(given, images=empty))
 
 
-def test_a_model_without_such_matrices_is_refused_with_the_option_that_has_some():
-    key = "model.visual.proj"
-    start = {key: torch.zeros(4, 3).double()}
-    given = Problem(start, {"a": {key: torch.ones(4, 3).double()}}, images=problem().images)
-    with pytest.raises(UsageError, match="found none with matrices=blocks: try method.matrices=all"):
-        small().merge(given)
+@pytest.mark.parametrize("matrices, key", [("blocks", "model.visual.proj"), ("linear", f"{BLOCK}.ln_1.bias")])
+def test_a_model_without_such_matrices_is_refused_with_the_option_that_has_some(matrices, key):
+    whole = problem()
+    start, end = ({key: theta[key]} for theta in (whole.pretrained, whole.finetuned["a"]))
+    given = Problem(start, {"a": end}, images=whole.images)
+    with pytest.raises(UsageError, match=f"found none with matrices={matrices}: try method.matrices=all"):
+        small(matrices=matrices).merge(given)
 
 
 def test_an_entropy_that_is_no_number_stops_and_keeps_the_last_good_state(tmp_path):
