@@ -258,6 +258,17 @@ def test_with_every_component_on_it_is_task_arithmetic(options):
     assert found.adaptation["mask"]["density"] == 1
 
 
+@pytest.mark.parametrize("start", ["task_arithmetic", "cart"])
+def test_without_a_mask_every_component_counts(start):
+    given = problem()
+    model = ComponentModel(given, small(start=start))
+    lam = torch.tensor([[0.2], [0.5], [1.1]]).double()
+    taus = [flat(given.vector(task).vector) for task in TASKS]
+    mean = sum(taus) / 3 if start == "cart" else 0.0
+    expected = mean + sum(float(x) * (tau - mean) for x, tau in zip(lam, taus))
+    torch.testing.assert_close(flat(model.vector(lam.expand(3, len(given.keys))).vector), expected)
+
+
 def test_while_no_mask_falls_lambda_is_that_of_adamerging_without_a_clamp():
     load_methods()
     given = problem()
