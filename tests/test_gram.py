@@ -657,6 +657,26 @@ def test_tangent_matching_is_the_dense_normal_equation(tangent, metric, init):
     assert merge.info["errors"][:20] == sorted(merge.info["errors"][:20], reverse=True)
 
 
+def test_the_settings_of_tangent_matching_are_the_counts_that_were_asked_for():
+    assert TangentMatching(iterations=[1, 3]).merge(small(tangent=True)).settings == (1, 3)
+
+
+@pytest.mark.parametrize("scale", [1e-10, 1e10])
+def test_tangent_matching_stops_at_a_residual_relative_to_its_first(scale):
+    """However bright the images are: squares of all residuals of the darkest are below those of the rounding."""
+    given = disjoint(tangent=True)
+    images = replace(given.images, batch=lambda *which: scale * given.images.batch(*which))
+    assert_same(merged(TangentMatching(), replace(given, images=images)), total(given))
+
+
+def test_tangent_matching_goes_on_until_a_residual_is_rounding():
+    """Two curvatures that differ by 1e-9 leave as much after one iteration, and nothing but rounding after two."""
+    encoder = tower(lambda: nn.Linear(2, 5, bias=False))
+    batch = torch.tensor([1.0, 1.0 + 1e-9], dtype=torch.float64).diag()
+    given = problem(encoder=encoder, images=Unlabelled(lambda: encoder, lambda *which: batch, head))
+    assert TangentMatching(iterations=[1, 4]).merge(given).settings == (1, 2)
+
+
 def test_directions_that_no_image_sees_stay_where_tangent_matching_began():
     given = disjoint(tangent=True)
     blind = replace(given, images=replace(given.images, batch=lambda *which: 0 * pictures(*which, side=2)))

@@ -688,8 +688,8 @@ def test_a_sampled_fisher_is_of_one_drawn_class_an_image(seed):
     generator = torch.Generator().manual_seed(event_seed(seed or 0, "fisher", "task1"))
     for batch in (images("task1", "train", 4, 0), images("task1", "train", 4, 1)[:2]):
         log_p = head("task1")(functional_call(encoder, theta, (batch,))).log_softmax(-1)
-        for row, label in zip(log_p, torch.multinomial(log_p.detach().exp(), 1, generator=generator)):
-            gradients = torch.autograd.grad(row[label], list(theta.values()), torch.ones(1).double(), retain_graph=True)
+        for row, drawn in zip(log_p, torch.multinomial(log_p.detach().exp(), 1, generator=generator)):
+            gradients = torch.autograd.grad(row[drawn], list(theta.values()), torch.ones(1).double(), retain_graph=True)
             total = total + torch.cat([gradient.flatten() for gradient in gradients]).square() / 6
     torch.testing.assert_close(torch.cat([found[key].flatten() for key in theta]), total)
 
