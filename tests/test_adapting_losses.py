@@ -149,18 +149,21 @@ def test_adamerging_with_expert_labels_is_the_loop_written_by_hand():
     torch.testing.assert_close(values, lam, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("granularity", ["task", "layer"])
 @pytest.mark.parametrize("clip", [0.01, 100.0])
-def test_atlas_is_the_loop_written_by_hand(clip):
+def test_atlas_is_the_loop_written_by_hand(clip, granularity):
     """AdamW: the decay is λ ← λ − lr · 0.3 · λ beside Adam's step, on a gradient of at most this norm."""
     given, adam = labelled(), Adam(0.2)
-    lam = torch.full((3, len(given.keys)), 0.2).double()
+    layers = len(given.keys)
+    lam = torch.full((3, layers if granularity == "layer" else 1), 0.2).double()
     for step in range(4):
         lam.requires_grad_()
-        losses = written_out(given, lam, "labels", "val", step)
+        losses = written_out(given, lam.expand(3, layers), "labels", "val", step)
         (gradient,) = torch.autograd.grad(sum(losses.values()), lam)
         gradient *= min(1.0, clip / (float(gradient.norm()) + 1e-6))
         lam = adam.step(lam.detach() * (1 - 0.2 * 0.3), gradient)
-    found = small(Atlas, coef=0.2, weight_decay=0.3, steps=4, lr=0.2, clip=clip).merge(given)
+    options = dict(coef=0.2, granularity=granularity, weight_decay=0.3, clip=clip)
+    found = small(Atlas, steps=4, lr=0.2, **options).merge(given)
     values = torch.tensor(found.adaptation["lambda"]["values"]).double()
     torch.testing.assert_close(values, lam, rtol=1e-6, atol=1e-7)
     assert found.adaptation["adapt_on"] == "val" and Atlas.needs == "labels of validation images"

@@ -258,6 +258,17 @@ def test_with_every_component_on_it_is_task_arithmetic(options):
     assert found.adaptation["mask"]["density"] == 1
 
 
+@pytest.mark.parametrize("start", ["task_arithmetic", "cart"])
+def test_without_a_mask_every_component_counts(start):
+    given = problem()
+    model = ComponentModel(given, small(start=start))
+    lam = torch.tensor([[0.2], [0.5], [1.1]]).double()
+    taus = [flat(given.vector(task).vector) for task in TASKS]
+    mean = sum(taus) / 3 if start == "cart" else 0.0
+    expected = mean + sum(float(x) * (tau - mean) for x, tau in zip(lam, taus))
+    torch.testing.assert_close(flat(model.vector(lam.expand(3, len(given.keys))).vector), expected)
+
+
 def test_while_no_mask_falls_lambda_is_that_of_adamerging_without_a_clamp():
     load_methods()
     given = problem()
@@ -441,12 +452,13 @@ def test_every_method_that_needs_images_says_so_where_there_are_none():
             method.merge(replace(given, images=empty))
 
 
-def test_a_model_without_such_matrices_is_refused_with_the_option_that_has_some():
-    key = "model.visual.proj"
-    start = {key: torch.zeros(4, 3).double()}
-    given = Problem(start, {"a": {key: torch.ones(4, 3).double()}}, images=problem().images)
-    with pytest.raises(UsageError, match="found none with matrices=blocks: try method.matrices=all"):
-        small().merge(given)
+@pytest.mark.parametrize("matrices, key", [("blocks", "model.visual.proj"), ("linear", f"{BLOCK}.ln_1.bias")])
+def test_a_model_without_such_matrices_is_refused_with_the_option_that_has_some(matrices, key):
+    whole = problem()
+    start, end = ({key: theta[key]} for theta in (whole.pretrained, whole.finetuned["a"]))
+    given = Problem(start, {"a": end}, images=whole.images)
+    with pytest.raises(UsageError, match=f"found none with matrices={matrices}: try method.matrices=all"):
+        small(matrices=matrices).merge(given)
 
 
 def test_an_entropy_that_is_no_number_stops_and_keeps_the_last_good_state(tmp_path):

@@ -41,6 +41,8 @@ FOLDER = Path(__file__).parent / "golden"
 TASKS = ("a", "b", "c")
 IMAGES = 24
 PLAIN = dict(biases=False, norms="rest", last_tokens=1.0, split_qkv=False)
+load_methods()
+WITH_PRECISION = [method.name for method in dict.fromkeys(METHODS.values()) if hasattr(method, "precision")]
 
 
 class Encoder(nn.Module):
@@ -420,19 +422,18 @@ def test_featcal_of_the_blocks_leaves_what_lies_outside_to_its_base():
 
 
 @pytest.mark.parametrize("precision, rank", [("float32", 3), ("float64", 4)])
-def test_the_precision_of_a_method_is_that_of_its_solution(precision, rank):
+@pytest.mark.parametrize("name", WITH_PRECISION)
+def test_the_precision_of_a_method_is_that_of_its_solution(name, precision, rank):
     """Of four inputs one is so small that its energy is 1e-10 of the others', between 4 eps of either type."""
-    given = fit_problem({FC: (random(5, 4, seed=1), random(3, 5, 4, seed=2))})
-    method = Lot(precision=precision)
-    (fit,) = method.fits(given, FC)
-    for task in given.tasks:
-        fit.moments = Moments()
-        fit.see(torch.tensor([1.0, 1.0, 1.0, 1e-5]).double().diag(), None)
-        fit.add(given, task, tangent=False)
-    mean = {FC: total(given)[FC] / 3}
-    vector = {FC: torch.zeros(5, 4).double()}
-    assert fit.solve(vector, TaskVector(vector=mean)) == ({FC} if rank == 3 else set())
-    assert_equal(vector[FC], torch.cat([mean[FC][:, :rank], torch.zeros(5, 4 - rank).double()], 1))
+    encoder = tower(lambda: nn.Linear(4, 5, bias=False))
+    images = torch.tensor([1.0, 1.0, 1.0, 1e-5]).double().diag()
+    given = problem(encoder=encoder, images=Unlabelled(lambda: encoder, lambda *which: images, head))
+    options = dict(matrices="linear", precision=precision, shrink=1.0, ridge=0.0, teacher=0.0)
+    merge, key = METHODS[name](**options).merge(given), f"{VISUAL}weight"
+    mean = total(given)[key] / 3
+    expected = torch.cat([mean[:, :rank], torch.zeros(5, 4 - rank).double()], 1)
+    assert_equal(merge.vector("a", 1.0).vector[key], expected)
+    assert merge.info["without_rank"] == ([key] if rank == 3 else [])
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.float64])
@@ -686,6 +687,26 @@ def test_factors_of_the_cross_entropy_are_of_its_derivatives_at_drawn_labels():
     assert {label for label, _ in drawn} == {0, 1, 2}
     again = [v for _, v in products.directed("a")]
     assert all(torch.equal(one, other) for one, (_, other) in zip(again, products.directed("a")))
+
+
+def test_the_settings_of_tangent_matching_are_the_counts_that_were_asked_for():
+    assert TangentMatching(iterations=[1, 3]).merge(small(tangent=True)).settings == (1, 3)
+
+
+@pytest.mark.parametrize("scale", [1e-10, 1e10])
+def test_tangent_matching_stops_at_a_residual_relative_to_its_first(scale):
+    """However bright the images are: squares of all residuals of the darkest are below those of the rounding."""
+    given = disjoint(tangent=True)
+    images = replace(given.images, batch=lambda *which: scale * given.images.batch(*which))
+    assert_same(merged(TangentMatching(), replace(given, images=images)), total(given))
+
+
+def test_tangent_matching_goes_on_until_a_residual_is_rounding():
+    """Two curvatures that differ by 1e-9 leave as much after one iteration, and nothing but rounding after two."""
+    encoder = tower(lambda: nn.Linear(2, 5, bias=False))
+    batch = torch.tensor([1.0, 1.0 + 1e-9], dtype=torch.float64).diag()
+    given = problem(encoder=encoder, images=Unlabelled(lambda: encoder, lambda *which: batch, head))
+    assert TangentMatching(precondition="none", iterations=[1, 4]).merge(given).settings == (1, 2)
 
 
 def test_directions_that_no_image_sees_stay_where_tangent_matching_began():

@@ -84,6 +84,7 @@ OTHER = {
     "featcal.norms": "scale",
     "p": 0.3,
     "pass_size": 1,
+    "precondition": "none",
     "prun_thre_k": 3,
     "rank": 0.7,
     "surgery.rank": 3,

@@ -679,6 +679,21 @@ def test_a_sampled_class_gives_the_exact_mean():
     torch.testing.assert_close(flat(total) / 3000, exact, rtol=0.1, atol=0.1 * float(exact.max()))
 
 
+@pytest.mark.parametrize("seed", [3, None])
+def test_a_sampled_fisher_is_of_one_drawn_class_an_image(seed):
+    """The mean of the squared gradients of log p(y|x), batch by batch from one generator; no seed counts as 0."""
+    problem, encoder, total = replace(tower_problem(), seed=seed), tower(), 0.0
+    found = Fisher(images=6, batch_size=4).information(problem, "task1", encoder)
+    theta = {key: problem.finetuned["task1"][key].clone().requires_grad_() for key in problem.keys}
+    generator = torch.Generator().manual_seed(event_seed(seed or 0, "fisher", "task1"))
+    for batch in (images("task1", "train", 4, 0), images("task1", "train", 4, 1)[:2]):
+        log_p = head("task1")(functional_call(encoder, theta, (batch,))).log_softmax(-1)
+        for row, drawn in zip(log_p, torch.multinomial(log_p.detach().exp(), 1, generator=generator)):
+            gradients = torch.autograd.grad(row[drawn], list(theta.values()), torch.ones(1).double(), retain_graph=True)
+            total = total + torch.cat([gradient.flatten() for gradient in gradients]).square() / 6
+    torch.testing.assert_close(torch.cat([found[key].flatten() for key in theta]), total)
+
+
 def test_sampled_classes_are_functions_of_the_seed_and_the_task():
     same = tower().state_dict()
     given = Problem(same, {"task0": same, "task1": same}, seed=3)
@@ -750,6 +765,15 @@ def test_the_floor_of_the_authors_is_a_maximum(monkeypatch):
     torch.testing.assert_close(merged(Fisher(floor=2.0), problem), torch.tensor([0.5, 0.4]))  # λ_t = 1/3 and 1/2
     weighted = merged(Fisher(floor=1e-6, floor_by="max"), problem)  # λ_t = 1/3 and 1
     torch.testing.assert_close(weighted, torch.tensor([0.5, 0.25]))
+
+
+def test_the_norm_of_a_fisher_is_taken_in_float64(monkeypatch):
+    """In float32 the squares of these entries, each of which it holds, are infinite."""
+    tau = [{"model.visual.w": torch.ones(2)}, {"model.visual.w": torch.zeros(2)}]
+    given = replace(from_vectors(*tau), images=tower_problem().images)
+    fishers = {"task0": torch.tensor([3e20, 4e20]), "task1": torch.tensor([4e25, 3e25])}
+    monkeypatch.setattr(Fisher, "information", lambda self, p, task, e: {"model.visual.w": fishers[task]})
+    torch.testing.assert_close(merged(Fisher(), given), torch.tensor([3 / 7, 4 / 7]))
 
 
 @pytest.mark.parametrize("asked, sizes", [(10, [4, 4, 2]), (3, [3]), (8, [4, 4])])

@@ -104,7 +104,7 @@ CHOSEN = {
     "LOT": dict(precision="float32"),
     "ACTMat": dict(matrices="linear", rest="mean"),
     "WUDI, Adam as published": dict(lr=0.015, lr_unit="rms"),
-    "tangent matching": dict(iterations=[1, 2, 4, 8, 16, 32]),
+    "tangent matching": dict(iterations=[1, 2, 4, 8, 16], precondition="kronecker", damping=1e-3),
 }
 
 

@@ -90,12 +90,12 @@ class ComponentMask:
 
     def chosen(self, name: str) -> Tensor:
         """B as truth values: σ(b / T) > 1/2 where b > 0."""
-        return self.logits[name].detach() > 0
+        return self.logits[name] > 0
 
     def density(self) -> float:
         """Share of all components that are kept."""
         chosen = [self.chosen(name) for name in self.logits]
-        return sum(int(k.sum()) for k in chosen) / max(1, sum(k.numel() for k in chosen))
+        return sum(int(k.sum()) for k in chosen) / sum(k.numel() for k in chosen)
 
 
 class ComponentModel(MergedModel):

@@ -246,7 +246,7 @@ class NormFit:
         energy, mean = self.moments.mean("xx"), self.moments.mean("x")
         own = torch.stack([problem.tensor(task, key).double() for key in (self.key, self.bias)], -1)
         if self.method.norms == "scale":
-            mean, own = torch.zeros_like(mean), own * torch.tensor([1.0, 0.0])
+            mean = torch.zeros_like(mean)  # the two equations are then apart, and `solve` keeps the first
         left = torch.stack([energy, mean, mean, torch.ones_like(mean)], -1).view(-1, 2, 2)
         self.left = self.left + left
         self.right = self.right + (left @ own[..., None])[..., 0]

@@ -115,9 +115,8 @@ class Products:
                 label = torch.multinomial(p.cpu(), 1, generator=generator).to(p.device)
                 yield batch, pull_back(torch.zeros_like(p).scatter_(1, label, 1.0) - p)[0]
             else:
-                f = self.terms(self.own(task), batch[:1])[0]
-                v = torch.randn(len(batch), f.shape[-1], generator=generator, dtype=f.dtype)
-                yield batch, v.to(f.device)
+                f = functional_call(self.models.function, self.models.start, (batch,)).detach()
+                yield batch, torch.randn(f.shape, generator=generator, dtype=f.dtype).to(f.device)
 
     def of(self, task: str, v: TaskVector) -> TaskVector:
         """G_t v"""
