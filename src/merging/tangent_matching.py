@@ -20,8 +20,8 @@ init: "sum" (α Σ_t τ_t), "average". An iteration takes one jvp and one vjp ov
 at which the solution is looked at, and validation chooses among them: stopping early is what μ is for.
 
 precondition: "kronecker", M⁻¹ of preconditioner.py, which takes one pass more; or "none". The optimum is the same where
-it is one point, and is reached with fewer products: on mini (seed 0, linear) four iterations leave less of the sum
-than 32 without. With μ = 0 it is the minimum nearest to Δ_init, as M measures it, or as weights do without M: what
+it is one point, and is reached with fewer products: on mini six iterations leave as little of the sum as 32 without.
+With μ = 0 it is the minimum nearest to Δ_init, as M measures it, or as weights do without M: what
 no image sees then stays at Δ_init.
 
 Standard models. θ0 + Δ is then evaluated in f itself, and its J is not constant. G_t is still taken at θ0, and f_lin in
