@@ -669,14 +669,14 @@ def test_a_sampled_class_gives_the_exact_mean():
     problem, encoder, classifier = tower_problem(), tower(), head("task0")
     exact = flat(Fisher(classes="all", images=1, batch_size=1).information(problem, "task0", encoder))
     theta = {key: problem.finetuned["task0"][key] for key in problem.keys}
-    one = images("task0", "train", 1, 0).expand(3000, -1, -1)
+    one = images("task0", "train", 1, 0).expand(1000, -1, -1)
 
     def logits(theta, images):
         return classifier(functional_call(encoder, theta, (images,)))
 
     generator = torch.Generator().manual_seed(0)
     total = fisher_module.diagonal(logits, theta, one, "sampled", 1000, generator)
-    torch.testing.assert_close(flat(total) / 3000, exact, rtol=0.1, atol=0.1 * float(exact.max()))
+    torch.testing.assert_close(flat(total) / 1000, exact, rtol=0.15, atol=0.15 * float(exact.max()))
 
 
 @pytest.mark.parametrize("seed", [3, None])

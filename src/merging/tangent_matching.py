@@ -21,15 +21,15 @@ at which the solution is looked at, and validation chooses among them: stopping 
 
 precondition: "kronecker", M⁻¹ of preconditioner.py, which takes one pass more; or "none". The optimum is the same where
 it is one point, and is reached with fewer products: on mini six iterations leave as little of the sum as 32 without.
-With μ = 0 it is the minimum nearest to Δ_init, as M measures it, or as weights do without M: what
-no image sees then stays at Δ_init.
+With μ = 0 it is the minimum nearest to Δ_init, as M measures it; or as weights do without M, where what no image sees
+stays at Δ_init.
 
 Standard models. θ0 + Δ is then evaluated in f itself, and its J is not constant. G_t is still taken at θ0, and f_lin in
 the place of f(x; θ_t) in H: the merge is the optimum for the linearization of each task's model, and as good for the
 models themselves as that is. It is allowed because that gap is of interest; no bound holds there.
 
 Memory: the vectors Σ_t G_t τ_t, the residual, the direction, its product, and the solution at each count; images once;
-M's factors, which of ViT-B/32 take three times as much as the weights.
+M's factors, which of ViT-B/32 take four times as much room as its weights, and as much again while they are inverted.
 """
 
 from collections.abc import Callable, Iterator, Sequence
