@@ -29,7 +29,8 @@ from src.tensors import Weights
 
 @dataclass
 class Curvature:
-    """Factors by the name of their weight: A [in (+ 1), in (+ 1)] and G [out, out], or F [2 width, 2 width].
+    """Factors by the name of their weight: A [in (+ 1), in (+ 1)] and G [out, out], or F [2 width, 2 width], half of
+    that for a norm without a bias.
 
     biases: the bias of each weight that has one. A is a mean over rows, G and F over images.
     """
@@ -60,7 +61,7 @@ class Curvature:
                 delta = torch.cat([delta, moved[self.biases[name]][:, None]], 1)
             terms.append(_quadratic(delta, g @ delta.detach() @ self.a[name]))
         for name, f in self.f.items():
-            delta = torch.cat([moved[name], moved[self.biases[name]]])
+            delta = torch.cat([moved[part] for part in (name, self.biases.get(name)) if part])
             terms.append(_quadratic(delta, f @ delta.detach()))
         return torch.stack(terms).sum()
 
@@ -87,7 +88,7 @@ def measure(model: nn.Module, theta0: Mapping[str, Tensor], batches: Iterable[tu
             if name in biases:
                 curvature.biases[name] = biases[name]
             if theta[name].dim() == 1:
-                u = torch.cat([g * x, g], -1)
+                u = torch.cat([g * x, g], -1) if name in biases else g * x
                 u = u.flatten(1, -2).sum(1) if u.dim() > 2 else u
                 curvature.f[name] = curvature.f.get(name, 0) + u.T @ u
                 continue

@@ -96,10 +96,10 @@ _shared: ContextVar[Scores | None] = ContextVar("_shared", default=None)
 
 
 @contextmanager
-def shared() -> Iterator[Scores]:
-    """Within, calls of score_all share the scores of all of them."""
-    earlier = _shared.get()
-    token = _shared.set(earlier or Scores(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // FEATURE_SHARE))
+def shared(processes: int = 1) -> Iterator[Scores]:
+    """Within, calls of score_all share the scores of all of them. processes: that do so at once, on one machine."""
+    earlier, memory = _shared.get(), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    token = _shared.set(earlier or Scores(memory // FEATURE_SHARE // processes))
     try:
         scores = _shared.get()
         assert scores is not None

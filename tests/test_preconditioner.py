@@ -2,13 +2,16 @@
 
 import pytest
 import torch
-from test_curvature import FEATURES, Tower
+from test_curvature import FEATURES, WIDTH, Tower
 from test_curvature import images as images
 from test_curvature import tower as tower
+from torch import nn
+from towers import perturbed
 
 from src.curvature import Curvature, measure
 from src.inputs import IN_OUT
 from src.merging.preconditioner import Kronecker
+from src.runtime.messages import UsageError
 from src.task_vectors import TaskVector
 
 DAMPING, MU = 0.01, 0.002
@@ -50,6 +53,41 @@ def test_the_inverse_is_that_of_each_layers_damped_matrix(factors, vector):
     torch.testing.assert_close(f @ pair[0] + (DAMPING * f.trace() / len(f) + MU) * pair[0], pair[1])
     others = 1 / (sum(sizes) / len(sizes) + MU)
     torch.testing.assert_close(solved["model.visual.class_embedding"], torch.full((4,), others, dtype=torch.float64))
+
+
+def test_a_norm_without_a_bias_has_factors_of_its_own(images):
+    """And the layers beside it theirs."""
+    tower = perturbed(Tower)
+    tower.model.visual.ln = nn.LayerNorm(WIDTH, bias=False).double()
+    v = torch.randn(len(images), FEATURES, dtype=torch.float64)
+    factors = measure(tower, dict(tower.named_parameters()), [(images, v)])
+    (norm,) = factors.f
+    assert factors.f[norm].shape == (WIDTH, WIDTH) and norm not in factors.biases
+    moved = {name: torch.ones_like(weight) for name, weight in tower.named_parameters()}
+    solved = Kronecker(factors, DAMPING, MU)(TaskVector(vector=moved)).vector[norm]
+    f = factors.f[norm]
+    torch.testing.assert_close(f @ solved + (DAMPING * f.trace() / WIDTH + MU) * solved, moved[norm])
+    assert float(factors.of(moved)) > 0
+
+
+@pytest.mark.parametrize("damping", [1e-3, 1e-7])
+def test_it_is_symmetric_and_positive_definite_in_float32(damping):
+    """At the width of a real tower, of factors of less than full rank."""
+    x, g = (torch.randn(64, size, generator=torch.Generator().manual_seed(size)) for size in (769, 768))
+    factors = Curvature({"w": "b"}, {"w": x.T @ x / 64}, {"w": g.T @ g / 64}, {})
+    solve = Kronecker(factors, damping, 0.0)
+    one, other = (
+        TaskVector(vector={"w": part[:, :-1], "b": part[:, -1]})
+        for part in torch.randn(2, 768, 769, generator=torch.Generator().manual_seed(1))
+    )
+    assert float(one.dot(solve(other))) == pytest.approx(float(other.dot(solve(one))), rel=1e-3)
+    assert float(one.dot(solve(one))) > 0
+
+
+def test_factors_that_damping_does_not_make_definite_are_refused_with_what_helps():
+    factors = Curvature({}, {"w": torch.diag(torch.tensor([1.0, -0.5]))}, {"w": torch.eye(2)}, {})
+    with pytest.raises(UsageError, match="damping: .* take a larger one, or method.precondition=none"):
+        Kronecker(factors, 1e-3, 0.0)
 
 
 def test_what_no_image_sees_is_divided_by_nothing(factors, vector):

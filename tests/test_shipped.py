@@ -11,6 +11,7 @@ from src.experiments.stages import NAMES, REPORT, STAGES
 from src.reporting import shipped
 from src.reporting.figures import FIGURES
 from src.run import Run
+from src.runtime.parallel import WorkerKilled
 from src.runtime.paths import Places
 
 
@@ -146,10 +147,32 @@ def test_the_longest_of_them_start_first_and_those_that_read_of_others_last(tmp_
     calls = []
     monkeypatch.setattr(reproduction, "recorded_seconds", lambda outputs, results: seconds[outputs[0].stem])
     monkeypatch.setattr(
-        reproduction, "map_tasks", lambda work, items, *_: calls.append([each.script for each in items]) or [None] * 9
+        reproduction, "map_tasks", lambda work, items, *_: calls.append([each.script for each in items]) or [False] * 9
     )
     reproduction.Program(dry_run=False, overwrite=False, results=tmp_path).run_all([*made.values()], apart=True)
     assert calls == [["long", "short", "unknown"], ["reader"]]
+
+
+def test_a_killed_worker_fails_what_was_not_finished_and_the_rest_goes_on(tmp_path, monkeypatch, capsys):
+    made = [commands.Command(name, (), (tmp_path / f"{name}.json",)) for name in ("done", "left")]
+
+    def killed(work, items, *_):
+        (tmp_path / "done.json").touch()
+        raise WorkerKilled("a worker was killed")
+
+    monkeypatch.setattr(reproduction, "map_tasks", killed)
+    program = reproduction.Program(dry_run=False, overwrite=False, results=tmp_path)
+    assert program.run_all(made, apart=True) == 2
+    assert program.failed == made[1:] and "error: a worker was killed" in capsys.readouterr().err
+
+
+def test_a_damaged_result_is_made_anew_where_that_is_asked_for(tmp_path, monkeypatch):
+    """The shipped one beside it tells how long it takes, unless it is damaged."""
+    (file := tmp_path / "damaged.json").write_text("{")
+    monkeypatch.setattr(shipped, "from_root", lambda place: tmp_path)
+    monkeypatch.setattr(reproduction, "map_tasks", lambda work, items, *_: [False for _ in items])
+    program = reproduction.Program(dry_run=False, overwrite=True, results=tmp_path)
+    assert program.run_all([commands.Command("main", (), (file,))] * 2, apart=True) == 2 and not program.failed
 
 
 def test_consensus_waits_for_the_masks_of_its_stage():

@@ -19,7 +19,8 @@ from src.modes import SCOPES
 from src.ranges import RANGES, check
 from src.reporting.shipped import compared_with_shipped, recorded_seconds
 from src.run import Run
-from src.runtime.parallel import map_tasks
+from src.runtime.parallel import WorkerKilled, map_tasks
+from src.runtime.results import ResultError
 
 
 def reproduce(
@@ -126,19 +127,30 @@ class Program:
             if apart and not there:
                 waiting.append(command)
                 continue
-            print(f"  {command}", flush=True)
-            self._heed(command, _outcome(command, self.overwrite and not always))
-        waiting.sort(key=lambda command: -(recorded_seconds(command.outputs, self.results) or 0))
+            if fails(command, self.overwrite and not always):
+                self.failed.append(command)
+        waiting.sort(key=self._seconds, reverse=True)
         for after in (False, True):
             self._at_once([command for command in waiting if command.after == after], self.overwrite and not always)
         return ran
 
     def _at_once(self, commands: Sequence[Command], overwrite: bool) -> None:
-        for command in commands:
-            print(f"  {command}", flush=True)
-        outcomes = map_tasks(partial(_outcome, overwrite=overwrite), commands, self.jobs, "commands", self.device)
-        for command, outcome in zip(commands, outcomes):
-            self._heed(command, outcome)
+        if not commands:
+            return
+        work = partial(fails, overwrite=overwrite, processes=self.jobs)
+        try:
+            failed = map_tasks(work, commands, self.jobs, "commands", self.device)
+        except WorkerKilled as error:  # of what it was at and what was to come, as of any failure
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            failed = [overwrite or not command.finished for command in commands]
+        self.failed += [command for command, fails in zip(commands, failed) if fails]
+
+    def _seconds(self, command: Command) -> float:
+        """How long the shipped counterpart took; 0 where nothing tells."""
+        try:
+            return recorded_seconds(command.outputs, self.results) or 0.0
+        except ResultError:  # which the command finds too, or makes anew
+            return 0.0
 
     def _foresee(self, command: Command, there: bool) -> None:
         if there:
@@ -167,29 +179,23 @@ class Program:
         print(f"{title}: about {minutes:.1f} min", flush=True)
         return {title: minutes}
 
-    def _heed(self, command: Command, error: str | None) -> None:
-        if error is not None:
-            print(error, end="", file=sys.stderr, flush=True)
-            self.failed.append(command)
 
-
-def _outcome(command: Command, overwrite: bool) -> str | None:
-    """None of a command that came to its end; else the traceback of what it has not told itself, or nothing."""
+def fails(command: Command, overwrite: bool, processes: int = 1) -> bool:
+    """Run a command, tell what it has not told itself, and say whether it failed. processes: that do so at once."""
+    print(f"  {command}", flush=True)
     try:
-        with scores.shared():
+        with scores.shared(processes):
             _call(command, overwrite)
     except SystemExit as error:
-        return _told(error) if error.code else None
+        if isinstance(error.code, str):  # a number was told of before
+            print(error.code, file=sys.stderr, flush=True)
+        return bool(error.code)
     except Exception:
-        return traceback.format_exc()
+        traceback.print_exc()
+        return True
     finally:
         sys.stdout.flush()  # of a worker, which does not end here
-    return None
-
-
-def _told(error: SystemExit) -> str:
-    """A number was told of before."""
-    return f"{error.code}\n" if isinstance(error.code, str) else ""
+    return False
 
 
 def _call(command: Command, overwrite: bool) -> None:

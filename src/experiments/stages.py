@@ -10,8 +10,8 @@ from src.experiments.registry import EXPERIMENTS
 class Stage:
     """A row. An `extended` stage runs when it is named, or with --extended.
 
-    apart: whether its commands need nothing of each other and each has long work that one process does: --jobs of them
-    run at once. methods: whether merging methods are registered with its name.
+    apart: whether --jobs of its commands run at once, those that read what others keep after these. methods: whether
+    merging methods are registered with its name.
     """
 
     name: str

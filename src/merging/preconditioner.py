@@ -17,6 +17,7 @@ from torch import Tensor
 
 from src.curvature import Curvature
 from src.inputs import IN_OUT
+from src.runtime.messages import UsageError
 from src.task_vectors import TaskVector
 
 
@@ -46,8 +47,9 @@ class Kronecker:
         for name, (a, g) in self.layers.items():
             self._layer(name, a, g, v.vector, solved)
         for name, f in self.norms.items():
-            bias = self.biases[name]
-            solved[name], solved[bias] = (f @ torch.cat([v.vector[name], v.vector[bias]])).chunk(2)
+            parts = [part for part in (name, self.biases.get(name)) if part]
+            product = f @ torch.cat([v.vector[part] for part in parts])
+            solved |= zip(parts, product.chunk(len(parts)))
         return TaskVector(vector={key: solved.get(key, self.others * part) for key, part in v.vector.items()})
 
     def _layer(self, name: str, a: Tensor, g: Tensor, v: Mapping[str, Tensor], solved: dict[str, Tensor]) -> None:
@@ -62,5 +64,15 @@ class Kronecker:
 
 
 def inverse(matrix: Tensor, damping: float) -> Tensor:
-    """Of a symmetric matrix whose diagonal grows by `damping`."""
-    return torch.linalg.inv(matrix + damping * torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device))
+    """Of a symmetric matrix whose diagonal grows by `damping`: symmetric and positive definite, as the iterations need.
+
+    Raises UsageError for one that is not positive definite, up to the rounding of float64.
+    """
+    damped = matrix.double() + damping * torch.eye(len(matrix), dtype=torch.float64, device=matrix.device)
+    try:
+        return torch.cholesky_inverse(torch.linalg.cholesky(damped)).to(matrix)
+    except torch.linalg.LinAlgError as error:
+        raise UsageError(
+            f"damping: expected Kronecker factors that it makes positive definite, found one of size {len(matrix)} "
+            "that is not; take a larger one, or method.precondition=none"
+        ) from error

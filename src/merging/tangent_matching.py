@@ -34,6 +34,7 @@ M's factors, which of ViT-B/32 take four times as much room as its weights, and 
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -76,6 +77,13 @@ class Products:
                 terms = [self.terms(self.own(task), batch) for batch in self.batches(task)]
                 self.features[task] = [f0 + slope for f0, slope in terms]
 
+    @cached_property
+    def width(self) -> int:
+        """D, of the features."""
+        first = self.batches(self.problem.tasks[0])[0]
+        with torch.no_grad():
+            return functional_call(self.models.function, self.models.start, (first,)).shape[-1]
+
     def own(self, task: str) -> TaskVector:
         """τ_t"""
         return self.problem.vector(task).to(self.device)
@@ -99,8 +107,11 @@ class Products:
         """The mean over tasks of the factors of G_t."""
         start = {name: self.models.start[name] for name in self.problem.keys}
         mean = Curvature()
-        for task in self.problem.tasks:
-            mean.add(measure(self.models.function, start, self.directed(task)), 1 / len(self.problem.tasks))
+        try:
+            for task in self.problem.tasks:
+                mean.add(measure(self.models.function, start, self.directed(task)), 1 / len(self.problem.tasks))
+        except UsageError as error:  # of layers whose inputs cannot be told
+            raise UsageError(f"precondition: no Kronecker factors; take method.precondition=none. {error}") from error
         return mean
 
     def directed(self, task: str) -> Iterator[tuple[Tensor, Tensor]]:
@@ -115,8 +126,8 @@ class Products:
                 label = torch.multinomial(p.cpu(), 1, generator=generator).to(p.device)
                 yield batch, pull_back(torch.zeros_like(p).scatter_(1, label, 1.0) - p)[0]
             else:
-                f = functional_call(self.models.function, self.models.start, (batch,)).detach()
-                yield batch, torch.randn(f.shape, generator=generator, dtype=f.dtype).to(f.device)
+                v = torch.randn(len(batch), self.width, generator=generator, dtype=self.problem.dtype)
+                yield batch, v.to(self.device)
 
     def of(self, task: str, v: TaskVector) -> TaskVector:
         """G_t v"""

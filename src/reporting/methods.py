@@ -10,7 +10,7 @@ from typing import Any
 
 from src.experiments import stages
 from src.merging.adaptation import Adapting
-from src.merging.base import Variant
+from src.merging.base import Method, Variant
 from src.merging.registry import METHODS, variants
 from src.modes import MODES
 from src.reporting.result import MERGING, Result, as_text, canonical, differing
@@ -53,7 +53,12 @@ class Row:
 
     @classmethod
     def of(cls, result: Result) -> "Row":
-        return cls(result.method, result.options, result.encoders, _nearest(result.method, result.options))
+        return cls(
+            result.method,
+            result.options,
+            result.encoders,
+            _nearest(result.method, result.options, METHODS.get(result.method)),
+        )
 
     @classmethod
     def registered(cls, variant: Variant) -> "Row":
@@ -128,7 +133,8 @@ def of_other_scope(runs: Runs, group: Group, shown: Iterable[Row]) -> tuple[str,
 
 
 @cache  # tables ask for the row of every result again and again
-def _nearest(method: str, options: str) -> Variant | None:
+def _nearest(method: str, options: str, registered: type[Method] | None) -> Variant | None:
+    """registered: as the method is now."""
     return nearest(method, json.loads(options) if options else {})
 
 

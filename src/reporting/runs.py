@@ -208,7 +208,7 @@ class Runs:
         """Seed -> record of the results whose fields (of Result) have these values; by default on clean images."""
         wanted = {"experiment": experiment, "corruption": "", "encoders": ""} | fields
         wanted = {name: as_text(value) if isinstance(value, dict) else value for name, value in wanted.items()}
-        there = self._of_method[experiment, wanted["method"]] if "method" in wanted else self.read
+        there = self._of_method.get((experiment, wanted["method"]), ()) if "method" in wanted else self.read
         return {r.seed: r.record for r in there if all(getattr(r, name) == v for name, v in wanted.items())}
 
     @cached_property

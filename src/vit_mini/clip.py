@@ -92,7 +92,7 @@ def _shipped() -> "tuple[CLIP, Tokenizer]":
     with safe_open(SHIPPED, framework="pt") as file:
         tokenizer = Tokenizer(json.loads(file.metadata()["header"])["words"])
         weights = {name: file.get_tensor(name).float() for name in file.keys()}
-    with torch.random.fork_rng(devices=[]):  # building draws weights that are overwritten at once
+    with torch.device("cpu"), torch.random.fork_rng(devices=[]):  # building draws weights that are overwritten at once
         model = build(tokenizer.vocabulary_size)
     model.load_state_dict(weights)
     return model, tokenizer
