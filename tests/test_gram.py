@@ -709,6 +709,16 @@ def test_tangent_matching_goes_on_until_a_residual_is_rounding():
     assert TangentMatching(precondition="none", iterations=[1, 4]).merge(given).settings == (1, 2)
 
 
+def test_a_tower_without_factors_is_refused_with_the_option_that_takes_it():
+    """Which input a weight of a depthwise convolution multiplies is not told."""
+    layers = nn.Conv2d(3, 3, 1, groups=3), nn.Flatten(), nn.Linear(12, 5)
+    given = problem(tangent=True, encoder=tower(lambda: nn.Sequential(*layers)))
+    given = replace(given, images=replace(given.images, batch=lambda *which: pictures(*which, side=2)))
+    with pytest.raises(UsageError, match="precondition: no Kronecker factors; take method.precondition=none"):
+        TangentMatching().merge(given)
+    assert TangentMatching(precondition="none", iterations=[1]).merge(given).settings == (1,)
+
+
 def test_directions_that_no_image_sees_stay_where_tangent_matching_began():
     given = disjoint(tangent=True)
     blind = replace(given, images=replace(given.images, batch=lambda *which: 0 * pictures(*which, side=2)))

@@ -175,6 +175,13 @@ def test_a_damaged_result_is_made_anew_where_that_is_asked_for(tmp_path, monkeyp
     assert program.run_all([commands.Command("main", (), (file,))] * 2, apart=True) == 2 and not program.failed
 
 
+def test_of_commands_that_run_at_once_each_has_its_share_of_the_minutes(tmp_path):
+    program = reproduction.Program(dry_run=True, overwrite=False, results=tmp_path)
+    for at_once, minutes in ((1, 4.0), (2, 2.0)):
+        program.waiting = [60.0, 180.0]
+        assert program.foresee("merging", None, 2, at_once) == {"merging": minutes}
+
+
 def test_consensus_waits_for_the_masks_of_its_stage():
     run, _ = _parsed([])
     after = {command.after for command in commands.COMMANDS["merging-tangent"](run) if "consensus" in str(command)}

@@ -68,7 +68,8 @@ def _reproduce(
             commands = in_scopes(COMMANDS[stage.name](replace(run, seed=seed)), SCOPES if scope == BOTH else (scope,))
             ran = program.run_all([with_forwarded(command, forwarded) for command in commands], stage.apart)
             if dry_run:
-                minutes |= program.foresee(f"seed {seed}, {stage.name}", known.get(stage.name), len(commands))
+                title = f"seed {seed}, {stage.name}"
+                minutes |= program.foresee(title, known.get(stage.name), len(commands), run.jobs if stage.apart else 1)
                 continue
             seconds = time.time() - start
             print(f"seed {seed}, {stage.name}: {f'{seconds:.0f} s' if ran else 'finished before'}", flush=True)
@@ -159,10 +160,11 @@ class Program:
         self.waiting.append(recorded_seconds(command.outputs, self.results))
         print(f"  would run:     {command}")
 
-    def foresee(self, title: str, seconds: float | None, commands: int) -> dict[str, float | None]:
+    def foresee(self, title: str, seconds: float | None, commands: int, at_once: int = 1) -> dict[str, float | None]:
         """Title -> minutes of the stage whose commands were just named, None where unknown; {} for nothing to do.
 
-        seconds: of all of its commands. Where they are not known, what the shipped results took one by one.
+        seconds: of all of its commands. Where they are not known, what the shipped results took one by one, of which so
+        many are made at once.
         """
         waiting, self.waiting = self.waiting, []
         self.foreseen += len(waiting)
@@ -172,7 +174,7 @@ class Program:
         if seconds is not None:
             minutes = seconds * len(waiting) / commands / 60
         elif len(each) == len(waiting):
-            minutes = sum(each) / 60
+            minutes = sum(each) / 60 / at_once
         else:
             print(f"{title}: no time is known", flush=True)
             return {title: None}

@@ -46,8 +46,7 @@ def methods_page(runs: Runs) -> str:
         theirs=published_model(runs.model),
     )
     lines = [f"| [{cls.title}](#{cls.name}) | `{cls.name}` | {_paper(cls)} | {cls.needs} |" for cls in methods]
-    firsts = {cls.__module__: cls for cls in reversed(methods)}  # the head of a file stands with its first method
-    sections = ["\n".join(_section(cls, firsts[cls.__module__], runs, theirs)) for cls in methods]
+    sections = ["\n".join([*described(cls), *_measured_part(cls, runs, theirs)]) for cls in methods]
     return head + "\n".join(lines) + "\n\n" + "\n\n".join(sections) + "\n"
 
 
@@ -55,8 +54,9 @@ def _paper(cls: type[Method]) -> str:
     return f"[arXiv:{cls.paper}](https://arxiv.org/abs/{cls.paper})" if cls.paper else "this suite"
 
 
-def _section(cls: type[Method], first: type[Method], runs: Runs, theirs: Table | None) -> Iterator[str]:
-    """Of one method. first: the method of its file under which the file's head stands."""
+def described(cls: type[Method]) -> Iterator[str]:
+    """A method's section, but for what was measured. The head of a file stands with its first method."""
+    first = next(other for other in registered() if other.__module__ == cls.__module__)
     file = inspect.getsourcefile(cls) or ""
     yield f"## {cls.name}\n"
     yield f"**{cls.title}**, {_paper(cls)}. Needs {cls.needs}. `src/merging/{file.rsplit('/', 1)[-1]}`\n"
@@ -70,6 +70,9 @@ def _section(cls: type[Method], first: type[Method], runs: Runs, theirs: Table |
         yield "\n| option | default |\n| --- | --- |"
         for name, default in options.items():
             yield f"| `method.{name}` | `{default}` |"
+
+
+def _measured_part(cls: type[Method], runs: Runs, theirs: Table | None) -> Iterator[str]:
     modes = runs.modes(EVALUATED)
     yield "\n| in tables as | " + " | ".join(MODES[mode].short for mode in modes) + " | published |"
     yield "| --- |" + " ---: |" * (len(modes) + 1)
