@@ -1,6 +1,7 @@
 """The comparison of a reproduction with the results that ship."""
 
 import json
+import os
 
 import pytest
 import synthetic_results
@@ -153,17 +154,27 @@ def test_the_longest_of_them_start_first_and_those_that_read_of_others_last(tmp_
     assert calls == [["long", "short", "unknown"], ["reader"]]
 
 
-def test_a_killed_worker_fails_what_was_not_finished_and_the_rest_goes_on(tmp_path, monkeypatch, capsys):
-    made = [commands.Command(name, (), (tmp_path / f"{name}.json",)) for name in ("done", "left")]
+@pytest.mark.parametrize("kills", [1, 2])
+def test_what_a_killed_worker_left_is_tried_once_more(kills, tmp_path, monkeypatch, capsys):
+    """And fails then. A file from before is no sign that a command has run."""
+    made = [commands.Command(name, (), (tmp_path / f"{name}.json",)) for name in ("done", "old", "left")]
+    (tmp_path / "old.json").touch()
+    os.utime(tmp_path / "old.json", (0, 0))
+    calls = []
 
     def killed(work, items, *_):
+        calls.append([command.script for command in items])
         (tmp_path / "done.json").touch()
-        raise WorkerKilled("a worker was killed")
+        if len(calls) <= kills:
+            raise WorkerKilled("a worker was killed")
+        return [False for _ in items]
 
     monkeypatch.setattr(reproduction, "map_tasks", killed)
-    program = reproduction.Program(dry_run=False, overwrite=False, results=tmp_path)
-    assert program.run_all(made, apart=True) == 2
-    assert program.failed == made[1:] and "error: a worker was killed" in capsys.readouterr().err
+    program = reproduction.Program(dry_run=False, overwrite=True, results=tmp_path)
+    program.run_all(made, apart=True)
+    assert calls == [["done", "old", "left"], ["old", "left"]]
+    assert program.failed == (made[1:] if kills == 2 else [])
+    assert capsys.readouterr().err.count("error: a worker was killed") == kills
 
 
 def test_a_damaged_result_is_made_anew_where_that_is_asked_for(tmp_path, monkeypatch):

@@ -67,6 +67,11 @@ class Command:
         return all(path.exists() for path in self.outputs) and not self.tasks_missing
 
     @property
+    def written(self) -> list[int]:
+        """When those of its files that are there were written, in ns."""
+        return [path.stat().st_mtime_ns for path in self.outputs if path.exists()]
+
+    @property
     def tasks_missing(self) -> bool:
         try:
             return bool(self.tasks) and not all({*self.tasks} <= {*results.read(path)} for path in self.outputs)

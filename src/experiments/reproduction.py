@@ -136,15 +136,18 @@ class Program:
         return ran
 
     def _at_once(self, commands: Sequence[Command], overwrite: bool) -> None:
-        if not commands:
-            return
-        work = partial(fails, overwrite=overwrite, processes=self.jobs)
-        try:
-            failed = map_tasks(work, commands, self.jobs, "commands", self.device)
-        except WorkerKilled as error:  # of what it was at and what was to come, as of any failure
-            print(f"error: {error}", file=sys.stderr, flush=True)
-            failed = [overwrite or not command.finished for command in commands]
-        self.failed += [command for command, fails in zip(commands, failed) if fails]
+        """A worker that is killed ends the others; what they had not finished is tried once more, by new ones."""
+        work, kills = partial(fails, overwrite=overwrite, processes=self.jobs), 0
+        before = {command: command.written for command in commands}
+        while commands and kills < 2:
+            try:
+                failed = map_tasks(work, commands, self.jobs, "commands", self.device)
+                self.failed += [command for command, fails in zip(commands, failed) if fails]
+                return
+            except WorkerKilled as error:
+                print(f"error: {error}", file=sys.stderr, flush=True)
+                commands, kills = [c for c in commands if not c.finished or c.written == before[c]], kills + 1
+        self.failed += commands
 
     def _seconds(self, command: Command) -> float:
         """How long the shipped counterpart took; 0 where nothing tells."""
