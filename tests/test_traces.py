@@ -62,7 +62,8 @@ LEFT = {
 def test_a_run_that_leaves_something_fails_and_names_it(kind, project):
     code, told = LEFT[kind]
     names = {"pid": gone(), "name": project.parent.name}
-    test = f"from traces import ROOT, Path\n\ndef test_it():\n    {code.format(**names)}\n"
+    fewer = "import traces\nfrom traces import ROOT, Path\n\ntraces.LOOKS = 3\n"
+    test = f"{fewer}\ndef test_it():\n    {code.format(**names)}\n"
     (project / "tests/test_it.py").write_text(test)
     program = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests"]
     subprocess.run(["git", "add", "."], cwd=project, check=True)

@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED_MEMORY = Path("/dev/shm")
 # What Python, the tools and the fixture `mini_cache` keep from one test run to the next; git ignores all of it.
 CACHES = re.compile(r"(.*/)?(__pycache__|[^/]+\.egg-info)/.*|(\.(venv|\w+_cache|hypothesis)|cache)(/.*)?")
+LOOKS = 50  # at shared memory, until the helpers of ended workers have removed their semaphores
 _BEFORE = pytest.StashKey[dict[str, object]]()
 
 
@@ -53,7 +54,7 @@ def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
 def _changed(before: dict[str, object]) -> list[str]:
     """The names that differ, when the helpers of ended workers have had time to remove their semaphores."""
     changed: list[str] = []
-    for _ in range(50):
+    for _ in range(LOOKS):
         after = traces(ROOT, SHARED_MEMORY)
         changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
         if not any(name.startswith(str(SHARED_MEMORY)) for name in changed):
