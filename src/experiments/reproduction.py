@@ -142,7 +142,7 @@ class Program:
         while commands and kills < 2:
             try:
                 failed = map_tasks(work, commands, self.jobs, "commands", self.device)
-                self.failed += [command for command, fails in zip(commands, failed) if fails]
+                self.failed += [command for command, one in zip(commands, failed) if one]
                 return
             except WorkerKilled as error:
                 print(f"error: {error}", file=sys.stderr, flush=True)
