@@ -86,7 +86,9 @@ class Workplace:
                     os.kill(pid, signal.SIGKILL)
 
     def states(self) -> list[Path]:
-        return [path for path in self.folder.rglob("*.state") if not path.name.startswith(".")]
+        # os.walk passes over folders that go meanwhile: a state is written in one of its own.
+        found = (Path(folder, name) for folder, _, names in os.walk(self.folder) for name in names)
+        return [path for path in found if path.suffix == ".state" and not path.name.startswith(".")]
 
 
 @pytest.fixture
