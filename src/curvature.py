@@ -56,14 +56,18 @@ class Curvature:
         """Σ_l tr(G Δ A Δᵀ) + Σ_l δᵀ F δ, a scalar with its first derivative, for Δ = θ − θ0 by name."""
         terms = []
         for name, g in self.g.items():
-            delta = moved[name].mT if name == IN_OUT else moved[name].flatten(1)
-            if name in self.biases:
-                delta = torch.cat([delta, moved[self.biases[name]][:, None]], 1)
+            delta = augmented(moved, name, self.biases.get(name))
             terms.append(_quadratic(delta, g @ delta.detach() @ self.a[name]))
         for name, f in self.f.items():
             delta = torch.cat([moved[part] for part in (name, self.biases.get(name)) if part])
             terms.append(_quadratic(delta, f @ delta.detach()))
         return torch.stack(terms).sum()
+
+
+def augmented(moved: Mapping[str, Tensor], name: str, bias: str | None) -> Tensor:
+    """[ΔW Δb], as A and G have it: [out, in (+ 1)]."""
+    weight = moved[name].mT if name == IN_OUT else moved[name].flatten(1)
+    return weight if bias is None else torch.cat([weight, moved[bias][:, None]], 1)
 
 
 def _quadratic(delta: Tensor, product: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from src.curvature import Curvature
+from src.curvature import Curvature, augmented
 from src.inputs import IN_OUT
 from src.runtime.messages import UsageError
 from src.task_vectors import TaskVector
@@ -53,14 +53,11 @@ class Kronecker:
         return TaskVector(vector={key: solved.get(key, self.others * part) for key, part in v.vector.items()})
 
     def _layer(self, name: str, a: Tensor, g: Tensor, v: Mapping[str, Tensor], solved: dict[str, Tensor]) -> None:
-        weight, bias = v[name], self.biases.get(name)
-        rows = weight.mT if name == IN_OUT else weight.flatten(1)  # [out, in]
-        if bias:
-            rows = torch.cat([rows, v[bias][:, None]], 1)
-        product = g @ rows @ a
+        bias = self.biases.get(name)
+        product = g @ augmented(v, name, bias) @ a
         if bias:
             product, solved[bias] = product[:, :-1], product[:, -1]
-        solved[name] = product.mT.contiguous() if name == IN_OUT else product.reshape(weight.shape)
+        solved[name] = product.mT.contiguous() if name == IN_OUT else product.reshape(v[name].shape)
 
 
 def inverse(matrix: Tensor, damping: float) -> Tensor:
