@@ -8,7 +8,8 @@ import synthetic_results
 
 from src import args
 from src.experiments import commands, durations, reproduction
-from src.experiments.stages import NAMES, REPORT, STAGES
+from src.experiments.stages import METHODS, NAMES, REPORT, STAGES
+from src.merging.registry import variants
 from src.reporting import shipped
 from src.reporting.figures import FIGURES
 from src.run import Run
@@ -198,6 +199,23 @@ def test_consensus_waits_for_the_masks_of_its_stage():
     after = {command.after for command in commands.COMMANDS["merging-tangent"](run) if "consensus" in str(command)}
     others = {command.after for command in commands.COMMANDS["merging-tangent"](run) if "consensus" not in str(command)}
     assert after == {True} and others == {False}
+
+
+def test_the_stages_of_methods_make_every_row_in_every_mode_once_and_first_one_a_method():
+    run, _ = _parsed([])
+    made = {name: commands.COMMANDS[name](run) for name in ("methods", "methods-adapting", "variants")}
+    named = [
+        tuple(flag for flag in command.flags if flag.startswith(("method", "finetuning_mode")))
+        for of_stage in made.values()
+        for command in of_stage
+    ]
+    rows = [row for stage in (METHODS, *commands.ADAPTING) for row in variants(stage.name)]
+    modes = ((), ("finetuning_mode=linear",), ("finetuning_mode=posthoc",))
+    assert len(rows) > 40
+    assert sorted(named) == sorted((*row.overrides, *mode) for row in rows for mode in modes)
+    for name in ("methods", "methods-adapting"):
+        words = [command.flags[0] for command in made[name] if "finetuning_mode=linear" in command.flags]
+        assert len(words) == len({*words}) and "method." not in str([*map(str, made[name])])
 
 
 def test_networks_without_pre_training_are_scored_without_the_control():

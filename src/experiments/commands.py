@@ -45,6 +45,7 @@ FORWARDED = {
 SUBSETS = (2, 4, 8, 16)  # numbers of tasks
 TSV_C_RANKS = (0.01, 0.03, 0.06, 0.25, 0.5)  # of r; 1/T is the default
 PRUNED_TO = (1.0, 2.0, 5.0, 20.0, 40.0)  # percent of the weights; 10 is the default
+ADAPTING = (stages.ADAPTATION, stages.ADAPTATION_MORE, stages.METHODS_ADAPTING)  # with whose names they are registered
 CORRUPTED_BY, SEVERITY = ("gaussian_noise", "contrast"), 5  # of the stage robustness
 
 
@@ -156,13 +157,31 @@ def _tangent_merging(run: Run) -> list[Command]:
 
 
 def _methods(run: Run) -> list[Command]:
-    """Every further method, on the papers' eight tasks and the kinds of task vectors that are no extended modes'.
+    """Every further method by its defaults, on the kinds of task vectors that are no extended modes'."""
+    return _on_every_benchmark(run, _rows(stages.METHODS, own=True))
+
+
+def _variants(run: Run) -> list[Command]:
+    """Those methods, and those that adapt, with other options than their defaults."""
+    return [
+        *_on_every_benchmark(run, _rows(stages.METHODS, own=False)),
+        *_adapted(run, _rows(*ADAPTING, own=False)),
+    ]
+
+
+def _rows(*of: stages.Stage, own: bool) -> list[Variant]:
+    """own: those with a method's defaults, or else those with other options."""
+    return in_order(row for stage in of for row in variants(stage.name) if own == (not row.options))
+
+
+def _on_every_benchmark(run: Run, rows: Sequence[Variant]) -> list[Command]:
+    """On the papers' eight tasks and every kind of task vectors.
 
     Those that take weights alone are compared on 14 and 20 tasks too, of non-linear fine-tuning as in their papers.
     """
-    first = _merged(run, usual(EVALUATED), stages.METHODS.name)
-    rows = [row for row in in_order(variants(stages.METHODS.name)) if METHODS[row.method].needs == WEIGHTS]
-    return [*first, *(_merge(larger, row) for larger in _larger_benchmarks(run) for row in rows)]
+    first = [_merge(_first_benchmark(run), row, mode=mode) for mode in usual(EVALUATED) for row in rows]
+    of_weights = [row for row in rows if METHODS[row.method].needs == WEIGHTS]
+    return [*first, *(_merge(larger, row) for larger in _larger_benchmarks(run) for row in of_weights)]
 
 
 def _merged(run: Run, modes: Iterable[str], *names: str) -> list[Command]:
@@ -185,11 +204,14 @@ def _further_modes_merged(run: Run) -> list[Command]:
 
 
 def _adapting_methods(run: Run) -> list[Command]:
-    """Every method that adapts, on the same kinds of vectors; `adaptation` has some of non-linear fine-tuning."""
-    learning = (stages.ADAPTATION, stages.ADAPTATION_MORE, stages.METHODS_ADAPTING)
-    rows = [variant for stage in learning for variant in variants(stage.name)]
+    """Every method that adapts, by its defaults; `adaptation` has some of non-linear fine-tuning."""
+    return _adapted(run, _rows(*ADAPTING, own=True))
+
+
+def _adapted(run: Run, rows: Sequence[Variant]) -> list[Command]:
+    """On the papers' eight tasks and every kind of task vectors."""
     first = _first_benchmark(run)
-    return [_merge(first, variant, mode=mode, more=("eval_every=0",)) for mode in usual(EVALUATED) for variant in rows]
+    return [_merge(first, row, mode=mode, more=("eval_every=0",)) for mode in usual(EVALUATED) for row in rows]
 
 
 def in_order(rows: Iterable[Variant]) -> list[Variant]:
@@ -409,6 +431,7 @@ COMMANDS: dict[str, Callable[[Run], list[Command]]] = {
     stages.MERGING_TANGENT.name: _tangent_merging,
     stages.METHODS.name: _methods,
     stages.METHODS_ADAPTING.name: _adapting_methods,
+    stages.VARIANTS.name: _variants,
     stages.ADAPTATION_MORE.name: _more_adaptation,
     stages.ROBUSTNESS.name: _robustness,
     stages.STORAGE.name: _storage,

@@ -46,6 +46,9 @@ METHODS_ADAPTING = Stage(
     apart=True,
     methods=True,
 )
+VARIANTS = Stage(
+    "variants", "those methods with other bases, solvers and options than their defaults", extended=True, apart=True
+)
 ADAPTATION_MORE = Stage(
     "adaptation-more",
     "further rows of adaptation, and on validation images",
@@ -76,6 +79,7 @@ STAGES = (
     MERGING_TANGENT,
     METHODS,
     METHODS_ADAPTING,
+    VARIANTS,
     ADAPTATION_MORE,
     ROBUSTNESS,
     STORAGE,
