@@ -12,21 +12,19 @@ import json
 import math
 import os
 import re
-import struct
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, NamedTuple, Required
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import NonNegativeInt, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from typing_extensions import TypedDict  # Python's own does not serve pydantic before 3.12
 
-from src.runtime.files import describe_start, parse_json, replacing
+from src.checkpoint_headers import FIELDS, FORMAT, STORED, WEIGHTS, again, command, mark, read_head
+from src.runtime.files import replacing
 from src.runtime.messages import CheckpointError as CheckpointError  # there, where torch is not needed
 from src.runtime.messages import MissingFile, few
 from src.runtime.results import versions
@@ -35,53 +33,6 @@ from src.tensors import Weights, check_same
 Masks = Mapping[str, Mapping[str, torch.Tensor]]  # task -> name -> bool tensor
 
 VISUAL = "model.visual."  # how the names of the trained tensors, the image tower's, begin
-FORMAT = 1
-FIELDS = ("model", "task", "mode", "seed", "step")
-WEIGHTS = ("weights", "head", "task vector")  # kinds of files whose tensors are computed with
-STORED = {  # types of tensors as safetensors calls them
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-NUMBERS = STORED.keys() - {"BOOL"}
-MAX_HEADER = 100_000_000  # bytes: safetensors' own limit
-
-
-class Header(TypedDict, total=False):
-    """What a header may hold, as far as a reader relies on it."""
-
-    kind: Required[str]
-    model: Required[str]
-    task: str | None
-    mode: str | None
-    seed: int | None
-    step: NonNegativeInt | None
-    scope: str | None
-    method: str | None
-    provenance: dict[str, Any] | None
-    settings: dict[str, Any]
-    phases: dict[str, NonNegativeInt]
-    curves: dict[str, Any]
-    tasks: list[str]
-    shapes: dict[str, list[NonNegativeInt]]
-    fingerprint: str
-    digest: str
-    fingerprints: dict[str, str]
-    made_of: dict[str, str]
-    began_at: str | None
-    text_side: str | None
-    classnames: list[str]
-    templates: list[str]
-
-
-_HEADER = TypeAdapter(Header)
 
 
 class Checkpoint(Mapping):
@@ -94,17 +45,17 @@ class Checkpoint(Mapping):
 
     def __init__(self, path: Path, *, like: Mapping | None = None, kind: str = "weights", **expect: Any) -> None:
         self.path = path
-        self.header, self._specs, self._size, self._mark = _read_header(path, {"kind": kind} | expect)
+        self.header, self._specs, self._size, self._mark = read_head(path, {"kind": kind} | expect)
         if like is not None:
             try:
                 check_same(like, self, "the encoder and the checkpoint")
             except ValueError as error:
-                raise CheckpointError(f"{path}: {error}; {_again(self.header)}") from None
+                raise CheckpointError(f"{path}: {error}; {again(self.header)}") from None
         try:
             with safe_open(path, framework="pt"):  # it sees whether offsets, shapes and types agree
                 pass
         except SafetensorError as error:
-            raise CheckpointError(f"{path}: damaged ({error}); {_again(self.header)}") from None
+            raise CheckpointError(f"{path}: damaged ({error}); {again(self.header)}") from None
 
     def __getitem__(self, key: str) -> torch.Tensor:
         """Raises KeyError, and CheckpointError or FileNotFoundError where the file is not what was opened any more."""
@@ -114,11 +65,11 @@ class Checkpoint(Mapping):
         """Some tensors; errors as for one. Their bytes alone are read, and the file is not kept open or in memory."""
         try:
             with open(self.path, "rb") as file:
-                same = _mark(file.read(self._size)) == self._mark
+                same = mark(file.read(self._size)) == self._mark
                 return {key: self._tensor(key, file if same else None) for key in keys}
         except FileNotFoundError:
             raise MissingFile(
-                f"expected the checkpoint {self.path}, found no file; make it with: {_command(self.header)}"
+                f"expected the checkpoint {self.path}, found no file; make it with: {command(self.header)}"
             ) from None
 
     def _tensor(self, key: str, file: BufferedReader | None) -> torch.Tensor:
@@ -192,7 +143,7 @@ def load(path: Path, *, like: Mapping | None = None, **expect: Any) -> Weights:
 
 def header(path: Path, **expect: Any) -> dict:
     """The header of a file in the one format (of any kind), after checking that the file is whole."""
-    return _read_header(path, expect).header
+    return read_head(path, expect).header
 
 
 def fingerprint(weights: Mapping[str, torch.Tensor]) -> str:
@@ -257,7 +208,7 @@ def _fingerprint_at(path: Path, kind: str, *stamp: int) -> str:
 @lru_cache(maxsize=256)
 def _check_finite_at(path: Path, kind: str, *stamp: int) -> None:
     file = Checkpoint(path, kind=kind)
-    _check_finite(file, path, _again(file.header))
+    _check_finite(file, path, again(file.header))
 
 
 def _check_finite(weights: Mapping[str, torch.Tensor], path: Path, mend: str) -> None:
@@ -325,7 +276,7 @@ def load_masks(path: Path, **expect: Any) -> dict[str, PackedMask]:
     if wrong := [key for key, size in sizes.items() if file.shapes.get(key) != size or file.stored(key) != "U8"]:
         raise CheckpointError(
             f"{path}: expected one bit for each weight of every task, found none or others for {few(wrong)}; "
-            f"{_again(file.header)}"
+            f"{again(file.header)}"
         )
     bits = file.read(sizes)
     return {task: PackedMask({name: bits[f"{task}/{name}"] for name in shapes}, shapes) for task in tasks}
@@ -338,112 +289,6 @@ def require(file: Checkpoint, *fields: str) -> None:
             f"{file.path}: expected {', '.join(fields)} in its header, found no {', '.join(missing)}; remove it, or "
             "start anew with --overwrite (main.py: overwrite=True)"
         )
-
-
-class _Head(NamedTuple):
-    """A file's head, which stands before its numbers. size: of the head, in bytes. mark: a hash of it."""
-
-    header: dict
-    specs: Mapping[str, Any]
-    size: int
-    mark: bytes
-
-
-def _mark(head: bytes) -> bytes:
-    """A hash of a file's head. The heads of weights, heads and task vectors hold the digest of their numbers."""
-    return hashlib.sha256(head).digest()
-
-
-def _read_header(path: Path, expect: Mapping) -> _Head:
-    """The JSON header and the tensors' specifications, after checking that the file is whole and as expected."""
-    expect = {field: list(v) if isinstance(v, tuple) else v for field, v in expect.items() if v is not None}
-    mend = _again(expect)
-    if not path.is_file():
-        raise MissingFile(f"expected the checkpoint {path}, found no file; make it with: {_command(expect)}")
-    with open(path, "rb") as file:
-        start = file.read(9)
-        length = struct.unpack("<Q", start[:8])[0] if len(start) == 9 else 0
-        if not 0 < length <= MAX_HEADER or start[8:] != b"{":
-            cure = f"convert it with: {_convert_command(path, expect)}" if start[:1] in b"P\x93" and start else mend
-            raise CheckpointError(f"expected a checkpoint in {path}, found {describe_start(start)}; {cure}")
-        file.seek(8)
-        text = file.read(length)
-        size = os.fstat(file.fileno()).st_size
-    try:
-        specs, about = _parsed(text)
-        header = about and parse_json(about)
-        expected = 8 + length + max((spec["data_offsets"][1] for spec in specs.values()), default=0)
-    except (ValueError, LookupError, TypeError, AttributeError):
-        specs, header, expected = {}, None, 8 + length  # the header itself is cut short, or damaged
-    if size != expected:
-        fault = "cut short" if size < expected else "damaged"
-        raise CheckpointError(f"{path}: expected {expected} bytes, found {size}: it is {fault}; {mend}")
-    if not isinstance(header, dict) or header.get("format") != FORMAT:
-        raise CheckpointError(
-            f"expected a checkpoint in {path}, found safetensors without this project's header (format {FORMAT}); "
-            f"if it is a published one, convert it with: {_convert_command(path, expect)}"
-        )
-    try:
-        _HEADER.validate_python(header)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise CheckpointError(
-            f"{path}: expected this project's header, found {'.'.join(map(str, first['loc']))}: "
-            f"{first['msg'].lower()}; {mend}"
-        ) from None
-    known = NUMBERS if header["kind"] in WEIGHTS else STORED
-    if strange := [name for name, spec in specs.items() if spec["dtype"] not in known]:
-        raise CheckpointError(
-            f"{path}: expected numbers in every tensor, found {specs[strange[0]]['dtype']} in {few(strange)}; {mend}"
-        )
-    for field, value in expect.items():
-        if header.get(field) != value:
-            raise CheckpointError(
-                f"{path}: expected {field} {value!r}, found {header.get(field)!r}; make the expected one with: "
-                f"{_command(header | expect)}"
-            )
-    return _Head(header, specs, 8 + length, _mark(start[:8] + text))
-
-
-@lru_cache(maxsize=64)  # the checkpoints of a run are opened again and again; each has a header of its own to change
-def _parsed(text: bytes) -> tuple[Mapping[str, Any], bytes | None]:
-    """The specifications of the tensors, and the text of the project's header. Raises all that damaged ones make."""
-    specs = parse_json(text.rstrip())
-    metadata = specs.pop("__metadata__", {})
-    for spec in specs.values():
-        sizes = (*spec["shape"], *spec["data_offsets"])
-        if not (isinstance(spec["dtype"], str) and len(spec["data_offsets"]) == 2):
-            raise ValueError(f"a specification {spec}")
-        if not all(isinstance(size, int) and 0 <= size < 1 << 60 for size in sizes):
-            raise ValueError(f"sizes {sizes}")
-    return specs, metadata["header"].encode() if "header" in metadata else None
-
-
-def _command(fields: Mapping) -> str:
-    """The command that makes a checkpoint (or masks) with these header fields, as far as they are known."""
-    if fields.get("kind") == "masks":
-        return f"python main.py model={fields.get('model') or '...'} method=tall_mask"
-    flags = {"model": "--model", "task": "--tasks", "mode": "--finetuning-mode", "seed": "--seed"}
-    if fields.get("mode") == "none":  # θ0, which any fine-tuning writes first
-        del flags["mode"]
-    known = [f"{flag}={fields[field]}" for field, flag in flags.items() if fields.get(field) is not None]
-    return " ".join(["python finetune.py", *known])
-
-
-def _again(fields: Mapping) -> str:
-    """How to mend a file that is there: its command by itself would come to it again, or skip what it is beside."""
-    if "provenance" in fields:  # it was published: no command of ours makes it
-        return "it was converted from a published file; fetch it anew with download_checkpoints.py --overwrite"
-    command = _command(fields) + " overwrite=True" * (fields.get("kind") == "masks")
-    if fields.get("task") or fields.get("kind") == "masks":
-        return f"remove it and make it again: {command}"
-    return f"give another file; or, where it is the suite's own, remove it and make it again: {command}"
-
-
-def _convert_command(path: Path, fields: Mapping) -> str:
-    known = [f"--{field} {fields.get(field)}" for field in ("task", "mode") if fields.get(field)]
-    model = fields.get("model") or "MODEL"
-    return " ".join(["python -m src.checkpoints convert", str(path), "OUT.safetensors", f"--model {model}", *known])
 
 
 def own_storage(weights: Mapping[str, torch.Tensor]) -> Weights:

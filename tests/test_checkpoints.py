@@ -13,7 +13,7 @@ import torch
 from published_files import assert_same, random_masks
 from torch import nn
 
-from src import checkpoints, state_files
+from src import checkpoint_headers, checkpoints, state_files
 from src.checkpoints import Checkpoint, CheckpointError
 from src.runtime.files import replacing
 from src.runtime.paths import ROOT
@@ -143,7 +143,7 @@ def test_a_damaged_header_is_refused(path):
 
 
 def test_tensors_of_every_kind_come_back(path):
-    kinds = {str(kind): torch.ones(2, 3).to(kind) for kind in checkpoints.STORED.values()}
+    kinds = {str(kind): torch.ones(2, 3).to(kind) for kind in checkpoint_headers.STORED.values()}
     kinds |= {"empty": torch.empty(0, 3), "number": torch.tensor(2.5), "turned": torch.arange(6.0).reshape(2, 3).T}
     checkpoints.save(path, kinds, HEADER, kind="training state")
     file = checkpoints.Checkpoint(path, kind="training state")
