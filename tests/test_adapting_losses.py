@@ -31,8 +31,9 @@ from src.merging.adamerging import AdaMerging
 from src.merging.adaptation import MergedModel, NonFiniteLoss, entropy
 from src.merging.adarank import AdaRank
 from src.merging.atlas import Atlas
-from src.merging.base import Labelled, Problem, Progress
+from src.merging.base import Labelled, Method, Problem, Progress
 from src.merging.problem import labels, unlabelled
+from src.merging.registry import METHODS, load_methods
 from src.runtime.messages import UsageError
 from src.runtime.seeds import event_seed
 
@@ -293,3 +294,36 @@ def test_the_command_line_refuses_labels_of_test_images(place, capsys):
     with pytest.raises(SystemExit):
         main.main([*place, "tasks=[digits,signs]", "method=adamerging", "method.loss=labels"])
     assert "add method.adapt_on=val" in capsys.readouterr().err
+
+
+RATES, COUNTS = ("lr", "mask_lr"), ("steps", "mask_steps")
+SMALL = {"batch_size": 5, "vectors": "float64", "matrices": "all", "solver": "adam"}
+
+
+def learning() -> dict[str, type[Method]]:
+    """Every registered method with rates of its own."""
+    load_methods()
+    return {name: cls for name, cls in METHODS.items() if {*RATES} & cls.defaults().keys()}
+
+
+def learned(method: type[Method], steps: int, seed: int | None = 3, **rates: float) -> torch.Tensor:
+    """What a task's model is made of after so many steps."""
+    options = {name: value for name, value in SMALL.items() if name in method.defaults()}
+    counts = {name: steps for name in COUNTS if name in method.defaults()}
+    made = method(**options | counts | rates).merge(labelled(seed=seed))
+    adapter = made.adapter(TASKS[0], made.settings[-1])
+    return flat({**made.vector(TASKS[0], made.settings[-1]).vector, **(vars(adapter) if adapter else {})})
+
+
+@pytest.mark.parametrize("name", sorted(learning()))
+def test_a_rate_of_zero_learns_nothing(name):
+    method = learning()[name]
+    still = dict.fromkeys({*RATES} & method.defaults().keys(), 0.0)
+    start = learned(method, 0)
+    assert torch.equal(learned(method, 2, **still), start) and not torch.equal(learned(method, 2), start)
+
+
+@pytest.mark.parametrize("name", sorted(learning()))
+def test_no_seed_is_seed_zero(name):
+    method = learning()[name]
+    assert torch.equal(learned(method, 1, seed=None), learned(method, 1, seed=0))
