@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from test_gram import problem
 from test_memory import Tower
 from test_training import OPTIONS, assert_near, finetune, weights
 
@@ -14,6 +15,7 @@ from src.datasets import loading
 from src.datasets.base import Pixels
 from src.evaluation import ORIGIN, Line, score
 from src.linearize import LinearizedModel
+from src.merging.tangent_matching import TangentMatching
 from src.modeling import ImageEncoder
 from src.modes import MODES, TRAINED
 from src.runtime import memory
@@ -181,3 +183,20 @@ def test_constants_of_the_normalisation_are_copied_once():
         loading.normalise(pixels, (0.1, 0.2, 0.3), (1.0, 1.0, 1.0))
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("metric", ["features", "gauss_newton"])
+@pytest.mark.parametrize("precondition", ["kronecker", "none"])
+def test_tangent_matching_is_that_of_a_cpu(metric, precondition):
+    given = problem(tangent=True)
+    here = given.images
+    there = dataclasses.replace(
+        here, encoder=lambda: here.encoder().to(GPU.device), batch=lambda *which: here.batch(*which).to(GPU.device)
+    )
+    method = TangentMatching(metric=metric, precondition=precondition, iterations=[0, 3])
+    one, other = (method.merge(dataclasses.replace(given, images=images)) for images in (here, there))
+    assert other.info["errors"] == pytest.approx(one.info["errors"], rel=1e-6)
+    for k in one.settings:
+        torch.testing.assert_close(
+            dict(other.vector("a", k).vector), dict(one.vector("a", k).vector), rtol=1e-6, atol=1e-8
+        )
