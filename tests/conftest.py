@@ -1,5 +1,6 @@
 """What several test files share: the mini suite's drawn images, and arguments as the scripts parse them."""
 
+import gc
 import operator
 import os
 import sys
@@ -8,11 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # of torch here, and of the processes that tests start: these share the cores
+gc.disable()  # until all is imported, which stays: see pytest_collection_finish
 
 import numpy as np
 import pytest
 import torch
 from few_images import few_images
+from hydra.core.config_store import ConfigStore
 from hypothesis import settings
 from joblib.externals import loky
 from traces import pytest_sessionfinish as pytest_sessionfinish
@@ -28,6 +31,9 @@ from src.runtime import loggers, results
 ROOT = Path(__file__).resolve().parent.parent
 settings.register_profile("suite", deadline=None)  # no test depends on how busy the machine is
 settings.load_profile("suite")
+# Hydra copies its store of all methods for every composition. What it takes from a store it copies once more, so that
+# one serves all.
+ConfigStore.__deepcopy__ = lambda store, memo: store
 
 # Files that start many processes or train take longest. They go first, so that all workers of xdist end together.
 LONG = (
@@ -86,6 +92,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.path.name in FAST and item.name not in NOT_FAST:
             item.add_marker(pytest.mark.fast)
     items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Modules and tests are left alone when garbage is looked for: by this process, and by those forked from it."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")
