@@ -16,6 +16,7 @@ from src.reporting.figures import FIGURES, PICTURES, make_figures
 from src.reporting.ledger import corrected_verdicts
 from src.reporting.report.commands import commands
 from src.reporting.report.entries import entries
+from src.reporting.report.forest import forest
 from src.reporting.report.page import SECTIONS, page_of
 from src.reporting.runs import Runs
 from src.reporting.tables import make_tables
@@ -121,7 +122,8 @@ def test_a_section_without_results_says_what_makes_them(tmp_path):
     for file in tmp_path.rglob("*.json"):
         if file.stem != "zeroshot_accuracies":
             file.unlink()
-    shown = page_of(Runs("mini", "ViT-Mini", tmp_path))
+    runs = Runs("mini", "ViT-Mini", tmp_path)
+    shown = page_of(runs, forest(runs))
     for script in ("main.py", "eval_task_addition.py", "eval_disentanglement.py", "eval_ntk_localization.py"):
         missing = re.findall(r'absent">.*?</div>', shown, re.DOTALL)
         assert any(script in re.sub("<.*?>", "", block) for block in missing), script

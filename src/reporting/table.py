@@ -9,7 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import reduce
+from functools import cached_property, reduce
 from pathlib import Path
 from statistics import fmean as mean
 from typing import Any
@@ -91,7 +91,7 @@ class Table:
         there = {seed for row in self.paired_rows for seed in _seeds_of(row)}
         return tuple(seed for seed in self.seeds if seed in there) or self.seeds
 
-    @property
+    @cached_property
     def paired_rows(self) -> list[list[Any]]:
         """The rows with the numbers of each over the same seeds: those that all of its filled cells have, if any."""
         paired = [_paired(row) for row in self.rows]

@@ -3,30 +3,29 @@
 from pathlib import Path
 
 from src.reporting.captions import caption
-from src.reporting.claim import examine_all
 from src.reporting.ledger import verdict_counts
+from src.reporting.report.forest import Forest
 from src.reporting.report.gallery import written
 from src.reporting.runs import Runs
 from src.reporting.table import listed, write_text
 from src.reporting.tables import make
 
 
-def write_index(runs: Runs) -> Path:
+def write_index(runs: Runs, ledger: Forest) -> Path:
     """Write it, and give its path: beside the index of the suite's own model, that of another has its name."""
     path = runs.paths.index().with_stem(runs.stem("README"))
-    write_text(path, index_of(runs))
+    write_text(path, index_of(runs, ledger))
     return path
 
 
-def index_of(runs: Runs) -> str:
+def index_of(runs: Runs, ledger: Forest) -> str:
     folder = runs.paths.index().parent
-    findings = [finding for of_paper in examine_all(runs).values() for finding in of_paper]
     tables = [table for table in make(runs) if (folder / "tables" / f"{table.name}.md").exists()]
     lines = [
         f"# Results of {runs.model}, suite {runs.suite}",
         "",
-        f"Seeds {listed(runs.seeds)}. {len(findings)} claims of the papers: "
-        f"{verdict_counts(finding.verdict for finding in findings)}.",
+        f"Seeds {listed(runs.seeds)}. {len(ledger.claims)} claims of the papers: "
+        f"{verdict_counts(claim.verdict for claim in ledger.claims)}.",
         "",
         f"- [{runs.stem('report')}.html]({runs.stem('report')}.html): the same as one interactive page; download it "
         "and open it in a browser.",

@@ -19,7 +19,7 @@ from src.reporting.report.charts import Chart
 from src.reporting.report.commands import commands
 from src.reporting.report.entries import COEFFICIENTS, MEASURES, entries
 from src.reporting.report.explorer import explorer
-from src.reporting.report.forest import forest
+from src.reporting.report.forest import Forest, forest
 from src.reporting.report.gallery import gallery
 from src.reporting.report.index import write_index
 from src.reporting.report.maps import REDUCTION, error_maps, kernel_clouds
@@ -66,14 +66,15 @@ def make_report(runs: Runs) -> None:
     Raises UsageError, and writes nothing, where there are no results; ResultError for a result unlike its schema.
     """
     runs.check()
-    page, index = page_of(runs), runs.paths.report().with_stem(runs.stem("report"))
+    ledger = forest(runs)
+    page, index = page_of(runs, ledger), runs.paths.report().with_stem(runs.stem("report"))
     write_text(index, page)
-    print(f"report: {len(page.encode()) / 1e6:.1f} MB -> {index}, {write_index(runs)}")
+    print(f"report: {len(page.encode()) / 1e6:.1f} MB -> {index}, {write_index(runs, ledger)}")
 
 
-def page_of(runs: Runs) -> str:
+def page_of(runs: Runs, ledger: Forest) -> str:
     """The page as one text that needs no other file."""
-    ledger, methods, curves = forest(runs), entries(runs), explorer(runs)
+    methods, curves = entries(runs), explorer(runs)
     maps, clouds, courses = error_maps(runs), kernel_clouds(runs), adaptation_curves(runs)
     modes = [MODES[mode] for mode in EVALUATED if any(mode in of_method for of_method in curves.values())]
     drawn = [*(_of_methods() if methods else []), *maps, *clouds, *courses]
