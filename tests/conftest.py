@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # of torch here, and of the processes that tests start: these share the cores
-gc.disable()  # until all is imported, which stays: see pytest_collection_finish
 
 import numpy as np
 import pytest
@@ -28,6 +27,7 @@ from src.finetuning.settings import Training
 from src.run import Run
 from src.runtime import loggers, results
 
+gc.disable()  # until all tests are collected: what they import stays
 ROOT = Path(__file__).resolve().parent.parent
 settings.register_profile("suite", deadline=None)  # no test depends on how busy the machine is
 settings.load_profile("suite")

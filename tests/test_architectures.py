@@ -71,6 +71,8 @@ SMALL_TIMM = {  # by the first word of a timm model's name: the smallest of its 
     "swin": "swin_tiny_patch4_window7_224",
     "vitamin": "vitamin_small_224",
 }
+SMALL_IMAGE = 64
+FREE_SIZE = ("vit_base_mci_", "vitamin_", "fastvit_")  # timm models that take images of any size
 SMALL_HF = {  # by the architecture of a text tower of the hub's: its config
     "roberta": {"model_type": "roberta"},
     "xlm": {"model_type": "xlm-roberta"},
@@ -104,7 +106,8 @@ def shrunk(name: str, folder: Path) -> dict:
     if timm := vision.get("timm_model_name"):
         tiny = vision["timm_model_name"] = small_timm(timm)
         model = create_timm(tiny, num_classes=0, **shallow(tiny))
-        vision["image_size"] = model.pretrained_cfg["input_size"][-1]
+        free = tiny.startswith(FREE_SIZE)
+        vision["image_size"] = SMALL_IMAGE if free else model.pretrained_cfg["input_size"][-1]
         if str(vision.get("timm_proj")).lower() == "none":
             config["embed_dim"] = model.num_features
     elif isinstance(vision["layers"], list):
@@ -142,7 +145,7 @@ def shallow(name: str) -> dict:
     if name.startswith("vit_") and "_mci_" not in name:  # whose stem has the width of the blocks
         return {"depth": 2, "embed_dim": 48, "num_heads": 3}
     if name.startswith(("vit_", "vitamin_", "eva")):
-        return {"depth": 2}
+        return {"depth": 2} | ({"img_size": SMALL_IMAGE} if name.startswith(FREE_SIZE) else {})
     if name.startswith("fastvit_"):
         return {"layers": (1, 1, 1, 1)}
     if name.startswith("swin"):

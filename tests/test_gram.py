@@ -648,7 +648,7 @@ def test_tangent_matching_is_the_dense_normal_equation(tangent, metric, init, pr
     start = (0.3 if init == "sum" else 1 / 3) * flat(total(given))
     solution, error = dense(given, metric, mu, start)
     method = TangentMatching(
-        metric=metric, init=init, mu=mu, precondition=precondition, iterations=[0, 1, 5, 200], batch_size=7
+        metric=metric, init=init, mu=mu, precondition=precondition, iterations=[0, 1, 5, 200], batch_size=17
     )
     merge = method.merge(given)
     iterates = {k: flat(merge.vector("a", k).vector) for k in merge.settings}

@@ -45,9 +45,8 @@ def place(tmp_path_factory, mini_cache):
     flags += ["--seed=0", "--device=cpu", "--jobs=1", "--tasks", *TASKS]
     with few_images(IMAGES):
         for mode in FURTHER:
-            finetune.main(
-                [*flags, f"--finetuning-mode={mode}", "--steps=3", "--lr=1e-3", "--warmup_length=1", "--keep-every=2"]
-            )
+            few = ["--steps=3", "--batch-size=16", "--lr=1e-3", "--warmup_length=1", "--keep-every=2"]
+            finetune.main([*flags, f"--finetuning-mode={mode}", *few])
         eval_single_task.main([*flags, "--finetuning-mode=none"])
         for mode in FURTHER:
             eval_single_task.main([*flags, f"--finetuning-mode={mode}"])

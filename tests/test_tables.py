@@ -337,7 +337,8 @@ def test_errors_are_of_a_seed_or_of_the_mean(tmp_path, monkeypatch):
 def test_the_script_runs_from_elsewhere_and_builds_no_model(tmp_path):
     results = synthetic_results.write(tmp_path / "results", seeds=(1, 2), merges=False)
     check = f"import runpy, sys; sys.argv = sys.argv[1:]; sys.path[0] = {str(ROOT)!r}; "
-    check += "sys.modules |= {'open_clip': None, 'open_clip.model': None}; runpy.run_path(sys.argv[0], None, '__main__')"
+    check += "sys.modules |= {'open_clip': None, 'open_clip.model': None}; "
+    check += "runpy.run_path(sys.argv[0], None, '__main__')"
     done = forked.run("-c", check, ROOT / "make_tables.py", "--results", results, "--seeds=2", cwd=tmp_path)
     assert done.returncode == 0 and "over seeds 2" in done.stdout, done.stderr
 
