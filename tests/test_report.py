@@ -13,7 +13,7 @@ from src.reporting.captions import CAPTIONS, caption
 from src.reporting.claim import examine_all
 from src.reporting.compare import contestant
 from src.reporting.figures import FIGURES, PICTURES, make_figures
-from src.reporting.ledger import corrected_verdicts
+from src.reporting.ledger import corrected_verdicts, verdict_counts
 from src.reporting.report.commands import commands
 from src.reporting.report.entries import entries
 from src.reporting.report.forest import forest
@@ -77,13 +77,15 @@ def test_the_page_is_one_small_file_that_loads_nothing(page):
     assert [anchor for anchor, _ in SECTIONS] == re.findall(r'<section id="([\w-]+)"', page)
 
 
-def test_the_page_counts_verdicts_as_the_ledger_does(page, runs):
+def test_the_page_counts_verdicts_as_the_ledger_does(folder, page, runs):
     findings = examine_all(runs)
     every = [finding for of_paper in findings.values() for finding in of_paper]
     shown = re.findall(r'class="claim" data-paper="\w+" data-verdict="([\w ]+)"', page)
     assert shown == [finding.verdict for finding in every] and {"holds", "undecided"} <= set(shown)
     changed = [f for f in every if corrected_verdicts(findings)[f.claim] != f.verdict]
     assert page.count(", corrected: ") == len(changed)
+    counts = verdict_counts(finding.verdict for finding in every)
+    assert f" {len(every)} claims of the papers: {counts}." in (folder / "mini" / "README.md").read_text()
 
 
 def test_numbers_of_a_method_are_those_of_the_tables(page, runs):

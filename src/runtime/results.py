@@ -200,11 +200,17 @@ def command_line() -> str:
 def commit() -> str | None:
     """The project's commit, with `-dirty` when tracked files differ from it; None outside a repository of its own."""
     try:
-        if _git("rev-parse", "--show-toplevel") != str(ROOT):
+        if _top_of(ROOT) != str(ROOT):
             return None  # an unpacked copy inside somebody else's repository
         return _git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+@cache
+def _top_of(folder: Path) -> str:
+    """The root of the repository that a folder lies in."""
+    return _git("rev-parse", "--show-toplevel")
 
 
 def device_name(device: Any = None) -> str:
@@ -217,6 +223,7 @@ def device_name(device: Any = None) -> str:
     return f"{_processor()}, {torch.get_num_threads()} threads"
 
 
+@cache
 def _processor() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
