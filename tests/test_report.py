@@ -166,7 +166,8 @@ def opened(request, browser, folder):
     """The page in a window, dark in the narrow one; it must log no error."""
     width, height = request.param
     theme = "dark" if width < 500 else "light"
-    context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=theme)
+    at_once = {"reduced_motion": "reduce"}  # else each click waits until the page has scrolled smoothly to its place
+    context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=theme, **at_once)
     window, errors = context.new_page(), []
     window.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
     window.on("pageerror", lambda error: errors.append(str(error)))
