@@ -1,11 +1,12 @@
 """The suite's one equation, and the one check that names and shapes agree."""
 
+import numpy as np
 import pytest
 import torch
 
 from src import checkpoints
 from src.checkpoints import CheckpointError
-from src.tensors import check_same, difference, moved, shapes
+from src.tensors import check_same, difference, moved, put_in_place, shapes
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 
@@ -74,3 +75,12 @@ def test_a_checkpoint_is_compared_without_reading_a_tensor(tmp_path, monkeypatch
     monkeypatch.setattr(checkpoints.Checkpoint, "__getitem__", lambda *_: pytest.fail("a tensor was read"))
     assert shapes(found) == {"a": (3, 4), "b": (), "steps": ()} == shapes(weights())
     check_same(weights(), found, "the two")
+
+
+@pytest.mark.parametrize("zeros", [0.0, 0.4, 0.9])
+def test_places_have_what_sorting_brings_there(zeros):
+    generator = np.random.default_rng(0)
+    values = np.where(generator.random(1001) < zeros, 0, generator.standard_normal(1001)).astype(np.float32)
+    ordered, places = np.sort(values), [10, 500, 990]
+    put_in_place(values, places)
+    assert (values[places] == ordered[places]).all() and (np.sort(values) == ordered).all()

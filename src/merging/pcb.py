@@ -27,6 +27,7 @@ from src.merging.base import Merge, Method, Problem, scaled
 from src.merging.registry import register
 from src.ranges import FINITE, OF_WEIGHTS, SHARE_OF_WEIGHTS, Range, check_choice, given, option
 from src.task_vectors import TaskVector
+from src.tensors import put_in_place
 
 LAMBDAS = tuple(tenth / 10 for tenth in range(5, 21))
 
@@ -70,7 +71,7 @@ def range_of(problem: Problem, tensors: Iterator[torch.Tensor], low: float, high
     for tensor, piece in zip(tensors, flat.split([shape.numel() for shape in problem.shapes.values()]), strict=True):
         piece.copy_(tensor.flatten())
     values, places = flat.numpy(), [int(size * low), int(size * (1 - high) - 1)]  # as released; the products round
-    values.partition(places)  # NumPy selects in place, which torch.kthvalue cannot
+    put_in_place(values, places)
     return Extremes(*(values[index].item() for index in places))
 
 

@@ -19,6 +19,7 @@ from src.merging.registry import register
 from src.ranges import FINITE, PERCENT, check_value, option
 from src.runtime.messages import UsageError
 from src.task_vectors import TaskVector
+from src.tensors import put_in_place
 
 
 def magnitude_threshold(problem: Problem, task: str, k: float) -> float:
@@ -35,7 +36,7 @@ def magnitude_threshold(problem: Problem, task: str, k: float) -> float:
         torch.abs(problem.tensor(task, key).flatten(), out=piece)
     magnitudes = flat.numpy()
     rank = size - int(size * (k / 100))  # counted from 1, from below; k / 100 first, as published: the product rounds
-    magnitudes.partition(rank - 1)  # NumPy selects in place, which torch.kthvalue cannot, and 14 times as fast
+    put_in_place(magnitudes, [rank - 1])
     return float(magnitudes[rank - 1])
 
 
