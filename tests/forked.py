@@ -3,12 +3,16 @@
 A child is forked from the test's process, and runs the program as the interpreter would: as `__main__`, with its
 arguments, environment and folder, files in the place of its terminal, and the project's caches empty. What the test has
 patched is patched there too, and what modules read as they were imported is as they read it here. Programs with worker
-processes start those as ever; test_scripts.py starts some programs by the interpreter.
+processes start those as ever, unless `workers` forks them too; test_scripts.py and test_processes.py start some
+programs, and their workers, by the interpreter.
 """
 
 import contextlib
+import ctypes
 import functools
+import multiprocessing.util
 import os
+import resource
 import runpy
 import signal
 import subprocess
@@ -16,6 +20,7 @@ import sys
 import tempfile
 import time
 import traceback
+import types
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO
@@ -23,15 +28,26 @@ from typing import IO
 import pytest
 import torch
 from joblib.externals.loky import reusable_executor
+from joblib.externals.loky.backend import fork_exec
 from torch.distributed import TCPStore
 
 from src.runtime.paths import ROOT
 
 
+NEW_USER, NEW_MOUNTS = 0x10000000, 0x20000  # of Linux's unshare(2)
+
+
 class Forked:
     """A started program. stdout, stderr: what it has written until now."""
 
-    def __init__(self, command: tuple[str, ...], environment: Mapping[str, str], folder: Path, session: bool = False):
+    def __init__(
+        self,
+        command: tuple[str, ...],
+        environment: Mapping[str, str],
+        folder: Path,
+        session: bool = False,
+        before: Callable[[], object] | None = None,
+    ):
         self.command, self.returncode = command, None
         self._out, self._err = (tempfile.TemporaryFile("w+") for _ in range(2))
         if (pid := os.fork()) == 0:
@@ -39,6 +55,8 @@ class Forked:
             try:
                 if session:
                     os.setsid()
+                if before:
+                    before()
                 status = _program(command, environment, folder, (self._out, self._err))
             finally:
                 os._exit(status)
@@ -87,20 +105,52 @@ class Forked:
 
 
 def start(
-    *command: str | Path, env: Mapping[str, str] | None = None, cwd: Path = ROOT, session: bool = False
+    *command: str | Path,
+    env: Mapping[str, str] | None = None,
+    cwd: Path = ROOT,
+    session: bool = False,
+    before: Callable[[], object] | None = None,
 ) -> Forked:
     """`python *command`: a script of the project by its name or path, or `-m MODULE`, or `-c CODE`, and arguments.
 
-    session: whether it leads one of its own, of all processes that it starts.
+    session: whether it leads one of its own, of all processes that it starts. before: called there at the very start.
     """
+    import open_clip  # noqa: F401  # here, and in no module of `make check`: what a child imports is for it alone
+
     sys.stdout.flush()
     sys.stderr.flush()
-    return Forked(tuple(map(str, command)), os.environ if env is None else env, cwd, session)
+    return Forked(tuple(map(str, command)), os.environ if env is None else env, cwd, session, before)
 
 
-def run(*command: str | Path, env: Mapping[str, str] | None = None, cwd: Path = ROOT) -> subprocess.CompletedProcess:
+def run(
+    *command: str | Path,
+    env: Mapping[str, str] | None = None,
+    cwd: Path = ROOT,
+    before: Callable[[], object] | None = None,
+) -> subprocess.CompletedProcess:
     """The same, at its end."""
-    return start(*command, env=env, cwd=cwd).completed()
+    return start(*command, env=env, cwd=cwd, before=before).completed()
+
+
+def small_shm(size: str) -> None:
+    """Give this process, which has one thread, and those that it starts a /dev/shm of their own.
+
+    Raises OSError where the system does not let a user mount, and CalledProcessError where `mount` fails.
+    """
+    user, group = os.getuid(), os.getgid()
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(NEW_USER | NEW_MOUNTS):
+        raise OSError(ctypes.get_errno(), "unshare")
+    Path("/proc/self/setgroups").write_text("deny")
+    Path("/proc/self/uid_map").write_text(f"0 {user} 1")
+    Path("/proc/self/gid_map").write_text(f"0 {group} 1")
+    subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", "/dev/shm"], check=True)
+
+
+def few_files(number: int) -> None:
+    """As `ulimit -n` does: this process, and those that it starts, may have so many files open."""
+    resource.setrlimit(resource.RLIMIT_NOFILE, (number, number))
 
 
 def torchrun(*command: str | Path, processes: int = 2) -> subprocess.CompletedProcess:
@@ -133,6 +183,46 @@ def ranks() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def workers() -> Iterator[None]:
+    """`map_tasks` forks the workers that it starts, here and in programs that are forked meanwhile.
+
+    What loky would start the interpreter for is done in the fork: all comes through its pipes.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fork_exec, "fork_exec", functools.partial(_worker, fork_exec.fork_exec))
+        _end_workers()  # or those that are there would do the work
+        yield
+        _end_workers()
+
+
+def _end_workers() -> None:
+    if reusable_executor._executor:
+        reusable_executor._executor.shutdown(wait=True)
+
+
+def _worker(by_exec: Callable[..., int], command: list[str], keep: list[int], env: Mapping[str, str] | None) -> int:
+    """loky's `fork_exec`: the process's id."""
+    _, kind, *rest = command
+    if kind != "-m":  # its tracker of semaphores
+        return by_exec(command, keep, env=env)
+    if pid := os.fork():
+        return pid
+    status = 70
+    try:
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        for descriptor in map(int, os.listdir("/proc/self/fd")):  # as exec closes them
+            with contextlib.suppress(OSError):  # the one of that folder
+                if descriptor > 2 and descriptor not in keep:
+                    os.dup2(nowhere, descriptor)
+        os.environ.update(env or {})
+        _be_its_own()
+        sys.argv = rest
+        status = _status(lambda: runpy.run_module(rest[0], run_name="__main__", alter_sys=True))
+    finally:
+        os._exit(status)
+
+
 def _text(file: IO[str]) -> str:
     file.flush()
     return os.pread(file.fileno(), os.fstat(file.fileno()).st_size, 0).decode()
@@ -148,17 +238,26 @@ def _program(
     sys.__stdout__, sys.__stderr__ = sys.stdout, sys.stderr
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-    reusable_executor._executor = None  # the workers of the test's own process, which take no work of another
+    _be_its_own()
     os.chdir(folder)
-    for module in [module for name, module in sys.modules.items() if name.partition(".")[0] == "src"]:
-        for value in vars(module).values():
-            if clear := getattr(value, "cache_clear", None):
-                clear()
     changed = {name: value for name, value in environment.items() if os.environ.get(name) != value}
     for name in os.environ.keys() - environment.keys():
         del os.environ[name]
     os.environ.update(changed)
-    return _status(_main(command))
+    status = _status(_main(command))
+    _end_workers()  # as the interpreter does at its end, with what they share
+    multiprocessing.util._exit_function()
+    return status
+
+
+def _be_its_own() -> None:
+    """Of a child: it has neither what functions of the project have cached nor the processes of the one it is of."""
+    reusable_executor._executor = None
+    multiprocessing.process._children.clear()
+    for module in [module for name, module in sys.modules.items() if name.partition(".")[0] == "src"]:
+        for value in vars(module).values():
+            if clear := getattr(value, "cache_clear", None):
+                clear()
 
 
 def _main(command: tuple[str, ...]) -> Callable[[], object]:
@@ -168,7 +267,8 @@ def _main(command: tuple[str, ...]) -> Callable[[], object]:
         return lambda: runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
     if kind == "-c":
         sys.argv, sys.path[:0] = ["-c", *rest[1:]], [""]
-        return lambda: exec(compile(rest[0], "<string>", "exec"), {"__name__": "__main__"})
+        program = sys.modules["__main__"] = types.ModuleType("__main__")  # which workers import anew if it has a file
+        return lambda: exec(compile(rest[0], "<string>", "exec"), vars(program))
     script = str(ROOT / kind)
     sys.argv, sys.path[:0] = [script, *rest], [os.path.dirname(script)]
     return lambda: runpy.run_path(script, run_name="__main__")

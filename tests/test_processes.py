@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -77,7 +76,7 @@ class Workplace:
 
     @contextmanager
     def started_by_fork(self, script: str, *more: str) -> Iterator[forked.Forked]:
-        """The same without what the interpreter does before the script, for one without a pool of workers."""
+        """The same without what the interpreter does before the script."""
         with forked.start(script, *self.arguments(script), *more, cwd=self.folder, session=True) as process:
             try:
                 yield process
@@ -107,20 +106,9 @@ for script, *arguments in json.loads(sys.argv[1]):
 """
 
 
-SMALL_SHM = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
-IN_SMALL_SHM = 'mount -t tmpfs -o size={size} tmpfs /dev/shm && exec "$@"'
-
-
 def may_mount() -> bool:
-    if not shutil.which("unshare"):
-        return False
-    tried = subprocess.run([*SMALL_SHM, IN_SMALL_SHM.format(size="64k"), "sh", "true"], capture_output=True)
+    tried = forked.run("-c", "", before=lambda: forked.small_shm("64k"))
     return tried.returncode == 0
-
-
-def in_small_shm(size: str, program: list[str], folder: Path) -> subprocess.CompletedProcess:
-    command = [*SMALL_SHM, IN_SMALL_SHM.format(size=size), "sh", *program]
-    return subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=500)
 
 
 @two_cores
@@ -128,15 +116,19 @@ def test_scripts_run_where_few_files_may_be_open_and_shared_memory_is_small(tmp_
     """One after another in one process and with the same workers, as reproduce.py runs them: none leaves files open.
 
     /dev/shm, where it may be mounted: one megabyte, where a container has 64; semaphores go there, and no tensor.
+    The workers are those that loky starts, by the interpreter.
     """
     place = Workplace(tmp_path, small_cache)
     commands = [(script.removesuffix(".py"), *place.arguments(script), *more) for script, *more in COMMANDS]
-    program = [sys.executable, "-c", ONE_AFTER_ANOTHER.format(root=str(ROOT)), json.dumps(commands, default=str)]
-    limited = ["sh", "-c", f'ulimit -n {OPEN_FILES} && exec "$@"', "sh", *program]
-    if may_mount():
-        done = in_small_shm("1m", limited, tmp_path)
-    else:
-        done = subprocess.run(limited, capture_output=True, text=True, cwd=tmp_path, timeout=500)
+
+    def limit() -> None:
+        forked.few_files(OPEN_FILES)
+        if mountable:
+            forked.small_shm("1m")
+
+    mountable = may_mount()
+    program = ("-c", ONE_AFTER_ANOTHER.format(root=str(ROOT)), json.dumps(commands, default=str))
+    done = forked.run(*program, cwd=tmp_path, before=limit)
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
 
 
@@ -150,12 +142,12 @@ def test_decoding_processes_send_by_value_where_shared_memory_is_small(tmp_path,
     for name in ("small", "usual"):
         place = Workplace(tmp_path / name, small_cache)
         place.flags |= {"tasks": "EuroSAT", "jobs": "1", "data_location": tmp_path / "data", "suite": "vision"}
-        steps = ("--steps=3", "--batch-size=64", "--workers=2", "--model=ViT-Mini")
+        flags = (*place.arguments("finetune.py"), "--steps=3", "--batch-size=64", "--workers=2", "--model=ViT-Mini")
         if name == "small":
-            done = in_small_shm("100k", place.command("finetune.py", *steps), tmp_path)
+            done = forked.run("finetune.py", *flags, cwd=tmp_path, before=lambda: forked.small_shm("100k"))
             assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
         else:
-            finetune.main([*place.arguments("finetune.py"), *steps])
+            finetune.main(flags)
         (checkpoint,) = (tmp_path / name).rglob("EuroSAT/standard.safetensors")
         written.append(checkpoints.load(checkpoint))
     assert all(torch.equal(tensor, written[1][name]) for name, tensor in written[0].items())
@@ -187,18 +179,19 @@ ADAPT = ("main.py", "method=adamerging", "method.steps=99999", "save_every=1", "
 
 @two_cores
 @pytest.mark.parametrize(
-    "number, to_all, states, command, pool",
+    "number, to_all, states, command",
     [
-        (signal.SIGTERM, False, 2, TRAIN, True),
-        (signal.SIGINT, True, 1, (*TRAIN, "--world-size=2"), False),
-        (signal.SIGINT, True, 0, ("eval_task_negation.py", "--n-eval-points=20001"), True),
-        (signal.SIGTERM, True, 1, ADAPT, False),
+        (signal.SIGTERM, False, 2, TRAIN),
+        (signal.SIGINT, True, 1, (*TRAIN, "--world-size=2")),
+        (signal.SIGINT, True, 0, ("eval_task_negation.py", "--n-eval-points=20001")),
+        (signal.SIGTERM, True, 1, ADAPT),
     ],
     ids=("workers", "ranks", "evaluation", "adaptation"),
 )
-def test_a_signal_ends_a_script_with_a_line_and_all_its_processes(drawn, number, to_all, states, command, pool):
-    # The pools of two of these are those of a program as the interpreter starts it.
-    with drawn.started(*command) if pool else drawn.started_by_fork(*command) as process:
+def test_a_signal_ends_a_script_with_a_line_and_all_its_processes(drawn, number, to_all, states, command):
+    # The one that is told before its workers are at work starts as a user's, and they too: in the midst of imports.
+    start = drawn.started_by_fork if states else drawn.started
+    with forked.workers(), forked.ranks(), start(*command) as process:
         # Where there is no state: its workers and their helpers.
         _until(lambda: len(drawn.states()) >= states if states else len(_session(process.pid)) > 3, process)
         (os.killpg if to_all else os.kill)(process.pid, number)
