@@ -33,7 +33,6 @@ from torch.distributed import TCPStore
 
 from src.runtime.paths import ROOT
 
-
 NEW_USER, NEW_MOUNTS = 0x10000000, 0x20000  # of Linux's unshare(2)
 
 
