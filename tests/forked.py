@@ -46,9 +46,10 @@ class Forked:
         folder: Path,
         session: bool = False,
         before: Callable[[], object] | None = None,
+        terminal: tuple[IO[str], IO[str]] | None = None,
     ):
         self.command, self.returncode = command, None
-        self._out, self._err = (tempfile.TemporaryFile("w+") for _ in range(2))
+        self._out, self._err = terminal or (tempfile.TemporaryFile("w+"), tempfile.TemporaryFile("w+"))
         if (pid := os.fork()) == 0:
             status = 70  # of an error in the lines below
             try:
@@ -193,6 +194,22 @@ def workers() -> Iterator[None]:
         _end_workers()  # or those that are there would do the work
         yield
         _end_workers()
+
+
+@contextlib.contextmanager
+def jobs() -> Iterator[None]:
+    """submitit's local launcher forks its controllers and jobs, in programs that are forked meanwhile."""
+    from submitit.local import local
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(local, "subprocess", types.SimpleNamespace(Popen=_job))
+        yield
+
+
+def _job(command: list[str], *, env: Mapping[str, str], stdout=None, stderr=None, **_: object) -> Forked:
+    """In the place of `subprocess.Popen`, as submitit calls it."""
+    program = tuple(command[command.index("-m") :])
+    return Forked(program, env, Path.cwd(), terminal=(stdout, stderr) if stdout else None)
 
 
 def _end_workers() -> None:

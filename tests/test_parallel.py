@@ -3,7 +3,6 @@
 import ast
 import ctypes
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -13,18 +12,13 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from worked import die, double, gpus_of_worker, mask, page_faults, raise_error, state_of_worker, write_mask
 
 from src.datasets.examples import BadFile, CorruptImage
 from src.run import Run
 from src.runtime import distributed, signals
 from src.runtime.parallel import WorkerKilled, map_tasks
 from src.runtime.paths import ROOT
-
-
-def double(number: int) -> int:
-    if number < 0:
-        raise ValueError("negative")
-    return 2 * number
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
@@ -37,17 +31,7 @@ def test_results_come_in_order_and_errors_are_raised_here(jobs):
 @pytest.mark.parametrize("error", [BadFile(Path("a"), "b", "c"), CorruptImage.of("a", "b")])
 def test_errors_travel_between_processes(error):
     with pytest.raises(type(error), match=str(error)):
-        map_tasks(_raise, [error, error], 2, "raising")
-
-
-def _raise(error: Exception) -> None:
-    raise error
-
-
-def state_of_worker(tensors: list) -> tuple[int, int, bool, list]:
-    import torch  # here, as below: every worker imports this file, and few of them need it
-
-    return os.getpid(), torch.get_num_threads(), any(tensor.is_shared() for tensor in tensors), tensors
+        map_tasks(raise_error, [error, error], 2, "raising")
 
 
 def test_tensors_go_by_value_to_workers_of_one_thread_that_stay(monkeypatch, request):
@@ -63,13 +47,6 @@ def test_tensors_go_by_value_to_workers_of_one_thread_that_stay(monkeypatch, req
         assert not any(tensor.is_shared() for tensor in (*tensors, *returned))
     first, second = ({pid for pid, *_ in call} for call in found)
     assert os.getpid() not in first and len(first | second) <= 2
-
-
-def gpus_of_worker(folder: Path) -> tuple[str, int]:
-    """Waits until two workers are at it."""
-    (folder / f"{os.getpid()}.pid").touch()
-    _until(lambda: len(list(folder.glob("*.pid"))) == 2)
-    return os.environ["CUDA_VISIBLE_DEVICES"], os.getpid()
 
 
 @pytest.mark.parametrize(("visible", "gpus"), [(None, "01"), ("5,7,9", "57"), ("GPU-ab", ["GPU-ab"])])
@@ -97,25 +74,10 @@ def test_there_are_as_many_jobs_as_gpus(monkeypatch):
     assert Run.of(device="cuda", jobs=1).jobs == 1
 
 
-def page_faults(count: int) -> int:
-    """Of eight texts of 8 MB that come and go together."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(count):
-        texts = [b"x" * (8 << 20) for _ in range(8)]
-        del texts
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
-
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="another allocator than glibc's")
 def test_workers_keep_the_memory_that_is_given_back():
     once = 8 * 2048  # pages of 4 KB
     assert max(map_tasks(page_faults, [5, 5], 2, "allocating")) < 2 * once
-
-
-def die(number: int) -> int:
-    if number == 1:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return number
 
 
 def test_a_killed_worker_is_told_and_the_next_call_works():
@@ -169,15 +131,6 @@ if os.environ.get("PARENT") not in (None, str(os.getpid())):
 """
 
 
-def mask(item: object) -> set[int]:
-    return signal.pthread_sigmask(signal.SIG_BLOCK, [])
-
-
-def write_mask(folder: Path, world: distributed.World) -> None:
-    (folder / str(world.rank)).write_text(str(sorted(map(int, mask(None)))))
-    world.barrier()  # a rank that ended before the other has joined would break its connection
-
-
 @pytest.mark.parametrize("kind", ["workers", "ranks"])
 def test_a_signal_at_the_very_start_of_a_process_is_its_parents(kind, tmp_path, monkeypatch, capfd, fresh_workers):
     """Every process that is started gets a Ctrl-C in the midst of Python's own imports."""
@@ -197,7 +150,7 @@ FIRST = """
 import sys
 sys.path[:0] = [{root!r}, {tests!r}]
 from src.runtime.parallel import map_tasks
-from test_parallel import mask
+from worked import mask
 if __name__ == "__main__":
     print([sorted(map(int, blocked)) for blocked in map_tasks(mask, range(2), 2, "first")])
 """

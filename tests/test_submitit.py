@@ -1,4 +1,7 @@
-"""Jobs through Hydra's submitit launcher, in its local mode: what Slurm would be given."""
+"""Jobs through Hydra's submitit launcher, in its local mode: what Slurm would be given.
+
+The job of src.sweep is started by the interpreter, in which it finds what it needs; those of main.py are forked.
+"""
 
 import json
 import sys
@@ -23,11 +26,12 @@ def test_jobs_of_a_multirun_run_in_processes_of_their_own(make_run, tmp_path, sm
     checkpoints.save(path, dict(store.pretrained(run)), header)  # moved nowhere
     for mode in ("none", "standard"):
         results.write(run.paths.single_task(mode), {"digits": 0.5, "digitsVal": 0.5}, run.config(), time.time())
-    done = forked.run(
-        *("main.py", "--multirun", *LAUNCHER, f"hydra.sweep.dir={tmp_path}/jobs"),
-        *("method=zeroshot,average", "tasks=[digits]", "seed=0", "device=cpu", "jobs=1"),
-        *(f"save={run.places.save}", f"results={run.places.results}", f"cache_dir={small_cache}"),
-    )
+    with forked.jobs():
+        done = forked.run(
+            *("main.py", "--multirun", *LAUNCHER, f"hydra.sweep.dir={tmp_path}/jobs"),
+            *("method=zeroshot,average", "tasks=[digits]", "seed=0", "device=cpu", "jobs=1"),
+            *(f"save={run.places.save}", f"results={run.places.results}", f"cache_dir={small_cache}"),
+        )
     assert done.returncode == 0, done.stderr
     folder = run.paths.results
     made = {path.stem: json.loads(path.read_text()) for path in folder.rglob("merging/**/*.json")}
