@@ -4,8 +4,6 @@ import dataclasses
 import itertools
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
@@ -293,13 +291,35 @@ def test_two_processes_give_the_weights_of_one(trained, two_processes, mode):
 def test_torchrun_gives_the_weights_of_one(make_training, tmp_path):
     run, settings = make_training(*TRAIN)
     finetune(run, settings)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     flags = (*TRAIN, "--seed=0", "--device=cpu", f"--save={tmp_path}/two", f"--cache-dir={run.places.cache}")
-    done = subprocess.run([*launcher, str(ROOT / "finetune.py"), *flags], capture_output=True, text=True)
+    done = forked.torchrun("finetune.py", *flags)
     assert done.returncode == 0, done.stderr
     two = checkpoints.load(tmp_path / "two/mini/ViT-Mini/seed_0/signs/standard.safetensors")
     assert_near(run, weights(run, settings.mode), two)
     assert done.stdout.count("signs standard: 8 steps") == 1  # rank 0 alone speaks
+
+
+MEETING = f"""
+import sys; sys.path.insert(0, {str(ROOT)!r})
+from src.runtime.distributed import launch
+
+def worker(world):
+    with world.in_step() as among:
+        world.print0(f"of {{among.size}}, the second too: {{among.any(among.rank == 1)}}")
+
+if __name__ == "__main__":
+    launch(worker, "cpu")
+"""
+
+
+@two_cores
+def test_ranks_meet_as_torchrun_itself_starts_them(tmp_path):
+    """The tests of ranks fork them, with what torchrun sets (`forked.torchrun`); here they are torchrun's own."""
+    program = tmp_path / "program.py"
+    program.write_text(MEETING)
+    done = forked.run("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", program)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["of 2, the second too: True"]
 
 
 @pytest.mark.parametrize("mode", ["standard", "linear", "tak"])
