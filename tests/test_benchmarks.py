@@ -78,15 +78,15 @@ def peer_of(folder: Path, share: float) -> Path:
     script = folder / "peer"
     script.write_text(
         f"#!{sys.executable}\n"
-        "import sys, yaml\n"
+        "import sys, numpy, yaml\n"
         "from pathlib import Path\n"
-        "from safetensors.torch import load_file, save_file\n"
+        "from safetensors.numpy import load_file, save_file\n"
         "config, output = yaml.safe_load(open(sys.argv[1])), Path(sys.argv[2])\n"
         "start = load_file(config['base_model'])\n"
         "models = [load_file(row['model']) for row in config['models']]\n"
         f"weight = {share} * config['parameters']['lambda']\n"
         "output.mkdir(exist_ok=True)\n"
-        "merged = {n: t + weight * sum(m[n] - t for m in models) for n, t in start.items()}\n"
+        "merged = {n: numpy.asarray(t + weight * sum(m[n] - t for m in models)) for n, t in start.items()}\n"
         "save_file(merged, output / 'model.safetensors')\n",
         encoding="utf-8",
     )

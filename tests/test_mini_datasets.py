@@ -1,12 +1,12 @@
 """The embedded suite: pinned bytes, disjoint splits, complete rows, a cache that two processes can build at once."""
 
+import contextlib
 import hashlib
 import json
 import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 
@@ -213,9 +213,9 @@ def run_at_once(folder, *programs: str) -> list[subprocess.CompletedProcess]:
     files = [folder / f"program_{number}.py" for number in range(len(programs))]
     for file, program in zip(files, programs):
         file.write_text(f"{head}if __name__ == '__main__':\n    {program}\n")
-    with ThreadPoolExecutor(len(files)) as pool:
-        commands = [[sys.executable, str(file)] for file in files]
-        done = list(pool.map(lambda command: subprocess.run(command, capture_output=True, text=True), commands))
+    with contextlib.ExitStack() as stack:
+        started = [stack.enter_context(forked.start(file)) for file in files]
+        done = [program.completed() for program in started]
     assert not any(program.returncode for program in done), [program.stderr for program in done]
     return done
 

@@ -27,18 +27,18 @@ class Workplace:
         self.folder = folder
         self.places = (f"--save={folder}/checkpoints", f"--results={folder}/results", f"--cache-dir={cache}")
 
-    def start(self, script: str, *flags: str, ok: bool = True) -> subprocess.CompletedProcess:
+    def start(self, script: str, *flags: str) -> None:
         """A process of its own, from another folder."""
         environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
         command = [sys.executable, str(ROOT / script), *flags, *self.places]
         done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=self.folder, timeout=500)
-        assert (done.returncode == 0) == ok and "Traceback" not in done.stderr, done.stdout + done.stderr
-        return done
+        assert done.returncode == 0 and "Traceback" not in done.stderr, done.stdout + done.stderr
 
-    def fork(self, script: str, *flags: str) -> None:
+    def fork(self, script: str, *flags: str, ok: bool = True) -> subprocess.CompletedProcess:
         """The same without what the interpreter does before the script."""
         done = forked.run(script, *flags, *self.places, cwd=self.folder)
-        assert done.returncode == 0 and "Traceback" not in done.stderr, done.stdout + done.stderr
+        assert (done.returncode == 0) == ok and "Traceback" not in done.stderr, done.stdout + done.stderr
+        return done
 
     def run(self, script: str, *flags: str) -> str:
         """What the script prints that is run here: torch and open_clip take a process longer than the work does."""
@@ -188,5 +188,5 @@ def test_wrong_arguments_say_what_exists(workplace, script, flags, message, caps
 
 
 def test_a_wrong_argument_ends_a_process_with_a_line(workplace):
-    error = workplace.start("finetune.py", "--tasks", "sings", ok=False).stderr
+    error = workplace.fork("finetune.py", "--tasks", "sings", ok=False).stderr
     assert "did you mean signs" in error and "Traceback" not in error
