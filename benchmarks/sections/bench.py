@@ -145,7 +145,7 @@ class Bench:
 
     def encoder(self) -> ImageEncoder:
         """A copy to be trained."""
-        trained = copy.deepcopy(self.frozen)
+        trained = self._copy()
         for name, parameter in trained.named_parameters():
             parameter.requires_grad_(name.startswith(checkpoints.VISUAL))
         return trained
@@ -167,7 +167,12 @@ class Bench:
 
     @cache  # noqa: B019  (a bench lives as long as the process)
     def elsewhere(self, run: Run) -> ImageEncoder:
-        return copy.deepcopy(self.frozen).to(run.device)
+        return self._copy().to(run.device)
+
+    def _copy(self) -> ImageEncoder:
+        """With the same tokenizer, whose vocabulary takes longer to copy than a toy tower takes to train."""
+        tokenizer = self.frozen.tokenizer
+        return copy.deepcopy(self.frozen, {id(tokenizer): tokenizer})
 
     def head(self, device: str | None = None) -> ClassificationHead:
         return get_classification_head(self.run(), self.task).to(device or self.device)
