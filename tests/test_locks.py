@@ -187,11 +187,11 @@ def test_two_fine_tunings_at_once_make_what_one_makes(make_training, tmp_path):
     assert left == ["standard.safetensors"]
 
 
-def test_two_adaptations_at_once_make_what_one_makes(make_run, tmp_path):
+def test_two_adaptations_at_once_make_what_one_makes(make_run, tmp_path, small_cache):
     """Each would save over the other's state, and go on from it."""
     run = make_run("--tasks=digits,signs")
     draw_checkpoints(run)
-    shared = [f"save={run.places.save}", f"cache_dir={run.places.cache}", "seed=0", "jobs=1", "device=cpu"]
+    shared = [f"save={run.places.save}", f"cache_dir={small_cache}", "seed=0", "jobs=1", "device=cpu"]
     method = ["method=adamerging", "method.steps=6", "method.batch_size=2", "save_every=1", "eval_every=0"]
     call = ["main.py", "DATASETS=[digits,signs]", *shared, *method]
     at_once((*call, f"results={run.places.results}"), 2)
