@@ -16,7 +16,6 @@ import torch
 from few_images import few_images
 from hydra.core.config_store import ConfigStore
 from hypothesis import settings
-from joblib.externals import loky
 from traces import pytest_sessionfinish as pytest_sessionfinish
 from traces import pytest_sessionstart as pytest_sessionstart
 
@@ -164,14 +163,6 @@ def nothing_stays_patched() -> Iterator[None]:
         for key in replaced:  # or every later test of this process fails too
             module[key] = attributes[key]
         assert not replaced, f"{name} has others in the place of {', '.join(replaced)}"
-
-
-@pytest.fixture
-def fresh_workers() -> Iterator[None]:
-    """Workers stay from one call to the next: with the environment and the output of the test that started them."""
-    loky.get_reusable_executor().shutdown(wait=True)
-    yield
-    loky.get_reusable_executor().shutdown(wait=True)
 
 
 @pytest.fixture

@@ -231,6 +231,7 @@ def _worker(by_exec: Callable[..., int], command: list[str], keep: list[int], en
             with contextlib.suppress(OSError):  # the one of that folder
                 if descriptor > 2 and descriptor not in keep:
                     os.dup2(nowhere, descriptor)
+        sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))  # not the test's own
         os.environ.update(env or {})
         _be_its_own()
         sys.argv = rest

@@ -8,10 +8,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
+from joblib.externals import loky
 from worked import die, double, gpus_of_worker, mask, page_faults, raise_error, state_of_worker, write_mask
 
 from src.datasets.examples import BadFile, CorruptImage
@@ -122,6 +124,14 @@ def test_a_program_leaves_nothing_behind(tmp_path, killed):
         process.send_signal(signal.SIGKILL)
     process.wait()
     _until(lambda: not any(_alive(pid) for pid in workers()) and not left())
+
+
+@pytest.fixture
+def fresh_workers() -> Iterator[None]:
+    """Workers stay from one call to the next: with the environment and the output of the test that started them."""
+    loky.get_reusable_executor().shutdown(wait=True)
+    yield
+    loky.get_reusable_executor().shutdown(wait=True)
 
 
 AT_START = """

@@ -3,6 +3,7 @@
 import json
 import os
 
+import forked
 import pytest
 import synthetic_results
 
@@ -129,13 +130,14 @@ def _parsed(flags: list[str]) -> tuple[Run, dict]:
     return run, options
 
 
-def test_commands_that_need_nothing_of_each_other_run_at_once(tmp_path, capfd, fresh_workers):
-    """In workers; what fails is told, with its reason, and the others run all the same."""
+def test_commands_that_need_nothing_of_each_other_run_at_once(tmp_path, capfd):
+    """In workers, which are forked here; what fails is told, with its reason, and the others run all the same."""
     outputs = (tmp_path / "never.json",)
     fine = [commands.Command("main", (flag,), outputs) for flag in ("--methods", "--help")]
     wrong = commands.Command("make_report", (f"--results={tmp_path}/none",), outputs)
     program = reproduction.Program(dry_run=False, overwrite=False, results=tmp_path, jobs=2)
-    assert program.run_all([fine[0], wrong, fine[1]], apart=True) == 3
+    with forked.workers():
+        assert program.run_all([fine[0], wrong, fine[1]], apart=True) == 3
     assert program.failed == [wrong]
     told = capfd.readouterr()
     assert "task arithmetic" in told.out and "Merge fine-tuned encoders" in told.out

@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -220,9 +221,9 @@ def test_the_lines_are_scored_with_the_adapters(make_run):
     assert plain.accuracy != changed.accuracy and plain.n == changed.n
     none = Adapter(torch.eye(d), torch.zeros(d, d))
     assert score(run, "digits", "val", Line({}, adapter=none), False) == plain
-    at_once = score_all(
-        replace(run, jobs=2), "standard", {0: ("digits", Line({}, adapter=swap)), 1: ("digits", Line({}))}, "val", ""
-    )
+    lines = {0: ("digits", Line({}, adapter=swap)), 1: ("digits", Line({}))}
+    with forked.workers():
+        at_once = score_all(replace(run, jobs=2), "standard", lines, "val", "")
     assert (at_once[0], at_once[1]) == (changed, plain), "adapters go to other processes"
 
 
