@@ -3,6 +3,7 @@
     python reproduce.py                          # mini suite, seed 1
     python reproduce.py --seeds 1,2,3
     python reproduce.py --only single-task addition
+    python reproduce.py --only merging merging-tangent methods methods-adapting  # all methods x kinds of task vectors
     python reproduce.py --extended               # also sweeps, unseen tasks, tangent merging, robustness
     python reproduce.py --dry-run                # what would run, in how many minutes, and what is there already
     python reproduce.py --suite vision --model ViT-B-32
