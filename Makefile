@@ -9,7 +9,7 @@ RESULTS ?= reproduced
 CONSTRAINTS ?= constraints.txt
 # `make TORCH=cpu` installs PyTorch's CPU build: under 1 GB in the place of 5 GB with CUDA. uv knows where it lies.
 TORCH ?=
-# Programs start in their tens: bytecode is kept, whatever the environment says, or each would compile src/ again.
+# Tests and workers start tens of programs, each of which would compile src/ again: bytecode is kept in any environment.
 export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: help reproduce demo test check docs bench lint formats types all-tests fast-tests

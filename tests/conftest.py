@@ -26,7 +26,8 @@ from src.finetuning.settings import Training
 from src.run import Run
 from src.runtime import loggers, results
 
-gc.disable()  # until all tests are collected: what they import stays
+if "PYTEST_XDIST_WORKER" in os.environ:
+    gc.disable()  # until all tests are collected: what they import stays
 ROOT = Path(__file__).resolve().parent.parent
 settings.register_profile("suite", deadline=None)  # no test depends on how busy the machine is
 settings.load_profile("suite")

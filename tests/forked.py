@@ -5,6 +5,9 @@ arguments, environment and folder, files in the place of its terminal, and the p
 patched is patched there too, and what modules read as they were imported is as they read it here. Programs with worker
 processes start those as ever, unless `workers` forks them too; test_scripts.py and test_processes.py start some
 programs, and their workers, by the interpreter.
+
+What is forked computes with one thread, as the tests do (conftest.py): the threads of a process do not follow it. It
+writes no warning of Python's, for pytest keeps those.
 """
 
 import contextlib
@@ -50,14 +53,13 @@ class Forked:
     ):
         self.command, self.returncode = command, None
         self._out, self._err = terminal or (tempfile.TemporaryFile("w+"), tempfile.TemporaryFile("w+"))
+        _require_one_thread()
         if (pid := os.fork()) == 0:
             status = 70  # of an error in the lines below
             try:
                 if session:
                     os.setsid()
-                if before:
-                    before()
-                status = _program(command, environment, folder, (self._out, self._err))
+                status = _program(command, environment, folder, (self._out, self._err), before)
             finally:
                 os._exit(status)
         self.pid = pid
@@ -97,7 +99,8 @@ class Forked:
         return self.returncode
 
     def send_signal(self, number: int) -> None:
-        os.kill(self.pid, number)
+        if self.poll() is None:  # else its number may be another's
+            os.kill(self.pid, number)
 
     def completed(self) -> subprocess.CompletedProcess:
         """Its end, as `subprocess.run` gives it."""
@@ -113,7 +116,7 @@ def start(
 ) -> Forked:
     """`python *command`: a script of the project by its name or path, or `-m MODULE`, or `-c CODE`, and arguments.
 
-    session: whether it leads one of its own, of all processes that it starts. before: called there at the very start.
+    session: whether it leads one of its own, of all processes that it starts. before: called there before the program.
     """
     import open_clip  # noqa: F401  # here, and in no module of `make check`: what a child imports is for it alone
 
@@ -149,7 +152,8 @@ def small_shm(size: str) -> None:
 
 
 def few_files(number: int) -> None:
-    """As `ulimit -n` does: this process, and those that it starts, may have so many files open."""
+    """As `ulimit -n` does: this process, and those that it starts, may have so many files open beside what is open."""
+    number += len(os.listdir("/proc/self/fd"))
     resource.setrlimit(resource.RLIMIT_NOFILE, (number, number))
 
 
@@ -187,13 +191,16 @@ def ranks() -> Iterator[None]:
 def workers() -> Iterator[None]:
     """`map_tasks` forks the workers that it starts, here and in programs that are forked meanwhile.
 
-    What loky would start the interpreter for is done in the fork: all comes through its pipes.
+    What loky would start the interpreter for is done in the fork: all comes through its pipes. Variables that libraries
+    read as they are imported, such as OMP_NUM_THREADS, are those of this process.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fork_exec, "fork_exec", functools.partial(_worker, fork_exec.fork_exec))
         _end_workers()  # or those that are there would do the work
-        yield
-        _end_workers()
+        try:
+            yield
+        finally:
+            _end_workers()
 
 
 @contextlib.contextmanager
@@ -222,15 +229,15 @@ def _worker(by_exec: Callable[..., int], command: list[str], keep: list[int], en
     _, kind, *rest = command
     if kind != "-m":  # its tracker of semaphores
         return by_exec(command, keep, env=env)
+    _require_one_thread()
     if pid := os.fork():
         return pid
     status = 70
     try:
         nowhere = os.open(os.devnull, os.O_RDWR)
-        for descriptor in map(int, os.listdir("/proc/self/fd")):  # as exec closes them
-            with contextlib.suppress(OSError):  # the one of that folder
-                if descriptor > 2 and descriptor not in keep:
-                    os.dup2(nowhere, descriptor)
+        for descriptor in map(int, os.listdir("/proc/self/fd")):  # which exec would close
+            if descriptor > 2 and descriptor not in keep:
+                os.dup2(nowhere, descriptor)
         sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))  # not the test's own
         os.environ.update(env or {})
         _be_its_own()
@@ -246,7 +253,11 @@ def _text(file: IO[str]) -> str:
 
 
 def _program(
-    command: tuple[str, ...], environment: Mapping[str, str], folder: Path, terminal: tuple[IO[str], IO[str]]
+    command: tuple[str, ...],
+    environment: Mapping[str, str],
+    folder: Path,
+    terminal: tuple[IO[str], IO[str]],
+    before: Callable[[], object] | None,
 ) -> int:
     """Of the child: the program, and its exit status."""
     for descriptor, file in enumerate(terminal, start=1):
@@ -261,10 +272,17 @@ def _program(
     for name in os.environ.keys() - environment.keys():
         del os.environ[name]
     os.environ.update(changed)
+    if before and (status := _status(before)):
+        return status
     status = _status(_main(command))
     _end_workers()  # as the interpreter does at its end, with what they share
     multiprocessing.util._exit_function()
     return status
+
+
+def _require_one_thread() -> None:
+    if (threads := torch.get_num_threads()) > 1:
+        raise RuntimeError(f"expected one thread, of which a fork has its own, found {threads}: it would wait for them")
 
 
 def _be_its_own() -> None:

@@ -325,6 +325,6 @@ def test_a_rate_of_zero_learns_nothing(name):
 
 @pytest.mark.parametrize("name", sorted(learning()))
 def test_no_seed_is_seed_zero(name):
-    of = {seed: learned(learning()[name], 1, seed=seed) for seed in (None, 0, 1, 2)}
-    assert torch.equal(of[None], of[0])
-    assert torch.equal(of[0], of[1]) == torch.equal(of[1], of[2])  # where nothing is drawn
+    of = {seed: learned(learning()[name], 1, seed=seed) for seed in (None, 0, 1)}
+    draws = name == "surgery" or "concrete" in name
+    assert torch.equal(of[None], of[0]) and torch.equal(of[0], of[1]) != draws

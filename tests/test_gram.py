@@ -660,7 +660,10 @@ def test_tangent_matching_is_the_dense_normal_equation(tangent, metric, init, pr
 
 
 def test_kronecker_factors_of_one_linear_map_leave_tangent_matching_five_iterations():
-    """There G_t = E[x xᵀ] ⊗ I. M has the same first factor, and a second of five eigenvalues: so many iterations do."""
+    """There G_t = E[x xᵀ] ⊗ I. M has the same first factor, and a second of five eigenvalues: so many iterations do.
+
+    The cross-entropy's factors, which are nowhere exact, have tests of their own.
+    """
     given = small(True, nn.Flatten(), nn.Linear(12, 5))
     start = torch.cat([0.3 * tensor.flatten() for tensor in total(given).values()])
     solution, error = dense(given, "features", 0.0, start)

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import forked
@@ -106,6 +107,7 @@ for script, *arguments in json.loads(sys.argv[1]):
 """
 
 
+@cache
 def may_mount() -> bool:
     tried = forked.run("-c", "", before=lambda: forked.small_shm("64k"))
     return tried.returncode == 0
@@ -133,9 +135,10 @@ def test_scripts_run_where_few_files_may_be_open_and_shared_memory_is_small(tmp_
 
 
 @two_cores
-@pytest.mark.skipif(not may_mount(), reason="needs user namespaces, to mount a small /dev/shm")
 def test_decoding_processes_send_by_value_where_shared_memory_is_small(tmp_path, small_cache):
     """The same checkpoint as with room for the batches."""
+    if not may_mount():
+        pytest.skip("needs user namespaces, to mount a small /dev/shm")
     files.class_folders("EuroSAT", tmp_path / "data/eurosat", {"2750": 20}, files.EUROSAT)
     prepare(FACTS["EuroSAT"], tmp_path / "data", as_is=True)
     written = []

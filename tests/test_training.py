@@ -289,6 +289,7 @@ def test_two_processes_give_the_weights_of_one(trained, two_processes, mode):
 
 @two_cores
 def test_torchrun_gives_the_weights_of_one(make_training, tmp_path):
+    """Its ranks are forked, with the variables that torchrun sets."""
     run, settings = make_training(*TRAIN)
     finetune(run, settings)
     flags = (*TRAIN, "--seed=0", "--device=cpu", f"--save={tmp_path}/two", f"--cache-dir={run.places.cache}")

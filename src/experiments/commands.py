@@ -45,7 +45,7 @@ FORWARDED = {
 SUBSETS = (2, 4, 8, 16)  # numbers of tasks
 TSV_C_RANKS = (0.01, 0.03, 0.06, 0.25, 0.5)  # of r; 1/T is the default
 PRUNED_TO = (1.0, 2.0, 5.0, 20.0, 40.0)  # percent of the weights; 10 is the default
-ADAPTING = (stages.ADAPTATION, stages.ADAPTATION_MORE, stages.METHODS_ADAPTING)  # with whose names they are registered
+ADAPTING = (stages.ADAPTATION, stages.ADAPTATION_MORE, stages.METHODS_ADAPTING)  # of methods that learn
 CORRUPTED_BY, SEVERITY = ("gaussian_noise", "contrast"), 5  # of the stage robustness
 
 
@@ -158,20 +158,20 @@ def _tangent_merging(run: Run) -> list[Command]:
 
 def _methods(run: Run) -> list[Command]:
     """Every further method by its defaults, on the kinds of task vectors that are no extended modes'."""
-    return _on_every_benchmark(run, _rows(stages.METHODS, own=True))
+    return _on_every_benchmark(run, _rows(stages.METHODS, defaults=True))
 
 
 def _variants(run: Run) -> list[Command]:
     """Those methods, and those that adapt, with other options than their defaults."""
     return [
-        *_on_every_benchmark(run, _rows(stages.METHODS, own=False)),
-        *_adapted(run, _rows(*ADAPTING, own=False)),
+        *_on_every_benchmark(run, _rows(stages.METHODS, defaults=False)),
+        *_adapted(run, _rows(*ADAPTING, defaults=False)),
     ]
 
 
-def _rows(*of: stages.Stage, own: bool) -> list[Variant]:
-    """own: those with a method's defaults, or else those with other options."""
-    return in_order(row for stage in of for row in variants(stage.name) if own == (not row.options))
+def _rows(*of: stages.Stage, defaults: bool) -> list[Variant]:
+    """defaults: those with a method's defaults, or else those with other options."""
+    return in_order(row for stage in of for row in variants(stage.name) if defaults == (not row.options))
 
 
 def _on_every_benchmark(run: Run, rows: Sequence[Variant]) -> list[Command]:
@@ -205,7 +205,7 @@ def _further_modes_merged(run: Run) -> list[Command]:
 
 def _adapting_methods(run: Run) -> list[Command]:
     """Every method that adapts, by its defaults; `adaptation` has some of non-linear fine-tuning."""
-    return _adapted(run, _rows(*ADAPTING, own=True))
+    return _adapted(run, _rows(*ADAPTING, defaults=True))
 
 
 def _adapted(run: Run, rows: Sequence[Variant]) -> list[Command]:

@@ -28,7 +28,9 @@ MERGING = Stage(
 ADAPTATION = Stage("adaptation", "methods that learn from unlabelled images", apart=True, methods=True)
 RANDOM_INIT = Stage("random-init", "fine-tuning, single tasks and addition without pre-training")
 MODES = Stage("modes", "further ways of fine-tuning: every task, single tasks, addition, negation, ...", extended=True)
-MODES_MERGING = Stage("modes-merging", "merging methods on their task vectors", extended=True, apart=True)
+MODES_MERGING = Stage(
+    "modes-merging", "merging methods, by all their options, on their task vectors", extended=True, apart=True
+)
 MERGING_SWEEPS = Stage(
     "merging-sweeps", "consensus thresholds, and random subsets of the tasks", extended=True, apart=True
 )
@@ -46,9 +48,7 @@ METHODS_ADAPTING = Stage(
     apart=True,
     methods=True,
 )
-VARIANTS = Stage(
-    "variants", "those methods with other bases, solvers and options than their defaults", extended=True, apart=True
-)
+VARIANTS = Stage("variants", "methods and what learns, by other options than their defaults", extended=True, apart=True)
 ADAPTATION_MORE = Stage(
     "adaptation-more",
     "further rows of adaptation, and on validation images",

@@ -200,17 +200,17 @@ def command_line() -> str:
 def commit() -> str | None:
     """The project's commit, with `-dirty` when tracked files differ from it; None outside a repository of its own."""
     try:
-        if _top_of(ROOT) != str(ROOT):
+        if _git_root(ROOT) != str(ROOT):
             return None  # an unpacked copy inside somebody else's repository
-        return _git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+        return _git(ROOT, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
     except (OSError, subprocess.CalledProcessError):
         return None
 
 
 @cache
-def _top_of(folder: Path) -> str:
+def _git_root(folder: Path) -> str:
     """The root of the repository that a folder lies in."""
-    return _git("rev-parse", "--show-toplevel")
+    return _git(folder, "rev-parse", "--show-toplevel")
 
 
 def device_name(device: Any = None) -> str:
@@ -231,9 +231,9 @@ def _processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def _git(*arguments: str) -> str:
+def _git(folder: Path, *arguments: str) -> str:
     # Else `describe --dirty` locks and writes the index, beside whatever the user does in the same checkout.
-    command = ["git", "--no-optional-locks", "-C", str(ROOT), *arguments]
+    command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return done.stdout.strip()
 
