@@ -1,11 +1,13 @@
 """What several test files share: the mini suite's drawn images, and arguments as the scripts parse them."""
 
+import functools
 import gc
 import operator
 import os
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # of torch here, and of the processes that tests start: these share the cores
@@ -102,9 +104,18 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 @pytest.fixture(scope="session")
 def mini_cache() -> Path:
-    """The project's own cache: seed 0 is drawn at the first test that needs it."""
-    folder = ROOT / "cache"
-    draw.cached(folder, seed=0)
+    """Sets of seed 0 as the cache keeps them, drawn in the first test run: of each split the first chunk, or of the
+    larger benchmarks' sets one picture of a class.
+    """
+    import forked  # here: the tests of `make check` need none of what it imports
+
+    folder = ROOT / "cache" / "tests"
+    with pytest.MonkeyPatch.context() as patch, forked.workers():  # which have what is patched here
+        for name, whole in list(draw.FAMILIES.items()):
+            enough = max(draw.CHUNK if name in draw.TOGETHER else 0, len(whole.names))
+            sizes = {split: min(size, enough) for split, size in whole.sizes.items()}
+            patch.setitem(draw.FAMILIES, name, replace(whole, sizes=sizes))
+        draw.cached(folder, 0, draw.FAMILIES)
     return folder
 
 
@@ -142,10 +153,16 @@ def no_sweep() -> Iterator[None]:
 _attributes: dict[str, dict[str, object]] = {}  # of each module of src, as it was when it was last looked at
 
 
+@functools.lru_cache(maxsize=1)
+def _of_src(loaded: int) -> list[str]:
+    """The modules of src, while so many are loaded in all: looking through thousands takes longer than comparing."""
+    return [name for name in sys.modules if name.startswith("src.")]
+
+
 def _changed() -> list[tuple[str, dict[str, object]]]:
     """The modules of src that are not as they were when this was last called, with the attributes of then."""
     changed = []
-    for name in [name for name in sys.modules if name.startswith("src.")]:
+    for name in _of_src(len(sys.modules)):
         before, now = _attributes.get(name, {}), vars(sys.modules[name])
         if len(before) != len(now) or not all(map(operator.is_, before.values(), now.values())):
             changed.append((name, before))

@@ -340,7 +340,7 @@ def test_a_stage_finds_methods_that_nothing_has_loaded_yet():
 
 def test_more_images_than_there_are_are_refused(make_run):
     with pytest.raises(
-        UsageError, match=r"--num-samples: expected at most the 600 images of digits \(test\), found 5000"
+        UsageError, match=r"--num-samples: expected at most the 200 images of digits \(test\), found 5000"
     ):
         spread_examples(make_run(), "digits", "test", 5000)
 

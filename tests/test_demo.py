@@ -1,5 +1,7 @@
 """demo.py runs from nothing to its picture; main.py --help explains itself."""
 
+from functools import partial
+
 import pytest
 from few_images import few_images
 
@@ -8,10 +10,12 @@ import main
 from src import run
 from src.experiments import demonstration
 from src.merging.registry import registered
+from src.runtime.paths import Places
 
 
 def test_two_tasks_become_one_picture(tmp_path, mini_cache, monkeypatch, capsys):
     monkeypatch.setattr(demonstration, "SEED", 0)  # whose images the tests have drawn
+    monkeypatch.setattr(demonstration, "Places", partial(Places, cache=mini_cache))
     monkeypatch.setattr(run, "cores", lambda: 1)  # this process scores, few images
     with few_images(50):
         demo.main(["--steps", "3", "--folder", str(tmp_path / "a demo")])

@@ -106,10 +106,22 @@ def test_rows_are_complete(name, mini_cache):
     row = registry.get(name)
     assert row.suite == "mini" and len(row.templates) == 3 and all(t.count("{}") == 1 for t in row.templates)
     assert len(set(row.classnames)) == len(row.classnames)
-    for split, size in draw.FAMILIES[name].sizes.items():
+    for split in draw.FAMILIES[name].sizes:
         examples = row.load(split, mini_cache, 0)
-        assert examples.pixels.shape == (size, PIXELS, PIXELS, 3) and examples.pixels.dtype == np.uint8
         assert set(examples.labels) == set(range(len(row.classnames)))
+
+
+@pytest.mark.parametrize("name", ["digits", "silhouettes"])  # dealt, and drawn in many chunks
+def test_a_set_is_drawn_whole_and_no_picture_twice(name, tmp_path):
+    seen: set[bytes] = set()
+    with forked.workers():
+        drawn = draw.cached(tmp_path, 0, (name,))[name]
+    for split, size in draw.FAMILIES[name].sizes.items():
+        pixels, labels = np.load(drawn / f"{split}_x.npy"), np.load(drawn / f"{split}_y.npy")
+        assert pixels.shape == (size, PIXELS, PIXELS, 3) and pixels.dtype == np.uint8
+        assert labels.shape == (size,) and labels.dtype == np.int64
+        seen |= {image.tobytes() for image in pixels}
+    assert len(seen) == sum(draw.FAMILIES[name].sizes.values())
 
 
 @pytest.mark.parametrize("family", draw.FAMILIES.values(), ids=draw.FAMILIES)
