@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+import forked
 import pytest
 from joblib.externals import loky
 from worked import die, double, gpus_of_worker, mask, page_faults, raise_error, state_of_worker, write_mask
@@ -58,7 +59,8 @@ def test_each_worker_has_a_gpu_of_its_own_while_there_are_some(visible, gpus, tm
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     else:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    found = map_tasks(gpus_of_worker, [tmp_path] * 4, 2, "computing", "cuda")
+    with forked.workers():
+        found = map_tasks(gpus_of_worker, [tmp_path] * 4, 2, "computing", "cuda")
     assert len({*found}) == 2 and {gpu for gpu, _ in found} == {*gpus}
     assert os.environ.get("CUDA_VISIBLE_DEVICES") == visible
 
@@ -66,7 +68,9 @@ def test_each_worker_has_a_gpu_of_its_own_while_there_are_some(visible, gpus, tm
 def test_a_gpu_that_is_named_is_shared(tmp_path, monkeypatch):
     monkeypatch.setattr(distributed, "_gpus", lambda: 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
-    assert {gpus for gpus, _ in map_tasks(gpus_of_worker, [tmp_path] * 2, 2, "computing", "cuda:1")} == {"5,7"}
+    with forked.workers():
+        found = map_tasks(gpus_of_worker, [tmp_path] * 2, 2, "computing", "cuda:1")
+    assert {gpus for gpus, _ in found} == {"5,7"}
 
 
 def test_there_are_as_many_jobs_as_gpus(monkeypatch):

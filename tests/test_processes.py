@@ -118,7 +118,6 @@ def test_scripts_run_where_few_files_may_be_open_and_shared_memory_is_small(tmp_
     """One after another in one process and with the same workers, as reproduce.py runs them: none leaves files open.
 
     /dev/shm, where it may be mounted: one megabyte, where a container has 64; semaphores go there, and no tensor.
-    The workers are those that loky starts, by the interpreter.
     """
     place = Workplace(tmp_path, small_cache)
     commands = [(script.removesuffix(".py"), *place.arguments(script), *more) for script, *more in COMMANDS]
@@ -130,7 +129,8 @@ def test_scripts_run_where_few_files_may_be_open_and_shared_memory_is_small(tmp_
 
     mountable = may_mount()
     program = ("-c", ONE_AFTER_ANOTHER.format(root=str(ROOT)), json.dumps(commands, default=str))
-    done = forked.run(*program, cwd=tmp_path, before=limit)
+    with forked.workers():
+        done = forked.run(*program, cwd=tmp_path, before=limit)
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
 
 
