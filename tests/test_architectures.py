@@ -1,6 +1,7 @@
 """Every kind of open_clip's architectures, tiny and random: features, a linearized step, a step of fine-tuning."""
 
 import copy
+import functools
 import json
 from pathlib import Path
 
@@ -151,6 +152,14 @@ def shallow(name: str) -> dict:
     if name.startswith("swin"):
         return {"depths": (1, 1, 1, 1), "embed_dim": 24}
     return {"depths": (1, 1, 1, 1)} if name.startswith("convnext") else {}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_vocabulary():
+    """open_clip reads its words once for all of these names."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(open_clip.factory, "SimpleTokenizer", functools.cache(open_clip.factory.SimpleTokenizer))
+        yield
 
 
 @pytest.fixture

@@ -33,9 +33,14 @@ def folder(tmp_path_factory):
     return synthetic_results.write(tmp_path_factory.mktemp("figures"), seeds=(1, 2))
 
 
+@pytest.fixture(scope="module")
+def runs(folder):
+    return Runs("mini", "ViT-Mini", folder)
+
+
 @pytest.mark.parametrize("name", [name for name in figures.FIGURES if name != SCALE])
-def test_every_figure_is_drawn(folder, name):
-    drawn = figures.FIGURES[name](Runs("mini", "ViT-Mini", folder))
+def test_every_figure_is_drawn(runs, name):
+    drawn = figures.FIGURES[name](runs)
     drawn.draw_without_rendering()
     assert drawn.axes and any(axes.has_data() for axes in drawn.axes)
     plt.close(drawn)
@@ -64,9 +69,9 @@ def test_a_figure_over_models_has_a_column_for_each(tmp_path):
     plt.close(drawn)
 
 
-def test_one_model_has_no_figure_over_models(folder):
+def test_one_model_has_no_figure_over_models(runs):
     with pytest.raises(MissingResult, match="expected two models of suite mini, found ViT-Mini"):
-        figures.FIGURES[SCALE](Runs("mini", "ViT-Mini", folder))
+        figures.FIGURES[SCALE](runs)
 
 
 @pytest.mark.parametrize("name", [name for name in figures.FIGURES if name != "sigmoid_temperatures"])
