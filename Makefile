@@ -25,7 +25,7 @@ demo: $(VENV)/.installed  ## two tasks, one picture, a minute or two
 	$(RUN) demo.py
 
 # Types are checked while tests run, which leave a core now and then; a wrong one is told among the tests' lines.
-test: formats  ## formats, types, all tests
+test: formats  ## formats, types, all tests: six minutes on two cores
 	@$(MAKE) --no-print-directory --jobs=2 types all-tests
 
 check: formats  ## formats, types, the fast tests: about a minute
