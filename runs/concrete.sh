@@ -4,6 +4,7 @@
 # stopped goes on.
 set -e
 cd "$(dirname "$0")/.."
+PATH=$PWD/.venv/bin:$PATH  # the environment of make, where there is one
 MODEL=${1:-ViT-Mini}
 RESULTS=${2:-reproduced}
 

@@ -4,6 +4,7 @@
 # results/. Finished work is skipped.
 set -e
 cd "$(dirname "$0")/.."
+PATH=$PWD/.venv/bin:$PATH  # the environment of make, where there is one
 MODEL=${1:-ViT-Mini}
 RESULTS=${2:-reproduced}
 

@@ -5,10 +5,12 @@ import re
 import subprocess
 import sys
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given
@@ -117,6 +119,15 @@ def test_the_results_of_the_repository_are_in_this_layout():
     assert files
     other = [file for file in files if results.encode(results.read(file)) != file.read_text(encoding="utf-8")]
     assert not other, f"{len(other)} results are laid out otherwise: {other[:3]}"
+
+
+def test_the_numbers_of_the_repository_are_read_as_readme_says_without_a_warning():
+    assert '`pandas.read_csv("results/mini/accuracies.csv")`' in (ROOT / "README.md").read_text(encoding="utf-8")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        numbers = pd.read_csv(ROOT / "results/mini/accuracies.csv")
+    clean = numbers[numbers["severity"] == 0]
+    assert len(numbers) > len(clean) > 0 and set(clean["corruption"]) == {"clean"}
 
 
 def test_the_tables_of_the_repository_are_those_of_its_results():

@@ -41,9 +41,11 @@ def frame(suite: str, results: Iterable[tuple[str, Result]]) -> pd.DataFrame:
 
 
 def write(table: pd.DataFrame, path: Path) -> None:
-    """As a file. The tasks of a benchmark, such as `8task`, are not listed in every row: they are the suite's first."""
+    """As a file. The tasks of a benchmark, such as `8task`, are not listed in every row: they are the suite's first.
+
+    Test images that are not corrupted are `clean` there: pandas would take a long column's empty part for numbers.
+    """
     of_benchmark = table["tasks"].str.fullmatch(r"\d+task").astype(bool)
+    task_list, corruption = table["task_list"].mask(of_benchmark, ""), table["corruption"].replace("", "clean")
     with replacing(path) as temporary:
-        table.assign(task_list=table["task_list"].mask(of_benchmark, "")).to_csv(
-            temporary, index=False, lineterminator="\n"
-        )
+        table.assign(task_list=task_list, corruption=corruption).to_csv(temporary, index=False, lineterminator="\n")
