@@ -17,6 +17,7 @@ from src.merging import registry
 from src.merging.base import Method
 from src.modes import TRAINED
 from src.reporting import figures, pictures, style, tables
+from src.reporting.comparison.ranking import alone, ranked
 from src.reporting.methods import Group, adapts, registered_rows, results_of, variant_row
 from src.reporting.plots import bars, method_looks
 from src.reporting.result import VECTORS
@@ -145,6 +146,44 @@ def test_no_two_methods_of_a_figure_look_alike(folder):
         lines = [line for line in drawn.axes[0].lines if not line.get_label().startswith("_")]
         assert len(lines) > 6 and len({line.get_color() for line in lines}) == len(lines)
         plt.close(drawn)
+
+
+def test_every_seed_of_a_method_is_a_dot_and_no_interval_passes_100(tmp_path):
+    synthetic_results.write(tmp_path, seeds=(1, 2))
+    for seed, accuracy in ((1, 0.99), (2, 0.6)):  # far apart: an interval beyond 100 %
+        record = synthetic_results.merged("sum", synthetic_results.TASKS[:8], "standard", seed, accuracy)
+        file = next((tmp_path / f"mini/ViT-Mini/seed_{seed}").rglob("8task/standard-visual/sum.json"))
+        synthetic_results.dump(file, record)
+    runs = Runs("mini", "ViT-Mini", tmp_path)
+    drawn = figures.FIGURES["methods"](runs)
+    axes = drawn.axes[0]
+    dots = [line for line in axes.lines if line.get_marker() == "."]
+    contestants = ranked(runs)
+    assert len(contestants) > 1 and any(ends[1] > 100 for c in contestants if (ends := alone(c).over_seeds))
+    assert [sorted(line.get_xdata()) for line in dots] == [sorted(c.values()) for c in contestants]
+    bars_drawn = [line.get_xdata() for line in axes.lines if line.get_marker() == "None" and line.get_clip_on()]
+    assert axes.get_xlim()[1] == 100 and max(map(max, bars_drawn)) == 100
+    plt.close(drawn)
+
+
+@pytest.mark.parametrize(
+    ("name", "subtracted"), [("fig02_posthoc_advantage", "post-hoc"), ("fig05_linear_advantage", "linear")]
+)
+def test_the_advantage_is_over_the_mode_that_its_label_names(runs, name, subtracted):
+    drawn = figures.FIGURES[name](runs)
+    assert drawn.axes[1].get_xlabel() == f"(non-linear − {subtracted}) / (1 − 1/C), points"
+    plt.close(drawn)
+
+
+def test_markers_of_a_task_do_not_hide_each_other(runs):
+    drawn = figures.FIGURES["negation"](runs)
+    drawn.draw_without_rendering()
+    axes = drawn.axes[1]
+    heights = sorted(y for line in axes.lines if len(line.get_xdata()) > 2 for y in line.get_ydata())
+    pixels = axes.transData.transform([(0, y) for y in heights])[:, 1]
+    size = next(line.get_markersize() for line in axes.lines if len(line.get_xdata()) > 2) * drawn.dpi / 72
+    assert len(pixels) > 20 and np.diff(pixels).min() > 0.9 * size
+    plt.close(drawn)
 
 
 def test_series_of_bars_never_look_alike():
