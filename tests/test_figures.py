@@ -19,7 +19,7 @@ from src.modes import TRAINED
 from src.reporting import figures, pictures, style, tables
 from src.reporting.comparison.ranking import alone, ranked
 from src.reporting.methods import Group, adapts, registered_rows, results_of, variant_row
-from src.reporting.plots import bars, method_looks
+from src.reporting.plots import bars, distinct, method_looks
 from src.reporting.result import VECTORS
 from src.reporting.runs import Runs
 from src.reporting.tangent.figures import row_step
@@ -183,6 +183,36 @@ def test_markers_of_a_task_do_not_hide_each_other(runs):
     pixels = axes.transData.transform([(0, y) for y in heights])[:, 1]
     size = next(line.get_markersize() for line in axes.lines if len(line.get_xdata()) > 2) * drawn.dpi / 72
     assert len(pixels) > 20 and np.diff(pixels).min() > 0.9 * size
+    plt.close(drawn)
+
+
+def test_colours_of_overlaps_go_from_the_lowest_of_a_panel_to_its_highest(runs):
+    drawn = figures.FIGURES["mask_overlap"](runs)
+    images = [axes.images[0] for axes in drawn.axes if axes.images]
+    assert len(images) > 1
+    for image in images:
+        shown = image.get_array().compressed()
+        assert image.get_clim() == (shown.min(), shown.max())
+    assert len(drawn.axes) == 2 * len(images)  # a bar of colours each
+    plt.close(drawn)
+
+
+def test_masks_of_two_methods_have_two_colours(runs):
+    drawn = figures.FIGURES["concrete_mask_density"](runs)
+    colors = [line.get_color() for line in drawn.axes[0].lines if not line.get_label().startswith("_")]
+    assert len(set(colors)) == len(colors) > 1
+    plt.close(drawn)
+    looks = {
+        row: {"color": color, "marker": "o"} for row, color in zip(registered_rows(), ("#009E73", "C1", "#009E73"))
+    }
+    assert [look["color"] for look in distinct(looks).values()] == ["#009E73", "C1", style.BLUE]
+
+
+def test_every_method_of_a_line_of_sizes_is_named(runs):
+    drawn = figures.FIGURES["number_of_tasks"](runs)
+    left, right = drawn.axes
+    named = ", ".join(text.get_text().replace("\n", " ") for text in right.get_legend().texts).split(", ")
+    assert {line.get_label() for line in left.lines if not line.get_label().startswith("_")} <= {*named}
     plt.close(drawn)
 
 

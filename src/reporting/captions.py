@@ -1,8 +1,9 @@
 """What each figure shows, in a sentence or two: for the page, and the index of a folder of results."""
 
 CAPTIONS = {
-    "fig02_posthoc_advantage": "Left: single-task accuracy of non-linear fine-tuning against its post-hoc linearization, "
-    "each on a scale of its own. Right: each task's difference, over the share of images that guessing gets wrong. One colour a task.",
+    "fig02_posthoc_advantage": "Left: single-task accuracy of non-linear fine-tuning against its post-hoc "
+    "linearization; each axis has a scale of its own. Right: each task's difference, over the share of images that "
+    "guessing gets wrong. One colour and symbol a task.",
     "fig05_linear_advantage": "The same for linear fine-tuning: what training in the tangent space costs on each task.",
     "fig03_disentanglement": "Disentanglement error ξ over the coefficients of two tasks: 0 where adding one task "
     "changes nothing on the other's images. The red box is where coefficients are searched.",
@@ -20,7 +21,8 @@ CAPTIONS = {
     "accuracy on test at the chosen α; lower is better.",
     "mask_density": "Share of all weights that each task's mask keeps.",
     "weights_shared": "Share of weights that exactly k tasks use: none (catastrophic), one (selfish), all (universal).",
-    "mask_overlap": "Intersection over union of the masks of every two tasks.",
+    "mask_overlap": "Intersection over union of the masks of every two tasks. Colours have a scale of its own in each "
+    "panel.",
     "consensus_thresholds": "Consensus merging by the number of tasks that must use a weight. Consensus TIES is run at "
     "every threshold on the first benchmark alone, and on larger ones at its default, k = 2.",
     "adaptation": "Mean validation accuracy while the shared mask is learned, and while λ is learned.",

@@ -25,7 +25,6 @@ from src.reporting.tangent.kernel_figures import (
 )
 from src.reporting.tangent.tables import guess_rate
 
-
 MARKER = 0.075  # inches of height for each marker of a task: none hides another
 
 
