@@ -290,14 +290,25 @@ def test_the_program_writes_what_it_can_and_names_the_rest(folder, tmp_path, cap
     results = tmp_path / "results"
     (results / "mini").mkdir(parents=True)
     (results / "mini" / "ViT-Mini").symlink_to(folder / "mini" / "ViT-Mini")
-    make_figures.main(["--results", str(results), "radar", "fig15_eigenfunctions_random_init"])
+    named = ["--results", str(results), "fig15_eigenfunctions_random_init", "radar"]
+    with pytest.raises(SystemExit, match="error: .* found none for fig15_eigenfunctions_random_init: see above"):
+        make_figures.main(named)  # a message in the place of a number is status 1
     out = capsys.readouterr().out
     assert "fig15_eigenfunctions_random_init: skipped" in out
     assert "python eval_ntk_localization.py --reduction=trace --model=ViT-Mini__init__ --seed=1" in out
     first = {path.name: path.read_bytes() for path in (results / "mini" / "figures").iterdir()}
     assert sorted(first) == ["radar.pdf", "radar.png"] and first["radar.pdf"].startswith(b"%PDF")
+    make_figures.main([*named, "--skip-missing"])
+    assert "fig15_eigenfunctions_random_init: skipped" in capsys.readouterr().out
     make_figures.main(["--results", str(results), "radar"])
     assert {path.name: path.read_bytes() for path in (results / "mini" / "figures").iterdir()} == first
+
+
+def test_figures_that_are_not_named_are_skipped(folder, monkeypatch, capsys):
+    """Without a name the exit status is 0, whatever is missing."""
+    monkeypatch.setattr(figures, "FIGURES", {SCALE: figures.FIGURES[SCALE]})
+    make_figures.main(["--results", str(folder)])
+    assert f"{SCALE}: skipped" in capsys.readouterr().out
 
 
 def test_an_unknown_figure_is_refused_with_the_nearest(folder, capsys):
