@@ -1,5 +1,6 @@
 """Every figure is drawn from made-up results; what is missing is skipped with the command that makes it."""
 
+import itertools
 import shutil
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ import pytest
 import synthetic_results
 from matplotlib import pyplot as plt
 from matplotlib.container import BarContainer
+from matplotlib.transforms import Bbox
 from PIL import Image
 
 import make_figures
@@ -18,7 +20,9 @@ from src.merging.base import Method
 from src.modes import TRAINED
 from src.reporting import figures, pictures, style, tables
 from src.reporting.comparison.ranking import alone, ranked
+from src.reporting.labels import name_points
 from src.reporting.methods import Group, adapts, registered_rows, results_of, variant_row
+from src.reporting.papers import PAPERS
 from src.reporting.plots import bars, distinct, method_looks
 from src.reporting.result import VECTORS
 from src.reporting.runs import Runs
@@ -213,6 +217,50 @@ def test_every_method_of_a_line_of_sizes_is_named(runs):
     left, right = drawn.axes
     named = ", ".join(text.get_text().replace("\n", " ") for text in right.get_legend().texts).split(", ")
     assert {line.get_label() for line in left.lines if not line.get_label().startswith("_")} <= {*named}
+    plt.close(drawn)
+
+
+def covered(axes, marks) -> int:
+    """How many names of a figure lie over a mark, or over another name."""
+    names = [text.get_window_extent() for text in axes.texts if text.get_text()]
+    pixels = [axes.transData.transform(ends) for ends in marks]
+    return sum(name.count_overlaps([Bbox(ends).padded(3) for ends in pixels]) for name in names) + sum(
+        one.overlaps(other) for one, other in itertools.combinations(names, 2)
+    )
+
+
+@pytest.mark.parametrize("crowded", [False, True])
+def test_names_cover_neither_points_nor_names(crowded):
+    points = [(0.5, 0.5), (0.53, 0.53), (0.53, 0.47), (0.47, 0.53), (0.98, 0.9), (0.2, 0.2)]
+    names = {f"method {index}": point for index, point in enumerate(points)}
+    fig, axes = plt.subplots()
+    axes.plot(*zip(*points), "o")
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+    name_points(axes, names, [(x, y, y) for x, y in points], crowded)
+    fig.draw_without_rendering()
+    named = {text.get_text() for text in axes.texts} - {""}
+    assert {"method 4", "method 5"} <= named and (crowded or len(named) == len(names))
+    assert covered(axes, [[point, point] for point in points]) == 0
+    frame = axes.get_window_extent()
+    assert all(frame.contains(*text.get_window_extent().max) for text in axes.texts if text.get_text())
+    plt.close(fig)
+
+
+@pytest.mark.parametrize("name", ["alignment", "prediction"])
+def test_names_in_a_figure_of_points_cover_nothing(runs, name):
+    drawn = figures.FIGURES[name](runs)
+    drawn.draw_without_rendering()
+    for axes in drawn.axes:
+        marks = [[point, point] for line in axes.lines for point in line.get_xydata()]
+        assert covered(axes, marks) == 0
+    assert any(text.get_text() for axes in drawn.axes for text in axes.texts)
+    plt.close(drawn)
+
+
+def test_panels_of_prediction_have_titles_and_no_keys_of_papers(runs):
+    drawn = figures.FIGURES["prediction"](runs)
+    papers = {axes.get_title(loc="left").partition("\n")[0] for axes in drawn.axes} - {""}
+    assert "TALL masks" in papers and not papers & {paper.folder for paper in PAPERS}
     plt.close(drawn)
 
 

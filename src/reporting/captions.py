@@ -33,7 +33,8 @@ CAPTIONS = {
     "sigmoid_temperatures": "The relaxed step function of Concrete masks at several temperatures; no measurement.",
     "claims": "Every claim of the papers: the measured difference with its intervals, beside the published one.",
     "alignment": "How much of the task vectors lies in the leading subspace of what a method merges, against the share "
-    "of fine-tuning's gain that it keeps: means over tasks and seeds. r: over methods and tasks.",
+    "of fine-tuning's gain that it keeps: means over tasks and seeds. Methods are named where there is room. r: over methods "
+    "and tasks.",
     "interference": "Singular task interference of every matrix, over its scale, in the order of the network.",
     "layer_interference": "How much another task's vector changes the features of a task's images when it moves one "
     "part of the network alone, over what the task's own vector changes there: geometric means over pairs of tasks. At "

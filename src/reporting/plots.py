@@ -161,7 +161,7 @@ def matrices(maps: Mapping[str, np.ndarray], tasks: Sequence[str], label: str, o
 def _color_bar(fig: Figure, image: AxesImage, beside: Any, label: str) -> None:
     bar = fig.colorbar(image, ax=beside, shrink=0.8, pad=0.02)
     bar.set_label(label)
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
 
 
 def _numbers(axes: Axes, matrix: np.ndarray, dark_above: float) -> None:

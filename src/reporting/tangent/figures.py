@@ -71,9 +71,9 @@ def _single_task(runs: Runs, mode: str) -> dict[str, pd.Series]:
 def _diagonal(axes: Axes, *lowest: float) -> None:
     """Axes from below the lowest values of x and of y to 100 %, each with a scale of its own, and the line x = y."""
     axes.plot([0, 100], [0, 100], color=style.GREY, lw=0.9, ls=(0, (4, 3)), zorder=1)
-    for set_limits, axis, low in zip((axes.set_xlim, axes.set_ylim), (axes.xaxis, axes.yaxis), lowest):
-        margin = 0.04 * (100 - low)
-        set_limits(max(0, low - margin), 100 + margin)
+    ends = [(max(0.0, low - 0.04 * (100 - low)), 100 + 0.04 * (100 - low)) for low in lowest]
+    axes.set(xlim=ends[0], ylim=ends[1])
+    for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     along: dict[str, Any] = dict(rotation=45, transform_rotates_text=True, rotation_mode="anchor")
     place = 0.7 * max(lowest) + 0.3 * 100
