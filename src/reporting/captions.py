@@ -21,8 +21,7 @@ CAPTIONS = {
     "accuracy on test at the chosen α; lower is better.",
     "mask_density": "Share of all weights that each task's mask keeps.",
     "weights_shared": "Share of weights that exactly k tasks use: none (catastrophic), one (selfish), all (universal).",
-    "mask_overlap": "Intersection over union of the masks of every two tasks. Colours have a scale of its own in each "
-    "panel.",
+    "mask_overlap": "Intersection over union of the masks of every two tasks. Each panel has a scale of its own.",
     "consensus_thresholds": "Consensus merging by the number of tasks that must use a weight. Consensus TIES is run at "
     "every threshold on the first benchmark alone, and on larger ones at its default, k = 2.",
     "adaptation": "Mean validation accuracy while the shared mask is learned, and while λ is learned.",
@@ -33,8 +32,8 @@ CAPTIONS = {
     "sigmoid_temperatures": "The relaxed step function of Concrete masks at several temperatures; no measurement.",
     "claims": "Every claim of the papers: the measured difference with its intervals, beside the published one.",
     "alignment": "How much of the task vectors lies in the leading subspace of what a method merges, against the share "
-    "of fine-tuning's gain that it keeps: means over tasks and seeds. Methods are named where there is room. r: over methods "
-    "and tasks.",
+    "of fine-tuning's gain that it keeps: means over tasks and seeds. Methods are named where there is "
+    "room. r: over methods and tasks.",
     "interference": "Singular task interference of every matrix, over its scale, in the order of the network.",
     "layer_interference": "How much another task's vector changes the features of a task's images when it moves one "
     "part of the network alone, over what the task's own vector changes there: geometric means over pairs of tasks. At "
