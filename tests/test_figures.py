@@ -1,5 +1,6 @@
 """Every figure is drawn from made-up results; what is missing is skipped with the command that makes it."""
 
+import itertools
 import shutil
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ import pytest
 import synthetic_results
 from matplotlib import pyplot as plt
 from matplotlib.container import BarContainer
+from matplotlib.transforms import Bbox
 from PIL import Image
 
 import make_figures
@@ -17,8 +19,11 @@ from src.merging import registry
 from src.merging.base import Method
 from src.modes import TRAINED
 from src.reporting import figures, pictures, style, tables
+from src.reporting.comparison.ranking import alone, ranked
+from src.reporting.labels import name_points
 from src.reporting.methods import Group, adapts, registered_rows, results_of, variant_row
-from src.reporting.plots import bars, method_looks
+from src.reporting.papers import PAPERS
+from src.reporting.plots import bars, distinct, method_looks
 from src.reporting.result import VECTORS
 from src.reporting.runs import Runs
 from src.reporting.tangent.figures import row_step
@@ -147,6 +152,118 @@ def test_no_two_methods_of_a_figure_look_alike(folder):
         plt.close(drawn)
 
 
+def test_every_seed_of_a_method_is_a_dot_and_no_interval_passes_100(tmp_path):
+    synthetic_results.write(tmp_path, seeds=(1, 2))
+    for seed, accuracy in ((1, 0.99), (2, 0.6)):  # far apart: an interval beyond 100 %
+        record = synthetic_results.merged("sum", synthetic_results.TASKS[:8], "standard", seed, accuracy)
+        file = next((tmp_path / f"mini/ViT-Mini/seed_{seed}").rglob("8task/standard-visual/sum.json"))
+        synthetic_results.dump(file, record)
+    runs = Runs("mini", "ViT-Mini", tmp_path)
+    drawn = figures.FIGURES["methods"](runs)
+    axes = drawn.axes[0]
+    dots = [line for line in axes.lines if line.get_marker() == "."]
+    contestants = ranked(runs)
+    assert len(contestants) > 1 and any(ends[1] > 100 for c in contestants if (ends := alone(c).over_seeds))
+    assert [sorted(line.get_xdata()) for line in dots] == [sorted(c.values()) for c in contestants]
+    bars_drawn = [line.get_xdata() for line in axes.lines if line.get_marker() == "None" and line.get_clip_on()]
+    assert axes.get_xlim()[1] == 100 and max(map(max, bars_drawn)) == 100
+    plt.close(drawn)
+
+
+@pytest.mark.parametrize(
+    ("name", "subtracted"), [("fig02_posthoc_advantage", "post-hoc"), ("fig05_linear_advantage", "linear")]
+)
+def test_the_advantage_is_over_the_mode_that_its_label_names(runs, name, subtracted):
+    drawn = figures.FIGURES[name](runs)
+    assert drawn.axes[1].get_xlabel() == f"(non-linear − {subtracted}) / (1 − 1/C), points"
+    plt.close(drawn)
+
+
+def test_markers_of_a_task_do_not_hide_each_other(runs):
+    drawn = figures.FIGURES["negation"](runs)
+    drawn.draw_without_rendering()
+    axes = drawn.axes[1]
+    heights = sorted(y for line in axes.lines if len(line.get_xdata()) > 2 for y in line.get_ydata())
+    pixels = axes.transData.transform([(0, y) for y in heights])[:, 1]
+    size = next(line.get_markersize() for line in axes.lines if len(line.get_xdata()) > 2) * drawn.dpi / 72
+    assert len(pixels) > 20 and np.diff(pixels).min() > 0.9 * size
+    plt.close(drawn)
+
+
+def test_colours_of_overlaps_go_from_the_lowest_of_a_panel_to_its_highest(runs):
+    drawn = figures.FIGURES["mask_overlap"](runs)
+    images = [axes.images[0] for axes in drawn.axes if axes.images]
+    assert len(images) > 1
+    for image in images:
+        shown = image.get_array().compressed()
+        assert image.get_clim() == (shown.min(), shown.max())
+    assert len(drawn.axes) == 2 * len(images)  # a bar of colours each
+    plt.close(drawn)
+
+
+def test_masks_of_two_methods_have_two_colours(runs):
+    drawn = figures.FIGURES["concrete_mask_density"](runs)
+    colors = [line.get_color() for line in drawn.axes[0].lines if not line.get_label().startswith("_")]
+    assert len(set(colors)) == len(colors) > 1
+    plt.close(drawn)
+    looks = {
+        row: {"color": color, "marker": "o"} for row, color in zip(registered_rows(), ("#009E73", "C1", "#009E73"))
+    }
+    assert [look["color"] for look in distinct(looks).values()] == ["#009E73", "C1", style.BLUE]
+
+
+def test_every_method_of_a_line_of_sizes_is_named(runs):
+    drawn = figures.FIGURES["number_of_tasks"](runs)
+    left, right = drawn.axes
+    named = ", ".join(text.get_text().replace("\n", " ") for text in right.get_legend().texts).split(", ")
+    assert {line.get_label() for line in left.lines if not line.get_label().startswith("_")} <= {*named}
+    plt.close(drawn)
+
+
+def covered(axes, marks) -> int:
+    """How many names of a figure lie over a mark, or over another name."""
+    names = [text.get_window_extent() for text in axes.texts if text.get_text()]
+    pixels = [axes.transData.transform(ends) for ends in marks]
+    return sum(name.count_overlaps([Bbox(ends).padded(3) for ends in pixels]) for name in names) + sum(
+        one.overlaps(other) for one, other in itertools.combinations(names, 2)
+    )
+
+
+@pytest.mark.parametrize("crowded", [False, True])
+def test_names_cover_neither_points_nor_names(crowded):
+    points = [(0.5, 0.5), (0.53, 0.53), (0.53, 0.47), (0.47, 0.53), (0.98, 0.9), (0.2, 0.2)]
+    names = {f"method {index}": point for index, point in enumerate(points)}
+    fig, axes = plt.subplots()
+    axes.plot(*zip(*points), "o")
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+    name_points(axes, names, [(x, y, y) for x, y in points], crowded)
+    fig.draw_without_rendering()
+    named = {text.get_text() for text in axes.texts} - {""}
+    assert {"method 4", "method 5"} <= named and (crowded or len(named) == len(names))
+    assert covered(axes, [[point, point] for point in points]) == 0
+    frame = axes.get_window_extent()
+    assert all(frame.contains(*text.get_window_extent().max) for text in axes.texts if text.get_text())
+    plt.close(fig)
+
+
+@pytest.mark.parametrize("name", ["alignment", "prediction"])
+def test_names_in_a_figure_of_points_cover_nothing(runs, name):
+    drawn = figures.FIGURES[name](runs)
+    drawn.draw_without_rendering()
+    for axes in drawn.axes:
+        marks = [[point, point] for line in axes.lines for point in line.get_xydata()]
+        assert covered(axes, marks) == 0
+    assert any(text.get_text() for axes in drawn.axes for text in axes.texts)
+    plt.close(drawn)
+
+
+def test_panels_of_prediction_have_titles_and_no_keys_of_papers(runs):
+    drawn = figures.FIGURES["prediction"](runs)
+    papers = {axes.get_title(loc="left").partition("\n")[0] for axes in drawn.axes} - {""}
+    assert "TALL masks" in papers and not papers & {paper.folder for paper in PAPERS}
+    plt.close(drawn)
+
+
 def test_series_of_bars_never_look_alike():
     axes = plt.figure().subplots()
     for index, color in enumerate(("C0", "C1", "C0", "C0")):
@@ -221,14 +338,25 @@ def test_the_program_writes_what_it_can_and_names_the_rest(folder, tmp_path, cap
     results = tmp_path / "results"
     (results / "mini").mkdir(parents=True)
     (results / "mini" / "ViT-Mini").symlink_to(folder / "mini" / "ViT-Mini")
-    make_figures.main(["--results", str(results), "radar", "fig15_eigenfunctions_random_init"])
+    named = ["--results", str(results), "fig15_eigenfunctions_random_init", "radar"]
+    with pytest.raises(SystemExit, match="error: .* found none for fig15_eigenfunctions_random_init: see above"):
+        make_figures.main(named)  # a message in the place of a number is status 1
     out = capsys.readouterr().out
     assert "fig15_eigenfunctions_random_init: skipped" in out
     assert "python eval_ntk_localization.py --reduction=trace --model=ViT-Mini__init__ --seed=1" in out
     first = {path.name: path.read_bytes() for path in (results / "mini" / "figures").iterdir()}
     assert sorted(first) == ["radar.pdf", "radar.png"] and first["radar.pdf"].startswith(b"%PDF")
+    make_figures.main([*named, "--skip-missing"])
+    assert "fig15_eigenfunctions_random_init: skipped" in capsys.readouterr().out
     make_figures.main(["--results", str(results), "radar"])
     assert {path.name: path.read_bytes() for path in (results / "mini" / "figures").iterdir()} == first
+
+
+def test_figures_that_are_not_named_are_skipped(folder, monkeypatch, capsys):
+    """Without a name the exit status is 0, whatever is missing."""
+    monkeypatch.setattr(figures, "FIGURES", {SCALE: figures.FIGURES[SCALE]})
+    make_figures.main(["--results", str(folder)])
+    assert f"{SCALE}: skipped" in capsys.readouterr().out
 
 
 def test_an_unknown_figure_is_refused_with_the_nearest(folder, capsys):

@@ -1,8 +1,9 @@
 """What each figure shows, in a sentence or two: for the page, and the index of a folder of results."""
 
 CAPTIONS = {
-    "fig02_posthoc_advantage": "Single-task accuracy of non-linear fine-tuning against its post-hoc linearization. "
-    "Right: each task's difference, over the share of images that guessing gets wrong. One colour a task.",
+    "fig02_posthoc_advantage": "Left: single-task accuracy of non-linear fine-tuning against its post-hoc "
+    "linearization; each axis has a scale of its own. Right: each task's difference, over the share of images that "
+    "guessing gets wrong. One colour and symbol a task.",
     "fig05_linear_advantage": "The same for linear fine-tuning: what training in the tangent space costs on each task.",
     "fig03_disentanglement": "Disentanglement error ξ over the coefficients of two tasks: 0 where adding one task "
     "changes nothing on the other's images. The red box is where coefficients are searched.",
@@ -20,8 +21,9 @@ CAPTIONS = {
     "accuracy on test at the chosen α; lower is better.",
     "mask_density": "Share of all weights that each task's mask keeps.",
     "weights_shared": "Share of weights that exactly k tasks use: none (catastrophic), one (selfish), all (universal).",
-    "mask_overlap": "Intersection over union of the masks of every two tasks.",
-    "consensus_thresholds": "Consensus merging by the number of tasks that must use a weight.",
+    "mask_overlap": "Intersection over union of the masks of every two tasks. Each panel has a scale of its own.",
+    "consensus_thresholds": "Consensus merging by the number of tasks that must use a weight. Consensus TIES is run at "
+    "every threshold on the first benchmark alone, and on larger ones at its default, k = 2.",
     "adaptation": "Mean validation accuracy while the shared mask is learned, and while λ is learned.",
     "adaptation_entropy": "Entropy of the predictions of each task while a method adapts.",
     "lambda_heat_map": "How far adaptation moved λ of every task and tensor, in the order of the network.",
@@ -30,7 +32,8 @@ CAPTIONS = {
     "sigmoid_temperatures": "The relaxed step function of Concrete masks at several temperatures; no measurement.",
     "claims": "Every claim of the papers: the measured difference with its intervals, beside the published one.",
     "alignment": "How much of the task vectors lies in the leading subspace of what a method merges, against the share "
-    "of fine-tuning's gain that it keeps: means over tasks and seeds. r: over methods and tasks.",
+    "of fine-tuning's gain that it keeps: means over tasks and seeds. Methods are named where there is "
+    "room. r: over methods and tasks.",
     "interference": "Singular task interference of every matrix, over its scale, in the order of the network.",
     "layer_interference": "How much another task's vector changes the features of a task's images when it moves one "
     "part of the network alone, over what the task's own vector changes there: geometric means over pairs of tasks. At "
@@ -55,7 +58,8 @@ CAPTIONS = {
     "Arrows: the grid ends before the accuracy falls. Of LiNeS β, of tangent matching iterations.",
     "task_subsets": "Normalised accuracy of a few methods of each family by the number of tasks: means over random "
     "sets of tasks and seeds.",
-    "methods": "Every merging method on the first benchmark, best first; brackets join those not told apart.",
+    "methods": "Every merging method on the first benchmark, best first; brackets join those not told apart. Small "
+    "dots: seeds. Intervals end at 100 %, beyond which there is no accuracy.",
     "prediction": "Accuracy of every method here against its published one, a panel for each published table. Named: "
     "methods that stand farthest from their published place. ρ: Spearman's rank correlation.",
     "number_of_tasks": "Normalised accuracy and storage by the number of merged tasks; bands: the range over subsets.",

@@ -16,6 +16,7 @@ from matplotlib.axis import Axis
 from matplotlib.colors import same_color
 from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator
 
@@ -104,6 +105,18 @@ def method_looks(runs: Runs, rows: Iterable[Row]) -> dict[Row, dict[str, Any]]:
     return {row: looks[row] for row in rows}
 
 
+def distinct(looks: Mapping[Row, Mapping[str, Any]]) -> dict[Row, dict[str, Any]]:
+    """The looks, with a free colour for those whose colour another has, as far as there are colours."""
+    free = [color for color in style.PALETTE if color not in {look["color"] for look in looks.values()}]
+    taken: set[str] = set()
+    made = {}
+    for row, look in looks.items():
+        color = free.pop(0) if look["color"] in taken and free else look["color"]
+        taken.add(color)
+        made[row] = {**look, "color": color}
+    return made
+
+
 def paper_lines(rows: Iterable[Row]) -> dict[Row, Any]:
     """A line style for each row, one for each paper: dashed, solid, dotted, and again."""
     rows = list(rows)
@@ -112,19 +125,24 @@ def paper_lines(rows: Iterable[Row]) -> dict[Row, Any]:
     return {row: lines[papers.index(METHODS[row.method].paper) % len(lines)] for row in rows}
 
 
-def matrices(maps: Mapping[str, np.ndarray], tasks: Sequence[str], label: str) -> Figure:
-    """Tasks x tasks, the diagonal of ones left out of the scale, and numbers in the cells; three panels a line."""
+def matrices(maps: Mapping[str, np.ndarray], tasks: Sequence[str], label: str, own_scales: bool = False) -> Figure:
+    """Tasks x tasks, the diagonal of ones left out of the scale, and numbers in the cells; three panels a line.
+
+    own_scales: each panel's colours go from its lowest value to its highest, else all from 0 or below.
+    """
     away = ~np.eye(len(tasks), dtype=bool)
-    highest = max(matrix[away].max() for matrix in maps.values())
-    lowest = min(0.0, *(matrix[away].min() for matrix in maps.values()))
+    spans = {title: (matrix[away].min(), matrix[away].max()) for title, matrix in maps.items()}
+    if not own_scales:
+        spans = dict.fromkeys(spans, (min(0.0, *(low for low, _ in spans.values())), max(h for _, h in spans.values())))
     columns = len(maps) if len(maps) <= 3 else 2
     lines = -(-len(maps) // columns)
-    size = (1.4 + 3.0 * columns, 0.5 + 2.8 * lines)
+    size = (1.4 + (3.5 if own_scales else 3.0) * columns, 0.5 + 2.8 * lines)
     fig, grid = plt.subplots(lines, columns, figsize=size, squeeze=False, sharey=True, sharex=True)
     names = [printed(task) for task in tasks]
     for axes in grid.flat[len(maps) :]:
         axes.set_axis_off()
     for axes, (title, matrix) in zip(grid.flat, maps.items()):
+        lowest, highest = spans[title]
         image = axes.imshow(np.where(away, matrix, np.nan), cmap=style.ERRORS, vmin=lowest, vmax=highest)
         if len(tasks) <= 8:
             _numbers(axes, matrix, dark_above=lowest + 0.6 * (highest - lowest))
@@ -133,10 +151,17 @@ def matrices(maps: Mapping[str, np.ndarray], tasks: Sequence[str], label: str) -
         axes.set_yticks(range(len(tasks)), names)
         axes.tick_params(length=0)
         axes.set_title(title)
-    bar = fig.colorbar(image, ax=grid, shrink=0.8, pad=0.02)
+        if own_scales:
+            _color_bar(fig, image, axes, label)
+    if not own_scales:
+        _color_bar(fig, image, grid, label)
+    return fig
+
+
+def _color_bar(fig: Figure, image: AxesImage, beside: Any, label: str) -> None:
+    bar = fig.colorbar(image, ax=beside, shrink=0.8, pad=0.02)
     bar.set_label(label)
     bar.outline.set_visible(False)
-    return fig
 
 
 def _numbers(axes: Axes, matrix: np.ndarray, dark_above: float) -> None:

@@ -1,5 +1,6 @@
 """Methods of several papers in one figure."""
 
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -29,7 +30,8 @@ from src.reporting.plots import Drawing, legend_below, matrices, method_looks
 from src.reporting.result import VECTORS
 from src.reporting.runs import Runs
 from src.reporting.table import printed
-from src.runtime.messages import few
+
+LEGEND = 46  # characters of a line of the legend beside sizes
 
 
 def number_of_tasks(runs: Runs) -> Figure:
@@ -95,7 +97,7 @@ def _sizes(axes: Axes, runs: Runs, sets: Sequence[Group], rows: Sequence[Row], l
         if len(by_size) > 1:
             lines.setdefault(tuple((n, round(float(np.mean(v)), 6)) for n, v in by_size.items()), []).append(row)
     for line, of_line in lines.items():
-        title = few([row.title() for row in of_line], most=2)
+        title = textwrap.fill(", ".join(row.title() for row in of_line), LEGEND)
         axes.plot(*zip(*line), label=title, ms=4.5, **looks[of_line[0]])
     what = {"metric": "storage_finetuned", "method": ..., "options": ...}
     finetuned = _by_size(sets, [runs.any_of(**what, **group.columns) / _merged(runs, group) for group in sets])

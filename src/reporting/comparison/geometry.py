@@ -17,6 +17,7 @@ from src.merging.registry import variant_label, variants
 from src.modes import MODES, TRAINED
 from src.reporting import style
 from src.reporting.claim import Plain
+from src.reporting.labels import name_points
 from src.reporting.methods import Group, Row
 from src.reporting.plots import legend_below
 from src.reporting.runs import Runs
@@ -98,32 +99,21 @@ def alignment(runs: Runs) -> Figure:
         raise _missing(runs)
     size = (style.WIDTH * max(1, len(of_modes) / 3), 3.6)
     fig, (panels,) = plt.subplots(1, len(of_modes), figsize=size, sharey=True, squeeze=False)
+    shown = []
     for axes, (mode, by_title) in zip(panels, of_modes.items()):
-        means = {title: np.mean(of_method, 0) * (1, 100) for title, of_method in by_title.items()}
+        means = {title: tuple(np.mean(of_method, 0) * (1, 100)) for title, of_method in by_title.items()}
         for x, y in means.values():
             axes.plot(x, y, "o", ms=4, color=MODES[mode].colour)
-        for title in _apart(means):
-            look: dict[str, Any] = dict(textcoords="offset points", fontsize=6, color=style.GREY)
-            axes.annotate(title, means[title], (4, 2), **look)
         of_seeds = correlations(runs, mode)
         known = "" if of_seeds.empty else f", r = {of_seeds.mean():.2f}"
         axes.set(title=MODES[mode].title + known, xlabel="subspace alignment (SAR)")
+        axes.margins(x=0.1)
+        shown.append((axes, means))
     panels[0].set_ylabel("accuracy gained, % of fine-tuning's (NAI)")
+    for axes, means in shown:
+        marks = [(x, y, y) for x, y in means.values()]
+        name_points(axes, means, marks, crowded=True, fontsize=6, color=style.GREY)
     return fig
-
-
-def _apart(points: Mapping[str, np.ndarray]) -> list[str]:
-    """Those whose names have room: none above or below another within the width of a name."""
-    if not points:
-        return []
-    width, height = 0.35, 0.035  # of a name, as shares of the spans
-    span = np.ptp(list(points.values()), axis=0) + 1e-9
-    named: list[str] = []
-    for title, point in points.items():
-        offsets = [np.abs(point - points[other]) / span for other in named]
-        if all(x > width or y > height for x, y in offsets):
-            named.append(title)
-    return named
 
 
 def interference(runs: Runs) -> Figure:

@@ -12,13 +12,13 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patheffects import withStroke
 from scipy.stats import rankdata
 
 from src.datasets.registry import BENCHMARKS
 from src.merging.registry import METHODS
 from src.reporting import style
 from src.reporting.comparison.methods import FAMILIES, keeps_several
+from src.reporting.labels import name_points
 from src.reporting.methods import Group, Row, adapts, registered_rows, results_of
 from src.reporting.published import published, published_model
 from src.reporting.result import canonical
@@ -29,6 +29,7 @@ from src.reporting.table import Table, percent
 ALIKE = {"absolute": "accuracy", "normalised": "normalised"}  # metric of published tables -> of ours
 PRUNING = "mag_prune"  # whose results the table redundancy shows
 TRIMMING = "ties"  # whose trimming it is a reason for
+PAPER_TITLES = {"concrete": "Concrete subspace learning", "tall": "TALL masks"}  # the others' names are titles
 LEAST = 4  # methods that an order needs
 NAMED = 2  # methods that the figure and the table name as placed wrongly
 KINDS = {"single": ("merged at once", style.BLUE, "o"), "adapting": ("adapts to images", style.GREEN, "D"),
@@ -212,6 +213,8 @@ def prediction_figure(runs: Runs) -> Figure:
         Line2D([], [], ls="none", color=color, marker=marker, label=label) for label, color, marker in KINDS.values()
     ]
     fig.legend(handles=handles, loc="outside lower center", ncols=3)
+    for axes, order in zip(grid.flat, made):
+        _names(axes, order)
     return fig
 
 
@@ -223,19 +226,16 @@ def _points(axes: Axes, order: Order) -> None:
             order.theirs[index], means[index], yerr=None if spread is None else spread[index], color=color,
             marker=marker, ls="none", ms=4, elinewidth=0.8,
         )  # fmt: skip
-    for i in np.argsort(-np.abs(order.misplaced), kind="stable")[:NAMED]:
-        if abs(order.misplaced[i]) >= 1:
-            right = order.theirs[i] > np.mean([order.theirs.min(), order.theirs.max()])
-            _named(axes, order.names[i], (float(order.theirs[i]), float(means[i])), order.misplaced[i] > 0, right)
     axes.margins(0.12)
     axes.set_xlabel("published (%)")
     paper, _, what = order.title.partition(", ")  # on two lines, as one is too long for a panel
+    paper = PAPER_TITLES.get(paper, paper)
     axes.set_title(f"{paper}\n{what}: ρ = {spearman(order.theirs, means):.2f}", fontsize=7).set_in_layout(False)
 
 
-def _named(axes: Axes, name: str, point: tuple[float, float], above: bool, right: bool) -> None:
-    """Above a point that stands too high, below one that stands too low. right: whether it is in the right half."""
-    look: dict[str, Any] = dict(ha="right" if right else "left", va="bottom" if above else "top", fontsize=6)
-    look["path_effects"] = [withStroke(linewidth=1.5, foreground="white")]  # legible over other points
-    text = axes.annotate(name, point, (6 if right else -6, 3 if above else -3), textcoords="offset points", **look)
-    text.set_in_layout(False)  # else a long name makes its panel narrow
+def _names(axes: Axes, order: Order) -> None:
+    """Of the methods that are placed most wrongly."""
+    means, spread = order.ours.mean(1), order.ours.std(1, ddof=1) if order.ours.shape[1] > 1 else 0 * order.theirs
+    farthest = np.argsort(-np.abs(order.misplaced), kind="stable")[:NAMED]
+    named = {order.names[i]: (order.theirs[i], means[i]) for i in farthest if abs(order.misplaced[i]) >= 1}
+    name_points(axes, named, list(zip(order.theirs, means - spread, means + spread)), fontsize=6)

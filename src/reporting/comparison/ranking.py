@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from statistics import fmean as mean
 
 import matplotlib.pyplot as plt
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -25,15 +26,20 @@ def methods(runs: Runs) -> Figure:
         there = [contestant.row for contestant in contestants]
         absent = next(row for row in registered_rows("merging") if row not in there)
         raise runs.missing_merge(*absent.overrides)
-    fig, axes = plt.subplots(figsize=(style.WIDTH, ROW_HEIGHT * len(contestants) + 1.1))
+    fig, axes = plt.subplots(figsize=(style.WIDTH, ROW_HEIGHT * len(contestants) + 1.2))
     for index, contestant in enumerate(contestants):
         number = alone(contestant)
         color, marker = _look(adapts(runs, contestant.row))
         if ends := number.over_images:
-            axes.plot(ends, [index + 0.14] * 2, color=color, lw=3.2, alpha=0.35, solid_capstyle="butt")
+            axes.plot(_possible(ends), [index + 0.14] * 2, color=color, lw=3.2, alpha=0.35, solid_capstyle="butt")
         if ends := number.over_seeds:
-            axes.plot(ends, [index] * 2, color=color, lw=1.3)
-        axes.plot(number.estimate, index, color=color, marker=marker, ms=5, mec="white", mew=0.5, ls="none")
+            axes.plot(_possible(ends), [index] * 2, color=color, lw=1.3)
+        seeds = number.values  # a little above the mean, which would hide those that are close to it
+        axes.plot(seeds, [index - 0.26] * len(seeds), color=color, marker=".", ms=3.2, mew=0, ls="none", alpha=0.8)
+        axes.plot(
+            number.estimate, index, color=color, marker=marker, ms=5, mec="white", mew=0.5, ls="none", clip_on=False
+        )
+    axes.set_xlim(right=100)
     tied = brackets(len(contestants), lambda i, j: contestants[i].minus(contestants[j]).told_apart)
     for column, group in columns_of(tied):
         x = 1.015 + 0.02 * column
@@ -45,11 +51,12 @@ def methods(runs: Runs) -> Figure:
     axes.grid(axis="y", visible=False)
     handles = [
         *(Line2D([], [], color=color, marker=marker, lw=1.3, label=label) for color, marker, label in _legend()),
+        Line2D([], [], color=style.GREY, marker=".", ms=3.2, mew=0, ls="none", label="a seed"),
         Line2D([], [], color=style.GREY, lw=1.3, label="95 % over seeds"),
         Line2D([], [], color=style.GREY, lw=3.2, alpha=0.4, label="over test images and seeds"),
         Line2D([], [], color=style.BLACK, lw=2.2, label="not told apart"),
     ]
-    fig.legend(handles=handles, loc="outside lower center", ncols=5, fontsize=7)
+    fig.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=7)
     return fig
 
 
@@ -90,6 +97,11 @@ def columns_of(groups: Sequence[range]) -> list[tuple[int, range]]:
         ends[column : column + 1] = [group[-1]]
         placed.append((column, group))
     return placed
+
+
+def _possible(ends: tuple[float, float]) -> np.ndarray:
+    """An interval without what no accuracy can be."""
+    return np.clip(ends, 0, 100)
 
 
 def _name(contestant: Contestant) -> str:

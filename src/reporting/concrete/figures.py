@@ -13,7 +13,7 @@ from scipy.special import expit
 from src.merging.depth import TAIL, block_of, stage_of
 from src.reporting import style
 from src.reporting.methods import Group, Row, in_order, results_of
-from src.reporting.plots import Drawing, banded, legend_below, method_looks, paper_lines
+from src.reporting.plots import Drawing, banded, distinct, legend_below, method_looks, paper_lines
 from src.reporting.runs import Runs
 from src.reporting.table import printed
 
@@ -135,12 +135,12 @@ def mask_by_tensor(runs: Runs) -> Figure:
     by_row = courses(runs, "mask", "concrete_layer_wise_adamerging")
     tensors = {row: [c["mask"]["by_tensor"] for c in of_row if c["mask"]] for row, of_row in by_row.items()}
     layers = sorted({layer for means in tensors.values() for layer in means[0]}, key=depth)
-    looks = method_looks(runs, by_row)
+    looks, lines = distinct(method_looks(runs, by_row)), paper_lines(by_row)
     fig, axes = plt.subplots(figsize=(style.WIDTH, 2.9))
     for row, means in tensors.items():
         own = [index for index, layer in enumerate(layers) if layer in means[0]]  # some mask matrices alone
         densities = 100 * np.array([[of_seed[layers[index]] for index in own] for of_seed in means])
-        banded(axes, np.array(own), densities, label=row.title(), ms=3.5, lw=0.8, **looks[row])
+        banded(axes, np.array(own), densities, label=row.title(), ms=3.5, lw=0.8, ls=lines[row], **looks[row])
     mark_blocks(axes, layers)
     axes.grid(axis="x", visible=False)
     axes.set(ylabel="mean of the mask (%)", title="Density by tensor")

@@ -89,7 +89,7 @@ def mask_overlap(runs: Runs) -> Figure:
         row.title(): np.mean([m["iou"] for m in described.values()], 0)
         for row, described in _require_masks(runs).items()
     }
-    return matrices(maps, runs.main_tasks, "intersection over union of masks")
+    return matrices(maps, runs.main_tasks, "intersection over union", own_scales=True)
 
 
 def consensus_thresholds(runs: Runs) -> Figure:

@@ -25,6 +25,8 @@ from src.reporting.tangent.kernel_figures import (
 )
 from src.reporting.tangent.tables import guess_rate
 
+MARKER = 0.075  # inches of height for each marker of a task: none hides another
+
 
 def posthoc_advantage(runs: Runs) -> Figure:
     return _advantage(runs, "posthoc")
@@ -43,13 +45,12 @@ def _advantage(runs: Runs, mode: str) -> Figure:
     gaps = {task: (x[task] - y[task]).dropna() / (1 - guess_rate(task)) for task in tasks}
     order = sorted(tasks, key=lambda task: gaps[task].mean())
     fig, (left, right) = plt.subplots(1, 2, figsize=(style.WIDTH, 3.1), width_ratios=(1, 1.15))
-    low = min(of[task].mean() for of in (x, y) for task in tasks)
-    _equal_axes(left, max(0, 10 * np.floor((low - 2) / 10)))
+    _diagonal(left, *(min(of[task].mean() - (sd(of[task]) or 0) for task in tasks) for of in (x, y)))
     for position, task in enumerate(order):
         again, i = divmod(tasks.index(task), 8)  # from the ninth task on colours come again, with other markers
         color, marker = style.PALETTE[i], style.MARKERS[(i + again) % 8]
-        look: dict[str, Any] = dict(color=color, marker=marker, ls="none", ms=7, elinewidth=0.8)
-        look |= dict(mfc="none", mew=1.5)  # hollow: equal accuracies do not hide each other
+        look: dict[str, Any] = dict(color=color, marker=marker, ls="none", ms=5.5, elinewidth=0.8)
+        look |= dict(mfc="none", mew=1.2)  # hollow: equal accuracies do not hide each other
         left.errorbar(x[task].mean(), y[task].mean(), xerr=sd(x[task]), yerr=sd(y[task]), **look)
         right.plot([0, gaps[task].mean()], [position, position], color=look["color"], lw=1.4, zorder=1)
         right.errorbar(gaps[task].mean(), position, xerr=sd(gaps[task]), **look)
@@ -58,7 +59,7 @@ def _advantage(runs: Runs, mode: str) -> Figure:
     right.set_yticks(range(len(tasks)), [printed(task) for task in order])
     right.axvline(0, color=style.GREY, lw=0.9)
     right.grid(axis="y", visible=False)
-    right.set(xlabel="(non-linear − linear) / (1 − 1/C), points", title="Non-linear advantage")
+    right.set(xlabel=f"(non-linear − {MODES[mode].short}) / (1 − 1/C), points", title="Non-linear advantage")
     return fig
 
 
@@ -67,18 +68,16 @@ def _single_task(runs: Runs, mode: str) -> dict[str, pd.Series]:
     return {task: 100 * runs.values(task=task, **what) for task in runs.tasks}
 
 
-def _equal_axes(axes: Axes, low: float) -> None:
-    """Both axes from `low` to 100 %, with the diagonal."""
-    axes.plot([low, 100], [low, 100], color=style.GREY, lw=0.9, ls=(0, (4, 3)), zorder=1)
-    middle = (low + 100) / 2
-    axes.annotate(
-        "equal", (middle, middle), (-5, 5), textcoords="offset points", color=style.GREY, fontsize=7.5, rotation=45,
-        ha="center", va="center",
-    )  # fmt: skip
+def _diagonal(axes: Axes, *lowest: float) -> None:
+    """Axes from below the lowest values of x and of y to 100 %, each with a scale of its own, and the line x = y."""
+    axes.plot([0, 100], [0, 100], color=style.GREY, lw=0.9, ls=(0, (4, 3)), zorder=1)
+    ends = [(max(0.0, low - 0.04 * (100 - low)), 100 + 0.04 * (100 - low)) for low in lowest]
+    axes.set(xlim=ends[0], ylim=ends[1])
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
-    ends = (low, 100 + 0.04 * (100 - low))
-    axes.set(xlim=ends, ylim=ends, aspect="equal")
+    along: dict[str, Any] = dict(rotation=45, transform_rotates_text=True, rotation_mode="anchor")
+    place = 0.7 * max(lowest) + 0.3 * 100
+    axes.text(place, place, "equal", color=style.GREY, fontsize=7.5, ha="center", va="bottom", **along)
 
 
 def addition(runs: Runs) -> Figure:
@@ -119,7 +118,7 @@ def negation(runs: Runs) -> Figure:
     by_mode = _by_mode(runs, NEGATION)
     runs.require(SINGLE_TASK, "none")
     markers = len(_first(by_mode)["tasks"]) * (1 + len(by_mode))
-    fig, (left, right) = plt.subplots(1, 2, figsize=(style.WIDTH, max(3.2, 1.2 + 0.05 * markers)))
+    fig, (left, right) = plt.subplots(1, 2, figsize=(style.WIDTH, max(3.2, 1.2 + MARKER * markers)))
     _forgetting_curves(left, by_mode)
     _forgotten_tasks(right, runs, by_mode)
     handles = [mode_handle(mode) for mode in ("none", *by_mode)]
@@ -148,7 +147,7 @@ def _forgetting_curves(axes: Axes, by_mode: Mapping[str, Mapping[int, Any]]) -> 
 
 def row_step(columns: int) -> float:
     """Between the markers of a task, whose row is 1 high: all of them stay in it."""
-    return min(0.17, 0.85 / columns)
+    return min(0.24, 0.85 / columns)
 
 
 def _forgotten_tasks(axes: Axes, runs: Runs, by_mode: Mapping[str, Mapping[int, Any]]) -> None:
@@ -161,14 +160,14 @@ def _forgotten_tasks(axes: Axes, runs: Runs, by_mode: Mapping[str, Mapping[int, 
     for column, (mode, what) in enumerate({"none": start, **columns}.items()):
         values = [100 * runs.values(task=task, **what) for task in order]
         row = MODES[mode]
-        look: dict[str, Any] = dict(color=row.colour, marker=row.marker, ls="none", ms=6, mec="white", mew=0.6)
+        look: dict[str, Any] = dict(color=row.colour, marker=row.marker, ls="none", ms=4.8, mec="white", mew=0.4)
         spread = [sd(v) or 0 for v in values]
         shifted = heights + step * (len(columns) / 2 - column)  # else equal accuracies hide each other
         axes.errorbar([v.mean() for v in values], shifted, xerr=spread, elinewidth=0.8, **look)
     for height in heights[:-1]:
         axes.axhline(height - 0.5, color=style.GREY, lw=0.4)
     axes.set_yticks(heights, [printed(task) for task in order])
-    axes.set(xlabel="target accuracy, test (%)", title="At the chosen α", xlim=(0, 100))
+    axes.set(xlabel="target accuracy, test (%)", title="At the chosen α", xlim=(-1.5, 100))
 
 
 def _first(by_mode: Mapping[str, Mapping[int, Any]]) -> Any:
