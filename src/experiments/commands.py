@@ -375,9 +375,9 @@ def _figures(run: Run) -> list[Command]:
     names, folder = tuple(FIGURES), run.paths.figures()
     places = tuple(flag for flag in common_flags(run) if flag.startswith(("--cache-dir=", "--data-location=")))
     dealt = [names[first :: run.jobs] for first in range(min(run.jobs, len(names)))]
+    flags = ("--skip-missing", *_reported(run))
     drawings = [
-        Command("make_figures", (*some, *_reported(run)), tuple(folder / f"{name}.png" for name in some))
-        for some in dealt
+        Command("make_figures", (*some, *flags), tuple(folder / f"{name}.png" for name in some)) for some in dealt
     ]
     if len(drawings) == 1:  # all, which need no naming
         drawings = [Command("make_figures", _reported(run), (folder,))]
