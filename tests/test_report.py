@@ -166,8 +166,7 @@ def opened(request, browser, folder):
     """The page in a window, dark in the narrow one; it must log no error."""
     width, height = request.param
     theme = "dark" if width < 500 else "light"
-    at_once = {"reduced_motion": "reduce"}  # else each click waits until the page has scrolled smoothly to its place
-    context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=theme, **at_once)
+    context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=theme)
     window, errors = context.new_page(), []
     window.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
     window.on("pageerror", lambda error: errors.append(str(error)))
@@ -191,6 +190,59 @@ def test_every_chart_is_drawn(opened):
     marks = opened.eval_on_selector_all('[data-chart="intervals"] svg .mark-symbol path', "all => all.length")
     assert marks > 20
     assert opened.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0  # nothing beyond the window
+
+
+def _settled(window) -> None:
+    """Wait until a second has passed in which the page has neither grown, nor moved, nor drawn a chart."""
+    window.wait_for_function(
+        """() => {
+            const page = document.documentElement, drawn = document.querySelectorAll("[data-drawn]").length;
+            const now = [page.scrollHeight, scrollY, drawn].join();
+            if (now !== window.before) [window.before, window.since] = [now, performance.now()];
+            return performance.now() - window.since > 1000;
+        }""",
+        polling=100,
+    )
+
+
+def _off(window, section: str) -> float:
+    """Pixels from where the browser scrolls a section to, clear of what sticks to the top."""
+    return window.evaluate(
+        """(id) => document.getElementById(id).getBoundingClientRect().top
+            - parseFloat(getComputedStyle(document.documentElement).scrollPaddingTop)""",
+        section,
+    )
+
+
+def test_navigation_ends_at_its_section(opened, folder):
+    """By an address in a window that has drawn nothing, and by clicks past charts that are not drawn yet."""
+    sections = ("adaptation", "by-task", "kernel", "alpha", "storage")
+    address = (folder / "mini" / "report.html").as_uri()
+    for section in sections:
+        opened.goto("about:blank")
+        opened.goto(f"{address}#{section}")
+        _settled(opened)
+        assert abs(_off(opened, section)) < 3, f"{section}, by its address"
+    opened.goto("about:blank")
+    opened.goto(address)
+    for section in (*sections, "kernel"):
+        opened.locator(f'nav a[href="#{section}"]').click()
+        _settled(opened)
+        assert abs(_off(opened, section)) < 3, f"{section}, by a click"
+    opened.locator("#theme").click()  # every chart is drawn anew
+    opened.mouse.wheel(0, 300)  # the reader moves on, and is not called back
+    _settled(opened)
+    assert abs(_off(opened, "kernel")) > 200
+
+
+def test_a_chart_is_drawn_in_the_room_that_is_kept_for_it(opened):
+    heights = "all => all.map(e => [e.dataset.chart, e.offsetHeight])"
+    kept = dict(opened.eval_on_selector_all(".chart:not([data-drawn])", heights))
+    for name in kept:
+        opened.locator(f'.chart[data-chart="{name}"]').scroll_into_view_if_needed()
+    opened.wait_for_function("[...document.querySelectorAll('.chart')].every(e => e.dataset.drawn)")
+    drawn = dict(opened.eval_on_selector_all(".chart", heights))
+    assert len(kept) > 15 and {name: drawn[name] for name in kept} == pytest.approx(kept, abs=30)
 
 
 def test_the_table_sorts_and_filters(opened):

@@ -21,6 +21,7 @@ PANEL = 230  # pixels: the height of one of several small charts
 class Chart:
     """name: of the element. description: what a reader who does not see it is told.
 
+    around: pixels of height that axes and legends take, in a wide element and in a narrow one; page.js keeps the room.
     canvas: for charts of very many marks. data: rows under the names by which the specification knows them; names
     without rows here are filled by page.js.
     """
@@ -29,6 +30,7 @@ class Chart:
     title: str
     description: str
     chart: Any
+    around: tuple[int, int]
     canvas: bool = False
     data: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
 

@@ -31,14 +31,24 @@ function look(element) {
 }
 
 // ---- charts: drawn when they come near the window, and anew in the other theme or width
-const charts = new Map(); // name -> {element, spec, canvas, rows, signals, view, drawing}
+const charts = new Map(); // name -> {element, spec, around, canvas, rows, signals, view, drawing}
 for (const element of $$(".chart")) {
-  const { spec, canvas } = DATA.charts[element.dataset.chart];
-  charts.set(element.dataset.chart, { element, spec, canvas, rows: { ...spec.datasets }, signals: {}, view: null, drawing: null });
+  const chart = { element, ...DATA.charts[element.dataset.chart], signals: {}, view: null, drawing: null };
+  chart.rows = { ...chart.spec.datasets };
+  charts.set(element.dataset.chart, chart);
+  keepRoom(chart);
+}
+
+// What is not drawn yet has the height that it will have, so that nothing below it moves when it is.
+function keepRoom({ element, spec, around, rows }) {
+  const labels = spec.height.step ? new Set((Object.values(rows)[0] ?? []).map((row) => row.label)).size : 0;
+  const height = spec.height.step ? spec.height.step * labels : spec.height;
+  element.style.minHeight = `${height + around[element.clientWidth < 520 ? 1 : 0]}px`;
 }
 
 async function draw(name) {
   const chart = charts.get(name);
+  if (chart.view) chart.element.style.minHeight = `${chart.element.offsetHeight}px`; // embedding empties the element
   let text = JSON.stringify({ ...chart.spec, datasets: chart.rows });
   if (dark()) text = text.replace(/#[0-9A-Fa-f]{6}/g, (colour) => ON_DARK[colour.toUpperCase()] ?? colour);
   chart.drawing = vegaEmbed(chart.element, JSON.parse(text), {
@@ -47,6 +57,7 @@ async function draw(name) {
     chart.view = view;
     for (const [signal, value] of Object.entries(chart.signals)) view.signal(signal, value);
     await view.runAsync();
+    chart.element.style.minHeight = "";
     chart.element.dataset.drawn = "yes";
   });
   return chart.drawing;
@@ -57,7 +68,7 @@ function show(name, rows, signals = {}) {
   if (!chart) return;
   Object.assign(chart.rows, rows);
   Object.assign(chart.signals, signals);
-  if (!chart.drawing) return;
+  if (!chart.drawing) return keepRoom(chart);
   chart.drawing = chart.drawing.then(async () => {
     for (const [key, values] of Object.entries(rows)) chart.view.data(key, values);
     for (const [signal, value] of Object.entries(signals)) chart.view.signal(signal, value);
@@ -78,6 +89,30 @@ function redraw() {
   for (const [name, chart] of charts) if (chart.drawing) chart.drawing = chart.drawing.then(() => draw(name));
 }
 addEventListener("beforeprint", () => { for (const name of charts.keys()) draw(name); });
+
+// ---- the section that was asked for stays at the top while charts around it are drawn, until the reader moves
+const main = $("main"), navigated = performance.getEntriesByType("navigation")[0]?.type === "navigate";
+const named = (hash) => (hash.length > 1 ? document.getElementById(hash.slice(1)) : null);
+const away = (element) => element.getBoundingClientRect().top - parseFloat(getComputedStyle(document.documentElement).scrollPaddingTop);
+let asked = navigated ? named(location.hash) : null, tall = main.offsetHeight; // on a reload the browser knows the place
+new ResizeObserver(() => {
+  const grown = Math.abs(main.offsetHeight - tall);
+  tall = main.offsetHeight;
+  if (!asked) return;
+  if (Math.abs(away(asked)) <= grown + 2) asked.scrollIntoView();
+  else asked = null; // so far only a reader goes
+}).observe(main);
+addEventListener("click", (event) => {
+  const link = event.target.closest('a[href^="#"]');
+  if (link) asked = named(link.hash);
+});
+addEventListener("hashchange", () => { // also by an address that is typed, or back to where the reader was
+  const section = named(location.hash);
+  if (section !== asked) asked = section && Math.abs(away(section)) < 2 ? section : null;
+});
+for (const moved of ["wheel", "touchmove", "pointerdown", "keydown"]) {
+  addEventListener(moved, () => { asked = null; }, { capture: true, passive: true });
+}
 
 // ---- theme
 const THEMES = ["auto", "light", "dark"];
