@@ -9,6 +9,7 @@ import pytest
 import synthetic_results
 
 import make_report
+from src.experiments import durations
 from src.reporting.captions import CAPTIONS, caption
 from src.reporting.claim import examine_all
 from src.reporting.compare import contestant
@@ -18,6 +19,7 @@ from src.reporting.report.commands import commands
 from src.reporting.report.entries import entries
 from src.reporting.report.forest import forest
 from src.reporting.report.page import SECTIONS, page_of
+from src.reporting.report.setup import setup
 from src.reporting.runs import Runs
 from src.reporting.tables import make_tables
 from src.run import Run
@@ -30,6 +32,8 @@ SIZES = ((390, 844), (1400, 900))
 def folder(tmp_path_factory):
     """Results of two seeds, tables, two figures, the page."""
     results = synthetic_results.write(tmp_path_factory.mktemp("report"), seeds=(1, 2))
+    for jobs, seconds in ((4, {"addition": 6.0}), (2, {"fine-tuning": 90.0, "addition": 48.0, "tables": 1.9})):
+        durations.record(results / "mini", "ViT-Mini", jobs, "cpu", seconds)
     runs = Runs("mini", "ViT-Mini", results)
     make_tables(runs)
     make_figures(runs, Run.of(device="cpu"), ("mask_density", "addition"))
@@ -119,6 +123,31 @@ def test_every_result_has_a_command(runs):
     assert any("ViT-Mini__init__" in text for text in texts)
 
 
+def _texts(page: str, table: str) -> list[list[str]]:
+    """The cells of a table of the page, row by row."""
+    rows = re.findall(
+        r"<tr>(.*?)</tr>", re.search(rf'<table id="{table}">(.*?)</table>', page, re.DOTALL)[1], re.DOTALL
+    )
+    cells = (re.findall(r"<t[dh].*?>(.*?)</t[dh]>", row, re.DOTALL) for row in rows)
+    return [[re.sub("<.*?>", " ", cell).split("  ")[0].strip() for cell in row] for row in cells]
+
+
+def test_the_page_has_the_minutes_of_each_stage(page, runs):
+    """Of the machine that ran most of them: those of a seed, their sum, and those that run once."""
+    shown = _texts(page, "stages")[1:]
+    assert shown == [["fine-tuning", "1.5"], ["addition", "0.8"], ["a seed", "2.3"], ["tables", "&lt; 0.1"]]
+    assert "with 2 tasks at once" in page and "No time is recorded of single-task, negation," in page
+    kinds = {name: int(results) for name, results, _ in _texts(page, "work")[1:]}
+    assert kinds["task addition"] == sum(result.experiment == "addition" for result in runs.read) + 2 * 2  # random-init
+
+
+@pytest.mark.parametrize("damaged", ["", "{", '{"ViT-Mini": [{"jobs": 1}]}', '{"other": []}'])
+def test_without_recorded_stages_the_page_shows_none(tmp_path, damaged):
+    synthetic_results.write(tmp_path, seeds=(1,), merges=False)
+    (tmp_path / "mini" / durations.NAME).write_text(damaged)
+    assert setup(Runs("mini", "ViT-Mini", tmp_path)).reproduction is None
+
+
 def test_a_section_without_results_says_what_makes_them(tmp_path):
     synthetic_results.write(tmp_path, seeds=(1,))
     for file in tmp_path.rglob("*.json"):
@@ -163,12 +192,13 @@ def browser():
 
 @pytest.fixture(params=SIZES, ids=lambda size: str(size[0]))
 def opened(request, browser, folder):
-    """The page in a window, dark in the narrow one; it must log no error."""
+    """The page in a window, dark in the narrow one; it must log no error and no warning."""
     width, height = request.param
     theme = "dark" if width < 500 else "light"
     context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=theme)
     window, errors = context.new_page(), []
-    window.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    logged = ("error", "warning")
+    window.on("console", lambda message: errors.append(message.text) if message.type in logged else None)
     window.on("pageerror", lambda error: errors.append(str(error)))
     window.on("request", lambda call: errors.append(call.url) if not call.url.startswith(("file:", "data:")) else None)
     window.goto((folder / "mini" / "report.html").as_uri())
@@ -243,6 +273,44 @@ def test_a_chart_is_drawn_in_the_room_that_is_kept_for_it(opened):
     opened.wait_for_function("[...document.querySelectorAll('.chart')].every(e => e.dataset.drawn)")
     drawn = dict(opened.eval_on_selector_all(".chart", heights))
     assert len(kept) > 15 and {name: drawn[name] for name in kept} == pytest.approx(kept, abs=30)
+
+
+def test_charts_of_methods_name_each_and_end_at_100(opened):
+    """Narrow windows cut long names where they are alike, and no interval goes beyond what an accuracy can be."""
+    for chart in ("intervals", "heat"):
+        opened.locator(f'.chart[data-chart="{chart}"]').scroll_into_view_if_needed()
+        opened.wait_for_selector(f'.chart[data-chart="{chart}"][data-drawn]')
+        axes = opened.eval_on_selector_all(
+            f'[data-chart="{chart}"] svg .role-axis-label',
+            "all => all.map(axis => [...axis.querySelectorAll('text')].map(text => text.textContent))",
+        )
+        names = next(labels for labels in axes if "TIES" in labels)
+        assert len({*names}) == len(names) > 8
+        if chart == "intervals":
+            (numbers,) = [labels for labels in axes if labels[0].isdigit()]
+            assert max(map(float, numbers)) <= 100
+
+
+def test_a_narrow_window_shows_whole_commands_and_names_points(opened):
+    narrow = opened.viewport_size["width"] < 500
+    assert opened.locator("#s-names").is_visible() == narrow
+    copies = opened.eval_on_selector_all("#made .copy", "all => all.map(e => e.getBoundingClientRect().right)")
+    assert copies and max(copies) < opened.viewport_size["width"]
+    if narrow:
+        widths = opened.eval_on_selector_all("#made pre", "all => all.map(e => e.getBoundingClientRect().width)")
+        assert min(widths) > 220
+    opened.locator("#c-search").fill("ties")
+    shown = opened.eval_on_selector_all(
+        "#made tbody tr", "all => all.filter(e => e.offsetHeight).map(e => e.innerText)"
+    )
+    assert shown and all("ties" in text.lower() for text in shown)
+    numbers = opened.locator("#s-names li").count()
+    opened.locator('.chart[data-chart="storage"]').scroll_into_view_if_needed()
+    opened.wait_for_selector('.chart[data-chart="storage"][data-drawn]')
+    texts = opened.eval_on_selector_all(
+        '[data-chart="storage"] svg .mark-text text', "all => all.map(e => e.textContent)"
+    )
+    assert {*map(str, range(1, numbers + 1))} <= {*texts} if narrow else any("TALL" in text for text in texts)
 
 
 def test_the_table_sorts_and_filters(opened):
