@@ -9,6 +9,7 @@ import pytest
 import synthetic_results
 
 import make_report
+from src.experiments import durations
 from src.reporting.captions import CAPTIONS, caption
 from src.reporting.claim import examine_all
 from src.reporting.compare import contestant
@@ -18,6 +19,7 @@ from src.reporting.report.commands import commands
 from src.reporting.report.entries import entries
 from src.reporting.report.forest import forest
 from src.reporting.report.page import SECTIONS, page_of
+from src.reporting.report.setup import setup
 from src.reporting.runs import Runs
 from src.reporting.tables import make_tables
 from src.run import Run
@@ -30,6 +32,8 @@ SIZES = ((390, 844), (1400, 900))
 def folder(tmp_path_factory):
     """Results of two seeds, tables, two figures, the page."""
     results = synthetic_results.write(tmp_path_factory.mktemp("report"), seeds=(1, 2))
+    for jobs, seconds in ((4, {"addition": 6.0}), (2, {"fine-tuning": 90.0, "addition": 48.0, "tables": 1.9})):
+        durations.record(results / "mini", "ViT-Mini", jobs, "cpu", seconds)
     runs = Runs("mini", "ViT-Mini", results)
     make_tables(runs)
     make_figures(runs, Run.of(device="cpu"), ("mask_density", "addition"))
@@ -119,6 +123,31 @@ def test_every_result_has_a_command(runs):
     assert any("ViT-Mini__init__" in text for text in texts)
 
 
+def _texts(page: str, table: str) -> list[list[str]]:
+    """The cells of a table of the page, row by row."""
+    rows = re.findall(
+        r"<tr>(.*?)</tr>", re.search(rf'<table id="{table}">(.*?)</table>', page, re.DOTALL)[1], re.DOTALL
+    )
+    cells = (re.findall(r"<t[dh].*?>(.*?)</t[dh]>", row, re.DOTALL) for row in rows)
+    return [[re.sub("<.*?>", " ", cell).split("  ")[0].strip() for cell in row] for row in cells]
+
+
+def test_the_page_has_the_minutes_of_each_stage(page, runs):
+    """Of the machine that ran most of them: those of a seed, their sum, and those that run once."""
+    shown = _texts(page, "stages")[1:]
+    assert shown == [["fine-tuning", "1.5"], ["addition", "0.8"], ["a seed", "2.3"], ["tables", "&lt; 0.1"]]
+    assert "with 2 tasks at once" in page and "No time is recorded of single-task, negation," in page
+    kinds = {name: int(results) for name, results, _ in _texts(page, "work")[1:]}
+    assert kinds["task addition"] == sum(result.experiment == "addition" for result in runs.read) + 2 * 2  # random-init
+
+
+@pytest.mark.parametrize("damaged", ["", "{", '{"ViT-Mini": [{"jobs": 1}]}', '{"other": []}'])
+def test_without_recorded_stages_the_page_shows_none(tmp_path, damaged):
+    synthetic_results.write(tmp_path, seeds=(1,), merges=False)
+    (tmp_path / "mini" / durations.NAME).write_text(damaged)
+    assert setup(Runs("mini", "ViT-Mini", tmp_path)).reproduction is None
+
+
 def test_a_section_without_results_says_what_makes_them(tmp_path):
     synthetic_results.write(tmp_path, seeds=(1,))
     for file in tmp_path.rglob("*.json"):
@@ -163,13 +192,13 @@ def browser():
 
 @pytest.fixture(params=SIZES, ids=lambda size: str(size[0]))
 def opened(request, browser, folder):
-    """The page in a window, dark in the narrow one; it must log no error."""
+    """The page in a window, dark in the narrow one; it must log no error and no warning."""
     width, height = request.param
     theme = "dark" if width < 500 else "light"
-    at_once = {"reduced_motion": "reduce"}  # else each click waits until the page has scrolled smoothly to its place
-    context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=theme, **at_once)
+    context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=theme)
     window, errors = context.new_page(), []
-    window.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    logged = ("error", "warning")
+    window.on("console", lambda message: errors.append(message.text) if message.type in logged else None)
     window.on("pageerror", lambda error: errors.append(str(error)))
     window.on("request", lambda call: errors.append(call.url) if not call.url.startswith(("file:", "data:")) else None)
     window.goto((folder / "mini" / "report.html").as_uri())
@@ -191,6 +220,111 @@ def test_every_chart_is_drawn(opened):
     marks = opened.eval_on_selector_all('[data-chart="intervals"] svg .mark-symbol path', "all => all.length")
     assert marks > 20
     assert opened.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0  # nothing beyond the window
+
+
+def _settled(window) -> None:
+    """Wait until a second has passed in which the page has neither grown, nor moved, nor drawn a chart."""
+    window.wait_for_function(
+        """() => {
+            const page = document.documentElement, drawn = document.querySelectorAll("[data-drawn]").length;
+            const now = [page.scrollHeight, scrollY, drawn].join();
+            if (now !== window.before) [window.before, window.since] = [now, performance.now()];
+            return performance.now() - window.since > 1000;
+        }""",
+        polling=100,
+    )
+
+
+def _off(window, section: str) -> float:
+    """Pixels from where the browser scrolls a section to, clear of what sticks to the top."""
+    return window.evaluate(
+        """(id) => document.getElementById(id).getBoundingClientRect().top
+            - parseFloat(getComputedStyle(document.documentElement).scrollPaddingTop)""",
+        section,
+    )
+
+
+def test_navigation_ends_at_its_section(opened, folder):
+    """By an address in a window that has drawn nothing, and by clicks past charts that are not drawn yet."""
+    sections = ("adaptation", "by-task", "kernel", "alpha", "storage")
+    address = (folder / "mini" / "report.html").as_uri()
+    for section in sections:
+        opened.goto("about:blank")
+        opened.goto(f"{address}#{section}")
+        _settled(opened)
+        assert abs(_off(opened, section)) < 3, f"{section}, by its address"
+    opened.goto("about:blank")
+    opened.goto(address)
+    for section in (*sections, "kernel"):
+        opened.locator(f'nav a[href="#{section}"]').click()
+        _settled(opened)
+        assert abs(_off(opened, section)) < 3, f"{section}, by a click"
+    grow = (
+        "(by) => { document.body.style.overflowAnchor = 'none'; document.querySelector('#ran').style.paddingTop = by; }"
+    )
+    opened.evaluate(grow, "500px")  # where a browser does not keep the place by itself
+    _settled(opened)
+    assert abs(_off(opened, "kernel")) < 3
+    opened.mouse.wheel(0, 300)  # the reader moves on, and is not called back
+    _settled(opened)
+    opened.evaluate(grow, "1400px")
+    _settled(opened)
+    assert _off(opened, "kernel") == pytest.approx(600, abs=10)
+
+
+def test_a_chart_is_drawn_in_the_room_that_is_kept_for_it(opened):
+    heights = "all => all.map(e => [e.dataset.chart, e.offsetHeight])"
+    kept = dict(opened.eval_on_selector_all(".chart:not([data-drawn])", heights))
+    for name in kept:
+        opened.locator(f'.chart[data-chart="{name}"]').scroll_into_view_if_needed()
+    opened.wait_for_function("[...document.querySelectorAll('.chart')].every(e => e.dataset.drawn)")
+    drawn = dict(opened.eval_on_selector_all(".chart", heights))
+    assert len(kept) > 15 and {name: drawn[name] for name in kept} == pytest.approx(kept, abs=30)
+
+
+def test_charts_of_methods_name_each_and_end_at_100(opened, page, tmp_path):
+    """Narrow windows cut long names where they are alike, and no interval goes beyond what an accuracy can be."""
+    data = data_of(page)
+    for row in data["methods"]:
+        row["values"]["accuracy"]["tuned"] |= {"overSeeds": [44, 124], "overImages": [52, 131]}
+    start, _, rest = page.partition('<script id="data" type="application/json">')
+    text = start + '<script id="data" type="application/json">' + json.dumps(data).replace("<", "\\u003c")
+    (tmp_path / "wide.html").write_text(text + rest[rest.index("</script>") :])
+    opened.goto((tmp_path / "wide.html").as_uri())
+    for chart in ("intervals", "heat"):
+        opened.locator(f'.chart[data-chart="{chart}"]').scroll_into_view_if_needed()
+        opened.wait_for_selector(f'.chart[data-chart="{chart}"][data-drawn]')
+        axes = opened.eval_on_selector_all(
+            f'[data-chart="{chart}"] svg .role-axis-label',
+            "all => all.map(axis => [...axis.querySelectorAll('text')].map(text => text.textContent))",
+        )
+        names = next(labels for labels in axes if "TIES" in labels)
+        assert len({*names}) == len(names) > 8
+        if chart == "intervals":
+            (numbers,) = [labels for labels in axes if labels[0].isdigit()]
+            assert max(map(float, numbers)) <= 100
+
+
+def test_a_narrow_window_shows_whole_commands_and_names_points(opened):
+    narrow = opened.viewport_size["width"] < 500
+    assert opened.locator("#s-names").is_visible() == narrow
+    copies = opened.eval_on_selector_all("#made .copy", "all => all.map(e => e.getBoundingClientRect().right)")
+    assert copies and max(copies) < opened.viewport_size["width"]
+    if narrow:
+        widths = opened.eval_on_selector_all("#made pre", "all => all.map(e => e.getBoundingClientRect().width)")
+        assert min(widths) > 220
+    opened.locator("#c-search").fill("ties")
+    shown = opened.eval_on_selector_all(
+        "#made tbody tr", "all => all.filter(e => e.offsetHeight).map(e => e.innerText)"
+    )
+    assert shown and all("ties" in text.lower() for text in shown)
+    numbers = opened.locator("#s-names li").count()
+    opened.locator('.chart[data-chart="storage"]').scroll_into_view_if_needed()
+    opened.wait_for_selector('.chart[data-chart="storage"][data-drawn]')
+    texts = opened.eval_on_selector_all(
+        '[data-chart="storage"] svg .mark-text.role-mark text', "all => all.map(e => e.textContent)"
+    )
+    assert {*map(str, range(1, numbers + 1))} <= {*texts} if narrow else any("TALL" in text for text in texts)
 
 
 def test_the_table_sorts_and_filters(opened):

@@ -37,6 +37,7 @@ def adaptation_curves(runs: Runs) -> list[Chart]:
                     title,
                     f"{title}: mean validation accuracy over the tasks, by step. At the end: {last}.",
                     charts.courses(colours),
+                    around=(71 + 16 * len(colours),) * 2,
                     data={"steps": steps},
                 )
             )

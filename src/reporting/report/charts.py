@@ -15,12 +15,15 @@ DIGITS = 4  # of numbers in the page
 STEP = 22  # pixels of a row of a chart of rows
 KINDS = ("merged without images", "uses images")
 PANEL = 230  # pixels: the height of one of several small charts
+NARROW = 520  # pixels: the same as in page.js
+LETTERS = 24  # of a name beside a narrow chart, the first and the last ones: methods often differ in the last
 
 
 @dataclass(frozen=True)
 class Chart:
     """name: of the element. description: what a reader who does not see it is told.
 
+    around: pixels of height that axes and legends take, in a wide element and in a narrow one; page.js keeps the room.
     canvas: for charts of very many marks. data: rows under the names by which the specification knows them; names
     without rows here are filled by page.js.
     """
@@ -29,6 +32,7 @@ class Chart:
     title: str
     description: str
     chart: Any
+    around: tuple[int, int]
     canvas: bool = False
     data: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
 
@@ -62,7 +66,8 @@ def wide(chart: Any, height: int | dict[str, int] = PANEL) -> Any:
 
 def _rows() -> alt.Y:
     """Methods, in the order of the data."""
-    return alt.Y("label:N", sort=None, title=None, axis=alt.Axis(ticks=False, domain=False))
+    short = f"containerSize()[0] < {NARROW} ? truncate(datum.label, {LETTERS}, 'center') : datum.label"
+    return alt.Y("label:N", sort=None, title=None, axis=alt.Axis(ticks=False, domain=False, labelExpr=short))
 
 
 def _by_kind() -> alt.Color:
@@ -96,7 +101,9 @@ def intervals() -> Any:
         tooltip=[alt.Tooltip("label:N", title="method"), "seed:O", alt.Tooltip("value:Q", format=".1f")],
     )  # fmt: skip
     theirs = base.mark_point(shape="diamond", size=52, filled=False, color=style.BLACK, strokeWidth=1.1).encode(
-        x="published:Q", tooltip=tooltip
+        x="theirs:Q",  # the mean where nothing is published: an axis of no numbers has no ends
+        opacity=alt.condition("isValid(datum.published)", alt.value(1), alt.value(0)),
+        tooltip=tooltip,
     )
     mean = base.mark_point(filled=True, size=64, stroke="white", strokeWidth=0.8, opacity=1).encode(
         x=x, color=colour, tooltip=tooltip
@@ -120,7 +127,7 @@ def heat_map() -> Any:
         color=alt.Color(
             "value:Q",
             scale=alt.Scale(scheme="yellowgreenblue"),
-            legend=alt.Legend(title="%", orient="bottom", gradientLength=180),
+            legend=alt.Legend(title="%", orient="bottom", gradientLength=alt.expr("min(180, width - 12)")),
         ),
         tooltip=[
             alt.Tooltip("label:N", title="method"),
@@ -137,10 +144,10 @@ def heat_map() -> Any:
 
 
 def storage() -> Any:
-    """Accuracy against storage; the width of the plot decides whether names stand beside the points."""
+    """Accuracy against storage; names stand beside the points, or numbers in a narrow chart, whose names are a list."""
     base = alt.Chart(named("storage")).encode(
         x=alt.X(
-            "storage:Q", title="storage, in merged models (logarithmic)",
+            "storage:Q", title="storage, merged models (log scale)",
             scale=alt.Scale(type="log", nice=False, padding=24),
             axis=alt.Axis(values=[0.5, 1, 1.5, 2, 3, 4, 6, 8, 12, 16, 20], format="~g"),
         ),
@@ -160,11 +167,14 @@ def storage() -> Any:
             alt.Tooltip("needs:N", title="needs"),
         ],
     )
-    words: dict[str, Any] = dict(fontSize=10.5, opacity=alt.expr("width > 520 ? 1 : 0"))
-    right = base.transform_filter("datum.names && datum.storage < 1.5").mark_text(align="left", dx=9, **words)
-    left = base.transform_filter("datum.names && datum.storage >= 1.5").mark_text(align="right", dx=-9, **words)
-    names = [side.encode(text="names:N", color=alt.value(style.BLACK)) for side in (right, left)]
-    return wide(alt.layer(points, *names), 340)
+    narrow, black = f"containerSize()[0] < {NARROW}", alt.value(style.BLACK)
+    words: dict[str, Any] = dict(fontSize=10.5, text=alt.expr(f"{narrow} ? '' : datum.names"))
+    number: dict[str, Any] = dict(fontSize=10.5, text=alt.expr(f"{narrow} ? datum.number : ''"))
+    there = base.transform_filter("datum.names").encode(color=black)
+    right = there.transform_filter("datum.storage < 1.5").mark_text(align="left", dx=9, **words)
+    left = there.transform_filter("datum.storage >= 1.5").mark_text(align="right", dx=-9, **words)
+    numbers = there.mark_text(align="left", dx=7, **number)
+    return wide(alt.layer(points, right, left, numbers), 340)
 
 
 def curves(colour: str) -> Any:

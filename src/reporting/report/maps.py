@@ -51,6 +51,7 @@ def _error_map(pair: Pair, mode: str, grid: Any, highest: float) -> Chart:
         f"Disentanglement error of {names[0]} and {names[1]}, {MODES[mode].title}, over both coefficients: "
         f"{inside:.1f} % on average in the search box, at most {error.max():.0f} % on the grid.",
         charts.error_map(highest, names),
+        around=(56, 56),
         canvas=True,
         data={"cells": cells, "box": [{"a": -grid["box"], "b": grid["box"]}]},
     )
@@ -91,6 +92,7 @@ def _cloud(start: str, pair: tuple[str, str], entries: Sequence[KernelPair]) -> 
         + ", ".join(f"{names[group]}: mean {means[group]:.3g}" for group in names)
         + (f". {zeros} images have no energy and stand at the lowest other value." if zeros else "."),
         charts.clouds({labels[group]: COLOURS[group] for group in names}),
+        around=(38, 38),
         canvas=True,
         data={
             "images": list(_points(seeds, labels, floor)),

@@ -22,24 +22,39 @@ function look(element) {
   const axis = {
     labelColor: of("--ink"), titleColor: of("--soft"), gridColor: of("--line"), domainColor: of("--line"),
     tickColor: of("--line"), labelFontSize: 11.5, titleFontSize: 11.5, titleFontWeight: "normal",
-    labelLimit: narrow ? 138 : 330, titlePadding: 8,
+    labelLimit: narrow ? 158 : 330, titlePadding: 8,
   };
   const legend = { labelColor: of("--ink"), titleColor: of("--soft"), labelFontSize: 11.5, titleFontSize: 11.5, titleFontWeight: "normal",
     symbolBaseFillColor: of("--soft"), symbolBaseStrokeColor: of("--soft") };
   if (narrow) Object.assign(legend, { labelLimit: Math.max(160, element.clientWidth - 60), layout: { top: { direction: "vertical", anchor: "start" } } });
-  return { background: null, font, axis, legend, view: { stroke: null }, style: { cell: { stroke: null } } };
+  return { background: null, font, axis, axisQuantitative: { labelSeparation: 6 }, legend, view: { stroke: null }, style: { cell: { stroke: null } } };
 }
 
 // ---- charts: drawn when they come near the window, and anew in the other theme or width
-const charts = new Map(); // name -> {element, spec, canvas, rows, signals, view, drawing}
+const charts = new Map(); // name -> {element, spec, around, canvas, rows, signals, view, drawing}
 for (const element of $$(".chart")) {
-  const { spec, canvas } = DATA.charts[element.dataset.chart];
-  charts.set(element.dataset.chart, { element, spec, canvas, rows: { ...spec.datasets }, signals: {}, view: null, drawing: null });
+  const chart = { element, ...DATA.charts[element.dataset.chart], signals: {}, view: null, drawing: null };
+  chart.rows = { ...chart.spec.datasets };
+  charts.set(element.dataset.chart, chart);
+  keepRoom(chart);
+}
+
+// Of the plot in pixels. A step for each row is multiplied here: Vega-Lite warns of it where the width is the element's.
+function plotHeight({ spec, rows }) {
+  if (!spec.height.step) return spec.height;
+  return spec.height.step * Math.max(1, new Set((Object.values(rows)[0] ?? []).map((row) => row.label)).size);
+}
+
+// What is not drawn yet has the height that it will have, so that nothing below it moves when it is.
+function keepRoom(chart) {
+  const { element, around } = chart;
+  element.style.minHeight = `${plotHeight(chart) + around[element.clientWidth < 520 ? 1 : 0]}px`;
 }
 
 async function draw(name) {
   const chart = charts.get(name);
-  let text = JSON.stringify({ ...chart.spec, datasets: chart.rows });
+  if (chart.view) chart.element.style.minHeight = `${chart.element.offsetHeight}px`; // embedding empties the element
+  let text = JSON.stringify({ ...chart.spec, height: plotHeight(chart), datasets: chart.rows });
   if (dark()) text = text.replace(/#[0-9A-Fa-f]{6}/g, (colour) => ON_DARK[colour.toUpperCase()] ?? colour);
   chart.drawing = vegaEmbed(chart.element, JSON.parse(text), {
     actions: false, renderer: chart.canvas ? "canvas" : "svg", config: look(chart.element), tooltip: { theme: "custom" },
@@ -47,6 +62,7 @@ async function draw(name) {
     chart.view = view;
     for (const [signal, value] of Object.entries(chart.signals)) view.signal(signal, value);
     await view.runAsync();
+    chart.element.style.minHeight = "";
     chart.element.dataset.drawn = "yes";
   });
   return chart.drawing;
@@ -57,11 +73,11 @@ function show(name, rows, signals = {}) {
   if (!chart) return;
   Object.assign(chart.rows, rows);
   Object.assign(chart.signals, signals);
-  if (!chart.drawing) return;
+  if (!chart.drawing) return keepRoom(chart);
   chart.drawing = chart.drawing.then(async () => {
     for (const [key, values] of Object.entries(rows)) chart.view.data(key, values);
     for (const [signal, value] of Object.entries(signals)) chart.view.signal(signal, value);
-    await chart.view.resize().runAsync();
+    await chart.view.height(plotHeight(chart)).resize().runAsync();
   });
 }
 
@@ -78,6 +94,30 @@ function redraw() {
   for (const [name, chart] of charts) if (chart.drawing) chart.drawing = chart.drawing.then(() => draw(name));
 }
 addEventListener("beforeprint", () => { for (const name of charts.keys()) draw(name); });
+
+// ---- the section that was asked for stays at the top while charts around it are drawn, until the reader moves
+const main = $("main"), navigated = performance.getEntriesByType("navigation")[0]?.type === "navigate";
+const named = (hash) => (hash.length > 1 ? document.getElementById(hash.slice(1)) : null);
+const away = (element) => element.getBoundingClientRect().top - parseFloat(getComputedStyle(document.documentElement).scrollPaddingTop);
+let asked = navigated ? named(location.hash) : null, tall = main.offsetHeight; // on a reload the browser knows the place
+new ResizeObserver(() => {
+  const grown = Math.abs(main.offsetHeight - tall);
+  tall = main.offsetHeight;
+  if (!asked) return;
+  if (Math.abs(away(asked)) <= grown + 2) asked.scrollIntoView();
+  else asked = null; // so far only a reader goes
+}).observe(main);
+addEventListener("click", (event) => {
+  const link = event.target.closest('a[href^="#"]');
+  if (link) asked = named(link.hash);
+});
+addEventListener("hashchange", () => { // also by an address that is typed, or back to where the reader was
+  const section = named(location.hash);
+  if (section !== asked) asked = section && Math.abs(away(section)) < 2 ? section : null;
+});
+for (const moved of ["wheel", "touchmove", "pointerdown", "keydown"]) {
+  addEventListener(moved, () => { asked = null; }, { capture: true, passive: true });
+}
 
 // ---- theme
 const THEMES = ["auto", "light", "dark"];
@@ -186,13 +226,17 @@ function fillMethods() {
   for (const head of $$("#methods thead th")) head.removeAttribute("aria-sort");
   $("#methods thead th:nth-child(3)").setAttribute("aria-sort", "descending");
   $("#m-count").textContent = `${rows.length} rows`;
+  // No accuracy is above 100, as the t interval of few seeds can be; of normalised ones, the axis ends at the highest dot.
+  const dots = rows.flatMap((row) => [row.number.mean, ...row.number.seeds.map(([, number]) => number)]);
+  const most = measure === "accuracy" ? 100 : Math.max(100, ...dots);
+  const end = (row, ends, side) => Math.min(most, Math.max(0, ends?.[side] ?? row.number.mean));
   const theirs = (row) => (measure === "accuracy" && coefficient === "tuned" ? Object.values(row.published)[0] ?? null : null);
   show("intervals", {
     methods: rows.map((row) => ({
       label: row.label, kind: row.kind, needs: row.needs, value: row.number.mean, sd: row.number.sd, n: row.number.n,
-      low: row.number.overSeeds?.[0] ?? row.number.mean, high: row.number.overSeeds?.[1] ?? row.number.mean,
-      ilow: row.number.overImages?.[0] ?? row.number.mean, ihigh: row.number.overImages?.[1] ?? row.number.mean,
-      spread: row.number.seedsText, sampled: row.number.imagesText, published: theirs(row),
+      low: end(row, row.number.overSeeds, 0), high: end(row, row.number.overSeeds, 1),
+      ilow: end(row, row.number.overImages, 0), ihigh: end(row, row.number.overImages, 1),
+      spread: row.number.seedsText, sampled: row.number.imagesText, published: theirs(row), theirs: theirs(row) ?? row.number.mean,
     })),
     seeds: rows.flatMap((row) => row.number.seeds.map(([seed, number]) => ({ label: row.label, kind: row.kind, seed, value: number }))),
   });
@@ -225,6 +269,9 @@ function fillStorage() {
     const first = named.find((other) => Math.abs(other.storage - point.storage) < 0.02 && Math.abs(other.value - point.value) < 1.2);
     first.names = first === point ? point.label : `${first.names}, ${point.label}`;
   }
+  const listed = named.filter((point) => point.names).sort((a, b) => a.storage - b.storage || b.value - a.value);
+  listed.forEach((point, index) => { point.number = index + 1; });
+  $("#s-names").innerHTML = listed.map((point) => `<li>${escape(point.names)} <span class="soft">storage ${fixed(point.storage, 2)}, accuracy ${fixed(point.value)} %</span></li>`).join("");
   show("storage", { storage: points });
 }
 
@@ -315,9 +362,9 @@ addEventListener("click", async (event) => {
 // ---- figures
 const dialog = $("#large");
 for (const button of $$(".shots button")) button.addEventListener("click", () => {
-  const image = $("img", dialog), small = $("img", button);
-  image.src = small.src;
-  image.alt = small.alt;
+  const image = $("img", button).cloneNode();
+  $("img", dialog)?.remove();
+  dialog.append(image);
   dialog.showModal();
 });
 if (dialog) dialog.addEventListener("click", () => dialog.close());

@@ -126,25 +126,28 @@ def _of_methods() -> list[Chart]:
             "Mean test accuracy, with one dot a seed",
             "The methods of the table below, best first, with intervals over seeds and over test images.",
             charts.intervals(),
+            around=(86, 101),
         ),
         Chart(
             "heat",
             "Test accuracy of every task",
             "Methods in rows, best first, tasks in columns. The same numbers stand in the tables beside this page.",
             charts.heat_map(),
+            around=(150, 174),
         ),
         Chart(
             "storage",
             "Mean test accuracy by storage",
             "The methods of the table above, accuracy upwards, storage to the right.",
             charts.storage(),
+            around=(87, 138),
         ),
     ]
 
 
 def _curves(mode: str, title: str, colour: str) -> Chart:
     return Chart(f"curves-{mode}", title, f"Validation accuracy of every task along α, {title}; the table below has "
-                 "the numbers at the slider's α.", charts.curves(colour))  # fmt: skip
+                 "the numbers at the slider's α.", charts.curves(colour), around=(62, 62))  # fmt: skip
 
 
 def _commands(runs: Runs) -> dict[str, str]:
@@ -169,7 +172,7 @@ def _data(
         "methods": methods,
         "explorer": curves,
         "modes": [{"name": mode.name, "title": mode.title, "short": mode.short} for mode in modes],
-        "charts": {chart.name: {"spec": chart.spec, "canvas": chart.canvas} for chart in drawn},
+        "charts": {chart.name: {"spec": chart.spec, "around": chart.around, "canvas": chart.canvas} for chart in drawn},
     }
 
 

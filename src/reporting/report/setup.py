@@ -1,28 +1,59 @@
-"""What was run: the model, seeds, machines, and the minutes of each kind of work, from the provenance of results."""
+"""What was run: the model, seeds and machines, the minutes of each stage, and how long a result of each kind took."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
+from pydantic import TypeAdapter
+
+from src.experiments import durations, stages
 from src.experiments.registry import EXPERIMENTS
 from src.reporting.result import MERGING, VECTORS, Result
 from src.reporting.runs import Runs
 from src.reporting.table import printed
+from src.runtime.files import read_json
 from src.runtime.messages import few
 
 WORK = {row.name: row.title for row in EXPERIMENTS.values()} | {MERGING: "merging"}
 ADAPTING = "merging that adapts to images"
 CORRUPTED = "on corrupted images"
+_RECORDED = TypeAdapter(dict[str, list[durations.Durations]])
 
 
 @dataclass(frozen=True)
 class Work:
-    """Results of one kind. seconds: recorded ones, None where none was; timed: how many results they are of."""
+    """Results of one kind. timed: how many record how long they took; seconds: their mean, None where none does."""
 
     name: str
     results: int
     timed: int
     seconds: float | None
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A stage of reproduce.py. seconds: of a seed, or once for all seeds."""
+
+    name: str
+    title: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """What reproduce.py took on a machine. jobs: so many tasks were worked on at once. untimed: names of stages."""
+
+    device: str
+    jobs: int
+    of_seed: tuple[Timed, ...]
+    once: tuple[Timed, ...]
+    untimed: tuple[str, ...]
+
+    @property
+    def seconds(self) -> float:
+        """Of a seed."""
+        return sum(stage.seconds for stage in self.of_seed)
 
 
 @dataclass(frozen=True)
@@ -32,12 +63,32 @@ class Setup:
     facts: Mapping[str, str]
     work: tuple[Work, ...]
     tasks: tuple[str, ...]
+    reproduction: Reproduction | None
 
 
 def setup(runs: Runs) -> Setup:
     results = [*runs.read, *runs.random_init.read]
     records = [result for result in results if result.experiment != VECTORS]
-    return Setup(_facts(runs, records), tuple(_work(records)), tuple(map(printed, runs.tasks)))
+    tasks = tuple(map(printed, runs.tasks))
+    return Setup(_facts(runs, records), tuple(_work(records)), tasks, _reproduction(runs))
+
+
+def _reproduction(runs: Runs) -> Reproduction | None:
+    """By the file that reproduce.py keeps: the machine that ran most stages. None where nothing is known."""
+    try:
+        recorded = _RECORDED.validate_python(read_json(runs.paths.index().parent / durations.NAME))
+    except (FileNotFoundError, ValueError):
+        return None
+    entries = [entry for entry in recorded.get(runs.model, []) if entry["seconds"]]
+    if not entries:
+        return None
+    most = max(entries, key=lambda entry: len(entry["seconds"]))
+    of_seed, once = (
+        tuple(Timed(s.name, s.title, most["seconds"][s.name]) for s in group if s.name in most["seconds"])
+        for group in (stages.STAGES, stages.REPORT)
+    )
+    untimed = tuple(name for name in stages.NAMES if name not in most["seconds"])
+    return Reproduction(most["device"], most["jobs"], of_seed, once, untimed)
 
 
 def _facts(runs: Runs, results: Iterable[Result]) -> dict[str, str]:
@@ -49,7 +100,7 @@ def _facts(runs: Runs, results: Iterable[Result]) -> dict[str, str]:
             versions.setdefault(name, set()).add(str(version))
     facts = {
         "model": runs.model,
-        "suite": f"{runs.suite}: {len(runs.tasks)} tasks and a control set",
+        "suite": f"{runs.suite}: {_tasks(runs)} and a control set",
         "seeds": ", ".join(map(str, runs.seeds)),
         "results": str(len(made)),
         "made": dates[0] if dates and dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}" if dates else "",
@@ -60,6 +111,12 @@ def _facts(runs: Runs, results: Iterable[Result]) -> dict[str, str]:
     return {name: value for name, value in facts.items() if value}
 
 
+def _tasks(runs: Runs) -> str:
+    """How many there are, and how many of them most numbers are of."""
+    tasks, first = len(runs.tasks), len(runs.main_tasks)
+    return f"{tasks} tasks, of which the first {first} are the first benchmark," if tasks > first else f"{tasks} tasks"
+
+
 def _work(results: Iterable[Result]) -> Iterable[Work]:
     kinds: dict[str, list[Any]] = {}
     for result in results:
@@ -67,7 +124,7 @@ def _work(results: Iterable[Result]) -> Iterable[Work]:
     order = [*(WORK[name] for name in EXPERIMENTS), WORK[MERGING], ADAPTING, CORRUPTED]
     for name in (name for name in order if name in kinds):
         seconds = [value for value in kinds[name] if value is not None]
-        yield Work(name, len(kinds[name]), len(seconds), sum(seconds) if seconds else None)
+        yield Work(name, len(kinds[name]), len(seconds), fmean(seconds) if seconds else None)
 
 
 def _kind(result: Result) -> str:
