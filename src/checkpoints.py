@@ -50,12 +50,12 @@ class Checkpoint(Mapping):
             try:
                 check_same(like, self, "the encoder and the checkpoint")
             except ValueError as error:
-                raise CheckpointError(f"{path}: {error}; {again(self.header)}") from None
+                raise CheckpointError(f"{path}: {error}; {again(self.header, self.path)}") from None
         try:
             with safe_open(path, framework="pt"):  # it sees whether offsets, shapes and types agree
                 pass
         except SafetensorError as error:
-            raise CheckpointError(f"{path}: damaged ({error}); {again(self.header)}") from None
+            raise CheckpointError(f"{path}: damaged ({error}); {again(self.header, self.path)}") from None
 
     def __getitem__(self, key: str) -> torch.Tensor:
         """Raises KeyError, and CheckpointError or FileNotFoundError where the file is not what was opened any more."""
@@ -69,7 +69,7 @@ class Checkpoint(Mapping):
                 return {key: self._tensor(key, file if same else None) for key in keys}
         except FileNotFoundError:
             raise MissingFile(
-                f"expected the checkpoint {self.path}, found no file; make it with: {command(self.header)}"
+                f"expected the checkpoint {self.path}, found no file; make it with: {command(self.header, self.path)}"
             ) from None
 
     def _tensor(self, key: str, file: BufferedReader | None) -> torch.Tensor:
@@ -208,7 +208,7 @@ def _fingerprint_at(path: Path, kind: str, *stamp: int) -> str:
 @lru_cache(maxsize=256)
 def _check_finite_at(path: Path, kind: str, *stamp: int) -> None:
     file = Checkpoint(path, kind=kind)
-    _check_finite(file, path, again(file.header))
+    _check_finite(file, path, again(file.header, path))
 
 
 def _check_finite(weights: Mapping[str, torch.Tensor], path: Path, mend: str) -> None:
@@ -276,7 +276,7 @@ def load_masks(path: Path, **expect: Any) -> dict[str, PackedMask]:
     if wrong := [key for key, size in sizes.items() if file.shapes.get(key) != size or file.stored(key) != "U8"]:
         raise CheckpointError(
             f"{path}: expected one bit for each weight of every task, found none or others for {few(wrong)}; "
-            f"{again(file.header)}"
+            f"{again(file.header, path)}"
         )
     bits = file.read(sizes)
     return {task: PackedMask({name: bits[f"{task}/{name}"] for name in shapes}, shapes) for task in tasks}
