@@ -569,6 +569,7 @@ def test_masks_of_another_problem_are_refused_with_both_names(place, capsys, ove
     [
         (["method=tie"], "method: 'tie' does not exist; did you mean ties?"),
         (["method=sum,tie", "-m"], "method: 'tie' does not exist; did you mean ties?"),
+        (["method={ties:1}"], "method: expected a name, as in method=ties"),
         (["metod=ties"], "metod: this key does not exist; did you mean method?"),
         (["+metod=ties"], "metod: this key does not exist; did you mean method?"),
         (["finetuning_mod=linear"], "did you mean finetuning_mode?"),

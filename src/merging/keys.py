@@ -39,6 +39,8 @@ def check(words: Sequence[str]) -> None:
     overrides = [_parsed(word) for word in _overrides(words)]
     given = [value for o in overrides if o.key_or_group == "method" for value in _values(o)] or ["sum"]
     named = [name for name in given if isinstance(name, str)]
+    if len(named) < len(given):
+        raise UsageError("method: expected a name, as in method=ties (python main.py --methods lists them)")
     chosen = [name for name in named if name in registry.METHODS]
     offered = {f"method.{option}" for name in chosen for option in registry.METHODS[name].defaults()}
     if instead := of_overrides(words, offered):
