@@ -5,6 +5,7 @@ import os
 import shlex
 import struct
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, Required
@@ -13,7 +14,7 @@ import torch
 from pydantic import NonNegativeInt, TypeAdapter, ValidationError
 from typing_extensions import TypedDict  # Python's own does not serve pydantic before 3.12
 
-from src.run import as_flags, as_overrides, run_at
+from src.run import Run, as_flags, as_overrides, run_at
 from src.runtime.files import describe_start, parse_json
 from src.runtime.messages import CheckpointError, MissingFile, few
 
@@ -80,12 +81,12 @@ def mark(head: bytes) -> bytes:
     return hashlib.sha256(head).digest()
 
 
-def read_head(path: Path, expect: Mapping) -> Head:
+def read_head(path: Path, expect: Mapping, run: Run | None = None) -> Head:
     """The JSON header and the tensors' specifications, after checking that the file is whole and as expected."""
     expect = {field: list(v) if isinstance(v, tuple) else v for field, v in expect.items() if v is not None}
-    mend = again(expect, path)
+    mend = again(expect, path, run)
     if not path.is_file():
-        raise MissingFile(f"expected the checkpoint {path}, found no file; make it with: {command(expect, path)}")
+        raise MissingFile(f"expected the checkpoint {path}, found no file; make it with: {command(expect, path, run)}")
     with open(path, "rb") as file:
         start = file.read(9)
         length = struct.unpack("<Q", start[:8])[0] if len(start) == 9 else 0
@@ -126,7 +127,7 @@ def read_head(path: Path, expect: Mapping) -> Head:
         if header.get(field) != value:
             raise CheckpointError(
                 f"{path}: expected {field} {value!r}, found {header.get(field)!r}; make the expected one with: "
-                f"{command(header | expect, path)}"
+                f"{command(header | expect, path, run)}"
             )
     return Head(header, specs, 8 + length, mark(start[:8] + text))
 
@@ -145,14 +146,15 @@ def _parsed(text: bytes) -> tuple[Mapping[str, Any], bytes | None]:
     return specs, metadata["header"].encode() if "header" in metadata else None
 
 
-def command(fields: Mapping, path: Path) -> str:
+def command(fields: Mapping, path: Path, run: Run | None = None) -> str:
     """The command that makes a checkpoint (or masks) with these header fields at `path`, as far as they are known.
 
-    A file that lies where runs keep theirs is of a run, whose folder the command names too.
+    run: whose it is, in whose folders the command works; by default the place of the file tells one of them.
     """
-    run = run_at(path, "save")
+    run = run or run_at(path, "save")
     named = {name: fields[name] for name in ("model", "seed") if fields.get(name) is not None}
-    named = (run.named() if run else {}) | named
+    if run:
+        named = replace(run, corruption=None).named() | named  # which is of test images alone
     if fields.get("kind") == "masks":
         return f"python main.py {as_overrides({'model': '...'} | named)} method=tall_mask"
     given = {"model": named.pop("model", None), "tasks": fields.get("task"), "finetuning_mode": fields.get("mode")}
@@ -162,11 +164,11 @@ def command(fields: Mapping, path: Path) -> str:
     return f"python finetune.py {as_flags(known | named)}".rstrip()
 
 
-def again(fields: Mapping, path: Path) -> str:
+def again(fields: Mapping, path: Path, run: Run | None = None) -> str:
     """How to mend a file that is there: its command by itself would come to it again, or skip what it is beside."""
     if "provenance" in fields:  # it was published: no command of ours makes it
         return "it was converted from a published file; fetch it anew with download_checkpoints.py --overwrite"
-    anew = command(fields, path) + " overwrite=True" * (fields.get("kind") == "masks")
+    anew = command(fields, path, run) + " overwrite=True" * (fields.get("kind") == "masks")
     if fields.get("task") or fields.get("kind") == "masks":
         return f"remove it and make it again: {anew}"
     return f"give another file; or, where it is the suite's own, remove it and make it again: {anew}"

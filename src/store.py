@@ -76,7 +76,7 @@ def written_fingerprints(run: Run) -> dict[str, str]:
 def pretrained(run: Run) -> checkpoints.Checkpoint:
     """θ0 on disk, read tensor by tensor; written where it is not there yet."""
     write_pretrained(run)
-    return checkpoints.Checkpoint(run.paths.pretrained(), model=run.model)
+    return checkpoints.Checkpoint(run.paths.pretrained(), model=run.model, run=run)
 
 
 def finetuned(run: Run, task: str, mode: str, step: int | None = None) -> checkpoints.Checkpoint:
@@ -101,8 +101,8 @@ def finetuned(run: Run, task: str, mode: str, step: int | None = None) -> checkp
         make = finetuning(run, trained_as, absent if task in absent else [task])
         raise MissingFile(f"expected the checkpoint {path}, found no file; make it with: {make}")
     theta0 = run.paths.pretrained()
-    like = checkpoints.Checkpoint(theta0, model=run.model) if theta0.is_file() else None
-    checkpoint = checkpoints.Checkpoint(path, like=like, **expected)
+    like = checkpoints.Checkpoint(theta0, model=run.model, run=run) if theta0.is_file() else None
+    checkpoint = checkpoints.Checkpoint(path, like=like, run=run, **expected)
     check_start(run, path, checkpoint.header)
     checkpoints.require_finite(checkpoint)
     return checkpoint
@@ -145,7 +145,9 @@ def made_of(run: Run, mode: str, tasks: Iterable[str], encoders: Mapping[str, st
         try:
             of_weights = f"{known['image']}-"
             if path:
-                of_weights = checkpoints.known_hashes(checkpoints.Checkpoint(path, model=run.model, **expected))
+                of_weights = checkpoints.known_hashes(
+                    checkpoints.Checkpoint(path, model=run.model, run=run, **expected)
+                )
         except FileNotFoundError:
             continue
         weights, _, digest = of_weights.partition("-")

@@ -73,12 +73,17 @@ def test_a_damaged_checkpoint_is_made_again_where_it_lies(run):
     draw_checkpoints(run)
     path = run.paths.checkpoint("signs", "standard")
     path.write_bytes(path.read_bytes()[:-1])
-    only_save = replace(run, places=Places(save=run.places.save))
-    for read in (checkpoints.Checkpoint, checkpoints.header, lambda path: store.finetuned(run, "signs", "standard")):
+    only_save = Places(save=run.places.save)  # as the place of the file tells
+    for read, places in (
+        (checkpoints.Checkpoint, only_save),
+        (checkpoints.header, only_save),
+        (lambda path: store.finetuned(run, "signs", "standard"), run.places),
+        (lambda path: store.made_of(run, "standard", ["signs"]), run.places),
+    ):
         with pytest.raises(UserError, match="cut short") as refused:
             read(path)
         named, _ = parse(finetuning_parser(""), [*told(refused.value, "python finetune.py ")])
-        assert (named.model, named.seed, named.places) == (run.model, run.seed, only_save.places)
+        assert (named.model, named.seed, named.places) == (run.model, run.seed, places)
 
 
 def test_a_damaged_result_is_made_again_by_the_same_command_or_by_all_of_them(run, flags, monkeypatch):
@@ -115,7 +120,9 @@ def test_masks_are_made_in_the_folders_of_the_run(run):
     draw_checkpoints(run)
     problem = read_problem(run, Source())
     with pytest.raises(UserError) as refused:
-        load_tall_masks(problem, False, None)
+        load_tall_masks(replace(problem, published_masks=run.places.save / "fetched"), False, None)
     words = [*told(refused.value, "python main.py ")]
     assert {f"save={run.places.save}", f"results={run.places.results}", f"data_location={run.places.data}"} <= {*words}
     assert "seed=0" in words and "DATASETS=[signs,letters]" in words
+    fetched = shlex.split(str(refused.value).partition(" or fetch the published ones with: ")[2])
+    assert fetched[1] == "download_checkpoints.py" and f"--save={run.places.save}" in fetched
