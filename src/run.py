@@ -177,6 +177,8 @@ class Run:
     def reproduce(self, *words: str) -> str:
         """The command of reproduce.py on this run; it always names the folder of results, of which it has its own."""
         named = self.named() | {"results": self.places.results}
+        if "--seeds" in words:
+            del named["seed"]
         return " ".join([shlex.join(["python", "reproduce.py", *words]), as_flags(named)])
 
 

@@ -268,14 +268,10 @@ class Runs:
         words = (f"method={result.record['method']}", "overwrite=True")
         return self.merge_command(words, tuple(result.tasks), result.mode or "standard", [result.seed])
 
-    def reproduce_command(self) -> str:
-        """The command that makes all results of the model in this folder."""
-        return self._run(self.command_seeds[0]).reproduce()
-
-    def stage_command(self, stage: str, seeds: Sequence[int]) -> str:
-        """The command that runs a stage of reproduce.py."""
-        words = shlex.split(self._run(seeds[0]).reproduce("--only", stage, "--seeds", ",".join(map(str, seeds))))
-        return shlex.join(word for word in words if not word.startswith("--seed="))
+    def reproduce_command(self, seeds: Sequence[int] = (), stage: str = "") -> str:
+        """The command that runs reproduce.py, or a stage of it, into this folder; seeds: by default the first."""
+        words = ["--only", stage, "--seeds", ",".join(map(str, seeds))] if stage else []
+        return self._run((seeds or self.command_seeds)[0]).reproduce(*words)
 
     def merge_command(
         self, overrides: Iterable[str], tasks: tuple[str, ...], mode: str = "standard", seeds: Sequence[int] = ()
