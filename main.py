@@ -38,13 +38,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     if {"-h", "--help"} & {*words}:  # Hydra's own says nothing of keys
         return print(f"{__doc__}\nMethods (--methods has their options):\n\n{short_listing()}")
     from src.experiments import merging  # here, so that --help does not wait for torch
-    from src.merging import names, registry
+    from src.merging import keys, names, registry
 
     if "--methods" in words:
         return print(names.listing())
     for group, name, schema in ((None, "flags", shared_flags()), *registry.new_config_schemas()):
         ConfigStore.instance().store(group=group, name=name, node=schema)
-    names.refuse_foreign(words)
+    keys.check(words)
     if {"-m", "--multirun"} & {*words}:
         begin_group()
     failed: list[Exception] = []

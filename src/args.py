@@ -20,6 +20,7 @@ from src.runtime.paths import Places, expanded
 BOTH = "both"
 REPRODUCED = Path("reproduced")  # apart from results/, which ships: there most is finished
 MOST_SEEDS = 1000  # of one range: a slip of the keyboard would fill the memory
+EXIT_STATUS = "Exit status: 0 when all is done, 1 when something failed, 2 for a wrong flag, 130 after Ctrl-C."
 _stop_when_parsed = ContextVar("_stop_when_parsed", default=False)
 
 
@@ -49,11 +50,19 @@ class Formatter(argparse.RawDescriptionHelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, whose messages on a wrong choice name the nearest right one."""
+    """argparse, whose messages on a wrong choice name the nearest right one, and fill a line.
+
+    Its help ends with the exit status, unless the description tells it.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.epilog is None and "Exit status" not in (self.description or ""):
+            self.epilog = EXIT_STATUS
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:
-            hint = nearest(str(value), [str(c) for c in action.choices])
+            hint = nearest(str(value), [str(c) for c in action.choices]) or "."
             raise argparse.ArgumentError(
                 action, f"{value!r} does not exist{hint} Known: {', '.join(map(str, action.choices))}"
             )
@@ -88,7 +97,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         leave_to_the_first()
-        super().error(message)
+        self.exit(2, f"error: {message} (--help lists the flags)\n")
 
 
 def command_parser(prog: str, doc: str | None) -> Parser:
@@ -104,7 +113,9 @@ def base_parser(doc: str | None, modes: Sequence[str] | None = EVALUATED) -> Par
     machine = parser.add_argument_group("machine")
     if modes:
         what.add_argument("--finetuning-mode", choices=modes, default="standard", help="way of fine-tuning")
-    what.add_argument("--model", help="ViT-Mini (default), ViT-B-32, ViT-B-16, ViT-L-14, any open_clip name")
+    what.add_argument(
+        "--model", help="ViT-Mini (default), ViT-B-32, ViT-B-16, ViT-L-14, most other models of open_clip"
+    )
     what.add_argument("--suite", help="mini or vision; by default the suite that the model is meant for")
     what.add_argument(
         "--tasks",

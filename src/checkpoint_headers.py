@@ -2,8 +2,10 @@
 
 import hashlib
 import os
+import shlex
 import struct
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, Required
@@ -12,6 +14,7 @@ import torch
 from pydantic import NonNegativeInt, TypeAdapter, ValidationError
 from typing_extensions import TypedDict  # Python's own does not serve pydantic before 3.12
 
+from src.run import Run, as_flags, as_overrides, run_at
 from src.runtime.files import describe_start, parse_json
 from src.runtime.messages import CheckpointError, MissingFile, few
 
@@ -78,12 +81,12 @@ def mark(head: bytes) -> bytes:
     return hashlib.sha256(head).digest()
 
 
-def read_head(path: Path, expect: Mapping) -> Head:
+def read_head(path: Path, expect: Mapping, run: Run | None = None) -> Head:
     """The JSON header and the tensors' specifications, after checking that the file is whole and as expected."""
     expect = {field: list(v) if isinstance(v, tuple) else v for field, v in expect.items() if v is not None}
-    mend = again(expect)
+    mend = again(expect, path, run)
     if not path.is_file():
-        raise MissingFile(f"expected the checkpoint {path}, found no file; make it with: {command(expect)}")
+        raise MissingFile(f"expected the checkpoint {path}, found no file; make it with: {command(expect, path, run)}")
     with open(path, "rb") as file:
         start = file.read(9)
         length = struct.unpack("<Q", start[:8])[0] if len(start) == 9 else 0
@@ -124,7 +127,7 @@ def read_head(path: Path, expect: Mapping) -> Head:
         if header.get(field) != value:
             raise CheckpointError(
                 f"{path}: expected {field} {value!r}, found {header.get(field)!r}; make the expected one with: "
-                f"{command(header | expect)}"
+                f"{command(header | expect, path, run)}"
             )
     return Head(header, specs, 8 + length, mark(start[:8] + text))
 
@@ -143,22 +146,29 @@ def _parsed(text: bytes) -> tuple[Mapping[str, Any], bytes | None]:
     return specs, metadata["header"].encode() if "header" in metadata else None
 
 
-def command(fields: Mapping) -> str:
-    """The command that makes a checkpoint (or masks) with these header fields, as far as they are known."""
+def command(fields: Mapping, path: Path, run: Run | None = None) -> str:
+    """The command that makes a checkpoint (or masks) with these header fields at `path`, as far as they are known.
+
+    run: whose it is, in whose folders the command works; by default the place of the file tells one of them.
+    """
+    run = run or run_at(path, "save")
+    named = {name: fields[name] for name in ("model", "seed") if fields.get(name) is not None}
+    if run:
+        named = replace(run, corruption=None).named() | named  # which is of test images alone
     if fields.get("kind") == "masks":
-        return f"python main.py model={fields.get('model') or '...'} method=tall_mask"
-    flags = {"model": "--model", "task": "--tasks", "mode": "--finetuning-mode", "seed": "--seed"}
+        return f"python main.py {as_overrides({'model': '...'} | named)} method=tall_mask"
+    given = {"model": named.pop("model", None), "tasks": fields.get("task"), "finetuning_mode": fields.get("mode")}
     if fields.get("mode") == "none":  # θ0, which any fine-tuning writes first
-        del flags["mode"]
-    known = [f"{flag}={fields[field]}" for field, flag in flags.items() if fields.get(field) is not None]
-    return " ".join(["python finetune.py", *known])
+        del given["finetuning_mode"]
+    known = {name: value for name, value in given.items() if value is not None}
+    return f"python finetune.py {as_flags(known | named)}".rstrip()
 
 
-def again(fields: Mapping) -> str:
+def again(fields: Mapping, path: Path, run: Run | None = None) -> str:
     """How to mend a file that is there: its command by itself would come to it again, or skip what it is beside."""
     if "provenance" in fields:  # it was published: no command of ours makes it
         return "it was converted from a published file; fetch it anew with download_checkpoints.py --overwrite"
-    anew = command(fields) + " overwrite=True" * (fields.get("kind") == "masks")
+    anew = command(fields, path, run) + " overwrite=True" * (fields.get("kind") == "masks")
     if fields.get("task") or fields.get("kind") == "masks":
         return f"remove it and make it again: {anew}"
     return f"give another file; or, where it is the suite's own, remove it and make it again: {anew}"
@@ -167,4 +177,5 @@ def again(fields: Mapping) -> str:
 def _convert_command(path: Path, fields: Mapping) -> str:
     known = [f"--{field} {fields.get(field)}" for field in ("task", "mode") if fields.get(field)]
     model = fields.get("model") or "MODEL"
-    return " ".join(["python -m src.checkpoints convert", str(path), "OUT.safetensors", f"--model {model}", *known])
+    start = shlex.join(["python", "-m", "src.checkpoints", "convert", str(path), "OUT.safetensors"])
+    return " ".join([start, f"--model {model}", *known])

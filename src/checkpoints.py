@@ -24,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from src.checkpoint_headers import FIELDS, FORMAT, STORED, WEIGHTS, again, command, mark, read_head
+from src.run import Run
 from src.runtime.files import replacing
 from src.runtime.messages import CheckpointError as CheckpointError  # there, where torch is not needed
 from src.runtime.messages import MissingFile, few
@@ -40,22 +41,25 @@ class Checkpoint(Mapping):
 
     expect: header fields and the values that they must have, such as model="ViT-B-32", mode="linear"; None: any.
     like: weights (or another Checkpoint) whose names and shapes this one must share.
+    run: whose it is, in whose folders the command of an error works.
     Raises FileNotFoundError, or CheckpointError for a file that is cut short, foreign, or another model's.
     """
 
-    def __init__(self, path: Path, *, like: Mapping | None = None, kind: str = "weights", **expect: Any) -> None:
-        self.path = path
-        self.header, self._specs, self._size, self._mark = read_head(path, {"kind": kind} | expect)
+    def __init__(
+        self, path: Path, *, like: Mapping | None = None, kind: str = "weights", run: Run | None = None, **expect: Any
+    ) -> None:
+        self.path, self._run = path, run
+        self.header, self._specs, self._size, self._mark = read_head(path, {"kind": kind} | expect, run)
         if like is not None:
             try:
                 check_same(like, self, "the encoder and the checkpoint")
             except ValueError as error:
-                raise CheckpointError(f"{path}: {error}; {again(self.header)}") from None
+                raise CheckpointError(f"{path}: {error}; {again(self.header, path, run)}") from None
         try:
             with safe_open(path, framework="pt"):  # it sees whether offsets, shapes and types agree
                 pass
         except SafetensorError as error:
-            raise CheckpointError(f"{path}: damaged ({error}); {again(self.header)}") from None
+            raise CheckpointError(f"{path}: damaged ({error}); {again(self.header, path, run)}") from None
 
     def __getitem__(self, key: str) -> torch.Tensor:
         """Raises KeyError, and CheckpointError or FileNotFoundError where the file is not what was opened any more."""
@@ -68,9 +72,8 @@ class Checkpoint(Mapping):
                 same = mark(file.read(self._size)) == self._mark
                 return {key: self._tensor(key, file if same else None) for key in keys}
         except FileNotFoundError:
-            raise MissingFile(
-                f"expected the checkpoint {self.path}, found no file; make it with: {command(self.header)}"
-            ) from None
+            make = command(self.header, self.path, self._run)
+            raise MissingFile(f"expected the checkpoint {self.path}, found no file; make it with: {make}") from None
 
     def _tensor(self, key: str, file: BufferedReader | None) -> torch.Tensor:
         """file: None where another one has come to the path of the one that was opened."""
@@ -208,7 +211,7 @@ def _fingerprint_at(path: Path, kind: str, *stamp: int) -> str:
 @lru_cache(maxsize=256)
 def _check_finite_at(path: Path, kind: str, *stamp: int) -> None:
     file = Checkpoint(path, kind=kind)
-    _check_finite(file, path, again(file.header))
+    _check_finite(file, path, again(file.header, path))
 
 
 def _check_finite(weights: Mapping[str, torch.Tensor], path: Path, mend: str) -> None:
@@ -276,7 +279,7 @@ def load_masks(path: Path, **expect: Any) -> dict[str, PackedMask]:
     if wrong := [key for key, size in sizes.items() if file.shapes.get(key) != size or file.stored(key) != "U8"]:
         raise CheckpointError(
             f"{path}: expected one bit for each weight of every task, found none or others for {few(wrong)}; "
-            f"{again(file.header)}"
+            f"{again(file.header, path)}"
         )
     bits = file.read(sizes)
     return {task: PackedMask({name: bits[f"{task}/{name}"] for name in shapes}, shapes) for task in tasks}

@@ -7,10 +7,13 @@ An issue should quote its output.
 
 import os
 import platform
+from collections.abc import Sequence
 
 import torch
 
+from src.args import command_parser
 from src.runtime import results
+from src.runtime.program import exit_on_user_error
 
 
 def describe() -> dict[str, str]:
@@ -24,5 +27,11 @@ def describe() -> dict[str, str]:
     }
 
 
-if __name__ == "__main__":
+@exit_on_user_error
+def main(argv: Sequence[str] | None = None) -> None:
+    command_parser("src.environment", __doc__).parse_args(argv)
     print("\n".join(f"{name}: {value}" for name, value in describe().items()))
+
+
+if __name__ == "__main__":
+    main()

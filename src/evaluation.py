@@ -313,7 +313,8 @@ def _score_encoders(run: Run, mode: str, encoders: Mapping[str, str]) -> dict[st
 
 
 def _single_task(run: Run, mode: str, tasks: Sequence[str]) -> dict[str, dict[str, float]]:
-    command = f"python eval_single_task.py --finetuning-mode={mode} {run.flags()}"
+    named = run.tasks if run.tasks != run.suite_row.default else ()
+    command = run.command("eval_single_task.py", f"--finetuning-mode={mode}", tasks=named)
     path = run.paths.single_task(mode)
     record = results.require(path, command)
     results.require_same(path, run.config(), ("precision",))

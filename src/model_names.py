@@ -1,8 +1,8 @@
 """Names of models, taken apart and put together.
 
-A name says what the model is: `ViT-Mini` (the shipped one), or any open_clip name with `/` written as `-`
-(`ViT-B-32`). Suffixes: `__pretrained__<tag>` takes the open_clip weights of that tag in the place of OpenAI's,
-`__init__` builds the image tower without any pre-trained weights.
+A name says what the model is: `ViT-Mini` (the shipped one), or one of open_clip with `/` written as `-` (`ViT-B-32`);
+docs/vision.md says which of those are built. Suffixes: `__pretrained__<tag>` takes the open_clip weights of that tag in
+the place of OpenAI's, `__init__` builds the image tower without any pre-trained weights.
 """
 
 from dataclasses import dataclass, replace

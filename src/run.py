@@ -2,9 +2,10 @@
 
 import re
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from src.datasets import corruptions, registry
@@ -14,7 +15,7 @@ from src.ranges import check
 from src.records import Corrupted
 from src.runtime.distributed import cores, visible_gpus
 from src.runtime.messages import UsageError, nearest
-from src.runtime.paths import Paths, Places, expanded
+from src.runtime.paths import Paths, Places, expanded, portable
 
 BATCH, GPU_BATCH = 100, 256  # images of one forward pass in evaluation; a GPU waits for Python in smaller ones
 PRECISIONS = FP32, TF32, BF16 = ("fp32", "tf32", "bf16")  # of matrix products; see runtime/precision.py
@@ -166,7 +167,42 @@ class Run:
 
     def flags(self) -> str:
         """How a command is told of this run, as a shell reads it: `--model=ViT-Mini --seed=1 --results=reproduced`."""
-        return shlex.join(f"--{name.replace('_', '-')}={value}" for name, value in self.named().items())
+        return as_flags(self.named())
+
+    def command(self, script: str, *words: str, tasks: Iterable[str] = ()) -> str:
+        """A command of a script on this run, in its folders. tasks: its `--tasks`; none: the script's default."""
+        named = f" --tasks={','.join(tasks)}" if tasks else ""
+        return " ".join([shlex.join(["python", script, *words]), self.flags() + named])
+
+    def reproduce(self, *words: str) -> str:
+        """The command of reproduce.py on this run; it always names the folder of results, of which it has its own."""
+        named = self.named() | {"results": self.places.results}
+        if "--seeds" in words:
+            del named["seed"]
+        return " ".join([shlex.join(["python", "reproduce.py", *words]), as_flags(named)])
+
+
+def as_flags(named: Mapping[str, Any]) -> str:
+    """What `Run.named` says, as a shell reads it."""
+    return shlex.join(f"--{name.replace('_', '-')}={value}" for name, value in named.items())
+
+
+def as_overrides(named: Mapping[str, Any]) -> str:
+    """What `Run.named` says, as main.py and a shell read it."""
+    return shlex.join(override(name, value) for name, value in named.items())
+
+
+def run_at(file: Path, kind: str) -> Run | None:
+    """The run whose file lies there, as far as its place tells: model, seed, suite, and one folder.
+
+    kind: "save" or "results", the folder that the file lies in. None where no run keeps files in such a place.
+    """
+    for folder in file.parents:
+        suite, model = folder.parent.parent.name, folder.parent.name
+        if re.fullmatch(r"seed_\d{1,9}", folder.name) and suite in registry.SUITES:
+            root = portable(folder.parents[2])
+            return Run(suite, model, int(folder.name.removeprefix("seed_")), (), Places(**{kind: root}))
+    return None
 
 
 def override(name: str, value: Any) -> str:

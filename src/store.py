@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -75,14 +76,14 @@ def written_fingerprints(run: Run) -> dict[str, str]:
 def pretrained(run: Run) -> checkpoints.Checkpoint:
     """θ0 on disk, read tensor by tensor; written where it is not there yet."""
     write_pretrained(run)
-    return checkpoints.Checkpoint(run.paths.pretrained(), model=run.model)
+    return checkpoints.Checkpoint(run.paths.pretrained(), model=run.model, run=run)
 
 
 def finetuned(run: Run, task: str, mode: str, step: int | None = None) -> checkpoints.Checkpoint:
     """θ of a task for an evaluation mode; with `step`, as it was after that step of its fine-tuning.
 
-    Raises FileNotFoundError that names the fine-tuning command, or CheckpointError where θ began at another θ0, or has
-    other tensors.
+    Raises FileNotFoundError that names the command which fine-tunes all that the run lacks, or CheckpointError where θ
+    began at another θ0, or has other tensors.
     """
     trained_as = MODES[mode].checkpoint
     expected: dict[str, Any] = dict(model=run.model, task=task, mode=trained_as, seed=run.seed)
@@ -92,15 +93,24 @@ def finetuned(run: Run, task: str, mode: str, step: int | None = None) -> checkp
         path, expected["step"] = run.paths.encoder_at(task, trained_as, step), step
         if not path.is_file():
             raise MissingFile(
-                f"{path}: expected the encoder after step {step}, found none; keep it with: python finetune.py "
-                f"--finetuning-mode={trained_as} {run.flags()} --tasks={task} --keep-every={step} --overwrite"
+                f"{path}: expected the encoder after step {step}, found none; keep it with: "
+                f"{finetuning(run, trained_as, [task])} --keep-every={step} --overwrite"
             )
+    if not path.is_file():
+        absent = [name for name in run.tasks if not run.paths.checkpoint(name, trained_as).is_file()]
+        make = finetuning(run, trained_as, absent if task in absent else [task])
+        raise MissingFile(f"expected the checkpoint {path}, found no file; make it with: {make}")
     theta0 = run.paths.pretrained()
-    like = checkpoints.Checkpoint(theta0, model=run.model) if theta0.is_file() else None
-    checkpoint = checkpoints.Checkpoint(path, like=like, **expected)
+    like = checkpoints.Checkpoint(theta0, model=run.model, run=run) if theta0.is_file() else None
+    checkpoint = checkpoints.Checkpoint(path, like=like, run=run, **expected)
     check_start(run, path, checkpoint.header)
     checkpoints.require_finite(checkpoint)
     return checkpoint
+
+
+def finetuning(run: Run, mode: str, tasks: Iterable[str]) -> str:
+    """The command that fine-tunes these tasks in the run's folders."""
+    return replace(run, corruption=None).command("finetune.py", f"--finetuning-mode={mode}", tasks=tasks)
 
 
 def publisher(run: Run, dataset: str) -> str | None:
@@ -135,7 +145,9 @@ def made_of(run: Run, mode: str, tasks: Iterable[str], encoders: Mapping[str, st
         try:
             of_weights = f"{known['image']}-"
             if path:
-                of_weights = checkpoints.known_hashes(checkpoints.Checkpoint(path, model=run.model, **expected))
+                of_weights = checkpoints.known_hashes(
+                    checkpoints.Checkpoint(path, model=run.model, run=run, **expected)
+                )
         except FileNotFoundError:
             continue
         weights, _, digest = of_weights.partition("-")
@@ -186,8 +198,8 @@ def check_start(run: Run, path: Path, header: Mapping) -> None:
     began, theta0 = header.get("began_at"), written_fingerprints(run).get("image")
     if began and theta0 and began != theta0:
         mended = (
-            f"make it again: python finetune.py --model={run.model} --seed={run.seed} --tasks={header.get('task')} "
-            f"--finetuning-mode={header.get('mode')} --overwrite"
+            f"make it again: {finetuning(run, header.get('mode') or PUBLISHED_MODE, [header.get('task') or 'TASK'])} "
+            "--overwrite"
         )
         if header.get("provenance"):
             mended = "give the weights that it began at by --pretrained-path, with a --save of their own"

@@ -4,7 +4,6 @@ Everything that chance decides in a step (which images, how they are shifted) is
 run that was killed goes on as if it had not been, and any number of processes sees the same batches.
 """
 
-import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
@@ -38,6 +37,7 @@ from src.heads import get_classification_head
 from src.modeling import ImageClassifier
 from src.modes import MODES
 from src.run import Run
+from src.runtime import results
 from src.runtime.distributed import World
 from src.runtime.files import require_writable
 from src.runtime.locks import only_one
@@ -285,7 +285,7 @@ class FineTuning:
         )
         return (
             f"{self.task} {self.training.mode}: the loss is {loss}, or its gradient is no number, at step {step} of "
-            f"{self.steps}; {state}. Start again with a smaller --lr and --overwrite: {' '.join(['python', *sys.argv])}"
+            f"{self.steps}; {state}. Start again with a smaller --lr and --overwrite: {results.command_line()}"
         )
 
 

@@ -792,7 +792,7 @@ def test_unseen_tasks_have_one_order_and_their_denominators_are_asked_for_first(
 @pytest.mark.parametrize(
     "options, message",
     [
-        (["tasks=[digits,land]", "method=adamerging"], "finetune.py --model=ViT-Mini --tasks=land"),
+        (["tasks=[digits,land]", "method=adamerging"], "--tasks=land\n"),
         (["tasks=[digits]", "unseen=[letters]", "method=mag_masking"], "a model for each merged task, and none for"),
         (["tasks=[digits,signs]", "unseen=[digits]"], "digits is merged"),
         (["tasks=[digits,signs]", "unseen=[leters]"], "did you mean letters"),

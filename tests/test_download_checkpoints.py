@@ -337,7 +337,8 @@ def test_published_masks(server, run, paths, pretrained, capsys):
     loaded = checkpoints.load_masks(path, model=MODEL, mode="standard", scope="published", tasks=TASKS)
     for task, named in masks.items():
         assert_same(loaded[task], named)
-    assert "num_tasks=8 method=tall_mask method.load_mask=True" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "num_tasks=8 method=tall_mask method.load_mask=True" in told and f"save={paths.places.save} " in told
 
 
 def test_fusion_bench_repositories(server, run, paths, pretrained, capsys):

@@ -337,7 +337,7 @@ def test_missing_denominators_name_their_command(make_run):
 
 def test_a_missing_checkpoint_names_its_command(make_run):
     with pytest.raises(FileNotFoundError, match="finetune.py .*--tasks=signs"):
-        store.task_vector(make_run(), "signs", "posthoc")
+        store.task_vector(make_run("--tasks=signs"), "signs", "posthoc")
 
 
 def test_a_single_task_result_grows_by_the_tasks_that_it_lacks(make_run, small_cache, capsys):

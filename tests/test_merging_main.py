@@ -5,6 +5,7 @@ The first images of the mini suite, seed 0; checkpoints are drawn instead of tra
 
 import json
 import re
+import shlex
 import shutil
 import sys
 import time
@@ -29,7 +30,7 @@ from src import checkpoints, store
 from src.checkpoints import VISUAL
 from src.datasets import loading, registry
 from src.experiments import commands, merging
-from src.merging import names
+from src.merging import keys, names
 from src.merging import registry as method_registry
 from src.merging.ties import Ties
 from src.run import Run
@@ -566,18 +567,54 @@ def test_masks_of_another_problem_are_refused_with_both_names(place, capsys, ove
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["method=nosuch"], "Available options in 'method'"),
-        (["method=ties", "method.kk=3"], "Key 'kk' not in 'Ties'"),
-        (["method=ties", "method.k=many"], "could not be converted to Float"),
-        (["finetuning_mod=linear"], "Key 'finetuning_mod' is not in struct"),
+        (["method=tie"], "method: 'tie' does not exist; did you mean ties?"),
+        (["method=sum,tie", "-m"], "method: 'tie' does not exist; did you mean ties?"),
+        (["method={ties:1}"], "method: expected a name, as in method=ties"),
+        (["metod=ties"], "metod: this key does not exist; did you mean method?"),
+        (["+metod=ties"], "metod: this key does not exist; did you mean method?"),
+        (["finetuning_mod=linear"], "did you mean finetuning_mode?"),
+        (["method=ties", "method.kk=3"], "ties has no option kk; did you mean k? (it has k, reduce, alphas)"),
+        (["+method.kk=3"], "sum has no option kk"),
+        (["method=sum,ties", "method.reduce=sum", "-m"], "sum has no option reduce"),
+        (["method=ties", "method.k=many"], "method.k: Value 'many' of type 'str' could not be converted to Float"),
+        (["method=ties", "method.k=10,many", "-m"], "method.k: Value 'many'"),
+        (["method.k=[1"], "'method.k=[1': expected key=value"),
+        (["+seed=3"], "expected no + in front, since the key is there: seed=3"),
+        (["ties"], "'ties': expected key=value, as in method=ties"),
+        (["--model=ViT-Mini"], "write model=ViT-Mini"),
+        (["--finetuning-mode", "linear"], "write finetuning_mode=linear"),
+        (["--tasks", "signs", "digits", "method=ties"], "write tasks=[signs,digits]"),
+        (["--overwrite"], "write overwrite=True"),
+        (["--modle=ViT-Mini"], "did you mean model?"),
     ],
 )
-def test_unknown_methods_keys_and_types_get_hydras_message(place, overrides, said):
+def test_unknown_methods_keys_and_types_end_with_a_line(place, capsys, overrides, said):
+    """Before Hydra, whose messages fill a page, suggest a + in front of what does not exist, and end with status 1."""
     before = place.files()
-    with pytest.raises(Exception, match="(?s).*") as refused:
+    with pytest.raises(SystemExit) as ended:
         place.call(*overrides)
-    causes = [refused.value, refused.value.__cause__]
-    assert said in " ".join(map(str, causes)) and place.files() == before
+    told = capsys.readouterr().err
+    assert ended.value.code == 2 and told.startswith("error: ") and told.count("\n") == 1
+    assert said in told and place.files() == before
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "method=ties method.k=20 +search.k=[10,20] +encoders.signs=x.safetensors ++method.reduce=sum",
+        "--multirun method=sum,ties,tall_mask finetuning_mode=standard,linear hydra/launcher=submitit_local",
+        "-m num_tasks=8,14 method=consensus method.prun_thre_k=1,2 hydra.launcher.timeout_min=240",
+        "method=concrete_subspace/clip_concrete_task_arithmetic method.adapt_on=val",
+        "method=ties --cfg job -p method",
+        "-c job --resolve method=ties ~unseen",
+        "method=ties method.k=range(10,30,10) method.alphas=[0.1,0.3],[0.2] -m",
+        "method=ties method.k=${seed} results='my results' output=null DATASETS=[signs,digits]",
+        "--config-dir=own method=own own_key=3",
+        "hydra.searchpath=[file://own] method=own method.own=3",
+    ],
+)
+def test_what_exists_and_what_is_hydras_passes(words):
+    keys.check(shlex.split(words))
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ from src.merging.registry import METHODS, variant_label, variants
 from src.modes import MODES
 from src.ranges import check
 from src.records import Corrupted
-from src.run import Run
+from src.run import Run, as_overrides
 from src.runtime import results
 from src.runtime.distributed import warn
 from src.runtime.messages import UsageError, few, nearest
@@ -194,8 +194,8 @@ def _record(run: Run, mode: str, named: Sequence[Variant], num_samples: int) -> 
     if not there:
         raise results.MissingResult(
             f"expected results of main.py in {run.paths.result(variant_result(run, named[0], mode)).parent}, found "
-            f"none of {few([variant_label(variant) for variant in named])}; make them with: python reproduce.py "
-            f"--only merging methods {run.flags()}"
+            f"none of {few([variant_label(variant) for variant in named])}; make them with: "
+            f"{run.reproduce('--only', 'merging', 'methods')}"
         )
     loading.examples(run, run.tasks[0], "test")  # mini's are drawn once, before the workers look for them
     look = partial(looked_at, run=run, mode=mode, num_samples=num_samples)
@@ -261,6 +261,7 @@ def merged(run: Run, mode: str, one: Chosen) -> Iterator[list[Model]]:
             raise results.ResultError(
                 f"{run.paths.result(variant_result(run, one.variant, mode))}: expected a setting of {one.label} as it "
                 f"is today, found {setting!r} chosen for {task}; make it again with: python main.py "
+                f"{as_overrides(run.named())} DATASETS=[{','.join(run.tasks)}] finetuning_mode={mode} "
                 f"{' '.join(one.variant.overrides)} overwrite=True"
             )
     tasks, settings = run.tasks, one.settings

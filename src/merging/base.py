@@ -109,6 +109,7 @@ class Problem:
     published_masks: where the published ones of these tasks lie, if they were fetched.
     images: for methods that need some; None where there are none. validation: for those that ask for labels.
     precision: of the matrix products of passes that learn from images; everything else is fp32.
+    named: what a command is told of the run that the checkpoints are of; see Run.named.
     memo: what methods have worked out and may want again, at other settings or options; it goes with the problem.
     Raises UsageError for an unknown scope and for no task; CheckpointError with the keys or shapes unlike θ0's.
     """
@@ -127,6 +128,7 @@ class Problem:
     validation: Labelled | None = None
     progress: Progress = Progress()
     precision: str = "fp32"
+    named: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
     memo: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self):

@@ -16,6 +16,7 @@ from src.checkpoints import PackedMask
 from src.merging.base import Merge, Problem, Setting
 from src.merging.geometry import describe
 from src.published import convert
+from src.run import as_flags
 from src.runtime import results
 from src.runtime.messages import MissingFile, few
 from src.runtime.paths import expanded
@@ -91,7 +92,9 @@ def load_masks(
     else:
         path = kept_or_published(problem.masks_at(name), published)
     if not path.is_file():
-        fetched = f", or fetch the published ones with: {DOWNLOAD.format(problem.model)}" if published else ""
+        told: dict[str, Any] = {name: value for name, value in problem.named.items() if name in ("seed", "save")}
+        fetch = " ".join([DOWNLOAD.format(problem.model), as_flags(told)]).rstrip()
+        fetched = f", or fetch the published ones with: {fetch}" if published else ""
         raise MissingFile(f"expected masks in {path}, found no file; make them with: {command}{fetched}")
     of_all = path.suffix == ".npy"  # tensors, whatever the scope
     if of_all:

@@ -37,6 +37,7 @@ from src.merging.base import Method, Problem
 from src.merging.depth import block_of
 from src.modes import MODES
 from src.ranges import RANK, check_choice, check_value
+from src.run import as_flags
 from src.runtime.messages import NotFinite, few
 from src.task_vectors import TaskVector
 
@@ -195,7 +196,8 @@ class Deltas:
                 f"{self.matrix.key} of {few(tasks)}: expected a matrix with a singular value decomposition, found none "
                 f"in float64 either; of its {size} entries {int((~matrix.isfinite()).sum())} are not finite. "
                 f"A checkpoint is damaged, or its training diverged; make it again: python finetune.py "
-                f"--model={self.problem.model} --tasks {' '.join(tasks)} --finetuning-mode={mode} --overwrite"
+                f"{as_flags({'model': self.problem.model} | self.problem.named)} --tasks {' '.join(tasks)} "
+                f"--finetuning-mode={mode} --overwrite"
             ) from None
 
     def polar(self, matrix: Tensor) -> Tensor:

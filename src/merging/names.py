@@ -1,14 +1,12 @@
-"""What results of merging are called, the list of the methods, and other projects' names of options."""
+"""What results of merging are called, and the list of the methods."""
 
 import inspect
 import sys
 import zlib
 from collections.abc import Mapping, Sequence
 
-from src.counterparts import of_overrides
 from src.datasets import registry
-from src.merging.registry import METHODS, registered
-from src.runtime.messages import UsageError
+from src.merging.registry import registered
 
 
 def tasks_name(suite: str, tasks: Sequence[str], encoders: Mapping[str, str] | None = None) -> str:
@@ -39,17 +37,6 @@ def listing() -> str:
         lines += [f"{cls.name}: {cls.title}{paper} (needs {cls.needs})", f"    {first}"]
         lines += [f"    method.{option}={value}" for option, value in cls.defaults().items()]
     return "\n".join(lines)
-
-
-def refuse_foreign(overrides: Sequence[str]) -> None:
-    """Raise UsageError for overrides of FusionBench's and the published main.py, with what stands for each here."""
-    named = dict(word.split("=", 1) for word in overrides if "=" in word)
-    if bare := [word for word in overrides if word.startswith(("encoders.", "search."))]:
-        raise UsageError(f"{bare[0]}: expected a + in front, since it is a key that is added: +{bare[0]}")
-    chosen = [METHODS[name] for name in named.get("method", "sum").split(",") if name in METHODS]
-    offered = {f"method.{option}" for method in chosen for option in method.defaults()}
-    if instead := of_overrides(overrides, offered):
-        raise UsageError(f"{instead} (other projects' options: docs/vision.md has a table)")
 
 
 def own_doc(cls: type) -> str:

@@ -75,6 +75,7 @@ def read_problem(run: Run, source: Source, label: str = "", progress: Progress =
         validation=Labelled(partial(labels, run)),
         progress=progress,
         precision=run.precision,
+        named=run.named(),
         memo=_memo(run, source, files),
     )
 

@@ -20,6 +20,7 @@ from src.merging.registry import register
 from src.merging.task_arithmetic import multi_task_vector
 from src.merging.ties import ties_vector
 from src.ranges import NON_NEGATIVE, option
+from src.run import as_overrides
 from src.runtime.files import require_writable
 from src.runtime.paths import expanded
 from src.task_vectors import Mask, TaskVector
@@ -50,8 +51,9 @@ def load_tall_masks(problem: Problem, use_ties: bool, file: str | None) -> tuple
 
     The published masks are of the sum of the task vectors.
     """
-    which = f"model={problem.model} finetuning_mode={problem.mode} scope={problem.scope} seed={problem.seed}"
-    command = f"python main.py {which} DATASETS=[{','.join(problem.tasks)}] method=tall_mask method.use_ties={use_ties}"
+    told = {"model": problem.model, "finetuning_mode": problem.mode, "scope": problem.scope, "seed": problem.seed}
+    tasks = f"DATASETS=[{','.join(problem.tasks)}]"
+    command = f"python main.py {as_overrides(told | problem.named)} {tasks} method=tall_mask method.use_ties={use_ties}"
     published = None if use_ties else problem.published_masks
     return load_masks(problem, _name(use_ties), f"{command} overwrite=True", file, published)
 

@@ -35,7 +35,7 @@ from src.published.sources import (
     PATTERNS,
     TALL_REPO,
 )
-from src.run import Run
+from src.run import Run, as_overrides
 from src.runtime.files import file_hash, read_json, replacing
 from src.runtime.messages import UsageError, few
 from src.runtime.paths import Paths
@@ -345,8 +345,8 @@ def download(
             raw.unlink()
         print(f"{file.path} -> {destination}", flush=True)
         if file.what == "masks":
-            named = f"model={request.model} num_tasks={file.name}"
-            print(f"python main.py {named} method=tall_mask method.load_mask=True")
+            named = as_overrides(Run(paths.suite, paths.model, paths.seed, (), paths.places).named())
+            print(f"python main.py {named} num_tasks={file.name} method=tall_mask method.load_mask=True")
     missing = [name for name in request.tasks if name not in {task_of(file.name) for file, _ in files}]
     if missing and request.kind == "checkpoints":
         print(f"not published there: {', '.join(missing)}")

@@ -6,8 +6,9 @@ writes docs/methods.md (paper, formula, options, published and measured numbers)
 """
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+from src.args import command_parser
 from src.datasets.registry import SUITES, get, names
 from src.merging.base import Method
 from src.merging.names import file_doc, own_doc
@@ -20,6 +21,7 @@ from src.reporting.runs import Runs
 from src.reporting.table import Cell, Table, write_text
 from src.runtime.messages import few
 from src.runtime.paths import ROOT, Places, from_root
+from src.runtime.program import exit_on_user_error
 
 DOCS = ROOT / "docs"
 HEAD = """# Merging methods
@@ -128,7 +130,9 @@ def sources_page() -> str:
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
+@exit_on_user_error
+def main(argv: Sequence[str] | None = None) -> None:
+    command_parser("src.reporting.catalogue", __doc__).parse_args(argv)
     runs = Runs("mini", "ViT-Mini", from_root(Places.results))
     runs.check()
     for name, text in {"methods": methods_page(runs), "sources": sources_page()}.items():

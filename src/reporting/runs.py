@@ -24,7 +24,7 @@ from src.reporting.published import published_model
 from src.reporting.result import VECTORS, Result, as_text, chosen, joined, read_results
 from src.run import Run, override
 from src.runtime.messages import UsageError, few
-from src.runtime.paths import ROOT, Paths, Places, from_root
+from src.runtime.paths import Paths, Places, from_root, portable
 from src.runtime.results import MissingResult
 
 # Entries of a result's configuration that decide none of its numbers, or that tell results apart.
@@ -78,7 +78,7 @@ class Runs:
         """Raise UsageError where there are no results of the model, or none of a chosen seed."""
         where, others = self.results / self.suite, [model for model in self.models if model != self.model]
         if not self.seeds_there:
-            there = f"there are {', '.join(others)}" if others else "make some with: python reproduce.py"
+            there = f"there are {', '.join(others)}" if others else f"make some with: {self.reproduce_command()}"
             raise UsageError(f"--model: expected results of {self.model} in {where}, found none; {there}")
         if absent := [seed for seed in self.seeds if seed not in self.seeds_there]:
             raise UsageError(
@@ -268,10 +268,10 @@ class Runs:
         words = (f"method={result.record['method']}", "overwrite=True")
         return self.merge_command(words, tuple(result.tasks), result.mode or "standard", [result.seed])
 
-    def stage_command(self, stage: str, seeds: Sequence[int]) -> str:
-        """The command that runs a stage of reproduce.py."""
-        flags = [flag for flag in shlex.split(self._run(seeds[0]).flags()) if not flag.startswith("--seed=")]
-        return shlex.join(["python", "reproduce.py", "--only", stage, "--seeds", ",".join(map(str, seeds)), *flags])
+    def reproduce_command(self, seeds: Sequence[int] = (), stage: str = "") -> str:
+        """The command that runs reproduce.py, or a stage of it, into this folder; seeds: by default the first."""
+        words = ["--only", stage, "--seeds", ",".join(map(str, seeds))] if stage else []
+        return self._run((seeds or self.command_seeds)[0]).reproduce(*words)
 
     def merge_command(
         self, overrides: Iterable[str], tasks: tuple[str, ...], mode: str = "standard", seeds: Sequence[int] = ()
@@ -298,8 +298,7 @@ class Runs:
         places = {  # older results have the flags' names
             folder: Path(config[name]) for folder, names in folders.items() for name in names if config.get(name)
         }
-        results = from_root(self.results)
-        places["results"] = results.relative_to(ROOT) if results.is_relative_to(ROOT) else results
+        places["results"] = portable(from_root(self.results))
         return Run(self.suite, self.model, seed, self.tasks, Places(**places), config.get("pretrained_path"))
 
     @cached_property

@@ -41,6 +41,11 @@ def from_root(location: str | Path) -> Path:
     return expanded(ROOT / expanded(location))
 
 
+def portable(location: Path) -> Path:
+    """A location inside the project relative to its root, as `from_root` takes it."""
+    return location.relative_to(ROOT) if location.is_relative_to(ROOT) else location
+
+
 @dataclass(frozen=True)
 class Places:
     """The folders that `--save`, `--results`, `--cache-dir` and `--data-location` name."""

@@ -106,7 +106,7 @@ def require_same(
     decisive: the entries of `config` that the numbers depend on. made_of: as in `write`, of what is there now.
     What an older result does not tell does not count.
     """
-    about = read(path)["provenance"]
+    about = require(path, command_line())["provenance"]
     earlier = UNTOLD | about["config"]
     asked = {name: _plain(config[name], name, other=str) for name in decisive}
     differing = [
@@ -146,24 +146,39 @@ def _differences(name: str, earlier: Any, asked: Any) -> list[tuple[str, Any, An
 
 def read(path: Path) -> dict:
     """The result at `path`, for readers that need not know which script makes it."""
-    return require(path, "python reproduce.py")
+    return require(path, None)
 
 
-def require(path: Path, command: str) -> dict:
-    """The result at `path`, or an error that names the `command` that makes it: MissingResult or ResultError."""
+def require(path: Path, command: str | None) -> dict:
+    """The result at `path`, or an error that names the `command` that makes it: MissingResult or ResultError.
+
+    command: None stands for reproduce.py, in the folder of results that `path` lies in.
+    """
     try:
         record = read_json(path)
     except FileNotFoundError:
+        command = command or _reproduce(path)
         raise MissingResult(f"expected the result {path}, found no file; make it with: {command}") from None
     except ValueError as error:
         raise ResultError(
             f"expected a whole JSON result in {path}, found a damaged one of {path.stat().st_size} bytes ({error}); "
-            f"remove it and make it again with: {command}"
+            f"remove it and make it again with: {command or _reproduce(path)}"
         ) from None
     about = record.get("provenance") if isinstance(record, dict) else None
     if not isinstance(about, dict) or not isinstance(about.get("config"), dict):
-        raise ResultError(f"expected a result with its provenance in {path}, found other JSON; make it with: {command}")
+        raise ResultError(
+            f"expected a result with its provenance in {path}, found other JSON; remove it and make it again with: "
+            f"{command or _reproduce(path)}"
+        )
     return record
+
+
+def _reproduce(path: Path) -> str:
+    """The command that makes the result at `path` there, whichever it is."""
+    from src.run import run_at  # here, since it reads records, which are results
+
+    run = run_at(path, "results")
+    return run.reproduce() if run else "python reproduce.py"
 
 
 def provenance(config: Mapping[str, Any], started: float) -> dict[str, Any]:

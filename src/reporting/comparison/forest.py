@@ -48,7 +48,7 @@ def claims(runs: Runs) -> Figure:
     if not any(finding.comparisons for of_paper in findings.values() for finding in of_paper):
         raise MissingResult(
             f"expected results of {runs.model} that claims can be tested on, found none; make them with: "
-            f"python reproduce.py --model={runs.model}"
+            f"{runs.reproduce_command()}"
         )
     rows = [
         line

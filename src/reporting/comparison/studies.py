@@ -110,7 +110,7 @@ class Studied(Quantity):
     def commands(self, runs: Runs) -> list[str]:
         absent = absent_seeds(runs, self.values(runs).index, extended=bool(self.study))
         stage = BY_NAME[self.study].stage if self.study else "merging"
-        return [runs.stage_command(stage, absent)] if absent else []
+        return [runs.reproduce_command(absent, stage)] if absent else []
 
 
 @dataclass(frozen=True)
@@ -146,4 +146,4 @@ class OnSubsets(Quantity):
 
     def commands(self, runs: Runs) -> list[str]:
         absent = absent_seeds(runs, self.values(runs).index)
-        return [runs.stage_command("robust-tasks", absent)] if absent else []
+        return [runs.reproduce_command(absent, "robust-tasks")] if absent else []
