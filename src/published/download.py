@@ -22,6 +22,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from src import checkpoints, store
 from src.checkpoints import CheckpointError
+from src.datasets import registry
 from src.datasets.download import TIMEOUT, set_aside
 from src.published.convert import convert
 from src.published.sources import (
@@ -111,10 +112,11 @@ class Request:
     publisher: str = "tall"
     source: str = "drive"  # or "hub"
     folder: Path | None = None  # of files that were fetched by hand, in the place of a source
+    run_flags: str = ""  # of the run that it is for, its folders among them
 
     @property
     def command(self) -> str:
-        return f"python download_checkpoints.py --model={self.model} --kind={self.kind}"
+        return f"python download_checkpoints.py {self.run_flags or f'--model={self.model}'} --kind={self.kind}"
 
     @property
     def drive_folder(self) -> str:
@@ -371,5 +373,6 @@ def fetch_published(
         raise UsageError("--publisher: fusion_bench is on the hub: add --source=hub")
     if from_folder and not from_folder.is_dir():
         raise UsageError(f"--from-folder: expected a folder, found none at {from_folder}")
-    request = Request(run.model, kind, run.tasks, publisher, source, from_folder)
+    tasks = "" if run.tasks == registry.SUITES[run.suite].default else f" --tasks={','.join(run.tasks)}"
+    request = Request(run.model, kind, run.tasks, publisher, source, from_folder, run.flags() + tasks)
     download(request, run.paths, partial(store.pretrained, run), downloads, keep=keep, overwrite=overwrite)

@@ -53,9 +53,9 @@ def corrected_verdicts(findings: Mapping[Paper, Sequence[Finding]]) -> dict[Clai
 
 
 def verdict_counts(verdicts: Iterable[str]) -> str:
-    """`18 holds, 1 does not hold, ...`"""
+    """`18 holds, 1 does not hold, ...`; of those that there are."""
     of_claims = list(verdicts)
-    return ", ".join(f"{of_claims.count(verdict)} {verdict}" for verdict in VERDICTS)
+    return ", ".join(f"{of_claims.count(verdict)} {verdict}" for verdict in VERDICTS if verdict in of_claims)
 
 
 def _section(findings: Sequence[Finding], after: Mapping[Claim, str], runs: Runs) -> list[str]:
