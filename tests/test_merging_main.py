@@ -602,6 +602,7 @@ def test_unknown_methods_keys_and_types_end_with_a_line(place, capsys, overrides
     "words",
     [
         "method=ties method.k=20 +search.k=[10,20] +encoders.signs=x.safetensors ++method.reduce=sum",
+        "method=surgery method.base=ties +method.base_options.k=10",
         "--multirun method=sum,ties,tall_mask finetuning_mode=standard,linear hydra/launcher=submitit_local",
         "-m num_tasks=8,14 method=consensus method.prun_thre_k=1,2 hydra.launcher.timeout_min=240",
         "method=concrete_subspace/clip_concrete_task_arithmetic method.adapt_on=val",

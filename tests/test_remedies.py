@@ -25,8 +25,9 @@ TASKS = ("signs", "letters")
 
 
 @pytest.fixture
-def run(make_run, tmp_path) -> Run:
+def run(make_run, mini_cache, tmp_path) -> Run:
     """Of folders whose names a shell has to be told in quotes."""
+    (tmp_path / "my cache").symlink_to(mini_cache)
     folders = {"save": "my save", "results": "my results", "data-location": "my data"}
     flags = [f"--{flag}={tmp_path / name}" for flag, name in folders.items()]
     return make_run("--tasks", *TASKS, *flags, f"--cache-dir={tmp_path / 'my cache'}")

@@ -15,7 +15,7 @@ from src.merging import registry
 from src.runtime.messages import UsageError, nearest
 from src.runtime.paths import METHOD_CONFIGS, ROOT
 
-GROWING = ("encoders", "search")  # keys that entries are added to
+GROWING = ("encoders", "search")  # keys that entries are added to, as to options that are mappings
 # As `python main.py --hydra-help` lists them; argparse takes their beginnings too.
 HYDRAS = (
     *("help", "hydra-help", "version", "cfg", "resolve", "package", "run", "multirun", "shell-completion"),
@@ -113,7 +113,7 @@ def _check_key(override: Override, key: str, entry: str, known: Sequence[str]) -
         raise UsageError(f"{word}: expected a + in front, since it is a key that is added: +{word}")
     if key not in known:
         raise UsageError(f"{key}: this key does not exist{nearest(key, known)} (method=ties --cfg job lists them)")
-    if override.type == OverrideType.ADD and not (key in GROWING and entry):
+    if override.type == OverrideType.ADD and not (key in GROWING and entry or key == "method" and "." in entry):
         raise UsageError(f"{word}: expected no + in front, since the key is there: {str(word).lstrip('+')}")
 
 

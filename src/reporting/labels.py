@@ -28,11 +28,10 @@ def name_points(
     """Write each name at the nearest place by its point that is free and inside the axes.
 
     marks: what names must not cover, (x, lower y, upper y) of every point with its error bar. crowded: leave a name out
-    that has no free place beside its point alone; else it stands where it covers least. The figure has its other parts,
-    and its limits, by now: their places on the page are taken from it.
+    that has no free place beside its point alone; else it stands where it covers least. The figure was drawn (without
+    rendering) with its other parts and limits: their places on the page are taken from it.
     """
     figure: Any = axes.figure
-    figure.draw_without_rendering()
     pixel = figure.dpi / 72
     ends = [axes.transData.transform([(x, low), (x, high)]) for x, low, high in marks]
     taken: list[Bbox] = []

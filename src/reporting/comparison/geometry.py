@@ -110,6 +110,7 @@ def alignment(runs: Runs) -> Figure:
         axes.margins(x=0.1)
         shown.append((axes, means))
     panels[0].set_ylabel("accuracy gained, % of fine-tuning's (NAI)")
+    fig.draw_without_rendering()
     for axes, means in shown:
         marks = [(x, y, y) for x, y in means.values()]
         name_points(axes, means, marks, crowded=True, fontsize=6, color=style.GREY)

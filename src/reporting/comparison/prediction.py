@@ -213,6 +213,7 @@ def prediction_figure(runs: Runs) -> Figure:
         Line2D([], [], ls="none", color=color, marker=marker, label=label) for label, color, marker in KINDS.values()
     ]
     fig.legend(handles=handles, loc="outside lower center", ncols=3)
+    fig.draw_without_rendering()
     for axes, order in zip(grid.flat, made):
         _names(axes, order)
     return fig
