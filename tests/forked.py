@@ -36,6 +36,7 @@ from torch.distributed import TCPStore
 
 from src.runtime.paths import ROOT
 
+GRACE = 10  # tenths of a second
 NEW_USER, NEW_MOUNTS = 0x10000000, 0x20000  # of Linux's unshare(2)
 
 
@@ -168,8 +169,12 @@ def torchrun(*command: str | Path, processes: int = 2) -> subprocess.CompletedPr
         of_rank = [{"RANK": rank, "LOCAL_RANK": rank} for rank in map(str, range(processes))]
         ranks = [stack.enter_context(start(*command, env=os.environ | shared | own)) for own in of_rank]
         while any(one.poll() is None for one in ranks) and not any(one.poll() for one in ranks):
-            time.sleep(0.1)  # as often as torchrun looks, so that ranks which lost one may end by themselves
+            time.sleep(0.1)
         failed = next((status for one in ranks if (status := one.poll())), 0)
+        for _ in range(GRACE):  # ranks that lost one end by themselves, on a busy machine later than torchrun waits
+            if all(one.poll() is not None for one in ranks):
+                break
+            time.sleep(0.1)
         for one in ranks:
             if one.poll() is None:
                 one.send_signal(signal.SIGTERM)

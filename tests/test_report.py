@@ -244,6 +244,7 @@ def _off(window, section: str) -> float:
     )
 
 
+@pytest.mark.parametrize("opened", SIZES[:1], ids=["390"], indirect=True)
 def test_navigation_ends_at_its_section(opened, folder):
     """By an address in a window that has drawn nothing, and by clicks past charts that are not drawn yet."""
     address = (folder / "mini" / "report.html").as_uri()
@@ -271,6 +272,7 @@ def test_navigation_ends_at_its_section(opened, folder):
     assert _off(opened, "kernel") == pytest.approx(600, abs=10)
 
 
+@pytest.mark.parametrize("opened", SIZES[:1], ids=["390"], indirect=True)
 def test_a_chart_is_drawn_in_the_room_that_is_kept_for_it(opened):
     heights = "all => all.map(e => [e.dataset.chart, e.offsetHeight])"
     kept = dict(opened.eval_on_selector_all(".chart:not([data-drawn])", heights))
@@ -281,6 +283,7 @@ def test_a_chart_is_drawn_in_the_room_that_is_kept_for_it(opened):
     assert len(kept) > 15 and {name: drawn[name] for name in kept} == pytest.approx(kept, abs=30)
 
 
+@pytest.mark.parametrize("opened", SIZES[:1], ids=["390"], indirect=True)
 def test_charts_of_methods_name_each_and_end_at_100(opened, page, tmp_path):
     """Narrow windows cut long names where they are alike, and no interval goes beyond what an accuracy can be."""
     data = data_of(page)

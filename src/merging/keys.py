@@ -1,5 +1,6 @@
 """The words that main.py is given, checked before Hydra reads them: its own messages fill a page and suggest a `+`."""
 
+import functools
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
@@ -59,10 +60,11 @@ def check(words: Sequence[str]) -> None:
         _check_key(override, first, option, known)
 
 
-def _own_keys() -> list[str]:
+@functools.cache
+def _own_keys() -> tuple[str, ...]:
     """Those of config/config.yaml."""
     keys = OmegaConf.load(ROOT / "config" / "config.yaml")
-    return [str(key) for key in keys if key not in ("defaults", "hydra")]
+    return tuple(str(key) for key in keys if key not in ("defaults", "hydra"))
 
 
 def _refuse_flags(words: Sequence[str], known: Collection[str]) -> None:
