@@ -30,7 +30,7 @@ def record(folder: Path, model: str, jobs: int, device: str, seconds: Mapping[st
     """Add those of a run to the folder's file."""
     path, name = folder / NAME, device_name(device)
     with only_one(path):
-        by_model = _read(path)
+        by_model = read(path)
         entries = by_model.setdefault(model, [])
         alike = [entry for entry in entries if (entry["device"], entry["jobs"]) == (name, jobs)]
         entry = alike[0] if alike else Durations(device=name, jobs=jobs, seconds={})
@@ -45,14 +45,14 @@ def foreseen(suite: str, model: str, jobs: int) -> dict[str, float]:
 
     Of several entries the one of as many jobs counts, or else that of the most stages.
     """
-    entries = _read(from_root(Places.results) / suite / NAME).get(model, [])
+    entries = read(from_root(Places.results) / suite / NAME).get(model, [])
     if not entries:
         return {}
     entry = max(entries, key=lambda entry: (entry["jobs"] == jobs, len(entry["seconds"])))
     return {stage: value * entry["jobs"] / jobs for stage, value in entry["seconds"].items()}
 
 
-def _read(path: Path) -> dict[str, list[Durations]]:
+def read(path: Path) -> dict[str, list[Durations]]:
     """A damaged file is as good as none: no number of a table hangs on it."""
     try:
         return _FILE.validate_python(read_json(path)) if path.is_file() else {}

@@ -15,7 +15,7 @@ DIGITS = 4  # of numbers in the page
 STEP = 22  # pixels of a row of a chart of rows
 KINDS = ("merged without images", "uses images")
 PANEL = 230  # pixels: the height of one of several small charts
-NARROW = 520  # pixels: the same as in page.js
+NARROW = 520  # pixels of a chart's element; page.js is told
 LETTERS = 24  # of a name beside a narrow chart, the first and the last ones: methods often differ in the last
 
 

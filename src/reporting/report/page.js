@@ -18,7 +18,7 @@ const dark = () => {
 
 function look(element) {
   const style = getComputedStyle(document.documentElement), of = (name) => style.getPropertyValue(name).trim();
-  const narrow = element.clientWidth < 520, font = of("--sans");
+  const narrow = element.clientWidth < DATA.narrow, font = of("--sans");
   const axis = {
     labelColor: of("--ink"), titleColor: of("--soft"), gridColor: of("--line"), domainColor: of("--line"),
     tickColor: of("--line"), labelFontSize: 11.5, titleFontSize: 11.5, titleFontWeight: "normal",
@@ -48,7 +48,7 @@ function plotHeight({ spec, rows }) {
 // What is not drawn yet has the height that it will have, so that nothing below it moves when it is.
 function keepRoom(chart) {
   const { element, around } = chart;
-  element.style.minHeight = `${plotHeight(chart) + around[element.clientWidth < 520 ? 1 : 0]}px`;
+  element.style.minHeight = `${plotHeight(chart) + around[element.clientWidth < DATA.narrow ? 1 : 0]}px`;
 }
 
 async function draw(name) {

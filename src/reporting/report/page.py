@@ -15,7 +15,7 @@ from src.modes import EVALUATED, MODES
 from src.reporting.published import published_model
 from src.reporting.report import charts
 from src.reporting.report.adapting import METHOD, adaptation_curves
-from src.reporting.report.charts import Chart
+from src.reporting.report.charts import NARROW, Chart
 from src.reporting.report.commands import commands
 from src.reporting.report.entries import COEFFICIENTS, MEASURES, entries
 from src.reporting.report.explorer import explorer
@@ -172,6 +172,7 @@ def _data(
         "methods": methods,
         "explorer": curves,
         "modes": [{"name": mode.name, "title": mode.title, "short": mode.short} for mode in modes],
+        "narrow": NARROW,
         "charts": {chart.name: {"spec": chart.spec, "around": chart.around, "canvas": chart.canvas} for chart in drawn},
     }
 

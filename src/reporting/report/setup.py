@@ -5,20 +5,16 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from pydantic import TypeAdapter
-
 from src.experiments import durations, stages
 from src.experiments.registry import EXPERIMENTS
 from src.reporting.result import MERGING, VECTORS, Result
 from src.reporting.runs import Runs
 from src.reporting.table import printed
-from src.runtime.files import read_json
 from src.runtime.messages import few
 
 WORK = {row.name: row.title for row in EXPERIMENTS.values()} | {MERGING: "merging"}
 ADAPTING = "merging that adapts to images"
 CORRUPTED = "on corrupted images"
-_RECORDED = TypeAdapter(dict[str, list[durations.Durations]])
 
 
 @dataclass(frozen=True)
@@ -75,10 +71,7 @@ def setup(runs: Runs) -> Setup:
 
 def _reproduction(runs: Runs) -> Reproduction | None:
     """By the file that reproduce.py keeps: the machine that ran most stages. None where nothing is known."""
-    try:
-        recorded = _RECORDED.validate_python(read_json(runs.paths.index().parent / durations.NAME))
-    except (FileNotFoundError, ValueError):
-        return None
+    recorded = durations.read(runs.paths.index().parent / durations.NAME)
     entries = [entry for entry in recorded.get(runs.model, []) if entry["seconds"]]
     if not entries:
         return None
